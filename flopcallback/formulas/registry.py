@@ -1,0 +1,125 @@
+"""One table: operator schema name -> how it is counted, or why it is free. What is not in it is unknown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from flopcallback.counting.op_call import OpCall
+from flopcallback.formulas.cost import Cost
+
+__all__ = ["Counted", "Family", "Formula", "Free", "lookup", "register_formula", "unregister_formula"]
+
+Formula = Callable[[OpCall], Cost]
+
+
+class Family(str, Enum):
+    """What kind of work an operator does; `hardware` families make up hardware FLOPs."""
+
+    CONVOLUTION = "convolution"
+    MATMUL = "matmul"
+    ATTENTION = "attention"
+    RECURRENT = "recurrent"
+    NORMALIZATION = "normalization"
+    RESAMPLING = "resampling"
+    SPECTRAL = "spectral"
+    ELEMENTWISE = "elementwise"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An operator that is counted, by `formula`."""
+
+    formula: Formula
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """An operator that does no floating-point work, and `reason`: a view, an index, a copy, ..."""
+
+    reason: str
+
+
+# The in-place form `aten::relu_` has the row of `aten::relu`, and `aten::mm` serves the `out=` overload too.
+COUNTED: Mapping[Family, Mapping[str, Formula]] = {
+    # --- Convolutions -------------------------------------------------------------------------------------------
+    Family.CONVOLUTION: {},
+    # --- Matrix products ----------------------------------------------------------------------------------------
+    Family.MATMUL: {},
+    # --- Attention ----------------------------------------------------------------------------------------------
+    Family.ATTENTION: {},
+    # --- Recurrent layers and cells -----------------------------------------------------------------------------
+    Family.RECURRENT: {},
+    # --- Batch, layer, group, instance, RMS norm ----------------------------------------------------------------
+    Family.NORMALIZATION: {},
+    # --- Interpolation, grid sampling, adaptive average pooling --------------------------------------------------
+    Family.RESAMPLING: {},
+    # --- Fourier transforms -------------------------------------------------------------------------------------
+    Family.SPECTRAL: {},
+    # --- Elementwise: activations, arithmetic, reductions, losses, optimizers; other pools, embedding bags --------
+    Family.ELEMENTWISE: {},
+}
+
+FREE: Mapping[str, Free] = {}
+
+_BUILT_IN: Mapping[str, Counted | Free] = {
+    **FREE,
+    **{operator: Counted(formula, family) for family, rows in COUNTED.items() for operator, formula in rows.items()},
+}
+_registered: dict[str, Counted] = {}
+
+
+def lookup(operator: str) -> Counted | Free | None:
+    """How an operator is counted, or why it is free; None where no one knows.
+
+    Args:
+        operator: schema name without overload, such as `"aten::linear"`. An in-place `"aten::relu_"` has the row of
+            `"aten::relu"`.
+    """
+    return _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
+
+
+def register_formula(operator: str, formula: Formula, *, family: Family = Family.CUSTOM) -> None:
+    """Count an operator that has no built-in row by a formula of your own.
+
+    Args:
+        operator: schema name without overload, `"namespace::name"`.
+        formula: from the `OpCall` to its `Cost`: a function of shapes, dtypes and constants.
+        family: where the work belongs; `Family.CUSTOM` is part of hardware FLOPs by its multiply-adds.
+
+    Raises:
+        ValueError: the name is not `"namespace::name"`, or the operator already has a formula.
+        TypeError: the formula cannot be called.
+    """
+    if not re.fullmatch(r"\w+::\w+", operator):
+        raise ValueError(f'register_formula: operator is {operator!r}, expected "namespace::name" without overload')
+    if not callable(formula):
+        raise TypeError(f"register_formula: formula of {operator!r} is {formula!r}, expected a function of one OpCall")
+    if operator in _registered:
+        raise ValueError(f"register_formula: {operator!r} is registered already; unregister_formula({operator!r}) first")
+    if lookup(operator) is not None:
+        raise ValueError(
+            f"register_formula: {operator!r} has a built-in row; "
+            f"for one analysis, replace it with FlopCountAnalysis(...).set_op_handle({operator!r}, handle)"
+        )
+    _registered[operator] = Counted(formula, family)
+
+
+def unregister_formula(operator: str) -> None:
+    """Forget what `register_formula` was told about an operator.
+
+    Raises:
+        ValueError: nothing was registered for it; built-in rows cannot be taken away.
+    """
+    if operator not in _registered:
+        raise ValueError(f"unregister_formula: {operator!r} is not registered; registered: {sorted(_registered)}")
+    del _registered[operator]
+
+
+def _out_of_place(operator: str) -> str:
+    """`"aten::relu"` for `"aten::relu_"`; names such as `"aten::__iand__"` stay as they are."""
+    return operator[:-1] if operator.endswith("_") and not operator.endswith("__") else operator
