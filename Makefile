@@ -1,0 +1,54 @@
+# On a fresh machine with python3 (3.10 or newer), make and access to a package index, `make demo` and `make test` each
+# do everything: create .venv, install what constraints.txt pins, run.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+CORE := .venv-core/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench package test-core clean
+
+demo: .venv/.installed
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+	$(MAKE) --no-print-directory package
+	$(MAKE) --no-print-directory test-core
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# The source archive first and the wheel out of it, so that what is missing from either shows.
+package: .venv/.installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	$(BIN)/check-wheel-contents dist/*.whl
+
+# The core's tests against the wheel, where neither Lightning nor a tracker is installed. Not `python -m pytest`, which
+# would put the source tree before the installed wheel.
+test-core: package .venv-core/.made
+	$(CORE)/python $(PIP_INSTALL) --group test dist/*.whl
+	$(CORE)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	$(CORE)/pytest -n $(WORKERS) --core-only
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) --upgrade pip
+	$(BIN)/python $(PIP_INSTALL) --build-constraint constraints.txt --editable '.[lightning,tensorboard]' --group dev
+	touch $@
+
+.venv-core/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-core
+	$(CORE)/python $(PIP_INSTALL) --upgrade pip
+	touch $@
+
+clean:
+	rm -rf .venv .venv-core build dist demo_output flopcallback_report lightning_logs
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Which tests run where: markers that name optional packages, and the run of the core without any of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+# Read when torch is first imported: the tests run in several processes, and their tensors are small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+
+OPTIONAL_PACKAGES = {
+    "lightning": ("lightning", "pytorch_lightning"),
+    "tensorboard": ("tensorboard", "matplotlib"),
+    "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum"),
+    "peers": ("fvcore",),
+}
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+# The first call of an operator can take a second: time says nothing about an example.
+hypothesis.settings.register_profile("flopcallback", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("flopcallback")
+
+
+def is_installed(package: str) -> bool:
+    """Whether `package` can be imported; a bare folder of that name (a tracker's run folder, say) does not count."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--core-only",
+        action="store_true",
+        help="run what needs no optional package, on an installed flopcallback, where no such package is installed",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse an environment that would make the run say less than it seems to."""
+    packages = [package for group in OPTIONAL_PACKAGES.values() for package in group]
+    if not config.getoption("--core-only"):
+        if missing := [package for package in packages if not is_installed(package)]:
+            raise pytest.UsageError(f"not installed: {', '.join(missing)}; run `make test`, or pass --core-only")
+        return
+    if present := [package for package in packages if is_installed(package)]:
+        raise pytest.UsageError(f"--core-only is for an environment without {', '.join(present)}")
+    spec = find_spec("flopcallback")
+    if spec is None or spec.origin is None or Path(spec.origin).is_relative_to(config.rootpath / "flopcallback"):
+        raise pytest.UsageError("--core-only tests the installed wheel, but flopcallback comes from the source tree")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--core-only"):
+        optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL_PACKAGES)]
+        config.hook.pytest_deselected(items=optional)
+        items[:] = [item for item in items if item not in optional]
+    if not any(shutil.which(name) for name in CHROMIUM):
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason="no Chromium on this machine"))
