@@ -1,0 +1,88 @@
+"""What stands above and below every table: the profile in one line, and what its figures rest on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from flopcallback.reporting.units import milliseconds, si
+
+if TYPE_CHECKING:
+    from flopcallback.reporting.profile import ModelProfile
+
+__all__ = ["at_least", "footer", "headline"]
+
+
+def headline(profile: ModelProfile) -> str:
+    """The profile in one line: what was counted, and how much it is."""
+    call = "one call" if profile.phase == "call" else f"one {profile.phase} step, forward"
+    parts = [f"{at_least(profile.is_lower_bound)}{si(profile.forward_flops, 'FLOPs')}"]
+    if profile.root is not None:
+        parts.append(f"{si(profile.root.params)} parameters")
+    if profile.forward_ms is not None:
+        parts.append(f"{milliseconds(profile.forward_ms)} ms")
+    return f"{profile.name}, {call}: {', '.join(parts)}"
+
+
+def at_least(is_lower_bound: bool) -> str:
+    """`">= "` in front of FLOPs that are a lower bound, else nothing."""
+    return ">= " if is_lower_bound else ""
+
+
+def footer(profile: ModelProfile) -> list[str]:
+    """What a reader needs to trust the figures, line by line: convention, conditions, clock, unknown operators."""
+    return [line for line in (_convention(profile), _conditions(profile), _clock(profile), _unknown(profile)) if line]
+
+
+def _convention(profile: ModelProfile) -> str:
+    fma = profile.config.get("flops.fma", 1)
+    elementwise = "" if profile.config.get("flops.elementwise") else "not "
+    bound = at_least(profile.is_lower_bound)
+    return (
+        f"forward: {bound}{profile.forward_flops:,} FLOPs ({fma} per multiply-add, elementwise operators {elementwise}"
+        f"counted), {bound}{profile.forward_hw_flops:,} hardware FLOPs (2 per multiply-add)"
+    )
+
+
+def _conditions(profile: ModelProfile) -> str:
+    config = profile.config
+    known = {
+        "counted by": config.get("flops.engine"),
+        "because": config.get("flops.engine_reason"),
+        "on": config.get("flops.device"),
+        "in": config.get("flops.dtype"),
+        "batch of": profile.batch_size,
+        "inputs": config.get("flops.input_shapes"),
+        "flopcallback": config.get("flops.version"),
+    }
+    texts = {
+        word: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for word, value in known.items()
+        if value
+    }
+    return ", ".join(f"{word} {text}" for word, text in texts.items())
+
+
+def _clock(profile: ModelProfile) -> str:
+    latency = profile.latency
+    if latency is None:
+        return ""
+    step = "" if latency.step_ms is None else f", step {milliseconds(latency.step_ms)} ms"
+    how = f", {latency.how}" if latency.how else ""
+    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
+
+
+def _unknown(profile: ModelProfile) -> str:
+    calls = {row.operator: row.calls for row in profile.operators if row.status == "unknown"}
+    reasons = {**dict.fromkeys(calls, ""), **profile.unknown}
+    if not reasons:
+        return "nothing unknown: every operator was counted, or does no work that counts"
+    named = [
+        f"{name} ({_calls(calls[name]) + ': ' if name in calls else ''}{reason or 'no formula'})"
+        for name, reason in reasons.items()
+    ]
+    return f"unknown, so counted as 0: {'; '.join(named)}"
+
+
+def _calls(count: int) -> str:
+    return f"{count:,} call{'' if count == 1 else 's'}"

@@ -1,0 +1,84 @@
+"""A profile as Markdown tables, for trackers and files: any name may stand in them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from flopcallback.reporting.caption import footer, headline
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.table import node_cells, node_name, one_line
+from flopcallback.reporting.tree import Node, leaves, lines
+from flopcallback.reporting.units import percent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_top"]
+
+_HEADINGS = {
+    "module": "module",
+    "type": "type",
+    "calls": "calls",
+    "params": "params",
+    "FLOPs": "FLOPs",
+    "FLOPs %": "%",
+    "forward ms": "forward ms",
+    "time %": "% of time",
+    "hw FLOP/s": "hw FLOP/s",
+    "output": "output",
+}
+_TEXTS = {"module", "type", "output", "operator", "family", "status"}
+
+
+def escaped(text: str) -> str:
+    """The text on one line with what Markdown would read as markup escaped, so that a table keeps its columns."""
+    flat = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat)
+
+
+def markdown_modules(profile: ModelProfile) -> str:
+    """The whole module tree, runs of identical modules folded, with whole names, between headline and footer."""
+    return _report(profile, [line.node for line in lines(profile, max_depth=sys.maxsize)])
+
+
+def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
+    """The modules that do the most work, innermost ones only, the largest first, between headline and footer.
+
+    No FLOP stands in two rows, so the shares may be added up.
+    """
+    ranked = sorted(leaves(profile), key=lambda node: -node.flops)
+    return _report(profile, [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0])
+
+
+def _report(profile: ModelProfile, nodes: Sequence[Node]) -> str:
+    rows = [{"module": node_name(node.path or profile.name, node), **node_cells(profile, node)} for node in nodes]
+    keys = [key for key in _HEADINGS if any(row[key] for row in rows)]
+    table = [_markdown([_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows])] if rows else []
+    notes = "\n".join(f"- {escaped(line)}" for line in footer(profile))
+    return "\n\n".join([f"**{escaped(headline(profile))}**", *table, notes])
+
+
+def markdown_operators(profile: ModelProfile) -> str:
+    """The operators that were counted, with exact FLOPs, and those that are unknown, with the reason."""
+    heads = ["operator", "family", "calls", "FLOPs", "%", "status"]
+    rows = [
+        [
+            row.operator,
+            row.family,
+            f"{row.calls:,}",
+            "?" if row.status == "unknown" else f"{row.flops:,}",
+            "?" if row.status == "unknown" else percent(profile.flops_share(row)),
+            f"{row.status}: {profile.unknown[row.operator]}" if row.operator in profile.unknown else row.status,
+        ]
+        for row in profile.operators
+    ]
+    return _markdown(heads, rows) if rows else "no operators"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; figures to the right."""
+    rule = ["---" if head in _TEXTS else "---:" for head in heads]
+    body = [[escaped(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *body])

@@ -1,0 +1,337 @@
+"""ModelProfile: the tree of rows that every table, figure, page and tracker is drawn from. Plain data, no framework."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["JSON", "PHASES", "LatencySummary", "ModelProfile", "ModuleRow", "OperatorRow"]
+
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+
+PHASES = ("train", "validate", "test", "predict", "call")
+"""What kind of call was counted; `call` is a count outside any loop."""
+
+SCHEMA = 1
+"""Goes up whenever an older reader could not read, or would misread, what `ModelProfile.to_json` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRow:
+    """One module and everything below it.
+
+    Attributes:
+        path: canonical dotted name; the root is `""`.
+        parent: path of the module that contains it; None for the root.
+        type: class name.
+        calls: how often it ran in the counted call.
+        flops: FLOPs under the profile's convention; `own_flops` leaves out what runs in modules below.
+        hw_flops: hardware FLOPs, 2 per multiply-add whatever the convention says.
+        activations: elements put out by the operators that count as activations.
+        bytes: read and written by its operators.
+        forward_ms: measured time of its forward, median over steps; with what it contains, like every other number
+            but `own_flops`. `forward_ms_spread` is a low and a high percentile of the same window.
+        unknown_calls: operator calls in it that no formula counts; above 0, its FLOPs are a lower bound.
+        output_shape: as text, such as `"(32, 10)"`.
+        note: what a reader of the row should know, such as `"compiled"`.
+    """
+
+    path: str
+    parent: str | None
+    depth: int
+    type: str
+    calls: int = 0
+    params: int = 0
+    params_trainable: int = 0
+    flops: int = 0
+    own_flops: int = 0
+    hw_flops: int = 0
+    activations: int = 0
+    bytes: int = 0
+    forward_ms: float | None = None
+    forward_ms_spread: tuple[float, float] | None = None
+    unknown_calls: int = 0
+    output_shape: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRow:
+    """One operator, all its calls together; `status` is `"counted"` or `"unknown"`."""
+
+    operator: str
+    calls: int
+    flops: int
+    family: str = ""
+    status: str = "counted"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Medians over the measuring window of `steps` steps; `how` names the clock and the device in words."""
+
+    forward_ms: float | None
+    step_ms: float | None = None
+    steps: int = 0
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """Where the compute of one counted call went, by module and by operator, next to measured times.
+
+    Attributes:
+        name: class name of the model.
+        phase: one of `PHASES`.
+        modules: depth first, the root (path `""`) first; empty where no module ran.
+        operators: by FLOPs, the largest first, whatever the order they are given in.
+        config: under which convention and conditions it was counted (`flops.fma`, `flops.engine`, ...): plain JSON;
+            tuples become lists and numbers that are not finite become None when it is taken in.
+        batch_size: samples in the counted call; None where it is not known.
+        forward_flops: of the whole call under the convention, `forward_hw_flops` as hardware FLOPs.
+        unknown: operator -> why it has no count.
+        latency: None until it has been measured.
+
+    Raises:
+        ValueError: an unknown phase, or a first module that is not the root.
+    """
+
+    name: str
+    phase: str = "call"
+    modules: tuple[ModuleRow, ...] = ()
+    operators: tuple[OperatorRow, ...] = ()
+    config: Mapping[str, JSON] = field(default_factory=dict)
+    batch_size: int | None = None
+    forward_flops: int = 0
+    forward_hw_flops: int = 0
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    latency: LatencySummary | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"ModelProfile: phase is {self.phase!r}; it must be one of {', '.join(PHASES)}")
+        if self.modules and self.modules[0].path != "":
+            raise ValueError(
+                f"ModelProfile: the first module is {self.modules[0].path!r}; rows go depth first and start with the "
+                'root, whose path is ""'
+            )
+        by_flops = sorted(self.operators, key=lambda row: -row.flops)
+        for name, value in (
+            ("modules", tuple(self.modules)),
+            ("operators", tuple(by_flops)),
+            ("config", _plain(self.config)),
+            ("unknown", dict(self.unknown)),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def root(self) -> ModuleRow | None:
+        """The row of the whole model; None where the profile has no modules."""
+        return self.modules[0] if self.modules else None
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether something that was not counted may have done work: totals are then shown with `>=`."""
+        return bool(self.config.get("flops.is_lower_bound", bool(self.unknown)))
+
+    @property
+    def unknown_calls(self) -> int:
+        """Operator calls that no formula counts; 0 is good."""
+        return sum(row.calls for row in self.operators if row.status == "unknown")
+
+    @property
+    def forward_ms(self) -> float | None:
+        """Measured time of the counted call in milliseconds: the whole that shares of time refer to."""
+        if self.latency is not None and self.latency.forward_ms is not None:
+            return self.latency.forward_ms
+        return self.root.forward_ms if self.root else None
+
+    def params_share(self, row: ModuleRow) -> float | None:
+        """Parameters of the row over those of the model, 0 to 1; None where the model has none."""
+        return share(row.params, self.root.params if self.root else 0)
+
+    def flops_share(self, row: ModuleRow | OperatorRow) -> float | None:
+        """FLOPs of the row over those of the call, 0 to 1; None where the call has none."""
+        return share(row.flops, self.forward_flops)
+
+    def latency_share(self, row: ModuleRow) -> float | None:
+        """Time of the row over that of the call; None where either was not measured."""
+        return share(row.forward_ms, self.forward_ms)
+
+    def achieved_flops_per_s(self, row: ModuleRow) -> float | None:
+        """Hardware FLOPs of the row per second of its measured forward; None where it was not measured."""
+        return achieved_flops_per_s(row.hw_flops, row.forward_ms)
+
+    def with_latency(
+        self,
+        latency: LatencySummary,
+        forward_ms: Mapping[str, float] | None = None,
+        forward_ms_spread: Mapping[str, tuple[float, float]] | None = None,
+    ) -> ModelProfile:
+        """The same profile with measured times: `latency` for the call, and times in milliseconds by module path.
+
+        Rows without a time in `forward_ms` lose the one they had, so that no two windows mix. A path that has no row
+        (a module that was added after the count) is passed over.
+        """
+        times, spreads = forward_ms or {}, forward_ms_spread or {}
+        rows = tuple(
+            replace(row, forward_ms=times.get(row.path), forward_ms_spread=spreads.get(row.path))
+            for row in self.modules
+        )
+        return replace(self, modules=rows, latency=latency)
+
+    def scalars(self) -> dict[str, int | float]:
+        """The numbers that trackers chart, by the names of `docs/metrics.md`; only those that are known.
+
+        Profiles of `validate`, `test` and `predict` have their phase in front (`validate/flops/forward`). A user's
+        prefix is not in the names. Integers are exact.
+        """
+        values: dict[str, int | float | None] = {
+            "flops/forward": self.forward_flops,
+            "flops/forward_per_sample": _per_sample(self.forward_flops, self.batch_size),
+            "flops/unknown_calls": self.unknown_calls,
+            "model/params": self.root.params if self.root else None,
+            "model/params_trainable": self.root.params_trainable if self.root else None,
+            "model/activations": self.root.activations if self.root else None,
+            "latency/forward_ms": self.forward_ms,
+            "latency/step_ms": self.latency.step_ms if self.latency else None,
+        }
+        return {self.phase_prefix + name: value for name, value in values.items() if value is not None}
+
+    @property
+    def phase_prefix(self) -> str:
+        """What stands in front of this profile's names: `""` for training and plain calls, else such as `"test/"`."""
+        return "" if self.phase in ("train", "call") else f"{self.phase}/"
+
+    def module_records(self) -> list[dict[str, Any]]:
+        """The table `flops/modules`: one dict per module, depth first, shares and achieved FLOP/s worked out."""
+        return [self._module_record(row) for row in self.modules]
+
+    def _module_record(self, row: ModuleRow) -> dict[str, Any]:
+        low, high = row.forward_ms_spread or (None, None)
+        return {
+            "path": row.path,
+            "parent": row.parent,
+            "depth": row.depth,
+            "type": row.type,
+            "calls": row.calls,
+            "params": row.params,
+            "params_trainable": row.params_trainable,
+            "params_share": self.params_share(row),
+            "flops": row.flops,
+            "own_flops": row.own_flops,
+            "hw_flops": row.hw_flops,
+            "flops_share": self.flops_share(row),
+            "activations": row.activations,
+            "bytes": row.bytes,
+            "forward_ms": row.forward_ms,
+            "forward_ms_low": low,
+            "forward_ms_high": high,
+            "latency_share": self.latency_share(row),
+            "achieved_hw_flops_per_s": self.achieved_flops_per_s(row),
+            "unknown_calls": row.unknown_calls,
+            "output_shape": row.output_shape,
+            "note": row.note,
+        }
+
+    def operator_records(self) -> list[dict[str, Any]]:
+        """The table `flops/operators`: one dict per operator, the largest first, with its share of the FLOPs."""
+        return [
+            {
+                "operator": row.operator,
+                "family": row.family,
+                "calls": row.calls,
+                "flops": row.flops,
+                "flops_share": self.flops_share(row),
+                "status": row.status,
+                "reason": self.unknown.get(row.operator),
+            }
+            for row in self.operators
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """`module_records()` as a pandas data frame, a row per module.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "ModelProfile.to_dataframe() needs pandas: pip install pandas. module_records() gives the same rows "
+                "without it.",
+                name="pandas",
+            ) from error
+        return pd.DataFrame(self.module_records())
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The whole profile as strict JSON: integers of any size exactly, numbers that are not finite as null."""
+        content = {"flopcallback_profile": SCHEMA, **_plain(self)}
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ModelProfile:
+        """The profile that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, not a profile, or of a schema that this version does not know.
+        """
+        content = json.loads(text)
+        schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(
+                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schema {SCHEMA}. "
+                "Read the file with the version of flopcallback that wrote it (config: flops.version)."
+            )
+        content["modules"] = [_module_row(row) for row in content["modules"]]
+        content["operators"] = [OperatorRow(**row) for row in content["operators"]]
+        if content["latency"] is not None:
+            content["latency"] = LatencySummary(**content["latency"])
+        return cls(**content)
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    """`part / whole`, exact for integers of any size before the one division; None where that says nothing."""
+    if part is None or whole is None or not whole > 0:
+        return None
+    return part / whole
+
+
+def achieved_flops_per_s(hw_flops: int | None, forward_ms: float | None) -> float | None:
+    """Hardware FLOPs per second from FLOPs and milliseconds; None where there is no time above 0."""
+    if hw_flops is None or forward_ms is None or not forward_ms > 0:
+        return None
+    return hw_flops / forward_ms * 1e3
+
+
+def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
+    """Exact where the batch divides evenly, as it does unless something in the model counts once per batch."""
+    if not batch_size:
+        return None
+    quotient, remainder = divmod(flops, batch_size)
+    return flops / batch_size if remainder else quotient
+
+
+def _module_row(content: dict[str, Any]) -> ModuleRow:
+    spread = content.pop("forward_ms_spread")
+    return ModuleRow(**content, forward_ms_spread=None if spread is None else tuple(spread))
+
+
+def _plain(value: Any) -> Any:
+    """The value as what JSON can hold; `dataclasses.asdict` would keep NaN, for which strict JSON has no form."""
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,239 @@
+"""The rows of a profile as a reader wants to see them: runs of identical modules folded, depth and length bounded.
+
+A fold is a sum, never a sample: the children of a node add up to it, and the numbers of a folded `0 … 23` are those of
+all 24 modules together.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from flopcallback.reporting.profile import ModelProfile, ModuleRow
+
+__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree"]
+
+Number = TypeVar("Number", int, float)
+
+_DIGITS = re.compile(r"\d+")
+
+SHORTEST_RUN = 3
+"""Two alike are shorter to read than a fold of two."""
+
+OWN = "(own operators)"
+"""The line for what runs directly in a module that contains others: without it, its parts would not add up to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One line's worth of modules, their numbers added up.
+
+    Attributes:
+        label: last part of the name (`conv1`), of a fold the first and the last (`0 … 23`).
+        path: the whole name, with the fold in it (`layers.0 … 23.mlp`).
+        modules: how many modules this stands for.
+        params: None on a line of own operators, as `calls` and `activations` are: rows do not say it.
+        forward_ms: None where any of the modules was not measured.
+    """
+
+    label: str
+    path: str
+    type: str
+    modules: int = 1
+    calls: int | None = None
+    params: int | None = None
+    flops: int = 0
+    hw_flops: int = 0
+    activations: int | None = None
+    forward_ms: float | None = None
+    unknown_calls: int = 0
+    output_shape: str | None = None
+    note: str = ""
+    children: tuple[Node, ...] = ()
+
+    @property
+    def inside(self) -> int:
+        """Modules below this node, folded ones included."""
+        return sum(child.modules + child.inside for child in self.children)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A node with the tree drawn in front of it; `hidden` modules below it are not shown."""
+
+    guide: str
+    node: Node
+    depth: int
+    hidden: int = 0
+
+
+def module_tree(profile: ModelProfile) -> Node | None:
+    """The profile's modules as a tree with runs of three or more identical siblings folded; None without modules.
+
+    Identical means: names that differ only in a number, and the same type, numbers and notes, down to the last
+    descendant. Times may differ.
+    """
+    if not profile.modules:
+        return None
+    return _Folder(profile.modules).node((profile.modules[0],), label=profile.name, path="")
+
+
+def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int = 60) -> list[Line]:
+    """The tree from top to bottom.
+
+    Without `max_depth` it goes as deep as `max_rows` lines allow, one level at least; there, the modules with the
+    fewest FLOPs share one line if there are still too many. With it, every module down to that depth has its line.
+    """
+    root = module_tree(profile)
+    if root is None:
+        return []
+    if max_depth is not None:
+        return list(_walk(root, max_depth))
+    root = crowd(root, max_rows - 1)
+    shown = list(_walk(root, 1))
+    for depth in range(2, _height(root) + 1):
+        deeper = list(_walk(root, depth))
+        if len(deeper) > max_rows:
+            break
+        shown = deeper
+    return shown
+
+
+def leaves(profile: ModelProfile) -> list[Node]:
+    """The innermost nodes of the tree, lines of own operators among them: together they are all the work there is."""
+    root = module_tree(profile)
+    return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
+
+
+def crowd(node: Node, limit: int) -> Node:
+    """The node with at most `limit` children, at every depth: the smallest by FLOPs become one, `… 1,941 more`."""
+    children = tuple(crowd(child, limit) for child in node.children)
+    if len(children) > limit:
+        ranked = sorted(range(len(children)), key=lambda index: -children[index].flops)
+        kept = set(ranked[: limit - 1])
+        rest = [child for index, child in enumerate(children) if index not in kept]
+        children = (*(children[index] for index in sorted(kept)), _rest(rest, node.path))
+    return replace(node, children=children)
+
+
+def _rest(nodes: Sequence[Node], parent: str) -> Node:
+    count = sum(node.modules for node in nodes)
+    label = f"… {count:,} more"
+    added = _added(nodes)
+    return replace(added, label=label, path=f"{parent} {label}".strip(), type="", modules=count, output_shape=None)
+
+
+def _walk(root: Node, max_depth: int) -> Iterator[Line]:
+    """Depth first; `guide` continues the bars of the levels above it."""
+
+    def below(node: Node, lead: str, depth: int) -> Iterator[Line]:
+        for child in node.children:
+            last = child is node.children[-1]
+            hidden = child.inside if depth == max_depth else 0
+            yield Line(lead + ("└─ " if last else "├─ "), child, depth, hidden)
+            if depth < max_depth:
+                yield from below(child, lead + ("   " if last else "│  "), depth + 1)
+
+    yield Line("", root, 0, root.inside if max_depth == 0 else 0)
+    if max_depth > 0:
+        yield from below(root, "", 1)
+
+
+def _height(node: Node) -> int:
+    return 1 + max(map(_height, node.children)) if node.children else 0
+
+
+def _added(nodes: Sequence[Node | ModuleRow]) -> Node:
+    """The numbers of several nodes or rows together; name, type and notes are the first one's."""
+    first = nodes[0]
+    return Node(
+        label="",
+        path=first.path,
+        type=first.type,
+        modules=len(nodes),
+        calls=_sum_known([node.calls for node in nodes]),
+        params=_sum_known([node.params for node in nodes]),
+        flops=sum(node.flops for node in nodes),
+        hw_flops=sum(node.hw_flops for node in nodes),
+        activations=_sum_known([node.activations for node in nodes]),
+        forward_ms=_sum_known([node.forward_ms for node in nodes]),
+        unknown_calls=sum(node.unknown_calls for node in nodes),
+        output_shape=first.output_shape,
+        note=first.note,
+    )
+
+
+def _sum_known(values: Sequence[Number | None]) -> Number | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+class _Folder:
+    """Builds nodes from sets of rows that are alike: the nth child of one stands for the nth child of all."""
+
+    def __init__(self, rows: Sequence[ModuleRow]) -> None:
+        known = {row.path for row in rows}
+        self.children: dict[str, list[ModuleRow]] = {row.path: [] for row in rows}
+        for row in rows[1:]:
+            self.children[row.parent if row.parent in known and row.parent != row.path else ""].append(row)
+        self.kinds: dict[tuple[object, ...], int] = {}
+        self.kind: dict[str, int] = {}
+        for row in reversed(rows):  # Children before their parents.
+            self.kind[row.path] = self._kind_of(row)
+
+    def _kind_of(self, row: ModuleRow) -> int:
+        """A number that two rows share if and only if they and all below them are alike."""
+        below = tuple((leaf_name(child), self.kind[child.path]) for child in self.children[row.path])
+        numbers = (row.calls, row.params, row.params_trainable, row.flops, row.own_flops, row.hw_flops)
+        more = (row.activations, row.bytes, row.unknown_calls, row.note, row.type)
+        return self.kinds.setdefault((numbers, more, below), len(self.kinds))
+
+    def node(self, rows: tuple[ModuleRow, ...], label: str, path: str) -> Node:
+        """The rows, which are alike, as one node."""
+        below = [self.children[row.path] for row in rows]
+        children = [
+            self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
+            for run in self._runs(below[0])
+        ]
+        node = replace(_added(rows), label=label, path=path)
+        own = sum(row.own_flops for row in rows)
+        if children and own > 0:
+            children.append(_own_line(node, own, children))
+        return replace(node, children=tuple(children))
+
+    def _run(self, rows: tuple[ModuleRow, ...], parent: str, length: int) -> Node:
+        first, last = leaf_name(rows[0]), leaf_name(rows[length - 1])
+        label = first if length == 1 else f"{first} … {last}"
+        return self.node(rows, label, f"{parent}.{label}" if parent else label)
+
+    def _runs(self, siblings: Sequence[ModuleRow]) -> list[range]:
+        """Positions of the siblings, a range for each run that folds and for each that stands alone."""
+        runs: list[range] = []
+        start = 0
+        while start < len(siblings):
+            stop = start + 1
+            while stop < len(siblings) and self._alike(siblings[start], siblings[stop]):
+                stop += 1
+            folded = stop - start >= SHORTEST_RUN
+            runs += [range(start, stop)] if folded else [range(at, at + 1) for at in range(start, stop)]
+            start = stop
+        return runs
+
+    def _alike(self, one: ModuleRow, other: ModuleRow) -> bool:
+        same_name = _DIGITS.sub("#", leaf_name(one)) == _DIGITS.sub("#", leaf_name(other))
+        return same_name and self.kind[one.path] == self.kind[other.path]
+
+
+def _own_line(node: Node, own: int, children: Sequence[Node]) -> Node:
+    hw_flops = max(0, node.hw_flops - sum(child.hw_flops for child in children))
+    return Node(OWN, f"{node.path} {OWN}".strip(), type="", modules=0, flops=own, hw_flops=hw_flops)
+
+
+def leaf_name(row: ModuleRow) -> str:
+    """The row's name within its parent."""
+    return row.path.removeprefix(f"{row.parent}.") if row.parent else row.path

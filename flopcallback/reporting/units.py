@@ -1,0 +1,79 @@
+"""How figures are written in every output: counts with SI prefixes, milliseconds, shares, bars."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+__all__ = ["NOTHING", "bar", "display_width", "milliseconds", "percent", "si"]
+
+NOTHING = "–"
+"""What stands where nothing is known."""
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+
+def si(value: float | None, unit: str = "") -> str:
+    """A count in three significant digits with its SI prefix: `"4.09 G"`, `"275 kFLOPs"`, and `"840"` as it is.
+
+    Integers of any size are read exactly, and rounding carries over into the next prefix (999,999 is `"1.00 M"`).
+    """
+    if value is None or value != value:
+        return NOTHING
+    if value < 0:
+        return f"-{si(-value, unit)}"
+    if value < 999.5:
+        number = str(value) if isinstance(value, int) else _three_digits(value)
+        return f"{number} {unit}".rstrip()
+    for power, prefix in enumerate(_PREFIXES):
+        scaled = value / 1000**power
+        if scaled < 999.5:
+            return f"{_three_digits(scaled)} {prefix}{unit}"
+    return f"{_scientific(value)} {unit}".rstrip()
+
+
+def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{decimals}f}" if value >= 0.995 else f"{value:.3g}"
+
+
+def _scientific(value: float) -> str:
+    """Beyond the largest prefix; an integer may be too large for a float."""
+    if isinstance(value, int):
+        exponent = len(str(value)) - 1
+        return f"{value // 10 ** (exponent - 2) / 100:.2f}e+{exponent}"
+    return f"{value:.2e}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Milliseconds without their unit, which the heading names: `"0.412"`, `"3.07"`, `"38.1"`, `"1,240"`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.995 else 3
+    return f"{value:,.{decimals}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share between 0 and 1 as a percentage with one decimal; what rounds to nothing is `"<0.1 %"`."""
+    if share is None or not math.isfinite(share):
+        return NOTHING
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def bar(share: float | None, width: int) -> str:
+    """A bar of block characters, `width` of them for a share of 1; a share above 0 is never invisible."""
+    if share is None or not share > 0:
+        return ""
+    eighths = max(1, round(8 * width * min(share, 1.0)))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
+
+
+def display_width(text: str) -> int:
+    """Columns that the text takes in monospace: two for a wide character, none for a combining one."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
