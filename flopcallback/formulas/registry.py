@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flopcallback.counting.op_call import OpCall
+from flopcallback.formulas import convolution, einsum, matmul
 from flopcallback.formulas.cost import Cost
 
 __all__ = ["Counted", "Family", "Formula", "Free", "lookup", "register_formula", "unregister_formula"]
@@ -47,9 +48,95 @@ class Free:
 # The in-place form `aten::relu_` has the row of `aten::relu`, and `aten::mm` serves the `out=` overload too.
 COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     # --- Convolutions -------------------------------------------------------------------------------------------
-    Family.CONVOLUTION: {},
+    Family.CONVOLUTION: {
+        "aten::_convolution": convolution.forward_or_transposed,
+        "aten::convolution": convolution.forward_or_transposed,
+        "aten::convolution_overrideable": convolution.forward_or_transposed,
+        "aten::convolution_backward": convolution.backward,
+        "aten::_convolution_mode": convolution.forward,
+        "aten::conv1d": convolution.forward,
+        "aten::conv2d": convolution.forward,
+        "aten::conv3d": convolution.forward,
+        "aten::conv_depthwise3d": convolution.forward,
+        "aten::_conv_depthwise2d": convolution.forward,
+        "aten::thnn_conv2d": convolution.forward,
+        "aten::_slow_conv2d_forward": convolution.forward,
+        "aten::slow_conv3d": convolution.forward,
+        "aten::slow_conv3d_forward": convolution.forward,
+        "aten::slow_conv_dilated2d": convolution.forward,
+        "aten::slow_conv_dilated3d": convolution.forward,
+        "aten::_nnpack_spatial_convolution": convolution.forward,
+        "aten::mkldnn_convolution": convolution.forward,
+        "aten::cudnn_convolution": convolution.forward,
+        "aten::miopen_convolution": convolution.forward,
+        "aten::miopen_depthwise_convolution": convolution.forward,
+        "aten::_mps_convolution": convolution.forward,
+        "aten::cudnn_convolution_relu": convolution.forward_activation,
+        "aten::miopen_convolution_relu": convolution.forward_activation,
+        "aten::cudnn_convolution_add_relu": convolution.forward_add_activation,
+        "aten::miopen_convolution_add_relu": convolution.forward_add_activation,
+        "aten::conv_transpose1d": convolution.transposed,
+        "aten::conv_transpose2d": convolution.transposed,
+        "aten::conv_transpose3d": convolution.transposed,
+        "aten::slow_conv_transpose2d": convolution.transposed,
+        "aten::slow_conv_transpose3d": convolution.transposed,
+        "aten::cudnn_convolution_transpose": convolution.transposed,
+        "aten::miopen_convolution_transpose": convolution.transposed,
+        "aten::_mps_convolution_transpose": convolution.transposed,
+        "aten::conv_tbc": convolution.time_major,
+        "aten::conv_tbc_backward": convolution.time_major_backward,
+    },
     # --- Matrix products ----------------------------------------------------------------------------------------
-    Family.MATMUL: {},
+    Family.MATMUL: {
+        "aten::mm": matmul.mm,
+        "aten::_int_mm": matmul.mm,
+        "aten::_foreach_mm": matmul.list_mm,
+        "aten::addmm": matmul.added_product,
+        "aten::addbmm": matmul.added_product,
+        "aten::baddbmm": matmul.added_product,
+        "aten::addmv": matmul.added_product,
+        "aten::_addmm_activation": matmul.mm_activation,
+        "aten::matmul": matmul.product,
+        "aten::linalg_matmul": matmul.product,
+        "aten::bmm": matmul.product,
+        "aten::mv": matmul.product,
+        "aten::dot": matmul.product,
+        "aten::vdot": matmul.product,
+        "aten::inner": matmul.product,
+        "aten::outer": matmul.outer,
+        "aten::ger": matmul.outer,
+        "aten::kron": matmul.outer,
+        "aten::addr": matmul.added_outer,
+        "aten::tensordot": matmul.tensordot,
+        "aten::linalg_multi_dot": matmul.multi_dot,
+        "aten::chain_matmul": matmul.multi_dot,
+        "aten::einsum": einsum.einsum,
+        "aten::linear": matmul.linear,
+        "aten::mkldnn_linear": matmul.linear,
+        "aten::linear_backward": matmul.linear_backward,
+        "aten::mkldnn_linear_backward": matmul.linear_backward,
+        "aten::bilinear": matmul.bilinear,
+        "aten::_trilinear": matmul.trilinear,
+        "aten::_scaled_mm": matmul.scaled_mm,
+        "aten::_scaled_mm_v2": matmul.scaled_mm,
+        "aten::_grouped_mm": matmul.grouped_mm,
+        "aten::_scaled_grouped_mm": matmul.grouped_mm,
+        "aten::_scaled_grouped_mm_v2": matmul.grouped_mm,
+        "aten::_weight_int8pack_mm": matmul.linear_packed,
+        "aten::_weight_int4pack_mm": matmul.linear_packed,
+        "aten::_weight_int4pack_mm_for_cpu": matmul.linear_packed,
+        "aten::_weight_int4pack_mm_with_scales_and_zeros": matmul.linear_packed,
+        "aten::_dyn_quant_matmul_4bit": matmul.linear_packed,
+        "aten::_mixed_dtypes_linear": matmul.linear_packed,
+        "aten::fbgemm_linear_fp16_weight": matmul.linear_packed,
+        "aten::fbgemm_linear_fp16_weight_fp32_activation": matmul.linear_packed,
+        "aten::fbgemm_linear_int8_weight": matmul.linear_packed,
+        "aten::fbgemm_linear_int8_weight_fp32_activation": matmul.linear_packed,
+        "quantized::linear": matmul.linear_packed,
+        "quantized::linear_relu": matmul.linear_packed,
+        "quantized::linear_dynamic": matmul.linear_packed,
+        "quantized::linear_relu_dynamic": matmul.linear_packed,
+    },
     # --- Attention ----------------------------------------------------------------------------------------------
     Family.ATTENTION: {},
     # --- Recurrent layers and cells -----------------------------------------------------------------------------
@@ -100,7 +187,7 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
     if not callable(formula):
         raise TypeError(f"register_formula: formula of {operator!r} is {formula!r}, expected a function of one OpCall")
     if operator in _registered:
-        raise ValueError(f"register_formula: {operator!r} is registered already; unregister_formula({operator!r}) first")
+        raise ValueError(f"register_formula: {operator!r} is registered; unregister_formula({operator!r}) first")
     if lookup(operator) is not None:
         raise ValueError(
             f"register_formula: {operator!r} has a built-in row; "

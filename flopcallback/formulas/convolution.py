@@ -1,0 +1,86 @@
+"""Convolutions: every weight meets every position once, zeros of the padding included.
+
+A weight is `[out, in / groups, *kernel]`, or `[in, out / groups, *kernel]` when transposed. So one element of the
+result (transposed: of the input) takes `prod(weight.shape[1:])` multiply-adds, whatever stride, padding and dilation;
+these only decide how many elements there are. A batch dimension may be missing.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from flopcallback.formulas.arithmetic import elements, multiply_adds, numel_of, shape_of
+from flopcallback.formulas.cost import Cost
+
+if TYPE_CHECKING:
+    from flopcallback.counting.op_call import OpCall, Value
+
+__all__ = [
+    "backward",
+    "forward",
+    "forward_activation",
+    "forward_add_activation",
+    "forward_or_transposed",
+    "time_major",
+    "time_major_backward",
+    "transposed",
+]
+
+
+def forward(call: OpCall) -> Cost:
+    """Any convolution `(input, weight, ...)` that is not transposed."""
+    source, weight = call.inputs[:2]
+    return _taps(call.outputs[0], source, weight)
+
+
+def transposed(call: OpCall) -> Cost:
+    """Any transposed convolution `(input, weight, ...)`: each input element is spread over the kernel."""
+    source, weight = call.inputs[:2]
+    return _taps(source, source, weight)
+
+
+def forward_or_transposed(call: OpCall) -> Cost:
+    """`convolution(input, weight, bias, stride, padding, dilation, transposed, ...)`."""
+    return transposed(call) if call.inputs[6].constant else forward(call)
+
+
+def forward_activation(call: OpCall) -> Cost:
+    """A convolution and a ReLU in one: one elementwise operation per output."""
+    return forward(call) + Cost(elementwise=elements(call.outputs[0]))
+
+
+def forward_add_activation(call: OpCall) -> Cost:
+    """A convolution, a residual and a ReLU in one: two elementwise operations per output."""
+    return forward(call) + Cost(elementwise=2 * elements(call.outputs[0]))
+
+
+def backward(call: OpCall) -> Cost:
+    """`convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, ..., mask)`."""
+    grad, source, weight = call.inputs[:3]
+    return _gradients(grad, source, weight, transposed=call.inputs[7].constant, mask=call.inputs[10].constant)
+
+
+def time_major(call: OpCall) -> Cost:
+    """`conv_tbc([time, batch, in], [kernel, in, out])`."""
+    source, weight = call.inputs[:2]
+    kernel, ins, _ = shape_of(weight)
+    return multiply_adds(numel_of(call.outputs[0]) * kernel * ins, source, weight)
+
+
+def time_major_backward(call: OpCall) -> Cost:
+    """`conv_tbc_backward(grad, input, weight, ...)`: the gradients of input, weight and bias, all three."""
+    grad, source, weight = call.inputs[:3]
+    kernel, ins, _ = shape_of(weight)
+    return multiply_adds(2 * numel_of(grad) * kernel * ins, source, weight) + Cost(elementwise=elements(grad))
+
+
+def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, mask: tuple[bool, bool, bool]) -> Cost:
+    """The gradients of input and weight pair the same elements as the forward did; the bias' is a sum."""
+    wants_source, wants_weight, wants_bias = mask
+    each = _taps(source if transposed else grad, source, weight)
+    return Cost(fma=(wants_source + wants_weight) * each.fma, elementwise=wants_bias * elements(grad))
+
+
+def _taps(positions: Value, source: Value, weight: Value) -> Cost:
+    return multiply_adds(numel_of(positions) * prod(shape_of(weight)[1:]), source, weight)

@@ -1,0 +1,116 @@
+"""Einstein sums, pair by pair in the order that torch takes.
+
+`torch.einsum` asks opt_einsum for a path where it is installed and enabled, and hands it to `aten::einsum`; otherwise
+ATen goes from left to right. Each step is one batched matrix product: the product of all sizes that the pair has is its
+number of multiply-adds, also where nothing is contracted (an outer or elementwise product). Dimensions that only one
+side has and no one needs later are summed before, which is a reduction; a transpose or a diagonal is free.
+Source: `einsum` and `sumproduct_pair` in ATen's native/Linear.cpp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from flopcallback.counting.op_call import Value
+from flopcallback.formulas.arithmetic import elements, multiply_adds, shape_of
+from flopcallback.formulas.cost import Cost
+
+if TYPE_CHECKING:
+    from flopcallback.counting.op_call import OpCall
+
+__all__ = ["Operand", "contract", "einsum"]
+
+# An index of an einsum: its letter, or its distance from the last dimension that an ellipsis covers.
+Label = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor with named dimensions; dimensions of size 1 are left out, as they take part in nothing."""
+
+    sizes: dict[Label, int]
+    dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, labels: Iterable[Label], value: Value) -> Operand:
+        """The tensor `value` with a label for each dimension; a repeated label stands for the diagonal."""
+        sizes = dict(zip(labels, shape_of(value), strict=True))
+        return cls({label: size for label, size in sizes.items() if size != 1}, value.dtype)
+
+    @property
+    def value(self) -> Value:
+        """The same tensor without names."""
+        return Value(shape=tuple(self.sizes.values()), dtype=self.dtype)
+
+    def summed_to(self, kept: Collection[Label]) -> tuple[Operand, Cost]:
+        """Sum over all dimensions that are not `kept`, at one operation per element."""
+        sizes = {label: size for label, size in self.sizes.items() if label in kept}
+        summed = len(sizes) < len(self.sizes)
+        return Operand(sizes, self.dtype), Cost(elementwise=elements(self.value) if summed else 0)
+
+
+def einsum(call: OpCall) -> Cost:
+    """`einsum(equation, tensors, path)`, `path` flat as ATen takes it, or None for left to right."""
+    equation, tensors, path = (call.inputs[0].constant, call.inputs[1].items or (), call.inputs[2].constant)
+    terms, output = _parse(equation, [len(shape_of(tensor)) for tensor in tensors])
+    if len(tensors) == 1:
+        summed = any(label not in output for label in terms[0])
+        return Cost(elementwise=elements(Operand.of(terms[0], tensors[0]).value) if summed else 0)
+    operands = [Operand.of(term, tensor) for term, tensor in zip(terms, tensors, strict=True)]
+    return _contract_all(operands, output, _steps(path, len(tensors)))
+
+
+def contract(left: Operand, right: Operand, kept: Collection[Label]) -> tuple[Operand, Cost]:
+    """The product of two operands summed over what is not `kept`, and its cost."""
+    left, sum_left = left.summed_to({*kept, *right.sizes})
+    right, sum_right = right.summed_to({*kept, *left.sizes})
+    sizes = left.sizes | right.sizes
+    product = multiply_adds(prod(sizes.values()), left.value, right.value)
+    result = Operand({label: size for label, size in sizes.items() if label in kept}, _common(left, right))
+    return result, sum_left + sum_right + product
+
+
+def _contract_all(operands: list[Operand], output: Collection[Label], steps: list[tuple[int, int]]) -> Cost:
+    total = Cost()
+    for first, second in steps:
+        right, left = operands.pop(max(first, second)), operands.pop(min(first, second))
+        needed_later = {label for operand in operands for label in operand.sizes}
+        result, cost = contract(left, right, needed_later.union(output))
+        operands.append(result)
+        total += cost
+    return total
+
+
+def _steps(path: list[int] | None, operands: int) -> list[tuple[int, int]]:
+    """Pairs of positions in the list of what is left, the result of each step being put at its end."""
+    if path is not None:
+        return list(zip(path[::2], path[1::2], strict=True))
+    # From left to right, with the last result at the end of the list instead of the front.
+    return [(0, 1)] + [(0, left - 1) for left in range(operands - 1, 1, -1)]
+
+
+def _parse(equation: str, ranks: list[int]) -> tuple[list[list[Label]], list[Label]]:
+    """The labels of each operand, and those of the result."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    covered = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    labels = [_labels(term, hidden) for term, hidden in zip(terms, covered, strict=True)]
+    if arrow:
+        return labels, _labels(result, max(covered))
+    once = [label for label, count in Counter(inputs).items() if count == 1 and label.isalpha()]
+    return labels, [*range(max(covered)), *once]
+
+
+def _labels(term: str, hidden: int) -> list[Label]:
+    before, ellipsis, after = term.partition("...")
+    return [*before, *(range(hidden - 1, -1, -1) if ellipsis else ()), *after]
+
+
+def _common(left: Operand, right: Operand) -> torch.dtype | None:
+    return torch.promote_types(left.dtype, right.dtype) if left.dtype and right.dtype else None
