@@ -13,8 +13,7 @@ demo: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
-	$(MAKE) --no-print-directory package
-	$(MAKE) --no-print-directory test-core
+	@$(MAKE) --no-print-directory test-core
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
