@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OpCall", "Value"]
+__all__ = ["ROOT", "OpCall", "Scope", "Value"]
+
+
+class Scope(NamedTuple):
+    """Where in the model an operator ran.
+
+    Attributes:
+        module: canonical name of the innermost module that was at work, the root's is `""`; explicit `.forward()` calls
+            and other methods count as work of their module.
+        called: the modules that were being called, outermost first: only what went through `module(...)`.
+    """
+
+    module: str
+    called: tuple[str, ...]
+
+
+ROOT = Scope("", ("",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +68,15 @@ class OpCall:
         operator: the schema name without overload, such as `"aten::linear"`.
         inputs: the arguments in the order of the operator's schema, defaults filled in.
         outputs: the results, in order.
-        scope: canonical names of the modules that were running, outermost first; the root is `""`.
+        scope: the modules that were running.
     """
 
     operator: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    scope: tuple[str, ...] = ("",)
+    scope: Scope = ROOT
 
     @property
     def module(self) -> str:
-        """The innermost running module."""
-        return self.scope[-1]
+        """Canonical name of the innermost module at work."""
+        return self.scope.module

@@ -1,0 +1,92 @@
+"""The second way to see operators: PyTorch's dispatcher, below autograd, where nothing can hide but threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flopcallback.counting.op_call import OpCall, Scope, Value
+from flopcallback.formulas.registry import Counted, lookup
+
+__all__ = ["DispatchRecorder", "value_of"]
+
+
+def value_of(argument: Any) -> Value:
+    """Describes a live argument or result of an operator."""
+    if isinstance(argument, torch.Tensor):
+        return Value(tuple(argument.shape), argument.dtype, argument.device)
+    if isinstance(argument, (list, tuple)):
+        if any(isinstance(item, torch.Tensor) for item in argument):
+            return Value(items=tuple(map(value_of, argument)))
+        return Value(constant=list(argument))
+    return Value(constant=argument)
+
+
+@functools.cache
+def _parameters(func: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
+
+
+def _in_schema_order(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
+    rest = _parameters(func)[len(args) :]
+    return tuple(map(value_of, args)) + tuple(value_of(kwargs.get(name, default)) for name, default in rest)
+
+
+@functools.cache
+def _must_decompose(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator reaches the mode whole (under `inference_mode`) that is normally split up before.
+
+    It is split here too, unless there is a formula for the whole; both give the same count.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return func.has_kernel_for_dispatch_key(key) and not isinstance(lookup(func._schema.name), Counted)
+
+
+class DispatchRecorder(TorchDispatchMode):
+    """Records every operator that runs in this thread while the mode is active.
+
+    Args:
+        scope: tells which modules are running.
+    """
+
+    # Higher-order operators (`cond`, flex attention) come here as well, and show as unknown, instead of raising.
+    supports_higher_order_operators = True
+
+    def __init__(self, scope: Callable[[], Scope]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[OpCall] = []
+        self._scope = scope
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return self._record_higher_order(func, args, kwargs)
+        if _must_decompose(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
+        self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope()))
+        return result
+
+    def _record_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+        outputs = tuple(map(value_of, tree_leaves(result)))
+        self.calls.append(OpCall(f"higher_order::{func.name()}", inputs, outputs, self._scope()))
+        return result
+
+    def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            result = call(*args, **kwargs)
+        outputs = tuple(map(value_of, tree_leaves(result)))
+        self.calls.append(OpCall(kind, tuple(map(value_of, tree_leaves((args, kwargs)))), outputs, self._scope()))
+        return result

@@ -1,0 +1,217 @@
+"""The first way to see operators: run a callable under the JIT tracer, hand its live results on, keep the graph.
+
+`torch.jit.trace` itself wants tensors in and out and prunes what it returns; the tracer below it does neither. The graph
+is taken inside the traced function, and the tracer is left by an exception, so that none of its passes runs.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from flopcallback.counting.dispatch import DispatchRecorder, value_of
+from flopcallback.counting.op_call import OpCall, Scope
+from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
+from flopcallback.counting.regions import intercept_untraceable, replaced
+from flopcallback.counting.scopes import ModuleScopes
+
+__all__ = ["is_tracing", "trace"]
+
+T = TypeVar("T")
+
+_tracing_state = torch._C._get_tracing_state
+_set_tracing_state = torch._C._set_tracing_state  # type: ignore[attr-defined]
+_get_value_trace = torch._C._get_value_trace  # type: ignore[attr-defined]
+_set_value_trace = torch._C._set_value_trace  # type: ignore[attr-defined]
+
+# Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
+# values, which is what the model's own code would see without us.
+_QUESTIONS = frozenset(
+    {
+        torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+        torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
+        torch.Tensor.size,
+        torch.Tensor.dim,
+        torch.Tensor.numel,
+        torch.Tensor.nelement,
+        torch.Tensor.stride,
+        torch.Tensor.storage_offset,
+        torch.Tensor.is_contiguous,
+        torch.Tensor.data_ptr,
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.numpy,
+        torch.Tensor.equal,
+        torch.Tensor.is_nonzero,
+        torch.Tensor.__len__,
+        torch.Tensor.__bool__,
+        torch.Tensor.__int__,
+        torch.Tensor.__float__,
+        torch.Tensor.__complex__,
+        torch.Tensor.__index__,
+        torch.Tensor.__array__,
+        torch.Tensor.__contains__,
+        torch.Tensor.__repr__,
+        torch.Tensor.__format__,
+        torch.numel,
+        torch.equal,
+        torch.allclose,
+        torch.is_nonzero,
+    }
+)
+
+# The tracer's complaint about a tensor that it has not seen and must not bake into the graph.
+_UNSEEN = "Cannot insert a Tensor that requires grad as a constant"
+
+
+class _Leave(Exception):  # noqa: N818 - nothing went wrong
+    """Leaves the tracer once the graph is in hand."""
+
+
+def is_tracing() -> bool:
+    """Whether a trace is under way in this thread, ours or anybody's; `torch.jit.is_tracing` is made to deny ours."""
+    return _tracing_state() is not None
+
+
+def trace(call: Callable[[], T], scopes: ModuleScopes, tensors: Iterable[torch.Tensor] = ()) -> tuple[T, GraphRecord]:
+    """Runs `call` once, for real, and returns its result together with the record of what it did.
+
+    Args:
+        call: what to run.
+        scopes: tells which modules are running; `scopes.watch()` has to be active.
+        tensors: parameters and inputs; only a matter of speed, the others are met as they appear.
+
+    Raises:
+        Exception: whatever `call` raises, and whatever the tracer cannot do; the two cannot be told apart from here.
+    """
+    return _Tracer(scopes).run(call, tensors)
+
+
+class _Tracer:
+    """One trace under way."""
+
+    def __init__(self, scopes: ModuleScopes) -> None:
+        self._scopes = scopes
+        self._marks: dict[Scope, int] = {}
+        self._regions: list[Region] = []
+        self._graph: torch._C.Graph
+
+    def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
+        result: list[T] = []
+        returned: list[torch._C.Value] = []
+
+        def traced() -> None:
+            self._graph = _tracing_state().graph()
+            for tensor in tensors:
+                self._register(tensor)
+            with ExitStack() as stack:
+                stack.enter_context(_denied_to_models())
+                stack.enter_context(intercept_untraceable(self.region))
+                stack.enter_context(self._marking_scopes())
+                stack.enter_context(_TracingMode(self._make_known))
+                result.append(call())
+            leaves = (leaf for leaf in tree_leaves(result[0]) if isinstance(leaf, torch.Tensor))
+            returned.extend(map(_get_value_trace, leaves))
+            raise _Leave
+
+        with suppress(_Leave):
+            torch._C._create_graph_by_tracing(traced, (), lambda _: "", True, False, None, [])
+        return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned)
+
+    def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a piece that cannot be traced past the tracer, under the dispatcher, and takes up its results."""
+        state = _tracing_state()
+        if state is None:
+            return call(*args, **kwargs)
+        recorder = DispatchRecorder(lambda: self._scopes.current)
+        _set_tracing_state(None)
+        try:
+            with recorder:
+                result = call(*args, **kwargs)
+        finally:
+            _set_tracing_state(state)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for output in outputs:
+            self._register(output)
+        inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+        seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
+        self._mark(REGION_MARK, len(self._regions))
+        self._regions.append(Region(seen, tuple(recorder.calls)))
+        return result
+
+    @contextmanager
+    def _marking_scopes(self) -> Iterator[None]:
+        def mark(scope: Scope) -> None:
+            if _tracing_state() is not None:  # inside a region, the dispatcher asks for the scope itself
+                self._mark(SCOPE_MARK, self._marks.setdefault(scope, len(self._marks)))
+
+        before, self._scopes.on_change = self._scopes.on_change, mark
+        mark(self._scopes.current)
+        try:
+            yield
+        finally:
+            self._scopes.on_change = before
+
+    def _mark(self, kind: str, index: int) -> None:
+        # A node that we append ourselves costs no walk of the Python stack, and unlike `push_scope` opens no block.
+        node = self._graph.create(kind, [], 0)
+        node.i_("index", index)
+        self._graph.appendNode(node)
+
+    def _register(self, tensor: torch.Tensor) -> None:
+        _set_value_trace(tensor, self._graph.addInput())
+
+    def _make_known(self, arguments: Iterable[Any]) -> None:
+        """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
+        for leaf in tree_leaves(list(arguments)):
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+                try:
+                    _get_value_trace(leaf)
+                except RuntimeError:
+                    self._register(leaf)
+
+
+class _TracingMode(TorchFunctionMode):
+    """Answers questions about tensors past the tracer, and introduces unseen tensors to it."""
+
+    def __init__(self, make_known: Callable[[Iterable[Any]], None]) -> None:
+        super().__init__()
+        self._make_known = make_known
+
+    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        state = _tracing_state()
+        if state is None:
+            return func(*args, **kwargs)
+        if func in _QUESTIONS:
+            _set_tracing_state(None)
+            try:
+                return func(*args, **kwargs)
+            finally:
+                _set_tracing_state(state)
+        if type(func) is types.FunctionType:
+            # A function in Python is many operators: a second try after a complaint would count the first ones twice.
+            self._make_known((*args, *kwargs.values()))
+            return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if _UNSEEN not in str(error):
+                raise
+            self._make_known((*args, *kwargs.values()))
+            return func(*args, **kwargs)
+
+
+@contextmanager
+def _denied_to_models() -> Iterator[None]:
+    """Tells models that nothing is traced: model libraries take other paths under a tracer than in real runs."""
+    with ExitStack() as stack:
+        for owner, name in ((torch._C, "_is_tracing"), (torch.jit, "is_tracing"), (torch.jit._trace, "is_tracing")):
+            stack.enter_context(replaced(owner, name, lambda original: lambda: False))
+        yield

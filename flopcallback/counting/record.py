@@ -1,0 +1,184 @@
+"""What an engine leaves: every operator of one run, in order; an operator's shapes are read when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from flopcallback.counting.op_call import ROOT, OpCall, Scope, Value
+
+__all__ = ["GraphRecord", "Operation", "Record", "Region"]
+
+SCOPE_MARK = "flopcallback::scope"
+REGION_MARK = "flopcallback::region"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operator of a record.
+
+    Attributes:
+        operator: schema name without overload.
+        scope: the modules that were running.
+        node: where it stands in the traced graph; None for what the dispatcher saw.
+        body: for a piece that the tracer could not enter (an autograd function, a scripted module): what ran inside
+            it. It is counted in place of the operator unless the operator itself has a formula.
+    """
+
+    operator: str
+    scope: Scope
+    node: torch._C.Node | None = None
+    seen: OpCall | None = None
+    body: tuple[Operation, ...] | None = None
+
+    def call(self) -> OpCall:
+        """Shapes, dtypes and constants, as a formula wants them."""
+        if self.seen is not None:
+            return self.seen
+        assert self.node is not None
+        inputs = tuple(map(_read_value, self.node.inputs()))
+        return OpCall(self.operator, inputs, tuple(map(_read_value, self.node.outputs())), self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A piece of a traced run that went past the tracer, under the dispatcher."""
+
+    call: OpCall
+    body: tuple[OpCall, ...]
+
+    def operation(self) -> Operation:
+        """The piece as one operation with a body."""
+        return Operation(self.call.operator, self.call.scope, seen=self.call, body=tuple(map(_seen, self.body)))
+
+
+def _seen(call: OpCall) -> Operation:
+    return Operation(call.operator, call.scope, seen=call)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the dispatcher saw."""
+
+    calls: list[OpCall]
+    regions: dict[int, Region] = field(default_factory=dict)
+
+    def operations(self, *, prune: bool = False) -> Iterator[Operation]:
+        """All operators in order; the dispatcher sees no data flow, so `prune` has nothing to go by."""
+        return map(_seen, self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRecord:
+    """What the tracer saw.
+
+    Attributes:
+        graph: the whole graph, as it was before any pass; it has to live as long as its nodes are used.
+        scopes: what the scope marks in the graph point to.
+        regions: what the region marks in the graph point to.
+        results: the graph's values for the tensors that the run returned.
+    """
+
+    graph: torch._C.Graph
+    scopes: list[Scope]
+    regions: list[Region]
+    results: list[torch._C.Value]
+
+    def operations(self, *, prune: bool = False) -> Iterator[Operation]:
+        """All operators in order; with `prune`, only those whose results reach what the run returned."""
+        live = _live_nodes(self.graph, self.results) if prune else None
+        scope = ROOT
+        for index, node in enumerate(self.graph.nodes()):
+            kind = node.kind()
+            if kind == SCOPE_MARK:
+                scope = self.scopes[node.i("index")]
+            elif kind == REGION_MARK:
+                yield self.regions[node.i("index")].operation()
+            elif not kind.startswith("prim::") and (live is None or index in live):
+                yield Operation(kind, scope, node)
+
+
+def _read_value(value: torch._C.Value) -> Value:
+    if value.isCompleteTensor():
+        of: Any = value.type()
+        return Value(tuple(of.sizes()), of.dtype(), of.device())
+    node = value.node()
+    kind = node.kind()
+    if kind == "prim::Constant":
+        return Value(constant=value.toIValue())
+    if kind == "prim::ListConstruct":
+        items = tuple(map(_read_value, node.inputs()))
+        if any(item.is_tensor for item in items):
+            return Value(items=items)
+        return Value(constant=[item.constant for item in items])
+    if value.type().kind() == "ListType":
+        return _unpacked(value)
+    return Value()
+
+
+def _unpacked(value: torch._C.Value) -> Value:
+    """A list that an operator returned: the tracer unpacks it at once."""
+    for use in value.uses():
+        if use.user.kind() == "prim::ListUnpack":
+            return Value(items=tuple(map(_read_value, use.user.outputs())))
+    return Value()
+
+
+def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int]:
+    """Positions of the nodes that `results` depend on.
+
+    An operator that writes into an argument counts as a use of everything that may share the argument's memory, so
+    `x[0] = f(y)` keeps `f` alive whenever any view of `x` is.
+    """
+    alias = _AliasSets()
+    nodes = list(graph.nodes())
+    for node in nodes:
+        for a, b in _aliases(node):
+            alias.join(a.unique(), b.unique())
+    live = {alias.find(value.unique()) for value in results}
+    kept: set[int] = set()
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        if node.kind() == REGION_MARK:
+            continue
+        if any(alias.find(output.unique()) in live for output in node.outputs()):
+            kept.add(index)
+            live.update(alias.find(value.unique()) for value in node.inputs())
+    return kept
+
+
+def _aliases(node: torch._C.Node) -> Iterator[tuple[torch._C.Value, torch._C.Value]]:
+    """Pairs of an input and an output of a node that may share memory: a view, or an argument written to."""
+    if node.kind() in ("prim::ListConstruct", "prim::ListUnpack", "prim::TupleConstruct", "prim::TupleUnpack"):
+        yield from ((i, o) for i in node.inputs() for o in node.outputs())
+        return
+    inputs = list(node.inputs())
+    outputs = list(node.outputs())
+    if not node.kind().startswith("aten::") or not inputs or not outputs:
+        return
+    if _shares_memory(node.schema()):
+        yield from ((inputs[0], output) for output in outputs)
+
+
+def _shares_memory(schema: str) -> bool:
+    return "Tensor(" in schema.partition("->")[2]
+
+
+class _AliasSets:
+    """Disjoint sets of values that may share memory."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, value: int) -> int:
+        root = value
+        while (above := self._parent.get(root, root)) != root:
+            root = above
+        self._parent[value] = root
+        return root
+
+    def join(self, a: int, b: int) -> None:
+        self._parent[self.find(a)] = self.find(b)

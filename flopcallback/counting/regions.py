@@ -1,0 +1,134 @@
+"""Where the tracer cannot go: the doors into such pieces, each led past it while a trace is under way."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flopcallback.counting.scopes import wrap_on_instance
+
+__all__ = ["intercept_compiled_attention", "intercept_untraceable", "replaced", "without_compilation"]
+
+FLEX_ATTENTION = "higher_order::flex_attention"
+RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
+    """Replaces `owner.name` by `replacement(original)` for the time of the context."""
+    own = vars(owner).get(name)
+    original = own if own is not None else getattr(owner, name)
+    setattr(owner, name, replacement(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def intercept_untraceable(region: RunRegion) -> Iterator[None]:
+    """Sends what the tracer cannot follow through `region(kind, call, args, kwargs)`.
+
+    These are process-wide replacements; `region` passes straight through in a thread that traces nothing.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(replaced(torch.autograd.Function, "apply", functools.partial(_autograd_function, region)))
+        for owner, name, kind in _doors():
+            stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
+        stack.enter_context(intercept_compiled_attention(region))
+        yield
+
+
+@contextmanager
+def intercept_compiled_attention(region: RunRegion) -> Iterator[None]:
+    """Sends flex attention's kernel, which it compiles on the spot, through `region`.
+
+    Users import `flex_attention` by name, so the function itself is out of reach; the `torch.compile` that it looks up
+    in its own module is not. Query, key and value are the first three tensors of the call.
+    """
+    flex = sys.modules.get("torch.nn.attention.flex_attention")
+    if flex is None:
+        yield
+        return
+    with replaced(flex, "torch", functools.partial(_TorchForFlexAttention, region)):
+        yield
+
+
+class _TorchForFlexAttention:
+    """`torch`, except that what it compiles runs through a region."""
+
+    def __init__(self, region: RunRegion, original: Any) -> None:
+        self._region = region
+        self._torch = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = self._torch.compile(function, **options)
+        return _function(self._region, FLEX_ATTENTION, compiled)
+
+
+def _doors() -> Iterator[tuple[Any, str, str]]:
+    # `torch.autograd.grad` and `Tensor.backward`: a backward inside a trace raises.
+    yield torch.autograd, "_engine_run_backward", "flopcallback::backward"
+    # Scripted and traced modules and functions: the tracer records the call of a function, or raises.
+    yield torch.ScriptMethod, "__call__", "prim::CallMethod"
+    yield torch.ScriptFunction, "__call__", "prim::CallFunction"
+    # The transforms of torch.func wrap tensors at a level of their own, which the tracer does not know.
+    yield torch._functorch.apis, "vmap_impl", "flopcallback::vmap"
+    yield torch._functorch.eager_transforms, "grad_impl", "flopcallback::grad"
+    yield torch._functorch.eager_transforms, "grad_and_value_impl", "flopcallback::grad_and_value"
+    yield torch._functorch.eager_transforms, "_vjp_with_argnums", "flopcallback::vjp"
+    yield torch._functorch.eager_transforms, "_jvp_with_argnums", "flopcallback::jvp"
+
+
+def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def past_the_tracer(*args: Any, **kwargs: Any) -> Any:
+        return region(kind, original, args, kwargs)
+
+    return past_the_tracer
+
+
+def _autograd_function(region: RunRegion, original: Any) -> Any:
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        # Named as the tracer would name it, so that a handle for `prim::PythonOp.<Name>` is found.
+        return region(f"prim::PythonOp.{cls.__name__}", functools.partial(original.__func__, cls), args, kwargs)
+
+    return classmethod(apply)
+
+
+@contextmanager
+def without_compilation(modules: list[nn.Module]) -> Iterator[None]:
+    """Runs compiled modules as they were written, and leaves what was compiled alone.
+
+    The wrapper around a compiled module raises under a tracer before it looks at `torch.compiler.set_stance`, so the
+    module inside is called instead. A compiled function has no way in: the stance lets the dispatcher see through it.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            if "_orig_mod" in module._modules:
+                wrap_on_instance(module, "forward", functools.partial(_original_forward, module), stack)
+            if module._compiled_call_impl is not None:
+                wrap_on_instance(module, "_compiled_call_impl", _nothing, stack)
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _nothing(_: Any) -> Any:
+    return None
+
+
+def _original_forward(module: nn.Module, _: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return module._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]
+
+    return forward

@@ -1,0 +1,192 @@
+"""One observed run: choose the engine, run the callable, keep what it did."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from flopcallback.counting.dispatch import DispatchRecorder
+from flopcallback.counting.isolation import left_as_found, private_copies
+from flopcallback.counting.jit_trace import is_tracing, trace
+from flopcallback.counting.record import GraphRecord, Record
+from flopcallback.counting.regions import intercept_compiled_attention, without_compilation
+from flopcallback.counting.scopes import ModuleNames, ModuleScopes
+
+__all__ = ["Run", "observe", "run_isolated", "untraceable_reason"]
+
+TRACE, DISPATCH = "trace", "dispatch"
+TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a callable did, and on which modules.
+
+    Attributes:
+        record: the operators.
+        names: the modules' names.
+        calls: how often each module was entered, by canonical name.
+        called: modules that were called as `module(...)`.
+        strays: modules that ran in another thread, where nothing they did was seen.
+        output_shapes: shape of the last tensor that each module returned.
+        engine: `"trace"` or `"dispatch"`.
+        engine_reason: why it was not the tracer; empty when it was.
+    """
+
+    record: GraphRecord | Record
+    names: ModuleNames
+    calls: Counter[str]
+    called: frozenset[str]
+    strays: frozenset[str]
+    output_shapes: Mapping[str, tuple[int, ...]]
+    engine: str
+    engine_reason: str = ""
+
+
+def observe(
+    call: Callable[[], Any], names: ModuleNames, arguments: Any = (), *, engine: str = TRACE, reason: str = ""
+) -> tuple[Any, Run]:
+    """Runs `call` once, for real, where it stands, and returns its result and what it did.
+
+    Nothing is put back afterwards: this is the run. Wrappers and modes are gone when it returns or raises.
+
+    Args:
+        call: what to run.
+        names: the modules whose work is told apart.
+        arguments: any structure that holds the tensors which the call will use.
+        engine: `"trace"` or `"dispatch"`.
+        reason: why the engine is not the tracer.
+    """
+    scopes = ModuleScopes(names)
+    record: GraphRecord | Record
+    with ExitStack() as stack:
+        stack.enter_context(scopes.watch())
+        if engine == TRACE:
+            tensors = [*_parameters(names), *_tensors(arguments)]
+            result, record = trace(call, scopes, tensors)
+        else:
+            recorder = DispatchRecorder(lambda: scopes.current)
+            stack.enter_context(intercept_compiled_attention(recorder.aside))
+            with recorder:
+                result = call()
+            record = Record(recorder.calls)
+    scopes.calls[""] += 1
+    scopes.called.add("")
+    if isinstance(result, torch.Tensor):
+        scopes.output_shapes[""] = tuple(result.shape)
+    run = Run(
+        record,
+        names,
+        scopes.calls,
+        frozenset(scopes.called),
+        frozenset(scopes.strays),
+        scopes.output_shapes,
+        engine,
+        reason,
+    )
+    return result, run
+
+
+def run_isolated(
+    call: Callable[..., Any],
+    roots: Mapping[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    tracer_warnings: str = "no_tracer_warning",
+) -> Run:
+    """Runs `call(*args, **kwargs)` for its record alone, and leaves modules, inputs and random states as found.
+
+    The tracer goes first. Where it cannot work, the run is repeated under the dispatcher from the same state.
+
+    Raises:
+        Exception: whatever the call raises by itself.
+    """
+    names = ModuleNames(roots)
+    reason = untraceable_reason(names, (args, kwargs))
+    if not reason:
+        try:
+            return _isolated(call, names, args, kwargs, TRACE, "", tracer_warnings)
+        except Exception as error:  # noqa: BLE001 - the model's own error shows again in the second run
+            reason = f"the tracer stopped with {type(error).__name__}: {_first_line(error)}"
+    return _isolated(call, names, args, kwargs, DISPATCH, reason, tracer_warnings)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _isolated(
+    call: Callable[..., Any],
+    names: ModuleNames,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    engine: str,
+    reason: str,
+    tracer_warnings: str,
+) -> Run:
+    modules = list(names.unique.values())
+    with left_as_found(modules, (args, kwargs)), without_compilation(modules), filtered_warnings(tracer_warnings):
+        own_args, own_kwargs = private_copies((args, dict(kwargs)))
+        _, run = observe(
+            lambda: call(*own_args, **own_kwargs), names, (own_args, own_kwargs), engine=engine, reason=reason
+        )
+    return run
+
+
+@contextmanager
+def filtered_warnings(mode: str) -> Iterator[None]:
+    """Hides the tracer's warnings, or all, or none: `"no_tracer_warning"`, `"none"`, `"all"` as fvcore names them."""
+    with warnings.catch_warnings():
+        if mode == "none":
+            warnings.simplefilter("ignore")
+        elif mode == "no_tracer_warning":
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        yield
+
+
+def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
+    """Why a run should not be traced, as far as that can be told before; empty when nothing speaks against it."""
+    if is_tracing():
+        return "another trace is under way, and traces cannot be nested"
+    for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
+        if (kind := _untraceable_kind(tensor)) is not None:
+            return f"the tracer loses operators on {kind} tensors"
+    return ""
+
+
+def _untraceable_kind(tensor: torch.Tensor) -> str | None:
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.device.type == "meta":
+        return "meta"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return type(tensor).__name__
+    return None
+
+
+def _parameters(names: ModuleNames) -> Iterator[torch.Tensor]:
+    for module in names.unique.values():
+        for parameter in module._parameters.values():
+            if parameter is not None and not is_lazy(parameter):
+                yield parameter
+
+
+def _buffers(names: ModuleNames) -> Iterator[torch.Tensor]:
+    for module in names.unique.values():
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+
+
+def _tensors(structure: Any) -> Iterable[torch.Tensor]:
+    return (leaf for leaf in tree_leaves(structure) if isinstance(leaf, torch.Tensor))

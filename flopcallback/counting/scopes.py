@@ -1,0 +1,233 @@
+"""Which module an operator belongs to: the names of modules, and which of them is running now."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flopcallback.counting.op_call import ROOT, Scope
+
+__all__ = ["ModuleNames", "ModuleScopes", "find_modules", "wrap_on_instance"]
+
+# Methods of these packages' own classes are machinery (`parameters`, `log`, `training_step`'s plumbing), not the user's
+# model: only the classes that a user's or a model library's code defines get their public methods watched.
+_FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"})
+
+# `module(...)` reaches `forward` through this file; an explicit `module.forward(...)` does not.
+_CALL_MACHINERY = nn.Module.__call__.__code__.co_filename
+
+# Containers that PyTorch never calls and whose `forward` is the abstract one.
+_ABSTRACT_FORWARD = nn.Module.forward
+
+
+def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Like `named_modules()`, but a shared module is listed under each of its names."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _named_modules_with_duplicates(child, f"{prefix}.{name}" if prefix else name)
+
+
+class ModuleNames:
+    """Every name of every module, and which of the names of a shared module is the canonical one.
+
+    Args:
+        roots: the modules that are analysed, by name; a single model is `{"": model}`. Names of a root's children are
+            the root's name, a dot, and the name within the root.
+    """
+
+    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
+        self.by_name: dict[str, nn.Module] = {}
+        self.canonical: dict[str, str] = {}
+        self._of_module: dict[int, str] = {}
+        for root_name, root in roots.items():
+            for name, module in _named_modules_with_duplicates(root, root_name):
+                self.by_name[name] = module
+                self.canonical[name] = self._of_module.setdefault(id(module), name)
+        self.canonical.setdefault("", "")
+
+    def of(self, module: nn.Module) -> str | None:
+        """Canonical name of a module, None for a module that is not among the analysed ones."""
+        return self._of_module.get(id(module))
+
+    @functools.cached_property
+    def unique(self) -> dict[str, nn.Module]:
+        """Canonical name -> module, in the order of `named_modules()`."""
+        return {name: module for name, module in self.by_name.items() if self.canonical[name] == name}
+
+    @staticmethod
+    @functools.cache
+    def owners(name: str) -> tuple[str, ...]:
+        """The module itself and the modules that own it by name, outermost first: `("", "a", "a.b")` for `"a.b"`."""
+        if not name:
+            return ("",)
+        parts = name.split(".")
+        return ("", *(".".join(parts[: depth + 1]) for depth in range(len(parts))))
+
+
+def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> dict[str, nn.Module]:
+    """The modules that a callable works on, by name, so that what they do can be attributed.
+
+    A module is its own root `""`, and so is the owner of a bound method. For any other function: the modules among its
+    closure, the globals that it names, its defaults, what `functools.partial` bound, and its arguments, each under its
+    variable's name. A module that another found one contains is left to its owner.
+    """
+    if isinstance(function, nn.Module):
+        return {"": function}
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return {"": owner}
+    found = {name: value for name, value in _variables(function, arguments) if isinstance(value, nn.Module)}
+    inner = {id(child) for module in found.values() for child in module.modules() if child is not module}
+    return {name: module for name, module in found.items() if id(module) not in inner}
+
+
+def _variables(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(function, functools.partial):
+        yield from function.keywords.items()
+        yield from _variables(function.func, (*function.args, *arguments))
+        return
+    if inspect.ismethod(function):
+        yield from vars(function.__self__).items() if hasattr(function.__self__, "__dict__") else ()
+        function = function.__func__
+    elif not inspect.isfunction(function):
+        yield from getattr(function, "__dict__", {}).items()
+        function = type(function).__call__
+    if inspect.isfunction(function):
+        yield from _named_in_code(function)
+        parameters = list(inspect.signature(function).parameters.values())
+        yield from ((p.name, p.default) for p in parameters)
+        yield from zip((p.name for p in parameters), arguments, strict=False)
+
+
+def _named_in_code(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # a cell that is not filled yet
+            continue
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+class ModuleScopes:
+    """Follows which modules are running, by wrapping `forward` and the public methods on the instances.
+
+    A wrapper on the instance sees explicit `.forward()` calls and other methods, which hooks do not, and adds no hook
+    that the user or another library could count or trip over.
+
+    Attributes:
+        names: the modules' names.
+        current: the modules that are running now.
+        calls: how often each module was entered from outside itself, by canonical name.
+        called: modules that were called as `module(...)`, not only through `.forward()` or another method.
+        output_shapes: shape of the last tensor that each module returned.
+        strays: modules that ran in a thread where no engine could see them.
+        on_change: told each time `current` changes.
+    """
+
+    def __init__(self, names: ModuleNames) -> None:
+        self.names = names
+        self.current = ROOT
+        self.calls: Counter[str] = Counter()
+        self.called: set[str] = set()
+        self.strays: set[str] = set()
+        self.output_shapes: dict[str, tuple[int, ...]] = {}
+        self.on_change: Callable[[Scope], None] = lambda scope: None
+        self._thread = threading.get_ident()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Wraps the modules for the time of the context; afterwards nothing remains on them."""
+        self._thread = threading.get_ident()
+        with ExitStack() as undo:
+            for name, module in self.names.unique.items():
+                for method in _watched_methods(type(module)):  # type: ignore[arg-type]
+                    wrap_on_instance(module, method, self._wrapper(name), undo)
+            yield
+
+    def _wrapper(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                if threading.get_ident() != self._thread:
+                    self.strays.add(name)
+                    return method(*args, **kwargs)
+                outer = self.current
+                is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
+                if outer.module == name and (not is_call or outer.called[-1] == name):
+                    return method(*args, **kwargs)  # a module's own method, called by itself
+                self.calls[name] += outer.module != name
+                if is_call:
+                    self.called.add(name)
+                self._enter(Scope(name, (*outer.called, name) if is_call else outer.called))
+                try:
+                    result = method(*args, **kwargs)
+                finally:
+                    self._enter(outer)
+                if isinstance(result, torch.Tensor):
+                    self.output_shapes[name] = tuple(result.size())
+                return result
+
+            return watched
+
+        return wrap
+
+    def _enter(self, scope: Scope) -> None:
+        self.current = scope
+        self.on_change(scope)
+
+
+@functools.cache
+def _watched_methods(cls: type[nn.Module]) -> tuple[str, ...]:
+    """`forward` and the public methods that the model's own classes define."""
+    # `getattr_static`: the `forward` of a scripted module's class is a descriptor that only instances can be asked for.
+    methods = set() if inspect.getattr_static(cls, "forward", None) is _ABSTRACT_FORWARD else {"forward"}
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in _FRAMEWORKS or base.__module__ == "transformers.modeling_utils":
+            continue
+        methods |= {
+            name
+            for name, value in vars(base).items()
+            if isinstance(value, types.FunctionType)
+            and not name.startswith("_")
+            and not inspect.isgeneratorfunction(value)  # its body runs after the call has returned
+            and not inspect.iscoroutinefunction(value)
+        }
+    return tuple(sorted(methods))
+
+
+def wrap_on_instance(
+    module: nn.Module,
+    method: str,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+    undo: ExitStack,
+) -> None:
+    """Shadows `module.method` by `wrap(module.method)` in the instance's own dictionary, until `undo` closes.
+
+    `nn.Module.__setattr__` is passed by, so that a model that overrides it notices nothing. What stood in the
+    dictionary before (a `forward` that the user had replaced) is put back.
+    """
+    own = vars(module)
+    missing = object()
+    before = own.get(method, missing)
+    own[method] = wrap(getattr(module, method))
+
+    def restore() -> None:
+        if before is missing:
+            own.pop(method, None)
+        else:
+            own[method] = before
+
+    undo.callback(restore)
