@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "added_outer",
     "added_product",
+    "affine_grid",
     "bilinear",
+    "covariance",
     "grouped_mm",
     "linear",
     "linear_backward",
@@ -122,6 +124,22 @@ def added_outer(call: OpCall) -> Cost:
     """`addr`: `input + outer(left, right)`."""
     left, right = call.inputs[1:3]
     return multiply_adds(numel_of(left) * numel_of(right), left, right)
+
+
+def covariance(call: OpCall) -> Cost:
+    """`cov`, `corrcoef` of `[variables, samples]`: the product with its own transpose."""
+    samples = call.inputs[0]
+    variables = shape_of(samples)[0] if len(shape_of(samples)) == 2 else 1
+    return multiply_adds(variables * numel_of(samples), samples, samples)
+
+
+def affine_grid(call: OpCall) -> Cost:
+    """`affine_grid_generator`: each of `*size` points `[d + 1]` (homogeneous) by `[d + 1, d]`; its backward likewise.
+
+    Forward returns `[n, *size, d]`, backward takes it.
+    """
+    points = call.outputs[0] if len(shape_of(call.outputs[0])) > 3 else call.inputs[0]
+    return multiply_adds(numel_of(points) * (shape_of(points)[-1] + 1), points)
 
 
 def tensordot(call: OpCall) -> Cost:

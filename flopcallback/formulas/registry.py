@@ -10,6 +10,8 @@ from enum import Enum
 from flopcallback.counting.op_call import OpCall
 from flopcallback.formulas import convolution, einsum, matmul
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.elementwise import ELEMENTWISE
+from flopcallback.formulas.free import FREE_OPERATORS
 
 __all__ = ["Counted", "Family", "Formula", "Free", "lookup", "register_formula", "unregister_formula"]
 
@@ -108,6 +110,12 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::kron": matmul.outer,
         "aten::addr": matmul.added_outer,
         "aten::tensordot": matmul.tensordot,
+        "aten::cov": matmul.covariance,
+        "aten::corrcoef": matmul.covariance,
+        "aten::affine_grid_generator": matmul.affine_grid,
+        "aten::affine_grid_generator_backward": matmul.affine_grid,
+        "aten::cudnn_affine_grid_generator": matmul.affine_grid,
+        "aten::cudnn_affine_grid_generator_backward": matmul.affine_grid,
         "aten::linalg_multi_dot": matmul.multi_dot,
         "aten::chain_matmul": matmul.multi_dot,
         "aten::einsum": einsum.einsum,
@@ -148,10 +156,15 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     # --- Fourier transforms -------------------------------------------------------------------------------------
     Family.SPECTRAL: {},
     # --- Elementwise: activations, arithmetic, reductions, losses, optimizers; other pools, embedding bags --------
-    Family.ELEMENTWISE: {},
+    Family.ELEMENTWISE: ELEMENTWISE,
 }
 
-FREE: Mapping[str, Free] = {}
+FREE: Mapping[str, Free] = {
+    **{f"aten::{name}": Free(reason) for reason, names in FREE_OPERATORS.items() for name in names.split()},
+    "profiler::_record_function_enter": Free("a mark for the profiler"),
+    "profiler::_record_function_enter_new": Free("a mark for the profiler"),
+    "profiler::_record_function_exit": Free("a mark for the profiler"),
+}
 
 _BUILT_IN: Mapping[str, Counted | Free] = {
     **FREE,

@@ -1,0 +1,298 @@
+"""Elementwise operators, reductions, losses and optimizer steps: in the total only with `elementwise=True`.
+
+Simple figures, by what the definition of the operator writes down, per floating-point element:
+
+| operators | operations | reasoning |
+|---|---|---|
+| arithmetic, activations, `exp`, `sqrt`, `max(a, b)` | 1 per output | one call of one function |
+| `glu`, `addcmul`, activations' backward | 2 per output | a product and one more |
+| `lerp`, `mse_loss_backward` | 3 per output | subtract, multiply, add or scale |
+| dropout in training | 2 per output | the mask is scaled, then multiplied |
+| `sum`, `mean`, `prod`, `max`, `argmax`, `cumsum` | 1 per input | one step per element |
+| norms, `mse_loss`, `l1_loss` | 2 per input | square (subtract) and add |
+| `logsumexp`, `var`, `std`, softmax' backward | 4 per input | max, subtract, exp, add; mean, subtract, square, add |
+| softmax, log-softmax | 5 per input | max, subtract, exp, add, divide |
+| Adam, AdamW; SGD; Adagrad | 12; 4; 6 per parameter | their update rules, weight decay left out |
+
+A complex element is two real ones; a complex product takes 6 operations, a quotient 11. Integers and booleans are no
+floating-point work; comparisons are free where they give booleans and cost 1 where they give numbers (ReLU, `max`).
+The scalar factors of `add(alpha=)`, of means and of the reductions of losses are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from flopcallback.formulas.arithmetic import elements, is_floating, numel_of, shape_of
+from flopcallback.formulas.cost import Cost
+
+if TYPE_CHECKING:
+    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.registry import Formula
+
+__all__ = ["ELEMENTWISE", "per_input", "per_output"]
+
+
+def per_output(operations: int = 1) -> Formula:
+    """The formula of an operator with so many operations per element of its (first) result.
+
+    Where an in-place operator on lists returns nothing, its first argument is the result.
+    """
+
+    def formula(call: OpCall) -> Cost:
+        written = next(iter(call.outputs), None)
+        result = written if written is not None and _has_tensors(written) else call.inputs[0]
+        return Cost(elementwise=operations * elements(result))
+
+    return formula
+
+
+def per_input(operations: int = 1, *, argument: int = 0) -> Formula:
+    """The formula of an operator with so many operations per element of one of its arguments."""
+
+    def formula(call: OpCall) -> Cost:
+        return Cost(elementwise=operations * elements(call.inputs[argument]))
+
+    return formula
+
+
+def per_list_element(operations: int = 1) -> Formula:
+    """The formula of a `_foreach` operator or of a fused optimizer: so many operations per element of its first list."""
+
+    def formula(call: OpCall) -> Cost:
+        first = next((value for value in call.inputs if value.items is not None), None)
+        if first is None:
+            raise ValueError("expected a list of tensors among the arguments")
+        return Cost(elementwise=operations * elements(first))
+
+    return formula
+
+
+def extremum(call: OpCall) -> Cost:
+    """`max`, `min`: of two tensors, one per output; of one, a reduction."""
+    formula = per_output() if len(call.inputs) > 1 and call.inputs[1].is_tensor else per_input()
+    return formula(call)
+
+
+def multiply(call: OpCall) -> Cost:
+    """`mul`: one per output; complex by complex takes four products and two sums."""
+    both_complex = _both_complex(call)
+    return per_output(3 if both_complex else 1)(call)
+
+
+def divide(call: OpCall) -> Cost:
+    """`div`: one per output; `(a + bi) / (c + di)` is a complex product, `c * c + d * d` and two quotients."""
+    if not _both_complex(call):
+        return per_output()(call)
+    return Cost(elementwise=11 * numel_of(call.outputs[0]))
+
+
+def dropout(call: OpCall) -> Cost:
+    """`dropout(input, p, train)`: two per element in training, nothing in evaluation."""
+    probability, train = call.inputs[1].constant, call.inputs[2].constant
+    return per_output(2)(call) if probability and train in (True, None) else Cost()
+
+
+def cross_entropy(call: OpCall) -> Cost:
+    """`cross_entropy_loss(input, target, ...)`: log-softmax, then a sum over targets (indices) or over products."""
+    scores, target = call.inputs[:2]
+    picked = 2 * elements(target) if is_floating(target) else numel_of(target)
+    return Cost(elementwise=5 * elements(scores) + picked)
+
+
+def picked_targets(call: OpCall) -> Cost:
+    """`nll_loss(input, target, ...)`: a sum over the targets; its backward `(grad, input, target, ...)` a quotient each."""
+    target = next(value for value in call.inputs[1:] if value.is_tensor and not is_floating(value))
+    return Cost(elementwise=numel_of(target))
+
+
+def accumulate(call: OpCall) -> Cost:
+    """`index_put(self, indices, values, accumulate)`, `put`: one addition per value, if they accumulate at all."""
+    values, adds = call.inputs[2:4]
+    return Cost(elementwise=elements(values) if adds.constant else 0)
+
+
+def norm(call: OpCall) -> Cost:
+    """`linalg_norm(input, ord, dim, ...)`, `linalg_matrix_norm`: a power and a sum; singular values are not counted."""
+    source, order, dims = call.inputs[:3]
+    over = len(shape_of(source)) if dims.constant is None else len(dims.constant)
+    if over > 1 and order.constant in (2, -2, "nuc"):
+        raise ValueError(f"a matrix norm of order {order.constant!r} takes a singular value decomposition")
+    return per_input(2)(call)
+
+
+def distances(call: OpCall) -> Cost:
+    """`cdist([*, p, m], [*, r, m])`: subtract, raise to a power and add, for each pair of rows and each coordinate."""
+    pairs, width = call.outputs[0], shape_of(call.inputs[0])[-1]
+    return Cost(elementwise=3 * elements(pairs) * width)
+
+
+def distances_backward(call: OpCall) -> Cost:
+    """`_cdist_backward(grad, x, ...)`: three per pair and coordinate, as forward."""
+    pairs, width = call.inputs[0], shape_of(call.inputs[1])[-1]
+    return Cost(elementwise=3 * elements(pairs) * width)
+
+
+def ctc(call: OpCall) -> Cost:
+    """`ctc_loss([time, batch, classes], targets, ...)`: per time and state, a logsumexp of three and an addition, 6.
+
+    A target of `s` labels has `2 * s + 1` states; padding counts as labels.
+    """
+    scores, targets = call.inputs[:2]
+    time, *batch = shape_of(scores)[:-1]
+    return Cost(elementwise=6 * time * (2 * numel_of(targets) + prod(batch)))
+
+
+def _has_tensors(value: Value) -> bool:
+    return value.is_tensor or value.items is not None
+
+
+def _both_complex(call: OpCall) -> bool:
+    return all(value.dtype is not None and value.dtype.is_complex for value in call.inputs[:2])
+
+
+def _rows(formula: Formula, names: str) -> dict[str, Formula]:
+    return {f"aten::{name}": formula for name in names.split()}
+
+
+def _foreach_rows(operations: int, names: str) -> dict[str, Formula]:
+    return {f"aten::_foreach_{name}": per_list_element(operations) for name in names.split()}
+
+
+ELEMENTWISE: Mapping[str, Formula] = {
+    # --- Arithmetic and functions of numbers ---
+    **_rows(
+        per_output(),
+        """
+        add sub subtract rsub neg negative abs absolute fabs ceil floor round trunc fix frac sign sgn positive square
+        pow float_power exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh
+        tanh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh atan2 arctan2 hypot sinc erf erfc erfinv
+        lgamma digamma polygamma mvlgamma igamma igammac i0 xlogy logaddexp logaddexp2 logit heaviside copysign
+        nextafter ldexp fmod remainder floor_divide maximum minimum fmax fmin clamp clamp_min clamp_max clip
+        nan_to_num deg2rad rad2deg angle conj_physical polar renorm cross linalg_cross diff trapezoid trapz
+        cumulative_trapezoid special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1
+        special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
+        special_expm1 special_gammainc special_gammaincc special_gammaln special_i0 special_i0e special_i1 special_i1e
+        special_log1p special_log_ndtr special_logit special_multigammaln special_ndtr special_ndtri special_polygamma
+        special_psi special_round special_sinc special_xlog1py special_xlogy special_zeta special_chebyshev_polynomial_t
+        special_chebyshev_polynomial_u special_chebyshev_polynomial_v special_chebyshev_polynomial_w
+        special_hermite_polynomial_h special_hermite_polynomial_he special_laguerre_polynomial_l
+        special_legendre_polynomial_p special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
+        special_modified_bessel_k1 special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1
+        special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
+        special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w special_spherical_bessel_j0
+        frexp modf vander linalg_vander _standard_gamma_grad _dirichlet_grad _conj_physical
+        """,
+    ),
+    **_rows(multiply, "mul multiply"),
+    **_rows(divide, "div divide true_divide"),
+    **_rows(per_output(2), "addcmul addcdiv _add_relu gradient"),
+    **_rows(per_output(3), "lerp quantile nanquantile"),
+    # --- Activations and dropout ---
+    **_rows(
+        per_output(),
+        """
+        relu relu6 leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise rrelu_with_noise_functional elu selu celu gelu silu mish sigmoid
+        hardsigmoid hardswish hardtanh hardshrink softshrink softplus log_sigmoid log_sigmoid_forward threshold
+        """,
+    ),
+    **_rows(per_output(2), "glu native_dropout _fused_dropout"),
+    **_rows(dropout, "dropout feature_dropout alpha_dropout feature_alpha_dropout"),
+    **_rows(
+        per_output(2),
+        """
+        threshold_backward leaky_relu_backward _prelu_kernel_backward rrelu_with_noise_backward elu_backward
+        gelu_backward silu_backward mish_backward sigmoid_backward tanh_backward logit_backward hardsigmoid_backward
+        hardswish_backward hardtanh_backward hardshrink_backward softshrink_backward softplus_backward
+        log_sigmoid_backward glu_backward native_dropout_backward _masked_scale infinitely_differentiable_gelu_backward
+        glu_jvp glu_backward_jvp
+        """,
+    ),
+    # --- Reductions, scans, softmax ---
+    **_rows(
+        per_input(),
+        """
+        sum nansum mean nanmean prod amax amin aminmax _aminmax argmax argmin median nanmedian cumsum cumprod
+        cummax cummin _cummax_helper _cummin_helper trace sum_to_size _grad_sum_to_size segment_reduce
+        """,
+    ),
+    **_rows(extremum, "max min"),
+    **_rows(per_input(2), "norm linalg_vector_norm frobenius_norm norm_except_dim native_norm linalg__powsum"),
+    **_rows(norm, "linalg_norm linalg_matrix_norm"),
+    **_rows(per_input(4), "logsumexp special_logsumexp logcumsumexp _logcumsumexp var std var_mean std_mean"),
+    **_rows(
+        per_input(5),
+        "softmax _softmax _safe_softmax special_softmax log_softmax _log_softmax special_log_softmax _masked_softmax",
+    ),
+    **_rows(per_input(4), "_softmax_backward_data _log_softmax_backward_data _masked_softmax_backward"),
+    # --- Additions into places ---
+    **_rows(per_input(argument=3), "index_add scatter_add scatter_reduce index_reduce"),
+    **_rows(accumulate, "index_put _index_put_impl _unsafe_index_put put"),
+    **_rows(
+        per_input(),
+        """
+        embedding_backward embedding_dense_backward embedding_sparse_backward index_select_backward gather_backward
+        unfold_backward col2im reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
+        replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward _unsafe_masked_index_put_accumulate
+        """,
+    ),
+    # --- Losses and distances ---
+    **_rows(per_input(2), "hinge_embedding_loss margin_ranking_loss"),
+    **_rows(per_input(3), "l1_loss mse_loss smooth_l1_loss huber_loss dist"),
+    **_rows(per_input(4), "kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance"),
+    **_rows(per_input(7), "binary_cross_entropy binary_cross_entropy_with_logits"),
+    **_rows(per_input(8), "cosine_similarity"),
+    **_rows(cross_entropy, "cross_entropy_loss"),
+    **_rows(picked_targets, "nll_loss nll_loss_nd nll_loss_forward nll_loss2d nll_loss2d_forward"),
+    **_rows(picked_targets, "nll_loss_backward nll_loss2d_backward"),
+    **_rows(
+        per_output(3),
+        """
+        mse_loss_backward smooth_l1_loss_backward huber_loss_backward soft_margin_loss_backward
+        multi_margin_loss_backward binary_cross_entropy_backward
+        """,
+    ),
+    **_rows(distances, "cdist _cdist_forward _euclidean_dist pdist _pdist_forward"),
+    **_rows(distances_backward, "_cdist_backward _pdist_backward"),
+    **_rows(ctc, "ctc_loss _ctc_loss _cudnn_ctc_loss"),
+    **_rows(per_output(6), "_ctc_loss_backward"),
+    # --- Weights as direction and length ---
+    **_rows(per_input(4), "_weight_norm _weight_norm_interface"),
+    **_rows(per_input(8), "_weight_norm_interface_backward _weight_norm_differentiable_backward"),
+    # --- Quantization: scale, round, clamp, shift ---
+    **_rows(per_input(4), "quantize_per_tensor quantize_per_tensor_dynamic quantize_per_channel"),
+    **_rows(per_output(2), "dequantize"),
+    **_rows(
+        per_input(6),
+        """
+        fake_quantize_per_tensor_affine fake_quantize_per_channel_affine fake_quantize_per_tensor_affine_cachemask
+        fake_quantize_per_channel_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+        _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine
+        fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper _fused_moving_avg_obs_fq_helper_functional
+        """,
+    ),
+    **_rows(
+        per_output(),
+        """
+        fake_quantize_per_tensor_affine_cachemask_backward fake_quantize_per_channel_affine_cachemask_backward
+        _fake_quantize_learnable_per_tensor_affine_backward _fake_quantize_learnable_per_channel_affine_backward
+        """,
+    ),
+    # --- Lists of tensors: optimizers, gradient clipping ---
+    **_foreach_rows(
+        1,
+        """
+        abs acos add asin atan ceil clamp_max clamp_min cos cosh div erf erfc exp expm1 floor frac lgamma log log10
+        log1p log2 max maximum minimum mul neg pow reciprocal round rsqrt sigmoid sign sin sinh sqrt sub tan tanh trunc
+        """,
+    ),
+    **_foreach_rows(2, "addcdiv addcmul norm powsum"),
+    **_foreach_rows(3, "lerp"),
+    **_rows(per_list_element(12), "_fused_adam _fused_adamw"),
+    **_rows(per_list_element(4), "_fused_sgd"),
+    **_rows(per_list_element(7), "_fused_adagrad"),
+    **_rows(per_list_element(1), "_amp_foreach_non_finite_check_and_unscale"),
+    # --- Pools and embedding bags ---
+}
