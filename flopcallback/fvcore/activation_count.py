@@ -1,0 +1,39 @@
+"""Activations: the analysis, its handles, and the one-call form in millions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flopcallback.counting.analysis import HARDWARE_FAMILIES, ActivationCountAnalysis
+from flopcallback.counting.tally import Handle
+from flopcallback.formulas.registry import COUNTED, Family
+from flopcallback.fvcore.jit_handles import generic_activation_jit
+
+__all__ = ["ActivationCountAnalysis", "activation_count"]
+
+# What `ActivationCountAnalysis` counts by default, as handles: to copy, to change, to set on another analysis.
+_DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
+    operator: generic_activation_jit("conv" if family is Family.CONVOLUTION else None)
+    for family, rows in COUNTED.items()
+    if family in HARDWARE_FAMILIES
+    for operator in rows
+}
+
+
+def activation_count(
+    model: nn.Module, inputs: tuple[Any, ...], supported_ops: Mapping[str, Handle | None] | None = None
+) -> tuple[defaultdict[str, float], Counter[str]]:
+    """**Millions** of activations of a model by operator, and how often each unsupported operator occurred.
+
+    Args:
+        model: what to run.
+        inputs: its positional arguments.
+        supported_ops: handles beside the default ones or in their place, by operator.
+    """
+    analysis = ActivationCountAnalysis(model, inputs).set_op_handle(**(supported_ops or {}))
+    mega = defaultdict(float, {operator: count / 1e6 for operator, count in analysis.by_operator().items()})
+    return mega, analysis.unsupported_ops()

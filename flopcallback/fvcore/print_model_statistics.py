@@ -1,0 +1,281 @@
+"""A model's statistics as text: `flop_count_table`, a pipe table, and `flop_count_str`, `str(model)` with figures.
+
+A statistic is a mapping from module names to figures. The steps between the analyses and the text pass a mapping of
+mappings, either `{statistic: {module: figure}}` or, "by module", `{module: {statistic: figure}}`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from torch import nn
+
+from flopcallback.fvcore._tables import children_by_parent, pipe_table
+from flopcallback.fvcore.parameter_count import parameter_count
+
+if TYPE_CHECKING:
+    from flopcallback.fvcore.activation_count import ActivationCountAnalysis
+    from flopcallback.fvcore.flop_count import FlopCountAnalysis
+    from flopcallback.fvcore.jit_analysis import JitModelAnalysis
+
+__all__ = ["flop_count_str", "flop_count_table"]
+
+T = TypeVar("T")
+ByModule = dict[str, dict[str, T]]
+
+_UNITS = ((1e14, 1e15, "P"), (1e11, 1e12, "T"), (1e8, 1e9, "G"), (1e5, 1e6, "M"), (1e2, 1e3, "K"))
+_ABOUT_MISSING = (
+    "N/A indicates a possibly missing statistic: the module itself was not called. What its code did is counted in the "
+    "module that ran it.\n"
+)
+
+
+def flop_count_table(
+    flops: FlopCountAnalysis,
+    max_depth: int = 3,
+    activations: ActivationCountAnalysis | None = None,
+    show_param_shapes: bool = True,
+) -> str:
+    """Parameters, FLOPs and, where given, activations of every module, as a pipe table.
+
+    A module whose only child has the same figures shares the child's row, and rows in which everything is 0 are left
+    out. A module that was not called has an empty cell.
+
+    Args:
+        flops: the count; run here unless it has run already, without its warnings.
+        max_depth: levels below the root that are shown.
+        activations: a second count, for a column of its own.
+        show_param_shapes: whether parameters have rows, with their shapes.
+    """
+    parameters_header = "#parameters or shape" if show_param_shapes else "#parameters"
+    counts: dict[str, JitModelAnalysis] = {"#flops": flops}
+    if activations is not None:
+        counts["#activations"] = activations
+    model = _root_module(flops)
+    totals: dict[str, Mapping[str, int]] = {parameters_header: parameter_count(model)}
+    with _without_warnings(counts.values()):
+        totals.update((header, analysis.by_module()) for header, analysis in counts.items())
+        uncalled = {header: analysis.uncalled_modules() for header, analysis in counts.items()}
+
+    rows = _pretty_statistics(_remove_zero_statistics(_group_by_module(totals), require_trivial_children=True))
+    for header in counts:
+        rows = _indicate_uncalled_modules(rows, header, uncalled[header] & rows.keys(), uncalled_indicator="")
+    for name, parameter in model.named_parameters():
+        if not show_param_shapes:
+            rows.pop(name, None)
+        elif name in rows:
+            rows[name][parameters_header] = str(tuple(parameter.shape))
+    return _model_stats_table(rows, max_depth=max_depth, stat_columns=list(totals))
+
+
+def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysis | None = None) -> str:
+    """What `str(model)` gives, with parameters, FLOPs and, where given, activations written into every module.
+
+    Modules in which everything is 0 stay as they are. One that was not called has `N/A`, and the first line says so.
+
+    Args:
+        flops: the count; run here unless it has run already, without its warnings.
+        activations: a second count, shown as `#acts`.
+    """
+    counts: dict[str, JitModelAnalysis] = {"#flops": flops}
+    if activations is not None:
+        counts["#acts"] = activations
+    model = _root_module(flops)
+    totals: dict[str, Mapping[str, int]] = {"#params": parameter_count(model)}
+    with _without_warnings(counts.values()):
+        totals.update((header, analysis.by_module()) for header, analysis in counts.items())
+        uncalled = {header: analysis.uncalled_modules() for header, analysis in counts.items()}
+
+    all_uncalled = set().union(*uncalled.values())
+    by_module = _group_by_module(_fill_missing_statistics(model, totals))
+    rows = _pretty_statistics(_remove_zero_statistics(by_module, force_keep=all_uncalled), sig_figs=2)
+    for header in counts:
+        rows = _indicate_uncalled_modules(rows, header, uncalled[header])
+    return (_ABOUT_MISSING if all_uncalled else "") + _model_stats_str(model, rows)
+
+
+def _root_module(analysis: JitModelAnalysis) -> nn.Module:
+    """The analysed model; for a function, a module that holds those that it works on under the same names."""
+    roots = analysis._roots()
+    if "" in roots:
+        return roots[""]
+    holder = nn.Module()
+    holder._modules.update(roots)
+    return holder
+
+
+@contextmanager
+def _without_warnings(analyses: Collection[JitModelAnalysis]) -> Iterator[None]:
+    """Analyses that run in here say nothing; afterwards their warnings are set as the caller had them."""
+    before = [(a, a._enable_warn_unsupported_ops, a._enable_warn_uncalled_mods, a._warn_trace) for a in analyses]
+    for analysis in analyses:
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    try:
+        yield
+    finally:
+        for analysis, unsupported_ops, uncalled_modules, tracer in before:
+            analysis._enable_warn_unsupported_ops = unsupported_ops
+            analysis._enable_warn_uncalled_mods = uncalled_modules
+            analysis._warn_trace = tracer
+
+
+# --- From figures to cells ------------------------------------------------------------------------------------------
+
+
+def _format_size(x: int, sig_figs: int = 3, hide_zero: bool = False) -> str:
+    """`1234567` as `"1.235M"`, with at most `sig_figs` decimals; from a tenth of a unit on the unit is taken."""
+    if hide_zero and x == 0:
+        return ""
+    for above, unit, suffix in _UNITS:
+        if abs(x) > above:
+            return f"{x / unit:.{sig_figs}f}".rstrip("0").rstrip(".") + suffix
+    return str(x)
+
+
+def _pretty_statistics(
+    statistics: Mapping[str, Mapping[str, int]], sig_figs: int = 3, hide_zero: bool = False
+) -> ByModule[str]:
+    """All figures as short texts."""
+    return {
+        module: {statistic: _format_size(figure, sig_figs, hide_zero) for statistic, figure in figures.items()}
+        for module, figures in statistics.items()
+    }
+
+
+def _group_by_module(statistics: Mapping[str, Mapping[str, T]]) -> ByModule[T]:
+    """The same figures, the module as the outer key."""
+    by_module: defaultdict[str, dict[str, T]] = defaultdict(dict)
+    for statistic, figures in statistics.items():
+        for module, figure in figures.items():
+            by_module[module][statistic] = figure
+    return dict(by_module)
+
+
+def _indicate_uncalled_modules(
+    statistics: Mapping[str, Mapping[str, str]],
+    stat_name: str,
+    uncalled_modules: Collection[str],
+    uncalled_indicator: str = "N/A",
+) -> ByModule[str]:
+    """A copy in which `stat_name` of the modules that were not called is `uncalled_indicator`."""
+    marked = {module: dict(texts) for module, texts in statistics.items()}
+    for module in sorted(uncalled_modules):
+        marked.setdefault(module, {})[stat_name] = uncalled_indicator
+    return marked
+
+
+def _remove_zero_statistics(
+    statistics: Mapping[str, Mapping[str, int]],
+    force_keep: Collection[str] | None = None,
+    require_trivial_children: bool = False,
+) -> ByModule[int]:
+    """A copy without the modules whose figures are all 0.
+
+    Args:
+        statistics: by module.
+        force_keep: modules that stay whatever their figures; the root alone where there are none.
+        require_trivial_children: whether a module stays for the sake of a child that stays.
+    """
+    kept: ByModule[int] = {}
+    always = force_keep or {""}
+    children = children_by_parent(statistics)
+
+    def keep_if_telling(module: str) -> None:
+        for child in children[module]:
+            keep_if_telling(child)
+        has_telling_child = any(child in kept for child in children[module])
+        if any(statistics[module].values()) or module in always or (require_trivial_children and has_telling_child):
+            kept[module] = dict(statistics[module])
+
+    keep_if_telling("")
+    return kept
+
+
+def _fill_missing_statistics(model: nn.Module, statistics: Mapping[str, Mapping[str, int]]) -> ByModule[int]:
+    """A copy, by statistic, in which every module of `model` has a figure: 0 where there was none."""
+    modules = [name for name, _ in model.named_modules()]
+    return {
+        statistic: {**figures, **{module: 0 for module in modules if module not in figures}}
+        for statistic, figures in statistics.items()
+    }
+
+
+# --- The model's own text -------------------------------------------------------------------------------------------
+
+
+def _model_stats_str(model: nn.Module, statistics: Mapping[str, Mapping[str, str]]) -> str:
+    """`str(model)` with each module's figures on a line of their own, or in its parentheses where nothing else is."""
+
+    def text_of(module: nn.Module, path: str) -> str:
+        own = module.extra_repr().splitlines()
+        if figures := statistics.get(path):
+            own.append(", ".join(f"{statistic}: {text}" for statistic, text in figures.items()))
+        inner = list(own)
+        for name, child in module._modules.items():
+            text = str(None) if child is None else text_of(child, f"{path}.{name}" if path else name)
+            inner.extend(f"({name}): {text}".split("\n"))
+        is_short = len(own) <= 1 and len(inner) == len(own)
+        body = "".join(inner) if is_short else "".join(f"\n  {line}" for line in inner) + "\n"
+        return f"{module._get_name()}({body})"
+
+    return text_of(model, "")
+
+
+# --- The table ------------------------------------------------------------------------------------------------------
+
+
+def _model_stats_table(
+    statistics: Mapping[str, Mapping[str, str]], max_depth: int = 3, stat_columns: list[str] | None = None
+) -> str:
+    """The pipe table of texts by module.
+
+    Args:
+        statistics: by module, all texts ready.
+        max_depth: levels of rows below the root's; merged rows count as one level.
+        stat_columns: the columns in their order; all that occur, in order of appearance, where not given.
+    """
+    if stat_columns is None:
+        stat_columns = list(dict.fromkeys(column for texts in statistics.values() for column in texts))
+    children = children_by_parent(statistics)
+    table: list[list[str]] = []
+
+    def add_row(label: str, texts: Mapping[str, str], depth: int) -> None:
+        indent = " " * depth
+        table.append([indent + label, *(indent + texts[c] if c in texts else "" for c in stat_columns)])
+
+    def add_rows_below(parent: str, depth: int) -> None:
+        if depth > max_depth:
+            return
+        for child in children[parent]:
+            module, texts = _merged_with_only_child(child, statistics, children)
+            # The prefix that all rows share says nothing.
+            add_row(module.removeprefix(root + ".") if root else module, texts, depth)
+            add_rows_below(module, depth + 1)
+
+    root, texts = _merged_with_only_child("", statistics, children)
+    add_row(root or "model", texts, 0)
+    add_rows_below(root, 1)
+    return pipe_table(table, ["module", *stat_columns])
+
+
+def _merged_with_only_child(
+    module: str, statistics: Mapping[str, Mapping[str, str]], children: Mapping[str, list[str]]
+) -> tuple[str, Mapping[str, str]]:
+    """A module's row, merged down through only children for as long as nothing in the two rows differs."""
+    texts = statistics[module]
+    while len(only := children.get(module, [])) == 1:
+        merged = _merged(texts, statistics[only[0]])
+        if merged is None:
+            break
+        module, texts = only[0], merged
+    return module, texts
+
+
+def _merged(texts: Mapping[str, str], below: Mapping[str, str]) -> dict[str, str] | None:
+    """Both rows in one, an empty text giving way to the other's; None where they differ."""
+    if texts.keys() != below.keys() or any(text and below[key] and text != below[key] for key, text in texts.items()):
+        return None
+    return {key: text or below[key] for key, text in texts.items()}
