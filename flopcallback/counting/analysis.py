@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.registry import Counted, Family, Formula, Free, lookup
 
-__all__ = ["ActivationCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
+__all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
 
 _Self = TypeVar("_Self", bound="OperatorAnalysis")
 _log = logging.getLogger("flopcallback")
@@ -435,6 +436,40 @@ class ActivationCountAnalysis(OperatorAnalysis):
         if self._formula is not None and not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
             return Free("its outputs are not counted as activations") if row is not None else None
         return super()._measure(operator)
+
+
+class BytesCountAnalysis(OperatorAnalysis):
+    """Bytes that operators read and write: the sizes of all tensors in and out, as if nothing stayed in a cache.
+
+    Views, and what nobody executes (sizes, constants), move nothing. FLOPs over bytes is the arithmetic intensity
+    (Williams et al., Roofline, 2009, https://doi.org/10.1145/1498765.1498785).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        inputs: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        prune: bool = False,
+    ) -> None:
+        super().__init__(model, inputs, kwargs, formula=_bytes_moved, prune=prune)
+
+    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+        if self._formula is not None and operator not in self._op_formulas and returns_view(operator):
+            return Free("a view")
+        return super()._measure(operator)
+
+
+@functools.cache
+def returns_view(operator: str) -> bool:
+    """Whether what an operator returns shares its argument's memory, unless it was written to on the way."""
+    schemas = torch._C._jit_get_schemas_for_operator(operator)
+    return any("Tensor(a)" in str(schema).partition("->")[2] for schema in schemas)
+
+
+def _bytes_moved(call: OpCall) -> int:
+    return sum(value.nbytes for value in (*call.inputs, *call.outputs))
 
 
 def _activations(call: OpCall) -> int:

@@ -1,12 +1,13 @@
 """The first way to see operators: run a callable under the JIT tracer, hand its live results on, keep the graph.
 
-`torch.jit.trace` itself wants tensors in and out and prunes what it returns; the tracer below it does neither. The graph
-is taken inside the traced function, and the tracer is left by an exception, so that none of its passes runs.
+`torch.jit.trace` itself wants tensors in and out and prunes what it returns; the tracer below it does neither. The
+graph is taken inside the traced function, and the tracer is left by an exception, so that none of its passes runs.
 """
 
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
@@ -32,24 +33,33 @@ _set_value_trace = torch._C._set_value_trace  # type: ignore[attr-defined]
 
 # Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
 # values, which is what the model's own code would see without us.
-_QUESTIONS = frozenset(
+_SHAPE_QUESTIONS = frozenset(
     {
         torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
         torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
         torch.Tensor.size,
         torch.Tensor.dim,
+        torch.Tensor.ndimension,
         torch.Tensor.numel,
         torch.Tensor.nelement,
         torch.Tensor.stride,
         torch.Tensor.storage_offset,
         torch.Tensor.is_contiguous,
         torch.Tensor.data_ptr,
+        torch.Tensor.__len__,
+        torch.Tensor.__repr__,
+        torch.numel,
+    }
+)
+# The answers to these depend on the data: what the model then does holds for these inputs.
+_DATA_QUESTIONS = frozenset(
+    {
         torch.Tensor.item,
         torch.Tensor.tolist,
         torch.Tensor.numpy,
         torch.Tensor.equal,
+        torch.Tensor.allclose,
         torch.Tensor.is_nonzero,
-        torch.Tensor.__len__,
         torch.Tensor.__bool__,
         torch.Tensor.__int__,
         torch.Tensor.__float__,
@@ -57,15 +67,15 @@ _QUESTIONS = frozenset(
         torch.Tensor.__index__,
         torch.Tensor.__array__,
         torch.Tensor.__contains__,
-        torch.Tensor.__repr__,
         torch.Tensor.__format__,
-        torch.numel,
         torch.equal,
         torch.allclose,
         torch.is_nonzero,
     }
 )
+_QUESTIONS = _SHAPE_QUESTIONS | _DATA_QUESTIONS
 
+_FOLLOWS_DATA = "a tensor's value became a Python value: the count holds for the path that these inputs take"
 # The tracer's complaint about a tensor that it has not seen and must not bake into the graph.
 _UNSEEN = "Cannot insert a Tensor that requires grad as a constant"
 
@@ -190,6 +200,8 @@ class _TracingMode(TorchFunctionMode):
         if state is None:
             return func(*args, **kwargs)
         if func in _QUESTIONS:
+            if func in _DATA_QUESTIONS:
+                warnings.warn(_FOLLOWS_DATA, torch.jit.TracerWarning, stacklevel=2)  # type: ignore[attr-defined]
             _set_tracing_state(None)
             try:
                 return func(*args, **kwargs)
