@@ -209,6 +209,11 @@ class ModelProfile:
         """What stands in front of this profile's names: `""` for training and plain calls, else such as `"test/"`."""
         return "" if self.phase in ("train", "call") else f"{self.phase}/"
 
+    @property
+    def file_stem(self) -> str:
+        """What this profile's files are called, before their suffix: `flopcallback`, or such as `flopcallback-test`."""
+        return f"flopcallback-{self.phase}" if self.phase_prefix else "flopcallback"
+
     def module_records(self) -> list[dict[str, Any]]:
         """The table `flops/modules`: one dict per module, depth first, shares and achieved FLOP/s worked out."""
         return [self._module_record(row) for row in self.modules]

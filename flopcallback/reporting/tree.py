@@ -11,16 +11,21 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from flopcallback.reporting.profile import share
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from flopcallback.reporting.profile import ModelProfile, ModuleRow
 
-__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree"]
+__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree", "widest_work"]
 
 Number = TypeVar("Number", int, float)
 
 _DIGITS = re.compile(r"\d+")
+
+WORTH_SHOWING, WORTH_OPENING, MUST_OPEN = 0.003, 0.05, 0.5
+"""Shares of all FLOPs from which `widest_work` shows a module, opens one that fits, and opens one that does not."""
 
 SHORTEST_RUN = 3
 """Two alike are shorter to read than a fold of two."""
@@ -108,6 +113,36 @@ def leaves(profile: ModelProfile) -> list[Node]:
     """The innermost nodes of the tree, lines of own operators among them: together they are all the work there is."""
     root = module_tree(profile)
     return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
+
+
+def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
+    """The nodes, at most `limit`, that say best where the FLOPs are, the largest first; each FLOP is in one of them.
+
+    Starting from the model, the node with the most FLOPs is opened again and again, as long as it holds a twentieth of
+    all FLOPs and what is in it fits. One that holds half of them is opened in any case, its smaller parts in one node.
+    What is too small to be seen comes last, as one node, which has no type.
+    """
+    root = module_tree(profile)
+    opened, whole, small = ([] if root is None else [root]), list[Node](), list[Node]()
+    while opened:
+        node = max(opened, key=lambda each: each.flops)
+        opened.remove(node)
+        part = share(node.flops, profile.forward_flops) or 0.0
+        room = limit - 1 - len(opened) - len(whole)
+        parts = [child for child in node.children if child.flops > 0]
+        visible = [child for child in parts if (share(child.flops, profile.forward_flops) or 0.0) >= WORTH_SHOWING]
+        if len(visible) > room > 1 and part >= MUST_OPEN:
+            visible = sorted(visible, key=lambda child: -child.flops)[:room]
+        if parts and len(visible) <= room and part >= WORTH_OPENING:
+            opened += visible
+            small += [child for child in parts if child not in visible]
+        elif node.flops > 0:
+            whole.append(node)
+    small.sort(key=lambda node: -node.flops)
+    shown = 1 if len(small) == 1 else 0 if whole else limit - 1
+    whole, small = whole + small[:shown], small[shown:]
+    whole.sort(key=lambda node: -node.flops)
+    return whole + ([_rest(small, "")] if small else [])
 
 
 def crowd(node: Node, limit: int) -> Node:

@@ -1,0 +1,30 @@
+"""From counts and times to what people read: the profile, and the tables and figures that are functions of it."""
+
+from flopcallback.reporting.caption import footer, headline
+from flopcallback.reporting.charts import latency_chart, module_chart, pixels
+from flopcallback.reporting.markdown import escaped, markdown_modules, markdown_operators, markdown_top
+from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow
+from flopcallback.reporting.table import plain_table, rich_table, rich_text
+from flopcallback.reporting.units import milliseconds, percent, si
+
+__all__ = [
+    "LatencySummary",
+    "ModelProfile",
+    "ModuleRow",
+    "OperatorRow",
+    "escaped",
+    "footer",
+    "headline",
+    "latency_chart",
+    "markdown_modules",
+    "markdown_operators",
+    "markdown_top",
+    "milliseconds",
+    "module_chart",
+    "percent",
+    "pixels",
+    "plain_table",
+    "rich_table",
+    "rich_text",
+    "si",
+]

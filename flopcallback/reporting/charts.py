@@ -1,0 +1,298 @@
+"""Two figures of a profile: where the compute goes, and how the FLOPs of modules relate to their time.
+
+Figures are matplotlib's, drawn without pyplot, so that no backend is chosen and no global state changes. matplotlib is
+imported when a figure is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.reporting.caption import at_least, headline
+from flopcallback.reporting.profile import share
+from flopcallback.reporting.tree import OWN, widest_work
+from flopcallback.reporting.units import percent, si
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flopcallback.reporting.profile import ModelProfile, ModuleRow
+    from flopcallback.reporting.tree import Node
+
+__all__ = ["latency_chart", "module_chart", "pixels"]
+
+INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
+PALETTE = ("#2f6fde", "#e8833a", "#2a9d6f", "#8a5cd1", "#d64550", "#17a2b8", "#b5892d")
+
+LONGEST_NAME = 46
+LABELLED = 6
+
+
+def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
+    """Bars of the modules that the FLOPs are in (`widest_work`), the largest on top, coloured by type.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    nodes = widest_work(profile, limit)
+    types = [_kind(node) for node in nodes]
+    colours = _colours(types, [node.flops for node in nodes])
+    with _style():
+        figure, axes = _canvas(width=11, height=1.6 + 0.34 * max(len(nodes), 3))
+        _title(axes, "Where the compute goes", headline(profile))
+        largest = max((node.flops for node in nodes if node.type), default=1)
+        for place, (node, kind) in enumerate(zip(nodes, types, strict=True)):
+            length = share(node.flops, largest) or 0.0
+            cut = "   (longer than drawn)" if length > 1 else ""
+            length = min(length, 1.0)
+            axes.barh(place, length, height=0.72, color=colours.get(kind, GREY), alpha=1 if kind else 0.4, zorder=2)
+            axes.text(length + 0.008, place, _amount(profile, node) + cut, va="center", color=INK, fontsize=9.5)
+        names = [drawable(_shortened(node.path or profile.name)) for node in nodes]
+        axes.set_yticks(range(len(nodes)), labels=names, fontsize=9.5, color=INK)
+        axes.set_ylim(max(len(nodes), 3) - 0.4, -0.6)
+        axes.set_xlim(0, 1.2)
+        axes.set_xticks([])
+        axes.tick_params(axis="y", length=0)
+        _legend(axes, colours, types, loc="lower right")
+        if not nodes:
+            axes.text(0.5, 0.5, "no FLOPs were counted", transform=axes.transAxes, ha="center", color=PALE)
+    return figure
+
+
+def _amount(profile: ModelProfile, node: Node) -> str:
+    bound = at_least(node.unknown_calls > 0)
+    return f"{bound}{si(node.flops)}   {percent(share(node.flops, profile.forward_flops))}"
+
+
+def _kind(node: Node) -> str:
+    return "own operators" if node.label == OWN else node.type
+
+
+def latency_chart(profile: ModelProfile) -> Figure:
+    """Measured time of each innermost module against its hardware FLOPs, on logarithmic axes.
+
+    Modules without FLOPs stand at the left edge. Pale lines are equal FLOP/s; what takes the most time, and the most
+    time for its FLOPs, has its name.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: no module of the profile was measured.
+    """
+    rows = _measured_leaves(profile)
+    if not rows:
+        raise ValueError("latency_chart: no module of this profile has a time; draw it from with_latency(...)")
+    kinds = [row.type for row in rows]
+    colours = _colours(kinds, [row.forward_ms or 0.0 for row in rows])
+    least = min((row.hw_flops for row in rows if row.hw_flops > 0), default=10)
+    places = [float(row.hw_flops) if row.hw_flops > 0 else least / 8 for row in rows]
+    times = [row.forward_ms or 0.0 for row in rows]
+    with _style():
+        figure, axes = _canvas(width=11, height=6.4)
+        _title(axes, "FLOPs against time, module by module", headline(profile))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        drawn = [colours.get(kind, GREY) for kind in kinds]
+        size = 46 if len(rows) < 200 else 24
+        axes.scatter(places, times, s=size, c=drawn, alpha=0.75, edgecolors="white", linewidths=0.6, zorder=3)
+        _limits(axes, places, times, zero_at=least / 8 if 0 in {row.hw_flops for row in rows} else None)
+        _equal_rates(axes)
+        _name_outliers(axes, rows, places)
+        axes.set_xlabel("hardware FLOPs (2 per multiply-add)", color=PALE)
+        axes.set_ylabel("forward, ms (median)", color=PALE)
+        _legend(axes, colours, kinds, loc="upper left", bbox_to_anchor=(1.08, 1.0))
+    return figure
+
+
+def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The figure drawn, as height × width × 3 bytes of red, green and blue."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from numpy import asarray
+
+    canvas: Any = FigureCanvasAgg(figure)  # Its methods have no types.
+    canvas.draw()
+    image: npt.NDArray[np.uint8] = asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return image
+
+
+def _measured_leaves(profile: ModelProfile) -> list[ModuleRow]:
+    """Rows with a time above 0 that contain no other such row: the time of the others is in these already."""
+    rows = {row.path: row for row in profile.modules}
+    timed = [row for row in profile.modules if row.forward_ms is not None and row.forward_ms > 0]
+    contain: set[str | None] = set()
+    for row in timed:
+        above = row.parent
+        while above is not None and above not in contain:
+            contain.add(above)
+            above = rows[above].parent if above in rows else None
+    return [row for row in timed if row.path not in contain]
+
+
+def _limits(axes: Axes, places: Sequence[float], times: Sequence[float], *, zero_at: float | None) -> None:
+    """Room around the points and ticks at powers of ten, with `0` where modules without FLOPs stand."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = min(places), max(places)
+    axes.set_xlim(low / 2.5, high * 6)
+    axes.set_ylim(min(times) / 2, max(times) * 2.5)
+    least = low * 8 if zero_at is not None else low
+    powers = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(high)) + 1)]
+    powers = [power for power in powers if power >= least / 2]
+    step = max(1, len(powers) // 8)
+    ticks = ([] if zero_at is None else [zero_at]) + powers[::step]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == zero_at else _power(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    tens = range(math.floor(math.log10(min(times))), math.ceil(math.log10(max(times))) + 1)
+    axes.yaxis.set_major_locator(FixedLocator([part * 10.0**ten for ten in tens for part in (1, 2, 5)]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(colors=PALE, length=0)
+    if zero_at is not None:
+        axes.axvspan(low / 2.5, zero_at * 2.5, color="#f5f7fa", zorder=0)
+
+
+def _power(value: float) -> str:
+    return si(round(value)).replace(".00", "").replace(".0", "")
+
+
+def _equal_rates(axes: Axes) -> None:
+    """A line for each power of ten of FLOP/s that crosses the picture, named where it leaves it."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    slowest, fastest = left / high * 1e3, right / low * 1e3
+    for power in range(math.ceil(math.log10(slowest)), math.floor(math.log10(fastest)) + 1):
+        rate = 10.0**power
+        axes.plot([left, right], [left / rate * 1e3, right / rate * 1e3], color=GRID, linewidth=1, zorder=1)
+        top = high * rate / 1e3
+        leaves_at, vertical = ((top, high), "top") if top < right else ((right, right / rate * 1e3), "center")
+        text = f"{_power(rate)}FLOP/s"
+        axes.annotate(text, leaves_at, (5, 0), textcoords="offset points", color=GREY, fontsize=8, va=vertical)
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
+
+
+def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float]) -> None:
+    """Names at the points that take the most time, and the most beyond what their FLOPs take at the usual rate."""
+    from matplotlib.patheffects import withStroke
+
+    timed = [(row.forward_ms or 0.0, row, place) for row, place in zip(rows, places, strict=True)]
+    rates = sorted(time / row.hw_flops for time, row, _ in timed if row.hw_flops > 0)
+    usual = rates[len(rates) // 2] if rates else 0.0
+    slowest = sorted(timed, key=lambda each: -each[0])
+    oddest = sorted(timed, key=lambda each: usual * each[1].hw_flops - each[0])
+    chosen: dict[tuple[str, int], tuple[float, ModuleRow, float]] = {}
+    for ranking in (slowest, oddest):
+        new = [each for each in ranking if (each[1].type, each[1].hw_flops) not in chosen]
+        for each in new:
+            if len(chosen) >= (LABELLED // 2 if ranking is slowest else LABELLED):
+                break
+            chosen.setdefault((each[1].type, each[1].hw_flops), each)
+    middle = math.sqrt(math.prod(axes.get_xlim()))
+    for height, (time, row, place) in zip(_apart(axes, chosen.values()), chosen.values(), strict=True):
+        left_half = place < middle
+        axes.annotate(
+            drawable(_shortened(row.path or row.type)),
+            (place, time),
+            xytext=(10 if left_half else -10, height),
+            textcoords="offset points",
+            ha="left" if left_half else "right",
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+
+
+def _apart(axes: Axes, chosen: Iterable[tuple[float, ModuleRow, float]]) -> list[float]:
+    """How far up or down each name has to go, in points, so that no two share a line."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    to_points = 72 / axes.figure.dpi
+    heights = [axes.transData.transform((place, time))[1] * to_points for time, _, place in chosen]
+    offsets = [0.0] * len(heights)
+    ceiling = math.inf
+    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
+        ceiling = min(heights[index], ceiling - 13)
+        offsets[index] = ceiling - heights[index]
+    return offsets
+
+
+def _style() -> AbstractContextManager[None]:
+    """What must not depend on the user's settings: names are no TeX, and the font is the one that comes along."""
+    try:
+        from matplotlib import rc_context
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("figures need matplotlib: pip install matplotlib", name="matplotlib") from error
+    return rc_context({"text.usetex": False, "text.parse_math": False, "font.family": ["DejaVu Sans"]})
+
+
+def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor="white")
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _title(axes: Axes, title: str, subtitle: str) -> None:
+    axes.set_title(f"{title}\n", loc="left", fontsize=14, fontweight="bold", color=INK)
+    axes.annotate(
+        drawable(_shortened(subtitle, 120)),
+        (0, 1),
+        xytext=(0, 9),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=PALE,
+        fontsize=10,
+    )
+
+
+def _colours(kinds: Sequence[str], weights: Sequence[float]) -> dict[str, str]:
+    """A colour for each of the types that weigh most; the others are grey."""
+    weight: Counter[str] = Counter()
+    for kind, amount in zip(kinds, weights, strict=True):
+        weight[kind] += amount  # type: ignore[assignment]  # a Counter adds up floats just as well
+    ranked = [kind for kind, _ in weight.most_common() if kind]
+    return dict(zip(ranked, PALETTE, strict=False))
+
+
+def _legend(axes: Axes, colours: dict[str, str], kinds: Sequence[str], **where: Any) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=drawable(_shortened(kind, 28))) for kind, colour in colours.items()]
+    if set(kinds) - {*colours, ""}:
+        patches.append(Patch(color=GREY, label="others"))
+    if len(patches) > 1:
+        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=9.5, handlelength=0.9, **where)
+
+
+def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
+    """The text without its middle where it is too long: a module's name says most at its ends."""
+    if len(text) <= longest:
+        return text
+    head = longest // 3
+    return f"{text[:head]}…{text[head + 1 - longest :]}"
+
+
+def drawable(text: str) -> str:
+    """The text with a box for what the font cannot draw, which matplotlib would warn of at each drawing."""
+    known = _glyphs()
+    return "".join(character if ord(character) in known else "\u25a1" for character in " ".join(text.splitlines()))
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

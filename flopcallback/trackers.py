@@ -1,0 +1,141 @@
+"""Where profiles and numbers go: the Tracker protocol, how one is found for an object, and two that need no package."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from flopcallback.reporting import ModelProfile, markdown_modules, markdown_operators, plain_table
+
+__all__ = ["GROUP", "LocalTracker", "MemoryTracker", "NoTrackerError", "Tracker", "tracker_for"]
+
+GROUP = "flopcallback.trackers"
+"""The entry-point group. An entry is named after the package of the objects that it takes (`wandb`,
+`torch.utils.tensorboard`) and loads to a callable: `factory(target, prefix=...) -> Tracker`."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """What takes numbers and profiles to where the user looks at them. Whoever made the target closes the target."""
+
+    def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
+        """Writes numbers at a step. The names are final: prefix and phase are in them already."""
+
+    def log_profile(self, profile: ModelProfile, step: int) -> None:
+        """Writes tables, figures and files of a profile; called again for it once times have been measured."""
+
+    def close(self) -> None:
+        """Makes sure that all is written; what the caller owns stays open."""
+
+
+class NoTrackerError(TypeError):
+    """No tracker takes this object."""
+
+
+def tracker_for(target: object, *, prefix: str = "") -> Tracker:
+    """The tracker that writes to `target`.
+
+    Args:
+        target: a `Tracker`, which is given back as it is; a folder, as a path or a string; or what a tracker's package
+            makes (a W&B run, a `SummaryWriter`, ...), a Lightning logger around it, or the name of that package.
+        prefix: stands in front of the names that the tracker itself chooses, those of tables and figures.
+
+    Raises:
+        NoTrackerError: nothing takes such an object.
+        ImportError: something does, but a package that it needs is not installed.
+    """
+    if isinstance(target, Tracker):
+        return target
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    entry = entries.get(target) if isinstance(target, str) else _entry_for(target, entries)
+    if entry is not None:
+        tracker: Tracker = entry.load()(target, prefix=prefix)
+        return tracker
+    if isinstance(target, (str, os.PathLike)):
+        return LocalTracker(target)
+    known = ", ".join(sorted(entries)) or "none"
+    kind = type(target)
+    raise NoTrackerError(
+        f"tracker_for: no tracker takes a {kind.__module__}.{kind.__qualname__} ({target!r:.80}). Known are objects of "
+        f"these packages: {known}. Or give a folder, or an object with log_scalars(values, step), "
+        "log_profile(profile, step) and close()."
+    )
+
+
+def _entry_for(target: object, entries: Mapping[str, EntryPoint]) -> EntryPoint | None:
+    """The entry for the object's type or a base of it; failing that, for the `experiment` of a Lightning logger."""
+    found = _by_type(type(target), entries)
+    experiment = None if found else getattr(target, "experiment", None)
+    return found or _by_type(type(experiment), entries)
+
+
+def _by_type(kind: type, entries: Mapping[str, EntryPoint]) -> EntryPoint | None:
+    """The entry whose name is a package that the nearest base is defined in; the innermost package wins."""
+    packages = (package for base in kind.__mro__ for package in _packages(base.__module__))
+    return next((entries[package] for package in packages if package in entries), None)
+
+
+def _packages(module: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+
+
+class LocalTracker:
+    """Files in a folder: `scalars.jsonl`, and per phase the profile as `flopcallback.json`, `.txt` and `.md`.
+
+    The folder is made when the first file is written. A line of `scalars.jsonl` is one call of `log_scalars`; integers
+    are exact, and numbers that are not finite stand as null.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
+        """Appends one line of JSON."""
+        finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "scalars.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def log_profile(self, profile: ModelProfile, step: int) -> None:
+        """Writes the three files of the profile's phase anew; only `step` of the latest call can be read from them."""
+        title = f"# {profile.name} at step {step}"
+        report = [title, markdown_modules(profile), "## Operators", markdown_operators(profile)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (
+            (".json", profile.to_json(indent=1)),
+            (".txt", plain_table(profile)),
+            (".md", "\n\n".join(report)),
+        ):
+            (self.folder / f"{profile.file_stem}{suffix}").write_text(text + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Does nothing: every call has written its files."""
+
+
+@dataclass
+class MemoryTracker:
+    """Keeps what it is given, in order, as pairs of step and content: for tests, notebooks and loops of one's own."""
+
+    scalars: list[tuple[int, dict[str, int | float]]] = field(default_factory=list)
+    profiles: list[tuple[int, ModelProfile]] = field(default_factory=list)
+    closed: bool = False
+
+    def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
+        """Keeps a copy of the numbers."""
+        self.scalars.append((step, dict(values)))
+
+    def log_profile(self, profile: ModelProfile, step: int) -> None:
+        """Keeps the profile."""
+        self.profiles.append((step, profile))
+
+    def close(self) -> None:
+        """Notes that it was called."""
+        self.closed = True
