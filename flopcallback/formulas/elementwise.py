@@ -7,16 +7,19 @@ Simple figures, by what the definition of the operator writes down, per floating
 | arithmetic, activations, `exp`, `sqrt`, `max(a, b)` | 1 per output | one call of one function |
 | `glu`, `addcmul`, activations' backward | 2 per output | a product and one more |
 | `lerp`, `mse_loss_backward` | 3 per output | subtract, multiply, add or scale |
-| dropout in training | 2 per output | the mask is scaled, then multiplied |
+| dropout in training; alpha dropout | 2; 6 per output | the mask is scaled, then multiplied |
 | `sum`, `mean`, `prod`, `max`, `argmax`, `cumsum` | 1 per input | one step per element |
-| norms, `mse_loss`, `l1_loss` | 2 per input | square (subtract) and add |
+| norms | 2 per input | square and add |
 | `logsumexp`, `var`, `std`, softmax' backward | 4 per input | max, subtract, exp, add; mean, subtract, square, add |
 | softmax, log-softmax | 5 per input | max, subtract, exp, add, divide |
-| Adam, AdamW; SGD; Adagrad | 12; 4; 6 per parameter | their update rules, weight decay left out |
+| `l1_loss`, `mse_loss`, Huber; `kl_div`; cross-entropy of two classes | 3; 4; 7 per input | with the mean or sum |
+| cross-entropy | 5 per score, 1 per target | log-softmax and a sum |
+| `cosine_similarity`, `triplet_margin_loss` | 8 per input | three sums of products, two quotients; two distances |
+| Adam, AdamW; SGD; Adagrad | 12; 4; 7 per parameter | update rule with weight decay and momentum |
 
 A complex element is two real ones; a complex product takes 6 operations, a quotient 11. Integers and booleans are no
 floating-point work; comparisons are free where they give booleans and cost 1 where they give numbers (ReLU, `max`).
-The scalar factors of `add(alpha=)`, of means and of the reductions of losses are left out.
+Scalar factors (`add(alpha=)`, the quotient of a mean) and work per row beside work per element are left out.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from typing import TYPE_CHECKING
 
 from flopcallback.formulas.arithmetic import elements, is_floating, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.embedding import embedding_bag, embedding_bag_backward, per_sample_weights_backward
+from flopcallback.formulas.resampling import pool, pool_backward
 
 if TYPE_CHECKING:
     from flopcallback.counting.op_call import OpCall, Value
@@ -59,7 +64,7 @@ def per_input(operations: int = 1, *, argument: int = 0) -> Formula:
 
 
 def per_list_element(operations: int = 1) -> Formula:
-    """The formula of a `_foreach` operator or of a fused optimizer: so many operations per element of its first list."""
+    """The formula of a `_foreach` operator or a fused optimizer: so many operations per element of its first list."""
 
     def formula(call: OpCall) -> Cost:
         first = next((value for value in call.inputs if value.items is not None), None)
@@ -89,21 +94,29 @@ def divide(call: OpCall) -> Cost:
     return Cost(elementwise=11 * numel_of(call.outputs[0]))
 
 
-def dropout(call: OpCall) -> Cost:
-    """`dropout(input, p, train)`: two per element in training, nothing in evaluation."""
-    probability, train = call.inputs[1].constant, call.inputs[2].constant
-    return per_output(2)(call) if probability and train in (True, None) else Cost()
+def dropout(operations: int) -> Formula:
+    """The formula of `dropout(input, p, train)`: so many operations per element in training, none in evaluation."""
+
+    def formula(call: OpCall) -> Cost:
+        probability, train = call.inputs[1].constant, call.inputs[2].constant
+        return per_output(operations)(call) if probability and train else Cost()
+
+    return formula
 
 
 def cross_entropy(call: OpCall) -> Cost:
-    """`cross_entropy_loss(input, target, ...)`: log-softmax, then a sum over targets (indices) or over products."""
+    """`cross_entropy_loss(input, target, ...)`: log-softmax, then a sum over targets (indices) or over products.
+
+    Label smoothing, the sixth argument, adds a sum over all classes.
+    """
     scores, target = call.inputs[:2]
     picked = 2 * elements(target) if is_floating(target) else numel_of(target)
-    return Cost(elementwise=5 * elements(scores) + picked)
+    smoothed = elements(scores) if call.inputs[5].constant else 0
+    return Cost(elementwise=5 * elements(scores) + picked + smoothed)
 
 
 def picked_targets(call: OpCall) -> Cost:
-    """`nll_loss(input, target, ...)`: a sum over the targets; its backward `(grad, input, target, ...)` a quotient each."""
+    """`nll_loss(input, target, ...)` and its backward `(grad, input, target, ...)`: one per target."""
     target = next(value for value in call.inputs[1:] if value.is_tensor and not is_floating(value))
     return Cost(elementwise=numel_of(target))
 
@@ -170,20 +183,20 @@ ELEMENTWISE: Mapping[str, Formula] = {
         pow float_power exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh
         tanh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh atan2 arctan2 hypot sinc erf erfc erfinv
         lgamma digamma polygamma mvlgamma igamma igammac i0 xlogy logaddexp logaddexp2 logit heaviside copysign
-        nextafter ldexp fmod remainder floor_divide maximum minimum fmax fmin clamp clamp_min clamp_max clip
-        nan_to_num deg2rad rad2deg angle conj_physical polar renorm cross linalg_cross diff trapezoid trapz
-        cumulative_trapezoid special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1
-        special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
-        special_expm1 special_gammainc special_gammaincc special_gammaln special_i0 special_i0e special_i1 special_i1e
-        special_log1p special_log_ndtr special_logit special_multigammaln special_ndtr special_ndtri special_polygamma
-        special_psi special_round special_sinc special_xlog1py special_xlogy special_zeta special_chebyshev_polynomial_t
-        special_chebyshev_polynomial_u special_chebyshev_polynomial_v special_chebyshev_polynomial_w
-        special_hermite_polynomial_h special_hermite_polynomial_he special_laguerre_polynomial_l
-        special_legendre_polynomial_p special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
-        special_modified_bessel_k1 special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1
-        special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
-        special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w special_spherical_bessel_j0
-        frexp modf vander linalg_vander _standard_gamma_grad _dirichlet_grad _conj_physical
+        nextafter ldexp fmod remainder floor_divide maximum minimum fmax fmin clamp clamp_min clamp_max clip nan_to_num
+        deg2rad rad2deg angle conj_physical polar renorm cross linalg_cross diff special_airy_ai special_bessel_j0
+        special_bessel_j1 special_bessel_y0 special_bessel_y1 special_digamma special_entr special_erf special_erfc
+        special_erfcx special_erfinv special_exp2 special_expit special_expm1 special_gammainc special_gammaincc
+        special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr special_logit
+        special_multigammaln special_ndtr special_ndtri special_polygamma special_psi special_round special_sinc
+        special_xlog1py special_xlogy special_zeta special_chebyshev_polynomial_t special_chebyshev_polynomial_u
+        special_chebyshev_polynomial_v special_chebyshev_polynomial_w special_hermite_polynomial_h
+        special_hermite_polynomial_he special_laguerre_polynomial_l special_legendre_polynomial_p
+        special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1
+        special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 special_shifted_chebyshev_polynomial_t
+        special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v
+        special_shifted_chebyshev_polynomial_w special_spherical_bessel_j0 frexp modf vander linalg_vander
+        _standard_gamma_grad _dirichlet_grad _conj_physical
         """,
     ),
     **_rows(multiply, "mul multiply"),
@@ -194,12 +207,14 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(
         per_output(),
         """
-        relu relu6 leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise rrelu_with_noise_functional elu selu celu gelu silu mish sigmoid
-        hardsigmoid hardswish hardtanh hardshrink softshrink softplus log_sigmoid log_sigmoid_forward threshold
+        relu relu6 leaky_relu prelu _prelu_kernel rrelu rrelu_with_noise rrelu_with_noise_functional elu selu celu gelu
+        silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink softshrink softplus log_sigmoid log_sigmoid_forward
+        threshold
         """,
     ),
     **_rows(per_output(2), "glu native_dropout _fused_dropout"),
-    **_rows(dropout, "dropout feature_dropout alpha_dropout feature_alpha_dropout"),
+    **_rows(dropout(2), "dropout feature_dropout"),
+    **_rows(dropout(6), "alpha_dropout feature_alpha_dropout"),
     **_rows(
         per_output(2),
         """
@@ -214,8 +229,8 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(
         per_input(),
         """
-        sum nansum mean nanmean prod amax amin aminmax _aminmax argmax argmin median nanmedian cumsum cumprod
-        cummax cummin _cummax_helper _cummin_helper trace sum_to_size _grad_sum_to_size segment_reduce
+        sum nansum nanmean prod amax amin aminmax _aminmax argmax argmin median nanmedian cumsum cumprod cummax cummin
+        _cummax_helper _cummin_helper trace sum_to_size _grad_sum_to_size segment_reduce
         """,
     ),
     **_rows(extremum, "max min"),
@@ -235,15 +250,20 @@ ELEMENTWISE: Mapping[str, Formula] = {
         """
         embedding_backward embedding_dense_backward embedding_sparse_backward index_select_backward gather_backward
         unfold_backward col2im reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
-        replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward _unsafe_masked_index_put_accumulate
+        replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward
+        _unsafe_masked_index_put_accumulate
         """,
     ),
     # --- Losses and distances ---
-    **_rows(per_input(2), "hinge_embedding_loss margin_ranking_loss"),
+    **_rows(per_input(2), "trapezoid trapz cumulative_trapezoid"),
     **_rows(per_input(3), "l1_loss mse_loss smooth_l1_loss huber_loss dist"),
-    **_rows(per_input(4), "kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance"),
+    **_rows(
+        per_input(4),
+        "kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance hinge_embedding_loss",
+    ),
+    **_rows(per_input(6), "margin_ranking_loss cosine_embedding_loss"),
     **_rows(per_input(7), "binary_cross_entropy binary_cross_entropy_with_logits"),
-    **_rows(per_input(8), "cosine_similarity"),
+    **_rows(per_input(8), "cosine_similarity triplet_margin_loss"),
     **_rows(cross_entropy, "cross_entropy_loss"),
     **_rows(picked_targets, "nll_loss nll_loss_nd nll_loss_forward nll_loss2d nll_loss2d_forward"),
     **_rows(picked_targets, "nll_loss_backward nll_loss2d_backward"),
@@ -295,4 +315,23 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(per_list_element(7), "_fused_adagrad"),
     **_rows(per_list_element(1), "_amp_foreach_non_finite_check_and_unscale"),
     # --- Pools and embedding bags ---
+    **_rows(pool, "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices"),
+    **_rows(pool, "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d"),
+    **_rows(pool, "fractional_max_pool2d fractional_max_pool3d"),
+    **_rows(per_input(), "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    **_rows(pool_backward, "avg_pool2d_backward avg_pool3d_backward"),
+    **_rows(
+        per_input(),
+        """
+        max_pool2d_backward max_pool2d_with_indices_backward max_pool3d_with_indices_backward mkldnn_max_pool2d_backward
+        mkldnn_max_pool3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward
+        adaptive_max_pool2d_backward adaptive_max_pool3d_backward
+        """,
+    ),
+    **_rows(embedding_bag, "embedding_bag _embedding_bag _embedding_bag_forward_only"),
+    **_rows(
+        embedding_bag_backward,
+        "_embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_sparse_backward",
+    ),
+    **_rows(per_sample_weights_backward, "_embedding_bag_per_sample_weights_backward"),
 }

@@ -19,20 +19,20 @@ FREE_OPERATORS: Mapping[str, str] = {
         _unpack_dual _mkldnn_transpose _sparse_broadcast_to
     """,
     "a copy": """
-        clone copy contiguous lift_fresh_copy _lazy_clone _copy_from _copy_from_and_resize _reshape_copy
-        view_copy view_as_real_copy view_as_complex_copy _reshape_alias_copy expand_copy squeeze_copy unsqueeze_copy
-        permute_copy transpose_copy t_copy select_copy slice_copy unbind_copy split_copy split_with_sizes_copy
-        diagonal_copy as_strided_copy unfold_copy detach_copy alias_copy _conj_copy _neg_view_copy values_copy
-        indices_copy _values_copy _indices_copy crow_indices_copy col_indices_copy ccol_indices_copy row_indices_copy
-        narrow_copy cat concat concatenate stack _stack hstack vstack dstack column_stack row_stack block_diag
-        cartesian_prod combinations tile repeat repeat_interleave roll rot90 flip fliplr flipud pin_memory _pin_memory
-        diag diag_embed diagflat tril triu fft_fftshift fft_ifftshift pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-        im2col complex _foreach_copy _foreach_clone _chunk_cat flatten_dense_tensors unflatten_dense_tensors
-        pad_sequence _pack_padded_sequence _pad_packed_sequence _pack_padded_sequence_backward _pack_sequence
-        _nested_tensor_from_tensor_list _nested_tensor_from_mask _nested_from_padded nested_to_padded_tensor
-        to_padded_tensor _nested_from_padded_tensor _nested_view_from_buffer_copy _nested_view_from_jagged_copy
-        _jagged_to_padded_dense_forward _padded_dense_to_jagged_forward _make_dual_copy _fw_primal_copy
-        _nested_get_values_copy copy_sparse_to_sparse _sparse_broadcast_to_copy
+        clone copy contiguous lift_fresh_copy _lazy_clone _copy_from _copy_from_and_resize _reshape_copy view_copy
+        view_as_real_copy view_as_complex_copy _reshape_alias_copy expand_copy squeeze_copy unsqueeze_copy permute_copy
+        transpose_copy t_copy select_copy slice_copy unbind_copy split_copy split_with_sizes_copy diagonal_copy
+        as_strided_copy unfold_copy detach_copy alias_copy _conj_copy _neg_view_copy values_copy indices_copy
+        _values_copy _indices_copy crow_indices_copy col_indices_copy ccol_indices_copy row_indices_copy narrow_copy cat
+        concat concatenate stack _stack hstack vstack dstack column_stack row_stack block_diag cartesian_prod
+        combinations tile repeat repeat_interleave roll rot90 flip fliplr flipud pin_memory _pin_memory diag diag_embed
+        diagflat tril triu fft_fftshift fft_ifftshift pixel_shuffle pixel_unshuffle channel_shuffle
+        native_channel_shuffle im2col complex _foreach_copy _foreach_clone _chunk_cat flatten_dense_tensors
+        unflatten_dense_tensors pad_sequence _pack_padded_sequence _pad_packed_sequence _pack_padded_sequence_backward
+        _pack_sequence _nested_tensor_from_tensor_list _nested_tensor_from_mask _nested_from_padded
+        nested_to_padded_tensor to_padded_tensor _nested_from_padded_tensor _nested_view_from_buffer_copy
+        _nested_view_from_jagged_copy _jagged_to_padded_dense_forward _padded_dense_to_jagged_forward _make_dual_copy
+        _fw_primal_copy _nested_get_values_copy copy_sparse_to_sparse _sparse_broadcast_to_copy
     """,
     "a cast or a move between devices and layouts": """
         to _to_copy type_as _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short
@@ -44,39 +44,39 @@ FREE_OPERATORS: Mapping[str, str] = {
         _dyn_quant_pack_4bit_weight fbgemm_pack_gemm_matrix_fp16 fbgemm_pack_quantized_matrix _cudnn_rnn_flatten_weight
     """,
     "padding": """
-        pad constant_pad_nd _pad_enum _pad_circular reflection_pad1d reflection_pad2d reflection_pad3d
-        replication_pad1d replication_pad2d replication_pad3d
+        pad constant_pad_nd _pad_enum _pad_circular reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+        replication_pad2d replication_pad3d
     """,
     "an index or a look-up": """
         index _unsafe_index _unsafe_masked_index index_select index_copy index_fill gather scatter take take_along_dim
         masked_select masked_scatter masked_fill embedding select_scatter slice_scatter diagonal_scatter
         as_strided_scatter select_backward slice_backward diagonal_backward masked_select_backward
         masked_scatter_backward trace_backward value_selecting_reduction_backward cummaxmin_backward where one_hot
-        fill_diagonal slice_inverse sparse_mask _sparse_mask_projection max_unpool2d max_unpool3d nonzero nonzero_numpy nonzero_static argwhere embedding_renorm
+        fill_diagonal slice_inverse sparse_mask _sparse_mask_projection max_unpool2d max_unpool3d nonzero nonzero_numpy
+        nonzero_static argwhere embedding_renorm
     """,
     "a comparison or a logical operator": """
         eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isclose allclose isnan isinf isfinite
         isneginf isposinf isreal isin all any logical_and logical_or logical_xor logical_not bitwise_and bitwise_or
         bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ __iand__ __ior__ __ixor__
-        __lshift__ __rshift__ __ilshift__ __irshift__ signbit count_nonzero _is_all_true _is_any_true gcd lcm
-        __not__ __is__ __isnot__ __contains__ is_same_size
+        __lshift__ __rshift__ __ilshift__ __irshift__ signbit count_nonzero _is_all_true _is_any_true gcd lcm __not__
+        __is__ __isnot__ __contains__ is_same_size
     """,
     "sorting or searching": """
         sort argsort msort topk kthvalue mode unique_consecutive unique_dim unique_dim_consecutive _unique _unique2
-        searchsorted bucketize bincount histc histogram histogramdd
-        _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors hash_tensor
+        searchsorted bucketize bincount histc histogram histogramdd _histogramdd_bin_edges _histogramdd_from_bin_cts
+        _histogramdd_from_bin_tensors hash_tensor
     """,
     "a new tensor": """
         empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided zeros zeros_like
         new_zeros ones ones_like new_ones full full_like new_full fill zero _foreach_zero scalar_tensor tensor as_tensor
         arange range linspace logspace eye tril_indices triu_indices hann_window hamming_window blackman_window
         bartlett_window kaiser_window fft_fftfreq fft_rfftfreq _efficientzerotensor _new_zeros_with_same_feature_meta
-        from_file resize resize_as set _resize_output _no_grad_fill_ _no_grad_zero_ sparse_coo_tensor
-        sparse_csr_tensor sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor sparse_compressed_tensor
-        _sparse_coo_tensor_unsafe _sparse_csr_tensor_unsafe _sparse_csc_tensor_unsafe _sparse_bsr_tensor_unsafe
-        _sparse_bsc_tensor_unsafe _sparse_compressed_tensor_unsafe _sparse_coo_tensor_with_dims
-        _sparse_coo_tensor_with_dims_and_tensors _sparse_compressed_tensor_with_dims _coalesced
-        _empty_affine_quantized _empty_per_channel_affine_quantized
+        from_file resize resize_as set _resize_output _no_grad_fill_ _no_grad_zero_ sparse_coo_tensor sparse_csr_tensor
+        sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor sparse_compressed_tensor _sparse_coo_tensor_unsafe
+        _sparse_csr_tensor_unsafe _sparse_csc_tensor_unsafe _sparse_bsr_tensor_unsafe _sparse_bsc_tensor_unsafe
+        _sparse_compressed_tensor_unsafe _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors
+        _sparse_compressed_tensor_with_dims _coalesced _empty_affine_quantized _empty_per_channel_affine_quantized
     """,
     "random numbers": """
         rand rand_like randn randn_like randint randint_like randperm random normal normal_functional uniform bernoulli
@@ -102,9 +102,9 @@ FREE_OPERATORS: Mapping[str, str] = {
     "numbers, lists and strings of Python": """
         Int IntImplicit Float FloatImplicit Complex ComplexImplicit ScalarImplicit Bool Size Generator Delete
         __getitem__ _set_item __derive_index __range_length __round_to_zero_floordiv floordiv mathremainder divmod len
-        append extend insert pop remove clear reverse list dict items keys update get
-        setdefault popitem hash format str join ord chr hex oct bin degrees radians _list_to_tensor _tensor_to_list
-        _unwrap_optional _size_if_not_equal warn manual_seed seed initial_seed set_grad_enabled _print
+        append extend insert pop remove clear reverse list dict items keys update get setdefault popitem hash format str
+        join ord chr hex oct bin degrees radians _list_to_tensor _tensor_to_list _unwrap_optional _size_if_not_equal
+        warn manual_seed seed initial_seed set_grad_enabled _print
     """,
     "a check": """
         _assert_async _functional_assert_async _assert_scalar _functional_assert_scalar _assert_tensor_metadata

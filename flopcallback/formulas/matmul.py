@@ -38,6 +38,7 @@ __all__ = [
     "scaled_mm",
     "tensordot",
     "trilinear",
+    "vecdot",
 ]
 
 
@@ -126,11 +127,21 @@ def added_outer(call: OpCall) -> Cost:
     return multiply_adds(numel_of(left) * numel_of(right), left, right)
 
 
+def vecdot(call: OpCall) -> Cost:
+    """`linalg_vecdot`: one pair of vectors runs as `dot`; a batch of them as `mul` and `sum`, which are elementwise."""
+    left = call.inputs[0]
+    if len(shape_of(left)) == len(shape_of(call.inputs[1])) == 1:
+        return product(call)
+    axis = call.inputs[2].constant
+    return Cost(elementwise=2 * elements(call.outputs[0]) * shape_of(left)[axis])
+
+
 def covariance(call: OpCall) -> Cost:
-    """`cov`, `corrcoef` of `[variables, samples]`: the product with its own transpose."""
+    """`cov`, `corrcoef` of `[variables, samples]`: samples are centred, then multiplied with their own transpose."""
     samples = call.inputs[0]
     variables = shape_of(samples)[0] if len(shape_of(samples)) == 2 else 1
-    return multiply_adds(variables * numel_of(samples), samples, samples)
+    centring = Cost(elementwise=2 * elements(samples))
+    return multiply_adds(variables * numel_of(samples), samples, samples) + centring
 
 
 def affine_grid(call: OpCall) -> Cost:

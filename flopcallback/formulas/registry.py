@@ -8,10 +8,20 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flopcallback.counting.op_call import OpCall
-from flopcallback.formulas import convolution, einsum, matmul
+from flopcallback.formulas import (
+    attention,
+    convolution,
+    einsum,
+    matmul,
+    normalization,
+    recurrent,
+    resampling,
+    spectral,
+)
 from flopcallback.formulas.cost import Cost
-from flopcallback.formulas.elementwise import ELEMENTWISE
+from flopcallback.formulas.elementwise import ELEMENTWISE, per_input
 from flopcallback.formulas.free import FREE_OPERATORS
+from flopcallback.formulas.pytorch import pytorch_formula
 
 __all__ = ["Counted", "Family", "Formula", "Free", "lookup", "register_formula", "unregister_formula"]
 
@@ -104,6 +114,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::mv": matmul.product,
         "aten::dot": matmul.product,
         "aten::vdot": matmul.product,
+        "aten::linalg_vecdot": matmul.vecdot,
         "aten::inner": matmul.product,
         "aten::outer": matmul.outer,
         "aten::ger": matmul.outer,
@@ -146,15 +157,159 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "quantized::linear_relu_dynamic": matmul.linear_packed,
     },
     # --- Attention ----------------------------------------------------------------------------------------------
-    Family.ATTENTION: {},
+    Family.ATTENTION: {
+        "aten::scaled_dot_product_attention": attention.scaled_dot_product_attention,
+        "aten::_scaled_dot_product_attention_math": attention.scaled_dot_product_attention,
+        "aten::_scaled_dot_product_attention_math_for_mps": attention.scaled_dot_product_attention,
+        "aten::_scaled_dot_product_fused_attention_overrideable": attention.scaled_dot_product_attention,
+        "aten::_scaled_dot_product_fused_attention_overrideable_backward": attention.overrideable_backward,
+        "aten::_scaled_dot_product_flash_attention": attention.flash,
+        "aten::_scaled_dot_product_flash_attention_backward": attention.flash_backward,
+        "aten::_scaled_dot_product_flash_attention_for_cpu": attention.flash,
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward": attention.flash_for_cpu_backward,
+        "aten::_scaled_dot_product_efficient_attention": attention.efficient,
+        "aten::_scaled_dot_product_efficient_attention_backward": attention.efficient_backward,
+        "aten::_scaled_dot_product_cudnn_attention": attention.cudnn,
+        "aten::_scaled_dot_product_cudnn_attention_backward": attention.cudnn_backward,
+        "aten::_flash_attention_forward": attention.flash_tokens_first,
+        "aten::_flash_attention_forward_no_dropout_inplace": attention.flash_inplace,
+        "aten::_flash_attention_backward": attention.flash_tokens_first_backward,
+        "aten::_efficient_attention_forward": attention.efficient_tokens_first,
+        "aten::_efficient_attention_backward": attention.efficient_tokens_first_backward,
+        "torch_attn::_varlen_attn": attention.varlen,
+        "torch_attn::_varlen_attn_out": attention.varlen_out,
+        "torch_attn::_varlen_attn_backward": attention.varlen_backward,
+        "aten::_native_multi_head_attention": attention.multi_head_attention,
+        "aten::_transformer_encoder_layer_fwd": attention.transformer_encoder_layer,
+    },
     # --- Recurrent layers and cells -----------------------------------------------------------------------------
-    Family.RECURRENT: {},
+    Family.RECURRENT: {
+        "aten::lstm": recurrent.lstm,
+        "aten::_lstm_mps": recurrent.lstm,
+        "aten::lstm_mps_backward": recurrent.lstm_mps_backward,
+        "aten::gru": recurrent.gru,
+        "aten::rnn_tanh": recurrent.rnn,
+        "aten::rnn_relu": recurrent.rnn,
+        "aten::lstm_cell": recurrent.lstm_cell,
+        "aten::gru_cell": recurrent.gru_cell,
+        "aten::rnn_tanh_cell": recurrent.rnn_cell,
+        "aten::rnn_relu_cell": recurrent.rnn_cell,
+        "aten::_thnn_fused_lstm_cell": per_input(recurrent.LSTM_GATES, argument=2),
+        "aten::_thnn_fused_lstm_cell_backward": per_input(2 * recurrent.LSTM_GATES, argument=2),
+        "aten::_thnn_fused_lstm_cell_backward_impl": per_input(2 * recurrent.LSTM_GATES, argument=2),
+        "aten::_thnn_fused_gru_cell": per_input(recurrent.GRU_GATES, argument=2),
+        "aten::_thnn_fused_gru_cell_backward": per_input(2 * recurrent.GRU_GATES),
+        "aten::mkldnn_rnn_layer": recurrent.mkldnn_rnn_layer,
+        "aten::mkldnn_rnn_layer_backward": recurrent.mkldnn_rnn_layer_backward,
+        "aten::_cudnn_rnn": recurrent.cudnn_rnn,
+        "aten::_cudnn_rnn_backward": recurrent.cudnn_rnn_backward,
+        "aten::miopen_rnn": recurrent.miopen_rnn,
+        "aten::miopen_rnn_backward": recurrent.miopen_rnn_backward,
+    },
     # --- Batch, layer, group, instance, RMS norm ----------------------------------------------------------------
-    Family.NORMALIZATION: {},
+    Family.NORMALIZATION: {
+        "aten::batch_norm": normalization.batch_norm,
+        "aten::instance_norm": normalization.batch_norm,
+        "aten::native_batch_norm": normalization.batch_norm,
+        "aten::_native_batch_norm_legit": normalization.batch_norm,
+        "aten::cudnn_batch_norm": normalization.batch_norm,
+        "aten::miopen_batch_norm": normalization.batch_norm,
+        "aten::_batch_norm_with_update": normalization.batch_norm_training,
+        "aten::_batch_norm_no_update": normalization.batch_norm_evaluation,
+        "aten::_native_batch_norm_legit_no_training": normalization.batch_norm_evaluation,
+        "aten::batch_norm_stats": normalization.batch_norm_statistics,
+        "aten::batch_norm_update_stats": normalization.batch_norm_statistics,
+        "aten::batch_norm_gather_stats": normalization.batch_norm_combine,
+        "aten::batch_norm_gather_stats_with_counts": normalization.batch_norm_combine,
+        "aten::batch_norm_elemt": normalization.batch_norm_apply,
+        "aten::layer_norm": normalization.layer_norm,
+        "aten::native_layer_norm": normalization.layer_norm,
+        "aten::group_norm": normalization.layer_norm,
+        "aten::native_group_norm": normalization.batch_norm_training,
+        "aten::rms_norm": normalization.rms_norm,
+        "aten::_fused_rms_norm": normalization.rms_norm,
+        "aten::native_batch_norm_backward": per_input(normalization.BACKWARD),
+        "aten::batch_norm_backward": per_input(normalization.BACKWARD),
+        "aten::cudnn_batch_norm_backward": per_input(normalization.BACKWARD),
+        "aten::miopen_batch_norm_backward": per_input(normalization.BACKWARD),
+        "aten::batch_norm_backward_reduce": per_input(normalization.BACKWARD // 2),
+        "aten::batch_norm_backward_elemt": per_input(normalization.BACKWARD // 2),
+        "aten::native_layer_norm_backward": per_input(normalization.BACKWARD),
+        "aten::native_group_norm_backward": per_input(normalization.BACKWARD),
+        "aten::_fused_rms_norm_backward": per_input(normalization.BACKWARD),
+    },
     # --- Interpolation, grid sampling, adaptive average pooling --------------------------------------------------
-    Family.RESAMPLING: {},
+    Family.RESAMPLING: {
+        "aten::upsample_nearest1d": resampling.interpolation(taps=1),
+        "aten::upsample_nearest2d": resampling.interpolation(taps=1),
+        "aten::upsample_nearest3d": resampling.interpolation(taps=1),
+        "aten::_upsample_nearest_exact1d": resampling.interpolation(taps=1),
+        "aten::_upsample_nearest_exact2d": resampling.interpolation(taps=1),
+        "aten::_upsample_nearest_exact3d": resampling.interpolation(taps=1),
+        "aten::upsample_linear1d": resampling.interpolation(taps=2),
+        "aten::upsample_bilinear2d": resampling.interpolation(taps=4),
+        "aten::upsample_trilinear3d": resampling.interpolation(taps=8),
+        "aten::upsample_bicubic2d": resampling.interpolation(taps=16),
+        "aten::_upsample_bilinear2d_aa": resampling.antialiased(taps=2),
+        "aten::_upsample_bicubic2d_aa": resampling.antialiased(taps=4),
+        "aten::_upsample_lanczos2d_aa": resampling.antialiased(taps=6),
+        "aten::upsample_nearest1d_backward": per_input(1),
+        "aten::upsample_nearest2d_backward": per_input(1),
+        "aten::upsample_nearest3d_backward": per_input(1),
+        "aten::_upsample_nearest_exact1d_backward": per_input(1),
+        "aten::_upsample_nearest_exact2d_backward": per_input(1),
+        "aten::_upsample_nearest_exact3d_backward": per_input(1),
+        "aten::upsample_linear1d_backward": per_input(2),
+        "aten::upsample_bilinear2d_backward": per_input(4),
+        "aten::upsample_trilinear3d_backward": per_input(8),
+        "aten::upsample_bicubic2d_backward": per_input(16),
+        "aten::_upsample_bilinear2d_aa_backward": per_input(4),
+        "aten::_upsample_bicubic2d_aa_backward": per_input(16),
+        "aten::_upsample_lanczos2d_aa_backward": per_input(36),
+        "aten::grid_sampler": resampling.grid_sampler,
+        "aten::grid_sampler_2d": resampling.grid_sampler,
+        "aten::grid_sampler_3d": resampling.grid_sampler,
+        "aten::_grid_sampler_2d_cpu_fallback": resampling.grid_sampler,
+        "aten::cudnn_grid_sampler": resampling.grid_sampler,
+        "aten::grid_sampler_2d_backward": resampling.grid_sampler_backward,
+        "aten::grid_sampler_3d_backward": resampling.grid_sampler_backward,
+        "aten::adaptive_avg_pool1d": resampling.adaptive_average_pool,
+        "aten::adaptive_avg_pool2d": resampling.adaptive_average_pool,
+        "aten::adaptive_avg_pool3d": resampling.adaptive_average_pool,
+        "aten::_adaptive_avg_pool2d": resampling.adaptive_average_pool,
+        "aten::_adaptive_avg_pool3d": resampling.adaptive_average_pool,
+        "aten::mkldnn_adaptive_avg_pool2d": resampling.adaptive_average_pool,
+        "aten::_adaptive_avg_pool2d_backward": per_input(argument=1),
+        "aten::_adaptive_avg_pool3d_backward": per_input(argument=1),
+        # Here and not among the reductions, since global average pooling runs as a mean.
+        "aten::mean": resampling.global_average_pool_or_mean,
+    },
     # --- Fourier transforms -------------------------------------------------------------------------------------
-    Family.SPECTRAL: {},
+    Family.SPECTRAL: {
+        "aten::_fft_c2c": spectral.complex_to_complex,
+        "aten::_fft_r2c": spectral.real_to_complex,
+        "aten::_fft_c2r": spectral.complex_to_real,
+        "aten::fft_fft": spectral.fft,
+        "aten::fft_ifft": spectral.fft,
+        "aten::fft_fft2": spectral.fft_multidimensional,
+        "aten::fft_fftn": spectral.fft_multidimensional,
+        "aten::fft_ifft2": spectral.fft_multidimensional,
+        "aten::fft_ifftn": spectral.fft_multidimensional,
+        "aten::fft_rfft": spectral.to_half_spectrum,
+        "aten::fft_rfft2": spectral.to_half_spectrum,
+        "aten::fft_rfftn": spectral.to_half_spectrum,
+        "aten::fft_ihfft": spectral.to_half_spectrum,
+        "aten::fft_irfft": spectral.from_half_spectrum,
+        "aten::fft_irfft2": spectral.from_half_spectrum,
+        "aten::fft_irfftn": spectral.from_half_spectrum,
+        "aten::fft_hfft": spectral.from_half_spectrum,
+        "aten::fft_ihfft2": spectral.to_half_spectrum_hermitian,
+        "aten::fft_ihfftn": spectral.to_half_spectrum_hermitian,
+        "aten::fft_hfft2": spectral.from_half_spectrum_hermitian,
+        "aten::fft_hfftn": spectral.from_half_spectrum_hermitian,
+        "aten::stft": spectral.stft,
+        "aten::istft": spectral.istft,
+    },
     # --- Elementwise: activations, arithmetic, reductions, losses, optimizers; other pools, embedding bags --------
     Family.ELEMENTWISE: ELEMENTWISE,
 }
@@ -176,11 +331,16 @@ _registered: dict[str, Counted] = {}
 def lookup(operator: str) -> Counted | Free | None:
     """How an operator is counted, or why it is free; None where no one knows.
 
+    What has no row here is looked up among the formulas that PyTorch's own counter has been told.
+
     Args:
         operator: schema name without overload, such as `"aten::linear"`. An in-place `"aten::relu_"` has the row of
             `"aten::relu"`.
     """
-    return _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
+    known = _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
+    if known is None and (formula := pytorch_formula(operator)) is not None:
+        return Counted(formula, Family.CUSTOM)
+    return known
 
 
 def register_formula(operator: str, formula: Formula, *, family: Family = Family.CUSTOM) -> None:
@@ -201,7 +361,7 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
         raise TypeError(f"register_formula: formula of {operator!r} is {formula!r}, expected a function of one OpCall")
     if operator in _registered:
         raise ValueError(f"register_formula: {operator!r} is registered; unregister_formula({operator!r}) first")
-    if lookup(operator) is not None:
+    if operator in _BUILT_IN or _out_of_place(operator) in _BUILT_IN:
         raise ValueError(
             f"register_formula: {operator!r} has a built-in row; "
             f"for one analysis, replace it with FlopCountAnalysis(...).set_op_handle({operator!r}, handle)"
