@@ -1,0 +1,45 @@
+"""Embedding bags: rows of a table, summed, averaged or compared per bag. Elementwise, and not in the default total.
+
+A plain embedding is a look-up, and free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flopcallback.formulas.arithmetic import elements, shape_of
+from flopcallback.formulas.cost import Cost
+
+if TYPE_CHECKING:
+    from flopcallback.counting.op_call import OpCall
+
+__all__ = ["embedding_bag", "embedding_bag_backward", "per_sample_weights_backward"]
+
+_MEAN = 1
+
+
+def embedding_bag(call: OpCall) -> Cost:
+    """`(weight, indices, offsets, _, mode, _, per-sample weights, ...)`.
+
+    One operation per element of every row looked up (padding included, since it is known by data alone), one more where
+    rows have weights, and one per element of the result for the division of a mean.
+    """
+    weight, indices, _, _, mode, _, row_weights = call.inputs[:7]
+    _, width = shape_of(weight)
+    looked_up = indices.numel * width
+    return Cost(
+        elementwise=looked_up * (1 + row_weights.is_tensor)
+        + (elements(call.outputs[0]) if mode.constant == _MEAN else 0)
+    )
+
+
+def embedding_bag_backward(call: OpCall) -> Cost:
+    """`(gradient, indices, ...)`: every row looked up gets its bag's gradient added."""
+    gradient, indices = call.inputs[:2]
+    return Cost(elementwise=indices.numel * shape_of(gradient)[-1])
+
+
+def per_sample_weights_backward(call: OpCall) -> Cost:
+    """`(gradient, weight, indices, ...)`: the product of a row and its bag's gradient."""
+    gradient, _, indices = call.inputs[:3]
+    return Cost(elementwise=2 * indices.numel * shape_of(gradient)[-1])

@@ -1,0 +1,114 @@
+"""Interpolation, grid sampling and pooling.
+
+In the default total, as operations of their own:
+
+| operator | figure |
+|---|---|
+| interpolation, grid sampling | per output, 1 for each input value in it: nearest 1, linear 2, bilinear 4, cubic 16 |
+| the same in three dimensions | nearest 1, linear 8 |
+| adaptive average pooling, `mode="area"` | 1 per input element |
+
+The figures for nearest, bilinear and average pooling are those of fvcore. An antialiased filter that shrinks the image
+is wider, in proportion. Weights, which depend on the position alone, cost nothing.
+
+Elementwise: other pools take 1 per input value in the window of each output; adaptive maximum pooling, whose windows
+tile the input, 1 per input element; backward passes the forward's figure, per element of the gradient.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from flopcallback.formulas.arithmetic import elements, numel_of, shape_of
+from flopcallback.formulas.cost import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flopcallback.counting.op_call import OpCall
+
+__all__ = [
+    "adaptive_average_pool",
+    "antialiased",
+    "global_average_pool_or_mean",
+    "grid_sampler",
+    "grid_sampler_backward",
+    "interpolation",
+    "pool",
+    "pool_backward",
+]
+
+_BILINEAR, _NEAREST, _BICUBIC = range(3)
+_TAPS_PER_DIMENSION = {_BILINEAR: 2, _NEAREST: 1, _BICUBIC: 4}
+_GLOBAL_POOL = ([-1, -2], [-1, -2, -3])
+
+
+def interpolation(taps: int) -> Callable[[OpCall], Cost]:
+    """The formula of an interpolation that makes an output value of `taps` input values."""
+
+    def formula(call: OpCall) -> Cost:
+        return Cost(other=taps * numel_of(call.outputs[0]))
+
+    return formula
+
+
+def antialiased(taps: int) -> Callable[[OpCall], Cost]:
+    """The formula of an antialiased interpolation: `taps` values per dimension, more where the image shrinks."""
+
+    def formula(call: OpCall) -> Cost:
+        before, after = (shape_of(value) for value in (call.inputs[0], call.outputs[0]))
+        window = prod(_window(taps, *sizes) for sizes in zip(before[2:], after[2:], strict=True))
+        return Cost(other=window * prod(after))
+
+    return formula
+
+
+def grid_sampler(call: OpCall) -> Cost:
+    """`(input: [batch, channels, ...], grid, mode, ...)`, in 2 or 3 dimensions; cuDNN's has no mode: it is bilinear."""
+    mode = call.inputs[2].constant if len(call.inputs) > 2 else _BILINEAR
+    return Cost(other=_taps(call, mode) * numel_of(call.outputs[0]))
+
+
+def grid_sampler_backward(call: OpCall) -> Cost:
+    """`(gradient, input, grid, mode, ..., [gradient of input wanted, gradient of grid wanted])`."""
+    gradient, _, _, mode, _, _, wanted = call.inputs[:7]
+    return Cost(elementwise=sum(wanted.constant) * _taps(call, mode.constant) * elements(gradient))
+
+
+def adaptive_average_pool(call: OpCall) -> Cost:
+    """In any number of dimensions, with or without a batch."""
+    return Cost(other=numel_of(call.inputs[0]))
+
+
+def global_average_pool_or_mean(call: OpCall) -> Cost:
+    """`mean(input, dim, keepdim, ...)`: a reduction, or what adaptive average pooling to one value runs as.
+
+    Below autograd only this form is left of a pooling layer at the end of a network. A mean that is written
+    in the same form, last dimensions first and kept, does the same work and counts as the same.
+    """
+    if [value.constant for value in call.inputs[1:3]] in [[dims, True] for dims in _GLOBAL_POOL]:
+        return adaptive_average_pool(call)
+    return Cost(elementwise=elements(call.inputs[0]))
+
+
+def pool(call: OpCall) -> Cost:
+    """`(input, kernel size, ...)`: average, maximum and fractional pooling; padding counts as if it were data."""
+    window = prod(call.inputs[1].constant)
+    return Cost(elementwise=window * elements(call.outputs[0]))
+
+
+def pool_backward(call: OpCall) -> Cost:
+    """Of average pooling: `(gradient, input, kernel size, ...)`."""
+    window = prod(call.inputs[2].constant)
+    return Cost(elementwise=window * elements(call.inputs[0]))
+
+
+def _taps(call: OpCall, mode: int) -> int:
+    dimensions = len(shape_of(call.inputs[0])) - 2
+    return int(_TAPS_PER_DIMENSION[mode] ** dimensions)
+
+
+def _window(taps: int, before: int, after: int) -> int:
+    """`taps`, stretched by `before / after` where that is more than 1, rounded up."""
+    return max(taps, -(-taps * before // after))
