@@ -1,7 +1,7 @@
 """Handles: functions from the inputs and outputs of one traced operator to its FLOPs or activations.
 
-A handle takes two lists of `torch._C.Value` and returns a number, or a `Counter` under names of its own. Operators get it
-by `set_op_handle`. The FLOPs are those of this package's formulas, 1 per multiply-add: exact Python ints.
+A handle takes two lists of `torch._C.Value` and returns a number, or a `Counter` under names of its own. An operator
+gets it by `set_op_handle`. The FLOPs are those of this package's formulas, 1 per multiply-add: exact Python ints.
 """
 
 from __future__ import annotations
