@@ -1,4 +1,4 @@
-"""Operators that do no floating-point work, by reason."""
+"""Operators that do no floating-point work, by reason; names without a namespace are ATen's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FREE_OPERATORS: Mapping[str, str] = {
         expand expand_as broadcast_to broadcast_tensors squeeze unsqueeze permute transpose t numpy_T mT mH matrix_H
         adjoint movedim moveaxis swapaxes swapdims select slice narrow unbind split split_with_sizes unsafe_split
         unsafe_split_with_sizes chunk unsafe_chunk tensor_split hsplit vsplit dsplit diagonal linalg_diagonal as_strided
-        unfold detach alias real imag conj _conj _neg_view resolve_conj resolve_neg atleast_1d atleast_2d atleast_3d
-        meshgrid values indices _values _indices crow_indices col_indices ccol_indices row_indices
-        _nested_view_from_buffer _nested_view_from_jagged _nested_get_values lift lift_fresh data _fw_primal _make_dual
-        _unpack_dual _mkldnn_transpose _sparse_broadcast_to
+        unfold detach alias _add_batch_dim _remove_batch_dim real imag conj _conj _neg_view resolve_conj resolve_neg
+        atleast_1d atleast_2d atleast_3d meshgrid values indices _values _indices crow_indices col_indices ccol_indices
+        row_indices _nested_view_from_buffer _nested_view_from_jagged _nested_get_values lift lift_fresh data _fw_primal
+        _make_dual _unpack_dual _mkldnn_transpose _sparse_broadcast_to
     """,
     "a copy": """
         clone copy contiguous lift_fresh_copy _lazy_clone _copy_from _copy_from_and_resize _reshape_copy view_copy
@@ -113,5 +113,23 @@ FREE_OPERATORS: Mapping[str, str] = {
         _validate_sparse_coo_tensor_args _validate_sparse_csr_tensor_args _validate_sparse_csc_tensor_args
         _validate_sparse_bsr_tensor_args _validate_sparse_bsc_tensor_args _validate_sparse_compressed_tensor_args
         _linalg_check_errors _test_check_tensor record_stream _amp_update_scale
+    """,
+    "communication": """
+        c10d::_allgather_base_ c10d::_reduce_scatter_base_ c10d::allgather_ c10d::allgather_coalesced_
+        c10d::allgather_into_tensor_coalesced_ c10d::allreduce_ c10d::allreduce_coalesced_ c10d::alltoall_
+        c10d::alltoall_base_ c10d::barrier c10d::broadcast_ c10d::check_for_nan c10d::gather_ c10d::monitored_barrier_
+        c10d::recv_ c10d::recv_any_source_ c10d::reduce_ c10d::reduce_scatter_ c10d::reduce_scatter_tensor_coalesced_
+        c10d::scatter_ c10d::send _c10d_functional::all_gather_into_tensor
+        _c10d_functional::all_gather_into_tensor_coalesced _c10d_functional::all_gather_into_tensor_out
+        _c10d_functional::all_reduce _c10d_functional::all_reduce_coalesced _c10d_functional::all_to_all_single
+        _c10d_functional::batch_p2p_ops _c10d_functional::broadcast _c10d_functional::irecv _c10d_functional::isend
+        _c10d_functional::reduce_scatter_tensor _c10d_functional::reduce_scatter_tensor_coalesced
+        _c10d_functional::reduce_scatter_tensor_out _c10d_functional::wait_tensor
+        _c10d_functional::_wrap_tensor_autograd _c10d_functional_autograd::all_gather_into_tensor
+        _c10d_functional_autograd::all_to_all_single _c10d_functional_autograd::reduce_scatter_tensor
+        _dtensor::shard_dim_alltoall
+    """,
+    "a mark for the profiler": """
+        profiler::_record_function_enter profiler::_record_function_enter_new profiler::_record_function_exit
     """,
 }

@@ -315,10 +315,9 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
 }
 
 FREE: Mapping[str, Free] = {
-    **{f"aten::{name}": Free(reason) for reason, names in FREE_OPERATORS.items() for name in names.split()},
-    "profiler::_record_function_enter": Free("a mark for the profiler"),
-    "profiler::_record_function_enter_new": Free("a mark for the profiler"),
-    "profiler::_record_function_exit": Free("a mark for the profiler"),
+    (name if "::" in name else f"aten::{name}"): Free(reason)
+    for reason, names in FREE_OPERATORS.items()
+    for name in names.split()
 }
 
 _BUILT_IN: Mapping[str, Counted | Free] = {
