@@ -43,6 +43,8 @@ def _must_decompose(func: torch._ops.OpOverload) -> bool:
 
     It is split here too, unless there is a formula for the whole; both give the same count.
     """
+    if not torch._C._dispatch_has_kernel(func.name()):  # what only Python knows, such as `aten::sym_size`
+        return False
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return func.has_kernel_for_dispatch_key(key) and not isinstance(lookup(func._schema.name), Counted)
 

@@ -137,6 +137,10 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
     if tensor.shape != before.shape:
         tensor.data = before
         return
+    if tensor.is_inference():  # it has no version, and nothing outside inference mode may write to it
+        with torch.inference_mode():
+            tensor.copy_(before)
+        return
     same_version = torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined]
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad(), same_version:
+    with torch.no_grad(), same_version:
         tensor.copy_(before)

@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.dispatch import DispatchRecorder, value_of
 from flopcallback.counting.op_call import OpCall, Scope
 from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
-from flopcallback.counting.regions import intercept_untraceable, replaced
+from flopcallback.counting.regions import FLEX_ATTENTION, intercept_untraceable, replaced
 from flopcallback.counting.scopes import ModuleScopes
 
 __all__ = ["is_tracing", "trace"]
@@ -126,8 +127,7 @@ class _Tracer:
                 stack.enter_context(self._marking_scopes())
                 stack.enter_context(_TracingMode(self._make_known))
                 result.append(call())
-            leaves = (leaf for leaf in tree_leaves(result[0]) if isinstance(leaf, torch.Tensor))
-            returned.extend(map(_get_value_trace, leaves))
+            returned.extend(self._values_of(result[0]))
             raise _Leave
 
         with suppress(_Leave):
@@ -142,7 +142,7 @@ class _Tracer:
         recorder = DispatchRecorder(lambda: self._scopes.current)
         _set_tracing_state(None)
         try:
-            with recorder:
+            with _without_function_modes() if kind == FLEX_ATTENTION else recorder:
                 result = call(*args, **kwargs)
         finally:
             _set_tracing_state(state)
@@ -154,6 +154,14 @@ class _Tracer:
         self._mark(REGION_MARK, len(self._regions))
         self._regions.append(Region(seen, tuple(recorder.calls)))
         return result
+
+    def _values_of(self, result: Any) -> list[torch._C.Value]:
+        """The graph's values for what was returned; only they tell `prune` what is needed."""
+        if _tracing_state() is None:
+            raise RuntimeError("the tracer lost its state during the run")
+        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self._make_known(leaves)
+        return [_get_value_trace(leaf) for leaf in leaves]
 
     @contextmanager
     def _marking_scopes(self) -> Iterator[None]:
@@ -179,11 +187,13 @@ class _Tracer:
 
     def _make_known(self, arguments: Iterable[Any]) -> None:
         """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
+        state = _tracing_state()
         for leaf in tree_leaves(list(arguments)):
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
                 try:
                     _get_value_trace(leaf)
                 except RuntimeError:
+                    _set_tracing_state(state)  # the complaint has cost the tracer its state (2.13)
                     self._register(leaf)
 
 
@@ -207,17 +217,35 @@ class _TracingMode(TorchFunctionMode):
                 return func(*args, **kwargs)
             finally:
                 _set_tracing_state(state)
-        if type(func) is types.FunctionType:
-            # A function in Python is many operators: a second try after a complaint would count the first ones twice.
-            self._make_known((*args, *kwargs.values()))
-            return func(*args, **kwargs)
+        arguments = (*args, *kwargs.values())
         try:
-            return func(*args, **kwargs)
-        except RuntimeError as error:
-            if _UNSEEN not in str(error):
-                raise
-            self._make_known((*args, *kwargs.values()))
-            return func(*args, **kwargs)
+            if type(func) is types.FunctionType:
+                # Many operators: a second try after a complaint would count the first ones twice.
+                self._make_known(arguments)
+                return func(*args, **kwargs)
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError as error:
+                if _UNSEEN not in str(error):
+                    raise
+                _set_tracing_state(state)
+                self._make_known(arguments)
+                return func(*args, **kwargs)
+        except BaseException:
+            # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.
+            _set_tracing_state(state)
+            raise
+
+
+@contextmanager
+def _without_function_modes() -> Iterator[None]:
+    """What is compiled on the spot must not meet a mode, or nothing is compiled."""
+    modes = [_pop_mode() for _ in range(_len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
 
 
 @contextmanager

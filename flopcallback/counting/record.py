@@ -97,8 +97,13 @@ class GraphRecord:
                 scope = self.scopes[node.i("index")]
             elif kind == REGION_MARK:
                 yield self.regions[node.i("index")].operation()
-            elif not kind.startswith("prim::") and (live is None or index in live):
+            elif not kind.startswith("prim::") and (live is None or index in live) and _has_run(kind, node):
                 yield Operation(kind, scope, node)
+
+
+def _has_run(kind: str, node: torch._C.Node) -> bool:
+    """Whether an operator came back: one that raised, and whose error the model caught, has no outputs."""
+    return node.outputsSize() > 0 or kind.startswith("aten::_foreach_")
 
 
 def _read_value(value: torch._C.Value) -> Value:

@@ -13,7 +13,7 @@ from torch import nn
 
 from flopcallback.counting.scopes import wrap_on_instance
 
-__all__ = ["intercept_compiled_attention", "intercept_untraceable", "replaced", "without_compilation"]
+__all__ = ["FLEX_ATTENTION", "intercept_compiled_attention", "intercept_untraceable", "replaced", "without_compilation"]
 
 FLEX_ATTENTION = "higher_order::flex_attention"
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
