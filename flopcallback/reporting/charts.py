@@ -33,7 +33,7 @@ __all__ = ["latency_chart", "module_chart", "pixels"]
 INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
 PALETTE = ("#2f6fde", "#e8833a", "#2a9d6f", "#8a5cd1", "#d64550", "#17a2b8", "#b5892d")
 
-LONGEST_NAME = 46
+LONGEST_NAME = 48
 LABELLED = 6
 
 
@@ -47,19 +47,19 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     types = [_kind(node) for node in nodes]
     colours = _colours(types, [node.flops for node in nodes])
     with _style():
-        figure, axes = _canvas(width=11, height=1.6 + 0.34 * max(len(nodes), 3))
+        figure, axes = _canvas(width=9, height=1.4 + 0.33 * max(len(nodes), 3))
         _title(axes, "Where the compute goes", headline(profile))
-        largest = max((node.flops for node in nodes if node.type), default=1)
+        largest = max((node.flops for node, kind in zip(nodes, types, strict=True) if kind), default=1)
         for place, (node, kind) in enumerate(zip(nodes, types, strict=True)):
             length = share(node.flops, largest) or 0.0
             cut = "   (longer than drawn)" if length > 1 else ""
             length = min(length, 1.0)
             axes.barh(place, length, height=0.72, color=colours.get(kind, GREY), alpha=1 if kind else 0.4, zorder=2)
-            axes.text(length + 0.008, place, _amount(profile, node) + cut, va="center", color=INK, fontsize=9.5)
+            axes.text(length + 0.008, place, _amount(profile, node) + cut, va="center", color=INK, fontsize=10.5)
         names = [drawable(_shortened(node.path or profile.name)) for node in nodes]
-        axes.set_yticks(range(len(nodes)), labels=names, fontsize=9.5, color=INK)
+        axes.set_yticks(range(len(nodes)), labels=names, fontsize=10.5, color=INK)
         axes.set_ylim(max(len(nodes), 3) - 0.4, -0.6)
-        axes.set_xlim(0, 1.2)
+        axes.set_xlim(0, 1.28)
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
         _legend(axes, colours, types, loc="lower right")
@@ -96,7 +96,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
     places = [float(row.hw_flops) if row.hw_flops > 0 else least / 8 for row in rows]
     times = [row.forward_ms or 0.0 for row in rows]
     with _style():
-        figure, axes = _canvas(width=11, height=6.4)
+        figure, axes = _canvas(width=9, height=6.2)
         _title(axes, "FLOPs against time, module by module", headline(profile))
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -108,7 +108,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
         _name_outliers(axes, rows, places)
         axes.set_xlabel("hardware FLOPs (2 per multiply-add)", color=PALE)
         axes.set_ylabel("forward, ms (median)", color=PALE)
-        _legend(axes, colours, kinds, loc="upper left", bbox_to_anchor=(1.08, 1.0))
+        _legend(axes, colours, kinds, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
     return figure
 
 
@@ -174,7 +174,7 @@ def _equal_rates(axes: Axes) -> None:
         top = high * rate / 1e3
         leaves_at, vertical = ((top, high), "top") if top < right else ((right, right / rate * 1e3), "center")
         text = f"{_power(rate)}FLOP/s"
-        axes.annotate(text, leaves_at, (5, 0), textcoords="offset points", color=GREY, fontsize=8, va=vertical)
+        axes.annotate(text, leaves_at, (5, 0), textcoords="offset points", color=GREY, fontsize=8.5, va=vertical)
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
 
@@ -205,7 +205,7 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
             textcoords="offset points",
             ha="left" if left_half else "right",
             va="center",
-            fontsize=8.5,
+            fontsize=9.5,
             color=INK,
             zorder=4,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
@@ -238,7 +238,7 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.spines[:].set_visible(False)
@@ -248,7 +248,7 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
 def _title(axes: Axes, title: str, subtitle: str) -> None:
     axes.set_title(f"{title}\n", loc="left", fontsize=14, fontweight="bold", color=INK)
     axes.annotate(
-        drawable(_shortened(subtitle, 120)),
+        drawable(_shortened(subtitle, 96)),
         (0, 1),
         xytext=(0, 9),
         xycoords="axes fraction",
@@ -274,7 +274,7 @@ def _legend(axes: Axes, colours: dict[str, str], kinds: Sequence[str], **where: 
     if set(kinds) - {*colours, ""}:
         patches.append(Patch(color=GREY, label="others"))
     if len(patches) > 1:
-        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=9.5, handlelength=0.9, **where)
+        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=10.5, handlelength=0.9, **where)
 
 
 def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
