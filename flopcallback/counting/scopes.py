@@ -153,7 +153,9 @@ class ModuleScopes:
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             for name, module in self.names.unique.items():
-                for method in _watched_methods(type(module)):  # type: ignore[arg-type]
+                # A `forward` put on the instance may be the only one that the module has.
+                own_forward = vars(module).keys() & {"forward"}
+                for method in {*_watched_methods(type(module)), *own_forward}:  # type: ignore[arg-type]
                     wrap_on_instance(module, method, self._wrapper(name), undo)
             yield
 
