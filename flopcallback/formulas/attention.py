@@ -62,7 +62,7 @@ Causal = Literal["dense", "half", "exact"]
 
 
 class _Sizes(NamedTuple):
-    """`heads` is batch times query heads; `score_heads` is smaller where only values or mask have a batch."""
+    """`heads` is batch times query heads; `score_heads` is smaller where only the values have a batch."""
 
     score_heads: int
     heads: int
@@ -164,7 +164,7 @@ def _multi_head_attention(batch: int, queries: int, keys: int, embed: int, heads
 def _heads_first(call: OpCall) -> _Sizes:
     """`query: [..., heads, queries, width]`, `key: [..., keys, width]`, `value: [..., keys, value_width]`.
 
-    The result has the batch and the heads of all three and of the mask.
+    The result has the batch and the heads of all three.
     """
     (*query_batch, queries, width), (*key_batch, keys, _) = map(shape_of, call.inputs[:2])
     *batch, _, value_width = shape_of(call.outputs[0])
