@@ -10,7 +10,7 @@ import torch
 
 from flopcallback.counting.op_call import ROOT, OpCall, Scope, Value
 
-__all__ = ["GraphRecord", "Operation", "Record", "Region"]
+__all__ = ["GraphRecord", "Operation", "Record", "Region", "read_value"]
 
 SCOPE_MARK = "flopcallback::scope"
 REGION_MARK = "flopcallback::region"
@@ -39,8 +39,8 @@ class Operation:
         if self.seen is not None:
             return self.seen
         assert self.node is not None
-        inputs = tuple(map(_read_value, self.node.inputs()))
-        return OpCall(self.operator, inputs, tuple(map(_read_value, self.node.outputs())), self.scope)
+        inputs = tuple(map(read_value, self.node.inputs()))
+        return OpCall(self.operator, inputs, tuple(map(read_value, self.node.outputs())), self.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,32 @@ class GraphRecord:
         """All operators in order; with `prune`, only those whose results reach what the run returned."""
         live = _live_nodes(self.graph, self.results) if prune else None
         scope = ROOT
+        sizes: set[int] = set()
         for index, node in enumerate(self.graph.nodes()):
             kind = node.kind()
             if kind == SCOPE_MARK:
                 scope = self.scopes[node.i("index")]
             elif kind == REGION_MARK:
                 yield self.regions[node.i("index")].operation()
+            elif kind == "prim::NumToTensor" or (sizes and _is_size_arithmetic(node, sizes)):
+                sizes.update(output.unique() for output in node.outputs())
             elif not kind.startswith("prim::") and (live is None or index in live) and _has_run(kind, node):
                 yield Operation(kind, scope, node)
+
+
+def _is_size_arithmetic(node: torch._C.Node, sizes: set[int]) -> bool:
+    """Whether an operator works on sizes and constants alone, for a number.
+
+    Functions of torch's own that are written in Python (`F.group_norm` checking its input) still get sizes as tensors:
+    a function mode is switched off while the function that it let through runs.
+    """
+    given = {value.unique() for value in node.inputs() if value.node().kind() != "prim::Constant"}
+    return bool(given) and given <= sizes and all(_is_number(output) for output in node.outputs())
+
+
+def _is_number(value: torch._C.Value) -> bool:
+    of: Any = value.type()
+    return value.isCompleteTensor() and of.dim() == 0
 
 
 def _has_run(kind: str, node: torch._C.Node) -> bool:
@@ -106,7 +124,8 @@ def _has_run(kind: str, node: torch._C.Node) -> bool:
     return node.outputsSize() > 0 or kind.startswith("aten::_foreach_")
 
 
-def _read_value(value: torch._C.Value) -> Value:
+def read_value(value: torch._C.Value) -> Value:
+    """A value of a traced graph as plain data: a tensor, a list of them, or a constant; else empty."""
     if value.isCompleteTensor():
         of: Any = value.type()
         return Value(tuple(of.sizes()), of.dtype(), of.device())
@@ -115,7 +134,7 @@ def _read_value(value: torch._C.Value) -> Value:
     if kind == "prim::Constant":
         return Value(constant=value.toIValue())
     if kind == "prim::ListConstruct":
-        items = tuple(map(_read_value, node.inputs()))
+        items = tuple(map(read_value, node.inputs()))
         if any(item.is_tensor for item in items):
             return Value(items=items)
         return Value(constant=[item.constant for item in items])
@@ -128,7 +147,7 @@ def _unpacked(value: torch._C.Value) -> Value:
     """A list that an operator returned: the tracer unpacks it at once."""
     for use in value.uses():
         if use.user.kind() == "prim::ListUnpack":
-            return Value(items=tuple(map(_read_value, use.user.outputs())))
+            return Value(items=tuple(map(read_value, use.user.outputs())))
     return Value()
 
 
