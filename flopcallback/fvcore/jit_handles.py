@@ -13,7 +13,7 @@ from typing import Any
 
 from flopcallback.counting.jit_values import RecordedValue
 from flopcallback.counting.op_call import OpCall, Value
-from flopcallback.counting.record import _read_value as read_value
+from flopcallback.counting.record import read_value
 from flopcallback.counting.tally import Handle
 from flopcallback.formulas.registry import Counted, lookup
 
