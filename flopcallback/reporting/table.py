@@ -22,6 +22,7 @@ __all__ = ["node_cells", "node_name", "one_line", "plain_table", "rich_table", "
 
 BAR_WIDTH = 8
 LONGEST_TYPE = 32
+NARROWEST_NAME = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,13 @@ def rich_table(
     columns, rows = _table(profile, lines(profile, max_depth=max_depth, max_rows=max_rows))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     columns = _fitting(columns, rows, width)
+    others = sum(_width(column, rows) + 2 for column in columns if column.key != "module")
     for column in columns:
         table.add_column(
             Text(column.heading),
             justify="right" if column.right else "left",
             style=column.style,
+            max_width=max(NARROWEST_NAME, width - others - 1) if column.key == "module" else None,
             no_wrap=True,
             overflow="ellipsis",
         )

@@ -26,11 +26,10 @@ def si(value: float | None, unit: str = "") -> str:
     if value < 999.5:
         number = str(value) if isinstance(value, int) else _three_digits(value)
         return f"{number} {unit}".rstrip()
-    for power, prefix in enumerate(_PREFIXES):
-        scaled = value / 1000**power
-        if scaled < 999.5:
-            return f"{_three_digits(scaled)} {prefix}{unit}"
-    return f"{_scientific(value)} {unit}".rstrip()
+    if value >= 999 * 1000 ** (len(_PREFIXES) - 1):
+        return f"{_scientific(value)} {unit}".rstrip()
+    power = next(power for power in range(1, len(_PREFIXES)) if value / 1000**power < 999.5)
+    return f"{_three_digits(value / 1000**power)} {_PREFIXES[power]}{unit}"
 
 
 def _three_digits(value: float) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def example_profile() -> ModelProfile:
@@ -63,14 +68,14 @@ def measured(profile: ModelProfile) -> ModelProfile:
 
 
 def layer(
-    path: str, type: str, *, params: int = 0, flops: int = 0, activations: int = 0, shape: str | None = None
+    path: str, kind: str, *, params: int = 0, flops: int = 0, activations: int = 0, shape: str | None = None
 ) -> ModuleRow:
     """A leaf whose work is all multiply-adds, at the depth that its dots say."""
     return ModuleRow(
         path=path,
         parent=path.rpartition(".")[0],
         depth=path.count(".") + 1,
-        type=type,
+        type=kind,
         calls=1,
         params=params,
         params_trainable=params,
@@ -82,14 +87,14 @@ def layer(
     )
 
 
-def container(path: str, type: str, rows: list[ModuleRow], *, own_flops: int = 0) -> ModuleRow:
+def container(path: str, kind: str, rows: list[ModuleRow], *, own_flops: int = 0) -> ModuleRow:
     """A module that contains the rows directly below its path, and does `own_flops` itself."""
     below = [row for row in rows if row.parent == path]
     return ModuleRow(
         path=path,
         parent=path.rpartition(".")[0] if path else None,
         depth=path.count(".") + 1 if path else 0,
-        type=type,
+        type=kind,
         calls=1,
         params=sum(row.params for row in below),
         params_trainable=sum(row.params_trainable for row in below),
@@ -100,9 +105,9 @@ def container(path: str, type: str, rows: list[ModuleRow], *, own_flops: int = 0
     )
 
 
-def root(type: str, rows: list[ModuleRow]) -> ModuleRow:
+def root(kind: str, rows: list[ModuleRow]) -> ModuleRow:
     """The model around its rows."""
-    return container("", type, rows)
+    return container("", kind, rows)
 
 
 def flat_profile(count: int, *, name: str = "Wide") -> ModelProfile:
@@ -157,3 +162,34 @@ def profile_of(name: str, rows: list[ModuleRow], **more: object) -> ModelProfile
 def lenet() -> ModelProfile:
     """The reference net, not measured."""
     return example_profile()
+
+
+@pytest.fixture(name="measured")
+def measured_() -> Callable[[ModelProfile], ModelProfile]:
+    return measured
+
+
+@pytest.fixture
+def flat() -> Callable[..., ModelProfile]:
+    return flat_profile
+
+
+@pytest.fixture
+def decoder() -> Callable[..., ModelProfile]:
+    return decoder_profile
+
+
+@pytest.fixture
+def model_of() -> Callable[..., ModelProfile]:
+    """A profile of any rows: `model_of("Net", [...])`."""
+    return profile_of
+
+
+@pytest.fixture(name="layer")
+def layer_() -> Callable[..., ModuleRow]:
+    return layer
+
+
+@pytest.fixture(name="container")
+def container_() -> Callable[..., ModuleRow]:
+    return container

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from flopcallback.reporting import ModelProfile, latency_chart, module_chart
+
+pytestmark = pytest.mark.tensorboard
+
+
+def texts(figure):
+    """All that can be read in the figure, drawn once so that it has its labels."""
+    from matplotlib.text import Text
+
+    figure.canvas.draw()
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
+
+
+def bars(figure):
+    return [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() == pytest.approx(0.72)]
+
+
+def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
+    figure = module_chart(lenet)
+    assert bars(figure) == pytest.approx([flops / 146_016 for flops in (146_016, 69_120, 48_600, 10_080, 840)])
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["conv2", "fc1", "conv1", "fc2", "fc3"]
+    assert "146 k   53.2 %" in texts(figure)
+
+
+def test_modules_of_one_type_have_one_colour_and_the_legend_names_it(lenet):
+    figure = module_chart(lenet)
+    colours = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    conv2, fc1, conv1, fc2, fc3 = colours
+    assert conv2 == conv1 != fc1 == fc2 == fc3
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["Conv2d", "Linear"]
+
+
+def test_a_rest_that_dwarfs_the_named_modules_is_cut_and_says_so(flat):
+    figure = module_chart(flat(2000))
+    assert max(bars(figure)) == 1
+    assert any("longer than drawn" in text for text in texts(figure))
+
+
+def test_a_lower_bound_is_marked_at_its_bar(lenet):
+    rows = [dataclasses.replace(row, unknown_calls=1) if row.path == "fc1" else row for row in lenet.modules]
+    assert ">= 69.1 k   25.2 %" in texts(module_chart(dataclasses.replace(lenet, modules=tuple(rows))))
+
+
+@pytest.mark.parametrize("name", ["a$b_{c", "卷积层", "x" * 300, "a\nb", "\\frac{1}", "🙂"])
+def test_any_name_can_be_drawn(model_of, layer, measured, name):
+    profile = measured(model_of("Net", [layer(name, name, flops=10_007), layer("fc", "Linear", flops=101)]))
+    texts(module_chart(profile))
+    texts(latency_chart(profile))
+
+
+def test_a_profile_without_flops_says_so():
+    assert "no FLOPs were counted" in texts(module_chart(ModelProfile("Nothing")))
+
+
+def test_the_scatter_has_a_point_per_innermost_measured_module(lenet, measured):
+    figure = latency_chart(measured(lenet))
+    points = figure.axes[0].collections[0].get_offsets()
+    assert len(points) == 7
+    assert [2 * 48_600, pytest.approx(0.1 + 0.0002 * 48.6)] in points.tolist()
+
+
+def test_a_module_is_innermost_if_nothing_below_it_was_measured(container, layer, model_of):
+    inside = [layer("stack.0", "Linear", flops=11), layer("stack.1", "Linear", flops=13)]
+    rows = [container("stack", "ModuleList", inside), *inside]
+    profile = model_of("Net", rows)
+    times = {"": 3.0, "stack.0": 1.0}
+    timed = [dataclasses.replace(row, forward_ms=times.get(row.path)) for row in profile.modules]
+    figure = latency_chart(dataclasses.replace(profile, modules=tuple(timed)))
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[22.0, 1.0]]
+
+
+def test_modules_without_flops_stand_at_a_zero_left_of_all_others(lenet, measured):
+    figure = latency_chart(measured(lenet))
+    points = figure.axes[0].collections[0].get_offsets().tolist()
+    least = min(place for place, _ in points)
+    assert [place for place, _ in points].count(least) == 2
+    assert least < 2 * 840
+    assert "0" in texts(figure)
+
+
+def test_what_takes_the_most_time_has_its_name(lenet, measured):
+    assert "conv2" in texts(latency_chart(measured(lenet)))
+
+
+def test_a_scatter_without_times_is_refused(lenet):
+    with pytest.raises(ValueError, match="no module of this profile has a time"):
+        latency_chart(lenet)
+
+
+def test_the_users_settings_neither_change_the_figure_nor_are_changed(lenet):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"text.usetex": True, "font.family": ["no such font"]}):
+        texts(module_chart(lenet))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_drawing_leaves_pyplot_alone():
+    script = (
+        "import sys\n"
+        "from flopcallback.reporting import ModelProfile, module_chart, pixels\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "image = pixels(module_chart(ModelProfile('Nothing')))\n"
+        "assert image.shape[2] == 3 and image.dtype == 'uint8'\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(lenet, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        module_chart(lenet)
