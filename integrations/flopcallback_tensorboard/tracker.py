@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorBoardTracker"]
 
-_USED = ("add_scalar", "add_text", "add_image", "flush", "get_logdir")
+_USED = ("add_scalar", "add_text", "add_image", "flush")
 
 
 class TensorBoardTracker:
@@ -85,8 +85,9 @@ class TensorBoardTracker:
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
     def _write_json(self, profile: ModelProfile) -> None:
-        folder = str(self.writer.get_logdir())
-        if "://" in folder:
+        # torch's attribute and tensorboardX's; the latter has None where it writes nothing to disk.
+        folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
+        if folder is None or "://" in str(folder):
             return  # A bucket: the writer alone knows how to write there.
         name = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}.json")
         path = Path(folder) / name

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def net(flops: Sequence[int], names: Sequence[str] = (), **more: object) -> ModelProfile:
+    """A net of linear layers side by side with these FLOPs; without names they are `layer0`, `layer1`, ..."""
+    named = names or [f"layer{index}" for index in range(len(flops))]
+    rows = [
+        ModuleRow(name, "", 1, "Linear", calls=1, params=each, flops=each, own_flops=each, hw_flops=2 * each)
+        for name, each in zip(named, flops, strict=True)
+    ]
+    total = sum(flops)
+    top = ModuleRow("", None, 0, "Net", calls=1, params=total, flops=total, hw_flops=2 * total)
+    content: dict[str, object] = {
+        "name": "Net",
+        "phase": "train",
+        "modules": (top, *rows),
+        "operators": (OperatorRow("aten::linear", len(rows), total, "matmul"),),
+        "batch_size": 4,
+        "forward_flops": total,
+        "forward_hw_flops": 2 * total,
+        **more,
+    }
+    return ModelProfile(**content)  # type: ignore[arg-type]
+
+
+@pytest.fixture(name="net")
+def net_() -> Callable[..., ModelProfile]:
+    return net
+
+
+@pytest.fixture
+def timed() -> Callable[[ModelProfile], ModelProfile]:
+    """The profile with 0.5 ms for each module but the root."""
+
+    def with_times(profile: ModelProfile) -> ModelProfile:
+        times = {row.path: 0.5 for row in profile.modules[1:]}
+        return profile.with_latency(LatencySummary(forward_ms=0.5 * len(times), step_ms=9.0, steps=20), times)
+
+    return with_times

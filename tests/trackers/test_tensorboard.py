@@ -1,0 +1,228 @@
+"""The TensorBoard adapter, read back from the event files that it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import struct
+
+import pytest
+
+from flopcallback.reporting import ModelProfile, OperatorRow, plain_table
+from flopcallback.trackers import Tracker, tracker_for
+
+pytestmark = pytest.mark.tensorboard
+
+
+def as_float32(value):
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+class Read:
+    """What TensorBoard would find in a folder."""
+
+    def __init__(self, folder):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        self.events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0}).Reload()
+
+    def scalars(self):
+        return {
+            tag: [(event.step, event.value) for event in self.events.Scalars(tag)]
+            for tag in self.events.Tags()["scalars"]
+        }
+
+    def texts(self, tag):
+        tensors = self.events.Tensors(f"{tag}/text_summary")
+        return [(event.step, event.tensor_proto.string_val[0].decode()) for event in tensors]
+
+    def text_tags(self):
+        return {tag.removesuffix("/text_summary") for tag in self.events.Tags()["tensors"]}
+
+    def images(self):
+        from PIL import Image
+
+        return {
+            tag: [Image.open(io.BytesIO(event.encoded_image_string)) for event in self.events.Images(tag)]
+            for tag in self.events.Tags()["images"]
+        }
+
+
+@pytest.fixture
+def writer(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "run")) as made:
+        yield made
+
+
+def logged(writer, profile, step=0, prefix=""):
+    """The profile written and read back."""
+    tracker = tracker_for(writer, prefix=prefix)
+    tracker.log_profile(profile, step)
+    tracker.close()
+    return Read(getattr(writer, "log_dir", None) or writer.logdir)
+
+
+def test_a_summary_writer_finds_its_tracker(writer):
+    from flopcallback_tensorboard import TensorBoardTracker
+
+    assert isinstance(tracker_for(writer), TensorBoardTracker)
+    assert isinstance(tracker_for(writer), Tracker)
+
+
+@pytest.mark.lightning
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_lightnings_logger_of_either_name_writes_into_its_own_run(tmp_path, net, package):
+    loggers = pytest.importorskip(f"{package}.loggers")
+    logger = loggers.TensorBoardLogger(str(tmp_path))
+    tracker = tracker_for(logger)
+    tracker.log_profile(net([3, 5]), 2)
+    tracker.log_scalars({"flops/forward": 8}, 2)
+    tracker.close()
+    assert Read(logger.log_dir).scalars() == {"flops/forward": [(2, 8.0)]}
+    assert (tmp_path / "lightning_logs" / "version_0" / "flopcallback.json").is_file()
+
+
+def test_a_tensorboardx_writer_is_written_to_as_well(tmp_path, net):
+    tensorboard_x = pytest.importorskip("tensorboardX")
+    writer = tensorboard_x.SummaryWriter(str(tmp_path))
+    read = logged(writer, net([3, 5]))
+    writer.close()
+    assert read.text_tags() == {"flops/tree", "flops/modules", "flops/operators"}
+    assert ModelProfile.from_json((tmp_path / "flopcallback.json").read_bytes()) == net([3, 5])
+
+
+def test_scalars_are_the_float32_of_their_integers(writer):
+    values = {"flops/forward": 1_234_567_891, "compute/hw_flops_total": 2**70 + 1, "perf/mfu_pct": 41.7}
+    tracker = tracker_for(writer)
+    tracker.log_scalars(values, 3)
+    tracker.log_scalars({"perf/mfu_pct": math.nan}, 4)
+    tracker.close()
+    read = Read(writer.get_logdir()).scalars()
+    assert {tag: points[0] for tag, points in read.items()} == {
+        tag: (3, as_float32(value)) for tag, value in values.items()
+    }
+    assert math.isnan(read["perf/mfu_pct"][1][1])
+
+
+def test_integers_are_exact_in_text_and_file(writer, net):
+    profile = net([2**70 + 1, 2**69 + 7])
+    read = logged(writer, profile)
+    total = f"{2**70 + 2**69 + 8:,}"
+    assert total in read.texts("flops/tree")[0][1]
+    assert total in read.texts("flops/operators")[0][1]
+    with open(f"{writer.get_logdir()}/flopcallback.json", "rb") as file:
+        assert ModelProfile.from_json(file.read()) == profile
+
+
+def test_the_tree_is_the_plain_table_in_a_fenced_block(writer, net):
+    ((step, text),) = logged(writer, net([3, 5]), step=7).texts("flops/tree")
+    assert step == 7
+    assert text == f"```\n{plain_table(net([3, 5]))}\n```"
+
+
+def test_backticks_in_a_name_cannot_end_the_block(writer, net):
+    ((_, text),) = logged(writer, net([3], names=["```"])).texts("flops/tree")
+    assert text.startswith("````\n")
+    assert text.endswith("\n````")
+
+
+def test_figures_are_images_of_a_readable_size_and_the_scatter_waits_for_times(writer, net, timed):
+    before = logged(writer, net([3, 5])).images()
+    assert set(before) == {"flops/by_module"}
+    after = logged(writer, timed(net([3, 5])), step=25).images()
+    assert set(after) == {"flops/by_module", "flops/latency"}
+    assert all(image.width >= 1000 for images in after.values() for image in images)
+
+
+def test_the_picture_is_not_blank(writer, net):
+    (image,) = logged(writer, net([3, 5])).images()["flops/by_module"]
+    assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+
+
+def test_times_reach_the_texts(writer, net, timed):
+    read = logged(writer, timed(net([3, 5])))
+    assert "forward ms" in read.texts("flops/tree")[0][1]
+    assert "forward ms" in read.texts("flops/modules")[0][1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_any_number_of_modules_makes_texts_of_bounded_length(writer, net, count):
+    read = logged(writer, net(range(1, count + 1)))
+    assert read.texts("flops/modules")[0][1].count("| Linear |") == min(count, 20)
+    assert len(read.texts("flops/tree")[0][1].splitlines()) < 80
+    assert set(read.images()) == {"flops/by_module"}
+
+
+def test_a_profile_without_any_module_is_logged(writer):
+    read = logged(writer, ModelProfile("Nothing"))
+    assert "0 FLOPs" in read.texts("flops/tree")[0][1]
+
+
+def test_any_name_can_be_logged(writer, net, timed):
+    names = ["a/b", "卷积|层", "x.y", "$\\alpha$", "__init__", "🙂"]
+    read = logged(writer, timed(net([3, 5, 7, 11, 13, 17], names=names)))
+    top = read.texts("flops/modules")[0][1]
+    assert "卷积\\|层" in top
+    assert "\\_\\_init\\_\\_" in top
+    rows = [line for line in top.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+
+
+def test_unknown_operators_are_told_with_their_reason(writer, net):
+    operators = (OperatorRow("my::op", 3, 0, status="unknown"),)
+    read = logged(writer, net([5], operators=operators, unknown={"my::op": "no formula"}))
+    assert "| my::op |  | 3 | ? | ? | unknown: no formula |" in read.texts("flops/operators")[0][1]
+    assert "forward: >= 5 FLOPs" in read.texts("flops/tree")[0][1]
+
+
+def test_prefix_and_phase_stand_in_front_of_tags_and_file(writer, net):
+    profile = dataclasses.replace(net([3, 5]), phase="validate")
+    read = logged(writer, profile, prefix="student/")
+    assert read.text_tags() == {f"student/validate/flops/{name}" for name in ("tree", "modules", "operators")}
+    assert set(read.images()) == {"student/validate/flops/by_module"}
+    with open(f"{writer.get_logdir()}/student-flopcallback-validate.json", "rb") as file:
+        assert ModelProfile.from_json(file.read()) == profile
+
+
+def test_scalars_keep_the_names_that_they_are_given(writer, net):
+    tracker = tracker_for(writer, prefix="student/")
+    tracker.log_scalars({"student/flops/forward": 5}, 0)
+    tracker.close()
+    assert set(Read(writer.get_logdir()).scalars()) == {"student/flops/forward"}
+
+
+def test_closing_leaves_the_writer_open_for_its_owner(writer, net):
+    tracker_for(writer).close()
+    writer.add_scalar("train/loss", 0.5, 1)
+    writer.flush()
+    assert Read(writer.get_logdir()).scalars() == {"train/loss": [(1, 0.5)]}
+
+
+def test_nothing_is_written_beside_events_in_a_bucket(writer, net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writer, "log_dir", "gs://bucket/run")
+    tracker_for(writer).log_profile(net([3]), 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_is_no_writer_is_refused_with_the_way_out():
+    from flopcallback_tensorboard import TensorBoardTracker
+
+    with pytest.raises(TypeError, match=r"'tensorboard' is no SummaryWriter .*SummaryWriter\(folder\)"):
+        TensorBoardTracker("tensorboard")
+    with pytest.raises(TypeError, match="is no SummaryWriter"):
+        tracker_for("tensorboard")
+
+
+def test_texts_and_file_are_there_even_where_figures_cannot_be_drawn(writer, net, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        tracker_for(writer).log_profile(net([3, 5]), 0)
+    read = Read(writer.get_logdir())
+    assert read.text_tags() == {"flops/tree", "flops/modules", "flops/operators"}
+    assert read.images() == {}
