@@ -10,7 +10,7 @@ from flopcallback.formulas.cost import Cost
 if TYPE_CHECKING:
     from flopcallback.counting.op_call import Value
 
-__all__ = ["elements", "is_floating", "multiply_adds", "numel_of", "real_multiply_adds", "shape_of"]
+__all__ = ["elements", "is_complex", "is_floating", "multiply_adds", "numel_of", "real_multiply_adds", "shape_of"]
 
 
 def multiply_adds(count: int, *factors: Value) -> Cost:
@@ -19,7 +19,7 @@ def multiply_adds(count: int, *factors: Value) -> Cost:
     Integer factors (`_int_mm`, quantized layers) count as floating-point ones do: the same array of multipliers does
     the work, and the figure can be set beside that of the model that was not quantized.
     """
-    return Cost(fma=count * real_multiply_adds(sum(_is_complex(factor) for factor in factors)))
+    return Cost(fma=count * real_multiply_adds(sum(is_complex(factor) for factor in factors)))
 
 
 def real_multiply_adds(complex_factors: int) -> int:
@@ -37,7 +37,7 @@ def elements(value: Value) -> int:
     """
     if value.items is not None:
         return sum(map(elements, value.items))
-    return value.numel * (2 if _is_complex(value) else 1) if is_floating(value) else 0
+    return value.numel * (2 if is_complex(value) else 1) if is_floating(value) else 0
 
 
 def is_floating(value: Value) -> bool:
@@ -65,5 +65,6 @@ def numel_of(value: Value) -> int:
     return prod(shape_of(value))
 
 
-def _is_complex(value: Value) -> bool:
+def is_complex(value: Value) -> bool:
+    """Whether this is a tensor of complex numbers."""
     return value.dtype is not None and value.dtype.is_complex

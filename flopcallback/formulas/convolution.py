@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from flopcallback.formulas.arithmetic import elements, multiply_adds, numel_of, shape_of
+from flopcallback.formulas.arithmetic import elements, is_complex, multiply_adds, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = [
     "forward_add_activation",
     "forward_or_transposed",
     "time_major",
-    "time_major_backward",
     "transposed",
 ]
 
@@ -68,13 +67,6 @@ def time_major(call: OpCall) -> Cost:
     return multiply_adds(numel_of(call.outputs[0]) * kernel * ins, source, weight)
 
 
-def time_major_backward(call: OpCall) -> Cost:
-    """`conv_tbc_backward(grad, input, weight, ...)`: the gradients of input, weight and bias, all three."""
-    grad, source, weight = call.inputs[:3]
-    kernel, ins, _ = shape_of(weight)
-    return multiply_adds(2 * numel_of(grad) * kernel * ins, source, weight) + Cost(elementwise=elements(grad))
-
-
 def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, mask: tuple[bool, bool, bool]) -> Cost:
     """The gradients of input and weight pair the same elements as the forward did; the bias' is a sum."""
     wants_source, wants_weight, wants_bias = mask
@@ -83,4 +75,6 @@ def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, m
 
 
 def _taps(positions: Value, source: Value, weight: Value) -> Cost:
-    return multiply_adds(numel_of(positions) * prod(shape_of(weight)[1:]), source, weight)
+    each = prod(shape_of(weight)[1:])
+    # A complex convolution runs as three real ones (`complex_convolution` in ATen's native/Convolution.cpp).
+    return Cost(fma=(3 if is_complex(source) else 1) * numel_of(positions) * each)

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
-from flopcallback.formulas.arithmetic import elements, is_floating, numel_of, shape_of
+from flopcallback.formulas.arithmetic import elements, is_complex, is_floating, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.embedding import embedding_bag, embedding_bag_backward, per_sample_weights_backward
 from flopcallback.formulas.resampling import pool, pool_backward
@@ -121,6 +121,12 @@ def picked_targets(call: OpCall) -> Cost:
     return Cost(elementwise=numel_of(target))
 
 
+def scatter(call: OpCall) -> Cost:
+    """`scatter_add(self, dim, index, source)`: one addition per index; more of the source is not looked at."""
+    index, source = call.inputs[2:4]
+    return Cost(elementwise=numel_of(index) if is_floating(source) else 0)
+
+
 def accumulate(call: OpCall) -> Cost:
     """`index_put(self, indices, values, accumulate)`, `put`: one addition per value, if they accumulate at all."""
     values, adds = call.inputs[2:4]
@@ -163,7 +169,7 @@ def _has_tensors(value: Value) -> bool:
 
 
 def _both_complex(call: OpCall) -> bool:
-    return all(value.dtype is not None and value.dtype.is_complex for value in call.inputs[:2])
+    return all(map(is_complex, call.inputs[:2]))
 
 
 def _rows(formula: Formula, names: str) -> dict[str, Formula]:
@@ -243,7 +249,8 @@ ELEMENTWISE: Mapping[str, Formula] = {
     ),
     **_rows(per_input(4), "_softmax_backward_data _log_softmax_backward_data _masked_softmax_backward"),
     # --- Additions into places ---
-    **_rows(per_input(argument=3), "index_add scatter_add scatter_reduce index_reduce"),
+    **_rows(per_input(argument=3), "index_add index_reduce _unsafe_masked_index_put_accumulate"),
+    **_rows(scatter, "scatter_add scatter_reduce"),
     **_rows(accumulate, "index_put _index_put_impl _unsafe_index_put put"),
     **_rows(
         per_input(),
@@ -251,7 +258,6 @@ ELEMENTWISE: Mapping[str, Formula] = {
         embedding_backward embedding_dense_backward embedding_sparse_backward index_select_backward gather_backward
         unfold_backward col2im reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
         replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward
-        _unsafe_masked_index_put_accumulate
         """,
     ),
     # --- Losses and distances ---

@@ -96,7 +96,6 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::miopen_convolution_transpose": convolution.transposed,
         "aten::_mps_convolution_transpose": convolution.transposed,
         "aten::conv_tbc": convolution.time_major,
-        "aten::conv_tbc_backward": convolution.time_major_backward,
     },
     # --- Matrix products ----------------------------------------------------------------------------------------
     Family.MATMUL: {
@@ -159,6 +158,8 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     # --- Attention ----------------------------------------------------------------------------------------------
     Family.ATTENTION: {
         "aten::scaled_dot_product_attention": attention.scaled_dot_product_attention,
+        # Flex attention's kernel: query, key and value come first; a block mask does not make it cheaper here.
+        "higher_order::flex_attention": attention.scaled_dot_product_attention,
         "aten::_scaled_dot_product_attention_math": attention.scaled_dot_product_attention,
         "aten::_scaled_dot_product_attention_math_for_mps": attention.scaled_dot_product_attention,
         "aten::_scaled_dot_product_fused_attention_overrideable": attention.scaled_dot_product_attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from flopcallback.formulas.registry import Counted, Free, lookup
 Function = Callable[..., Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tensor() -> Callable[..., Value]:
     """`tensor(2, 3)` is the Value of a 2x3 tensor; `tensor()` has no dimension; `dtype=` as usual."""
 
@@ -26,7 +27,7 @@ def tensor() -> Callable[..., Value]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def op_call() -> Callable[..., OpCall]:
     """`op_call("aten::cat", [tensor(2), tensor(3)], 0, out=tensor(5))`: what is no Value becomes a constant."""
 
@@ -37,19 +38,19 @@ def op_call() -> Callable[..., OpCall]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def traced_calls() -> Callable[..., list[OpCall]]:
     """`traced_calls(fn, *inputs)`: what the JIT tracer records, in order; the inputs are tensors."""
     return _traced_calls
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dispatched_calls() -> Callable[..., list[OpCall]]:
     """`dispatched_calls(fn, *inputs)`: what reaches the dispatcher, backward included, in order; any inputs."""
     return _dispatched_calls
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def total_cost() -> Callable[[Iterable[OpCall]], Cost]:
     """The sum over calls by the registry; an unknown operator is an error."""
 
@@ -57,6 +58,24 @@ def total_cost() -> Callable[[Iterable[OpCall]], Cost]:
         return sum(map(_cost, calls), Cost())
 
     return add_up
+
+
+@pytest.fixture(scope="session")
+def both_engines() -> Callable[..., Cost]:
+    """The cost as traced, after a check that what really runs adds up to the same in the default total.
+
+    Weights of a module are frozen: the tracer takes none that requires grad from outside.
+    """
+
+    def count(fn: Function, *inputs: torch.Tensor) -> Cost:
+        if isinstance(fn, torch.nn.Module):
+            fn.requires_grad_(False)
+        traced = sum(map(_cost, _traced_calls(fn, *inputs)), Cost())
+        dispatched = sum(map(_cost, _dispatched_calls(fn, *inputs)), Cost())
+        assert (traced.fma, traced.other) == (dispatched.fma, dispatched.other)
+        return traced
+
+    return count
 
 
 def _cost(call: OpCall) -> Cost:
@@ -76,7 +95,9 @@ def _traced_calls(fn: Function, *inputs: torch.Tensor) -> list[OpCall]:
         calls.extend(_call_of_node(node) for node in graph.nodes() if not node.kind().startswith("prim::"))
         return traced[0]
 
-    torch._C._create_graph_by_tracing(record, inputs, lambda value: "", True, False, None, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes as Python numbers, which opt_einsum takes
+        torch._C._create_graph_by_tracing(record, inputs, lambda value: "", True, False, None, [])
     return calls
 
 
