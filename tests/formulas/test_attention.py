@@ -16,18 +16,6 @@ def attend(query, key, value, **options):
     return F.scaled_dot_product_attention(query, key, value, **options)
 
 
-@pytest.fixture
-def both_engines(traced_calls, dispatched_calls, total_cost):
-    """The cost as traced, after a check that what really runs adds up to the same in the default total."""
-
-    def count(fn, *inputs):
-        traced, dispatched = total_cost(traced_calls(fn, *inputs)), total_cost(dispatched_calls(fn, *inputs))
-        assert (traced.fma, traced.other) == (dispatched.fma, dispatched.other)
-        return traced
-
-    return count
-
-
 class TestScaledDotProductAttention:
     def test_is_one_product_by_the_width_and_one_by_the_values_width_per_pair_and_head(self, both_engines):
         cost = both_engines(attend, torch.rand(2, 3, 5, 7), torch.rand(2, 3, 11, 7), torch.rand(2, 3, 11, 13))

@@ -10,19 +10,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
 @pytest.fixture
-def both_engines(traced_calls, dispatched_calls, total_cost):
-    """The cost as traced, after a check that what really runs has the same default total."""
-
-    def count(module, *inputs):
-        module.requires_grad_(False)
-        traced, dispatched = total_cost(traced_calls(module, *inputs)), total_cost(dispatched_calls(module, *inputs))
-        assert (traced.fma, traced.other) == (dispatched.fma, dispatched.other)
-        return traced
-
-    return count
-
-
-@pytest.fixture
 def per_element(both_engines):
     """Operations per element, after a check that there are as many in both conventions."""
 

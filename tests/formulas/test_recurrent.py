@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -16,7 +16,7 @@ GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 ELEMENTWISE = {nn.LSTM: 13, nn.GRU: 10, nn.RNN: 2}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def both_engines(traced_calls, dispatched_calls, total_cost):
     """The cost as traced, after a check that what really runs adds up to the same, elementwise work included."""
 
@@ -108,7 +108,7 @@ class TestVariants:
         cost = formula(op_call("aten::cell", tensor(3, 5), state, *weights, out=tensor(3, 7)))
         assert (cost.fma, cost.elementwise) == (3 * gates * 7 * (5 + 7), 3 * 7 * elementwise)
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, deadline=None)
     @given(
         lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(lambda lengths: sorted(lengths, reverse=True)),
         levels=st.integers(1, 2),
