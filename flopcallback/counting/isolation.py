@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["left_as_found", "private_copies"]
@@ -40,6 +42,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[No
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, torch.Tensor):
                 _keep_tensor(leaf, undo, kept)
+        undo.enter_context(_ParametersKeptOnWrite(modules, undo, kept))
         yield
 
 
@@ -89,7 +92,7 @@ def _keep_attributes(module: nn.Module, undo: ExitStack, kept: set[int]) -> None
         elif isinstance(value, _CONTAINERS):
             _keep_container(value, undo, kept)
     for parameter in module._parameters.values():
-        if parameter is not None:
+        if parameter is not None and not is_lazy(parameter):
             _keep_parameter(parameter, undo, kept)
 
 
@@ -111,29 +114,36 @@ def _keep_parameter(parameter: nn.Parameter, undo: ExitStack, kept: set[int]) ->
     if id(parameter) in kept:
         return
     kept.add(id(parameter))
-    grad, requires_grad = parameter.grad, parameter.requires_grad
+    data, grad, requires_grad = parameter.data, parameter.grad, parameter.requires_grad
 
     def restore() -> None:
+        if parameter.data_ptr() != data.data_ptr():
+            parameter.data = data
         parameter.requires_grad_(requires_grad)
         parameter.grad = grad
 
+    _keep_version(parameter, undo)
     undo.callback(restore)
     parameter.grad = None
 
 
 def _keep_tensor(tensor: torch.Tensor, undo: ExitStack, kept: set[int]) -> None:
-    if id(tensor) in kept or tensor.device.type == "meta":
+    if id(tensor) in kept or is_lazy(tensor) or tensor.device.type == "meta":
         return
     kept.add(id(tensor))
-    if nn.parameter.is_lazy(tensor):
-        return
+    _keep_version(tensor, undo)
     with torch.no_grad():
         before = tensor.detach().clone()
     undo.callback(_put_back, tensor, before)
 
 
+def _keep_version(tensor: torch.Tensor, undo: ExitStack) -> None:
+    """A graph that saved the tensor before the run has to find it unchanged, by its version too."""
+    if not tensor.is_inference():
+        undo.push(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
+
+
 def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
-    """Writes the old values, and hides that from autograd: the tensor is as it was, so is its version."""
     if tensor.shape != before.shape:
         tensor.data = before
         return
@@ -141,6 +151,39 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         with torch.inference_mode():
             tensor.copy_(before)
         return
-    same_version = torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined]
-    with torch.no_grad(), same_version:
+    with torch.no_grad():
         tensor.copy_(before)
+
+
+class _ParametersKeptOnWrite(TorchFunctionMode):
+    """Copies a parameter when it is first written to: most models write to none, and a copy of all costs memory."""
+
+    def __init__(self, modules: Iterable[nn.Module], undo: ExitStack, kept: set[int]) -> None:
+        super().__init__()
+        parameters = (p for module in modules for p in module._parameters.values() if p is not None and not is_lazy(p))
+        self._parameters = {_storage(parameter): parameter for parameter in parameters}
+        self._parameters.pop(None, None)
+        self._undo = undo
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name[-1] == "_" and name[-2] != "_":
+            self._keep(args[:1])
+        elif "out" in kwargs:
+            self._keep(tree_leaves(kwargs["out"]))
+        return func(*args, **kwargs)
+
+    def _keep(self, written: Iterable[Any]) -> None:
+        for tensor in written:
+            if isinstance(tensor, torch.Tensor):
+                parameter = self._parameters.pop(_storage(tensor), None)
+                if parameter is not None:
+                    _keep_tensor(parameter.data, self._undo, set())
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
+        return None

@@ -1,0 +1,188 @@
+"""A count outside training leaves model, inputs and random states as found, also when the forward raises half-way."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from flopcallback import FlopCountAnalysis
+
+WIDTH = 4
+
+
+class CountsItsCalls(nn.Module):
+    """Attributes of every kind that a forward may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.history: list[torch.Tensor] = []
+        self.seen = {"last": 0}
+        self.metric = torch.zeros(())
+        self.register_buffer("running", torch.zeros(WIDTH))
+
+    def forward(self, x):
+        self.calls += 1
+        self.history.append(x.detach())
+        self.seen["last"] += 1
+        self.metric += x.detach().sum()
+        self.running = self.running * 0.9 + x.detach().mean(0)
+        self.fresh = x
+        self.training = not self.training
+        return x
+
+
+class DrawsRandomNumbers(nn.Module):
+    def forward(self, x):
+        return x + random.random() + torch.rand(WIDTH)
+
+
+class WritesToItsInput(nn.Module):
+    def forward(self, x):
+        return x.detach().mul_(2) + x
+
+
+class WritesToItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(max=0.5)
+            self.weight.data = self.weight.data * 2
+        return x * self.weight
+
+
+class StepsBackward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        self.fc(x.detach()).sum().backward()
+        self.fc.weight.requires_grad_(False)
+        return x
+
+
+class AddsAHook(nn.Module):
+    def forward(self, x):
+        self.register_forward_hook(lambda *_: None)
+        return x
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise ZeroDivisionError("half-way")
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "batch norm": lambda: nn.BatchNorm1d(WIDTH),
+    "cumulative batch norm": lambda: nn.BatchNorm1d(WIDTH, momentum=None),
+    "dropout": lambda: nn.Dropout(0.5),
+    "in-place relu": lambda: nn.ReLU(inplace=True),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(WIDTH, WIDTH)),
+    "frozen": lambda: nn.Linear(WIDTH, WIDTH).requires_grad_(False),
+    "attributes": CountsItsCalls,
+    "random": DrawsRandomNumbers,
+    "writes input": WritesToItsInput,
+    "writes weight": WritesToItsWeight,
+    "backward": StepsBackward,
+    "hook": AddsAHook,
+}
+
+
+def describe(value: Any) -> Any:
+    """Any state as something that compares: tensors by their bytes, objects by identity."""
+    if isinstance(value, torch.Tensor):
+        grad = value.grad if value.is_leaf else None
+        return (id(value), value._version, value.requires_grad, value.detach().clone().tolist(), describe(grad))
+    if isinstance(value, dict):
+        return [(key, describe(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple, set)):
+        return [describe(item) for item in value]
+    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
+
+
+def state_of(model: nn.Module, inputs: Any) -> Any:
+    own = [(name, describe(vars(module))) for name, module in model.named_modules()]
+    modes = (torch.is_grad_enabled(), torch.get_default_dtype(), torch._C._len_torch_dispatch_stack())
+    return own, describe(inputs), random.getstate(), torch.get_rng_state().tolist(), modes
+
+
+def build(layers: list[str], training: bool) -> tuple[nn.Module, torch.Tensor]:
+    model = nn.Sequential(*(LAYERS[layer]() for layer in layers)).train(training)
+    for index, parameter in enumerate(model.parameters()):
+        if index % 2:
+            parameter.grad = torch.ones_like(parameter)
+    return model, torch.linspace(-1, 1, 3 * WIDTH).reshape(3, WIDTH)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(sorted(LAYERS)), max_size=5), st.booleans(), st.booleans())
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.spectral_norm.*:FutureWarning")
+def test_a_count_leaves_everything_as_it_was(layers, training, raises):
+    model, x = build(layers, training)
+    if raises:
+        model.append(Raises())
+    before = state_of(model, x)
+    if raises:
+        with pytest.raises(ZeroDivisionError, match="half-way"):
+            FlopCountAnalysis(model, x).total()
+    else:
+        FlopCountAnalysis(model, x).total()
+    assert state_of(model, x) == before
+
+
+CHANGES_SOMETHING = sorted(set(LAYERS) - {"linear", "frozen"})
+
+
+@pytest.mark.parametrize("layer", CHANGES_SOMETHING)
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.spectral_norm.*:FutureWarning")
+def test_the_check_can_fail(layer):
+    """Each of these layers, simply run, changes what the check looks at."""
+    model, x = build([layer], training=True)
+    before = state_of(model, x)
+    model(x)
+    assert state_of(model, x) != before
+
+
+def test_a_cache_that_is_passed_in_is_not_filled():
+    class Cache:
+        def __init__(self):
+            self.keys = []
+
+    class Net(nn.Module):
+        def forward(self, x, cache):
+            cache.keys.append(x)
+            return x @ x.t()
+
+    cache = Cache()
+    assert FlopCountAnalysis(Net(), (torch.ones(3, 5), cache)).total() == 3 * 3 * 5
+    assert cache.keys == []
+
+
+def test_a_lazy_module_stays_lazy():
+    model = nn.Sequential(nn.LazyLinear(5), nn.LazyLinear(7))
+    assert FlopCountAnalysis(model, torch.ones(2, 3)).total() == 2 * 3 * 5 + 2 * 5 * 7
+    assert all(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
+
+
+def test_a_model_counts_the_same_twice_and_trains_on():
+    model, x = build(["batch norm", "dropout", "linear"], training=True)
+    twin = copy.deepcopy(model)
+    assert FlopCountAnalysis(model, x).total() == FlopCountAnalysis(model, x).total()
+    torch.manual_seed(0)
+    expected = twin(x)
+    torch.manual_seed(0)
+    assert torch.equal(model(x), expected)
