@@ -57,7 +57,7 @@ def list_mm(call: OpCall) -> Cost:
 def product(call: OpCall) -> Cost:
     """`matmul`, `bmm`, `mv`, `dot`, `inner`: each element of the result sums over the last dimension of the left."""
     left, right = call.inputs[:2]
-    contracted = left.shape[-1] if left.shape and right.shape else 1
+    contracted = shape_of(left)[-1] if shape_of(left) and shape_of(right) else 1
     return multiply_adds(numel_of(call.outputs[0]) * contracted, left, right)
 
 

@@ -157,6 +157,13 @@ def test_an_empty_batch_is_zero_and_an_absent_tensor_an_error(tensor, op_call):
         fma_of(op_call("aten::matmul", tensor(3, 5), tensor(5, 7), out=Value()))
 
 
+def test_a_sparse_matrix_which_the_tracer_gives_no_shape_is_unknown(traced_calls):
+    *_, call = traced_calls(lambda dense: ones(3, 3).to_sparse() @ dense, ones(3, 5))
+    assert call.operator == "aten::matmul"
+    with pytest.raises(ValueError, match="expected a tensor"):
+        fma_of(call)
+
+
 # Outer products run as `mul`, which alone is elementwise: they are compared in test_einsum.
 COMPOSITES = {
     "linear, 2 dimensions, bias": (F.linear, (2, 3), (5, 3), (5,)),
