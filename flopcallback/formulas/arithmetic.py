@@ -10,7 +10,16 @@ from flopcallback.formulas.cost import Cost
 if TYPE_CHECKING:
     from flopcallback.counting.op_call import Value
 
-__all__ = ["elements", "is_complex", "is_floating", "multiply_adds", "numel_of", "real_multiply_adds", "shape_of"]
+__all__ = [
+    "elements",
+    "is_complex",
+    "is_floating",
+    "items_of",
+    "multiply_adds",
+    "numel_of",
+    "real_multiply_adds",
+    "shape_of",
+]
 
 
 def multiply_adds(count: int, *factors: Value) -> Cost:
@@ -54,6 +63,17 @@ def shape_of(value: Value) -> tuple[int, ...]:
     if value.shape is None:
         raise ValueError(f"expected a tensor, got {value}")
     return value.shape
+
+
+def items_of(value: Value) -> tuple[Value, ...]:
+    """The tensors of a list that must be there.
+
+    Raises:
+        ValueError: this is no list of tensors.
+    """
+    if value.items is None:
+        raise ValueError(f"expected a list of tensors, got {value}")
+    return value.items
 
 
 def numel_of(value: Value) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flopcallback.counting.op_call import Value
-from flopcallback.formulas.arithmetic import elements, multiply_adds, shape_of
+from flopcallback.formulas.arithmetic import elements, items_of, multiply_adds, shape_of
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Operand:
 
 def einsum(call: OpCall) -> Cost:
     """`einsum(equation, tensors, path)`, `path` flat as ATen takes it, or None for left to right."""
-    equation, tensors, path = (call.inputs[0].constant, call.inputs[1].items or (), call.inputs[2].constant)
+    equation, tensors, path = (call.inputs[0].constant, items_of(call.inputs[1]), call.inputs[2].constant)
     terms, output = _parse(equation, [len(shape_of(tensor)) for tensor in tensors])
     if len(tensors) == 1:
         summed = any(label not in output for label in terms[0])

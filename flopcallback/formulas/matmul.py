@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from flopcallback.formulas.arithmetic import elements, multiply_adds, numel_of, shape_of
+from flopcallback.formulas.arithmetic import elements, items_of, multiply_adds, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.einsum import Operand, contract
 
@@ -50,7 +50,7 @@ def mm(call: OpCall) -> Cost:
 
 def list_mm(call: OpCall) -> Cost:
     """`_foreach_mm`: pairwise products of two lists."""
-    lefts, rights = (value.items or () for value in call.inputs[:2])
+    lefts, rights = map(items_of, call.inputs[:2])
     return sum(map(_mm, lefts, rights), Cost())
 
 
@@ -168,7 +168,7 @@ def tensordot(call: OpCall) -> Cost:
 
 def multi_dot(call: OpCall) -> Cost:
     """`linalg.multi_dot`, `chain_matmul`: the order with the fewest multiply-adds, which is the one torch takes."""
-    matrices = call.inputs[0].items or ()
+    matrices = items_of(call.inputs[0])
     shapes = [shape_of(matrix) for matrix in matrices]
     # A vector at the front is a row, at the end a column.
     shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]

@@ -120,6 +120,8 @@ def test_a_packed_weight_is_read_off_the_result(tensor, op_call):
 def test_lists_of_products_add_up(tensor, op_call):
     call = op_call("aten::_foreach_mm", [tensor(2, 3), tensor(5, 7)], [tensor(3, 11), tensor(7, 13)])
     assert fma_of(call) == 2 * 3 * 11 + 5 * 7 * 13
+    with pytest.raises(ValueError, match="expected a list of tensors"):
+        fma_of(op_call("aten::_foreach_mm", Value(), Value()))
 
 
 @pytest.mark.parametrize(
