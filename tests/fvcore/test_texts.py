@@ -1,0 +1,134 @@
+"""Tables and texts, line by line."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from flopcallback.fvcore import (
+    ActivationCountAnalysis,
+    FlopCountAnalysis,
+    flop_count_str,
+    flop_count_table,
+    parameter_count,
+    parameter_count_table,
+)
+
+
+class Branch(nn.Module):
+    """On 3 rows: 3 * 50 * 7 = 1050 FLOPs, 3 * 7 activations; 50 * 7 + 7 = 357 parameters, and 3 * 2 unused ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(50, 7), nn.ReLU())
+        self.unused = nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def lines(text):
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def test_a_table_merges_single_children_and_leaves_cells_of_uncalled_modules_empty():
+    flops = FlopCountAnalysis(Branch(), torch.ones(3, 50))
+    assert lines(flop_count_table(flops, show_param_shapes=False)) == [
+        "| module   | #parameters   | #flops   |",
+        "|:---------|:--------------|:---------|",
+        "| model    | 0.363K        | 1.05K    |",
+        "|  inner.0 |  0.357K       |  1.05K   |",
+        "|  unused  |  6            |          |",
+    ]
+
+
+def test_a_table_with_activations_and_the_shapes_of_parameters():
+    inputs = torch.ones(3, 50)
+    flops, activations = FlopCountAnalysis(Branch(), inputs), ActivationCountAnalysis(Branch(), inputs)
+    assert lines(flop_count_table(flops, max_depth=2, activations=activations)) == [
+        "| module           | #parameters or shape   | #flops   | #activations   |",
+        "|:-----------------|:-----------------------|:---------|:---------------|",
+        "| model            | 0.363K                 | 1.05K    | 21             |",
+        "|  inner.0         |  0.357K                |  1.05K   |  21            |",
+        "|   inner.0.weight |   (7, 50)              |          |                |",
+        "|   inner.0.bias   |   (7,)                 |          |                |",
+        "|  unused          |  6                     |          |                |",
+        "|   unused.weight  |   (2, 3)               |          |                |",
+    ]
+
+
+def test_the_models_text_with_figures():
+    text = flop_count_str(FlopCountAnalysis(Branch(), torch.ones(3, 50)))
+    head, *model = lines(text)
+    assert head.startswith("N/A indicates a possibly missing statistic")
+    assert model == [
+        "Branch(",
+        "  #params: 0.36K, #flops: 1.05K",
+        "  (inner): Sequential(",
+        "    #params: 0.36K, #flops: 1.05K",
+        "    (0): Linear(",
+        "      in_features=50, out_features=7, bias=True",
+        "      #params: 0.36K, #flops: 1.05K",
+        "    )",
+        "    (1): ReLU()",
+        "  )",
+        "  (unused): Linear(",
+        "    in_features=3, out_features=2, bias=False",
+        "    #params: 6, #flops: N/A",
+        "  )",
+        ")",
+    ]
+
+
+def test_the_models_text_shows_an_absent_child_as_none():
+    model = nn.Sequential(nn.Linear(5, 7))
+    model.register_module("absent", None)
+    text = flop_count_str(FlopCountAnalysis(lambda x: model[0](x), torch.ones(3, 5)))
+    assert "  (absent): None" in text
+
+
+def test_figures_of_a_function_stand_under_the_names_of_its_modules():
+    encoder, head = nn.Linear(5, 7), nn.Linear(7, 11)
+
+    def predict(x):
+        return head(encoder(x))
+
+    flops = FlopCountAnalysis(predict, torch.ones(3, 5))
+    # 3 * 5 * 7 + 3 * 7 * 11 = 336; parameters (5 * 7 + 7) + (7 * 11 + 11) = 130
+    assert lines(flop_count_table(flops, show_param_shapes=False)) == [
+        "| module   | #parameters   | #flops   |",
+        "|:---------|:--------------|:---------|",
+        "| model    | 0.13K         | 0.336K   |",
+        "|  encoder |  42           |  0.105K  |",
+        "|  head    |  88           |  0.231K  |",
+    ]
+
+
+def test_a_parameter_of_two_modules_counts_under_the_first():
+    model = nn.ModuleDict({"embedding": nn.Embedding(11, 3), "head": nn.Linear(3, 11)})
+    model["head"].weight = model["embedding"].weight
+    counts = parameter_count(model)
+    assert counts == {"": 11 * 3 + 11, "embedding": 33, "embedding.weight": 33, "head": 11, "head.bias": 11}
+    assert counts["nobody"] == 0
+
+
+def test_a_parameter_table_shows_totals_and_shapes():
+    assert lines(parameter_count_table(nn.Sequential(nn.Linear(50, 70), nn.PReLU()))) == [
+        "| name       | #elements or shape   |",
+        "|:-----------|:---------------------|",
+        "| model      | 3.6K                 |",  # 50 * 70 + 70 + 1 = 3571
+        "|  0         |  3.6K                |",
+        "|   0.weight |   (70, 50)           |",
+        "|   0.bias   |   (70,)              |",
+        "|  1         |  1                   |",
+        "|   1.weight |   (1,)               |",
+    ]
+
+
+def test_a_parameter_table_of_a_model_without_parameters_has_one_row():
+    assert lines(parameter_count_table(nn.ReLU()))[2:] == ["| model  |                    0 |"]
+
+
+def test_depth_limits_the_rows():
+    table = parameter_count_table(nn.Sequential(nn.Sequential(nn.Linear(2, 3))), max_depth=1)
+    assert [line.split()[1] for line in lines(table)[2:]] == ["model", "0"]
