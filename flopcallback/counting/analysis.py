@@ -255,7 +255,9 @@ class OperatorAnalysis:
         return find_modules(self._model, self._arguments())
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self._inputs if isinstance(self._inputs, tuple) else (self._inputs,)
+        # A named tuple, such as a packed sequence, is one argument.
+        is_arguments = isinstance(self._inputs, tuple) and not hasattr(self._inputs, "_fields")
+        return self._inputs if is_arguments else (self._inputs,)
 
     def _run(self) -> Run:
         if self._stats is None:

@@ -19,6 +19,8 @@ __all__ = ["DispatchRecorder", "value_of"]
 def value_of(argument: Any) -> Value:
     """Describes a live argument or result of an operator."""
     if isinstance(argument, torch.Tensor):
+        if argument.is_nested or argument.layout != torch.strided:
+            return Value(dtype=argument.dtype)  # its shape does not say how much work there is
         return Value(tuple(argument.shape), argument.dtype, argument.device)
     if isinstance(argument, (list, tuple)):
         if any(isinstance(item, torch.Tensor) for item in argument):

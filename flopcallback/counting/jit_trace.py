@@ -123,6 +123,7 @@ class _Tracer:
                 self._register(tensor)
             with ExitStack() as stack:
                 stack.enter_context(_denied_to_models())
+                stack.enter_context(_python_functions_entered())
                 stack.enter_context(intercept_untraceable(self.region))
                 stack.enter_context(self._marking_scopes())
                 stack.enter_context(_TracingMode(self._make_known))
@@ -235,6 +236,40 @@ class _TracingMode(TorchFunctionMode):
             # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.
             _set_tracing_state(state)
             raise
+
+
+# Where PyTorch's functions written in Python ask whether a mode or a subclass wants to have them whole.
+_PYTHON_FUNCTIONS = (torch.nn.functional, torch.functional, torch._tensor, torch.nn.init)
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+@contextmanager
+def _python_functions_entered() -> Iterator[None]:
+    """Lets the mode see what functions written in Python do, instead of the functions themselves.
+
+    A mode is off while it handles a call, so that inside of `F.interpolate` or `F.multi_head_attention_forward`, handed
+    to it whole, sizes would be traced tensors again. Tensor subclasses still get them whole.
+    """
+    with ExitStack() as stack:
+        for owner in _PYTHON_FUNCTIONS:
+            for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+                if hasattr(owner, name):
+                    stack.enter_context(replaced(owner, name, _for_subclasses_only))
+        yield
+
+
+def _for_subclasses_only(original: Callable[..., bool]) -> Callable[..., bool]:
+    def has_torch_function(*args: Any) -> bool:
+        if _tracing_state() is None:
+            return original(*args)
+        candidates = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        return any(_is_overriding(candidate) for candidate in candidates) and original(*args)
+
+    return has_torch_function
+
+
+def _is_overriding(candidate: Any) -> bool:
+    return type(candidate) not in _PLAIN_TENSORS and hasattr(candidate, "__torch_function__")
 
 
 @contextmanager

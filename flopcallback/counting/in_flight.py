@@ -1,0 +1,260 @@
+"""Observes a call that has to happen anyway, exactly once, and sees to it that it does happen, whatever we fail at."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flopcallback.counting.isolation import _keep_attributes, _keep_container, _keep_modes, _keep_random_states
+from flopcallback.counting.outermost import outermost_calls
+from flopcallback.counting.regions import without_compilation
+from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
+from flopcallback.counting.scopes import ModuleNames
+
+__all__ = ["Observed", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
+
+# Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
+_MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A call that was made.
+
+    Attributes:
+        result: what it returned.
+        runs: what was seen of it; empty where nothing could be.
+        failure: what kept us from seeing it, or from seeing it by the tracer.
+    """
+
+    result: Any
+    runs: tuple[Run, ...] = ()
+    failure: Exception | None = None
+
+
+def observe_in_flight(
+    call: Callable[[], Any],
+    names: ModuleNames,
+    arguments: Any = (),
+    *,
+    engine: str = TRACE,
+    reason: str = "",
+    keep: Iterable[Any] = (),
+) -> Observed:
+    """Makes a call and observes it: by the tracer, failing that by the dispatcher, failing that not at all.
+
+    A call that ended is never made again. One that stopped is, if it may have been us who stopped it (`may_be_ours`):
+    random states, buffers, attributes and metric states are put back before. So an error of the call itself shows as
+    it is, after one call or, where it looks like the tracer's (an operator that refuses its arguments), after more.
+
+    Args:
+        call: what to run.
+        names: the modules whose work is told apart.
+        arguments: any structure that holds the tensors which the call will use.
+        engine: `"dispatch"` goes past the tracer, for a `reason`.
+        reason: why.
+        keep: modules and containers outside of `names` that the call may change.
+
+    Raises:
+        BaseException: whatever the call raises by itself.
+    """
+    first: Exception | None = None
+    try:
+        attempts = _attempts(names, arguments, engine, reason)
+    except Exception as error:  # noqa: BLE001 - ours, and nothing has happened yet
+        first, attempts = error, []
+    keep = tuple(keep)
+    for engine, reason in attempts:
+        attempt = _Attempt(call)
+        try:
+            state = _State(names, keep)
+            with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
+                _, run = observe(attempt, names, arguments, engine=engine, reason=_because(reason, first))
+            return Observed(attempt.result, (run,), first)
+        except Exception as error:
+            if attempt.has_ended:
+                return Observed(attempt.result, (), first or error)
+            if attempt.has_begun:
+                if not may_be_ours(error) or _is_the_operators(error, first):
+                    raise
+                state.put_back()
+            first = first or error
+    return Observed(call(), (), first)
+
+
+def observe_each_call(
+    call: Callable[[], Any], names: ModuleNames, *, engine: str = TRACE, reason: str = "", keep: Iterable[Any] = ()
+) -> Observed:
+    """Makes a call and observes each outermost call of a module in it: in flight, or beside where one is compiled."""
+    keep = tuple(keep)
+    seen: list[Observed] = []
+
+    def intercept(module: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Looked up when called: an engine has wrapped it by then, and sees what the module does as the module's own.
+        forward = lambda *args, **kwargs: module.forward(*args, **kwargs)  # noqa: E731
+        if any("_orig_mod" in inner._modules or inner._compiled_call_impl is not None for inner in module.modules()):
+            one = observe_beside(method, forward, names, args, kwargs)
+        else:
+            call = functools.partial(forward, *args, **kwargs)
+            one = observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+        seen.append(one)
+        return one.result
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(outermost_calls(names, intercept))
+        except Exception as error:  # noqa: BLE001 - ours, and nothing has happened yet
+            stack.close()
+            seen.append(Observed(None, (), error))
+        result = call()
+    failures = (one.failure for one in seen if one.failure is not None)
+    return Observed(result, tuple(run for one in seen for run in one.runs), next(failures, None))
+
+
+def observe_beside(
+    call: Callable[..., Any],
+    counted: Callable[..., Any],
+    names: ModuleNames,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Observed:
+    """Counts `counted(*args, **kwargs)`, which leaves everything as it was, and makes `call(*args, **kwargs)` unseen."""
+    try:
+        runs, failure = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),), None
+    except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
+        runs, failure = (), error
+    return Observed(call(*args, **kwargs), runs, failure)
+
+
+def may_be_ours(error: BaseException) -> bool:
+    """Whether an error out of an observed call may come from observing it.
+
+    The tracer and the dispatcher speak in `RuntimeError`s that no `raise` statement of Python raises. So an error of
+    another type, or one that the call's own code raises, is the call's own. So is running out of memory.
+    """
+    return any(_may_be_ours(link) for link in _chain(error))
+
+
+def _may_be_ours(error: BaseException) -> bool:
+    if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    frame, position = _innermost(error)
+    package = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    if any(package == name or package.startswith(f"{name}.") for name in _MACHINERY):
+        return True
+    return isinstance(error, RuntimeError) and not (frame is not None and _is_raise(frame.f_code, position))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _innermost(error: BaseException) -> tuple[types.FrameType | None, int]:
+    step, frame, position = error.__traceback__, None, 0
+    while step is not None:
+        frame, position, step = step.tb_frame, step.tb_lasti, step.tb_next
+    return frame, position
+
+
+def _is_raise(code: types.CodeType, position: int) -> bool:
+    at = (instruction.opname for instruction in dis.get_instructions(code) if instruction.offset == position)
+    return next(at, "") in ("RAISE_VARARGS", "RERAISE")
+
+
+def _is_the_operators(error: Exception, first: Exception | None) -> bool:
+    """Whether the second engine met the very refusal that stopped the first one: then neither of them is the cause."""
+    frame, position = _innermost(error)
+    if first is None or (frame is not None and _is_raise(frame.f_code, position)):
+        return False
+    return type(error) is type(first) and str(error) == str(first)
+
+
+def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> list[tuple[str, str]]:
+    if engine == TRACE:
+        if not (reason := untraceable_reason(names, arguments)):
+            return [(TRACE, ""), (DISPATCH, "")]
+    return [(DISPATCH, reason)]
+
+
+def _because(reason: str, first: Exception | None) -> str:
+    if first is None:
+        return reason
+    line = next(iter(str(first).strip().splitlines()), "")
+    return f"the tracer stopped with {type(first).__name__}: {line}"
+
+
+class _Attempt:
+    """A call, told apart from what surrounds it: whether it began, and whether it came to its end."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self.has_begun = self.has_ended = False
+        self.result: Any = None
+
+    def __call__(self) -> Any:
+        self.has_begun = True
+        self.result = self._call()
+        self.has_ended = True
+        return self.result
+
+
+class _State:
+    """What a training step may have changed when it stops half-way, as it was before.
+
+    Parameters and their grads are not in it: they change after the step.
+    """
+
+    def __init__(self, names: ModuleNames, keep: Iterable[Any]) -> None:
+        self._undo = ExitStack()
+        modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
+        modules += _hidden_modules(modules)
+        kept = {id(parameter) for module in modules for parameter in module._parameters.values()}
+        _keep_modes(self._undo)
+        _keep_random_states(self._undo)
+        for module in modules:
+            _keep_attributes(module, self._undo, kept)
+        for extra in keep:
+            if not isinstance(extra, nn.Module):
+                _keep_container(extra, self._undo, kept)
+
+    def put_back(self) -> None:
+        self._undo.close()
+
+
+def _hidden_modules(modules: list[nn.Module]) -> list[nn.Module]:
+    """Modules in plain lists and dicts, such as a list of metrics, which PyTorch does not know as children."""
+    known = {id(module) for module in modules}
+    found: dict[int, nn.Module] = {}
+    for owner in modules:
+        for name, value in vars(owner).items():
+            if name == "_modules" or not isinstance(value, (list, tuple, set, deque, dict)):
+                continue
+            for item in value.values() if isinstance(value, dict) else value:
+                if isinstance(item, nn.Module):
+                    found.update((id(module), module) for module in item.modules() if id(module) not in known)
+    return list(found.values())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the tracer's warnings by one filter more, so that filters which the call sets itself stay."""
+    category = torch.jit.TracerWarning  # type: ignore[attr-defined]
+    warnings.filterwarnings("ignore", message=r"(?#flopcallback)", category=category)
+    added = warnings.filters[0]
+    try:
+        yield
+    finally:
+        if added in warnings.filters:
+            warnings.filters.remove(added)  # type: ignore[attr-defined]

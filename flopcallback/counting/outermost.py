@@ -1,0 +1,83 @@
+"""Where calls of modules pass, and which of them are outermost: what can be watched without opening compiled modules."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
+
+__all__ = ["CallSite", "call_sites", "is_compiled", "outermost_calls"]
+
+Intercept = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class CallSite(NamedTuple):
+    """A module, and the attribute of the instance that each of its calls goes through."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of the module run compiled code: `torch.compile(module)`, or `module.compile()`."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
+def call_sites(names: ModuleNames) -> Iterator[CallSite]:
+    """Every module that can be called, except those within compiled ones.
+
+    A wrapper within a compiled module would be compiled along, and make it compile once more.
+    """
+    closed: list[str] = []
+    for name, module in names.unique.items():
+        if any(name.startswith(prefix) for prefix in closed):
+            continue
+        if is_compiled(module) or isinstance(module, nn.DataParallel):
+            # Replicas on other devices would share what is wrapped around the original's forward.
+            closed.append(f"{name}." if name else "")
+        if module._compiled_call_impl is not None:
+            yield CallSite(name, module, "_compiled_call_impl")
+        elif type(module).forward is not nn.Module.forward or "forward" in vars(module):
+            yield CallSite(name, module, "forward")
+
+
+@contextmanager
+def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[None]:
+    """Sends each call of a module that no other module makes through `intercept(module, call, args, kwargs)`.
+
+    What `intercept` returns is handed on. Calls that a backward makes (recomputation) and those of other threads pass.
+    """
+    thread = threading.get_ident()
+    busy = False
+
+    def wrapper(module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def outermost(*args: Any, **kwargs: Any) -> Any:
+                nonlocal busy
+                # A task id: autograd is at work, and the module's call recomputes what it did before.
+                if busy or torch._C._current_graph_task_id() != -1 or threading.get_ident() != thread:
+                    return method(*args, **kwargs)
+                busy = True
+                try:
+                    return intercept(module, method, args, kwargs)
+                finally:
+                    busy = False
+
+            return outermost
+
+        return wrap
+
+    with ExitStack() as undo:
+        for site in call_sites(names):
+            wrap_on_instance(site.module, site.attribute, wrapper(site.module), undo)
+        yield
+
