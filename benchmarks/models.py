@@ -5,6 +5,7 @@ Nothing is downloaded: the models of `transformers` are built from their configu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,10 @@ import torch
 import torch.nn.functional as F
 import truth
 from torch import nn
+
+# Configurations alone are used: nothing may be fetched, and advice about faster kernels is beside the point.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 __all__ = ["MODELS", "Case", "TensorsOnly", "build", "small_llama"]
 
