@@ -9,6 +9,8 @@ from flopcallback.counting.analysis import (
 from flopcallback.counting.op_call import OpCall, Value
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import register_formula, unregister_formula
+from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
+from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
 
 __version__ = "0.1.0"
 
@@ -21,6 +23,10 @@ __all__ = [
     "OperatorAnalysis",
     "Value",
     "__version__",
+    "flop_count_str",
+    "flop_count_table",
+    "parameter_count",
+    "parameter_count_table",
     "register_formula",
     "unregister_formula",
 ]

@@ -1,0 +1,365 @@
+"""Any statistic of operators, summed over the modules and operators of one run."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from flopcallback.counting.op_call import OpCall
+from flopcallback.counting.run import TRACER_WARNINGS, Run, run_isolated
+from flopcallback.counting.scopes import ModuleNames, find_modules
+from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
+from flopcallback.formulas.registry import Formula, Free
+
+__all__ = ["OperatorAnalysis"]
+
+_Self = TypeVar("_Self", bound="OperatorAnalysis")
+_log = logging.getLogger("flopcallback")
+
+ANCESTOR_MODES = ("owner", "caller")
+
+
+class OperatorAnalysis:
+    """A statistic of the operators that one run of a model executes, by module and by operator.
+
+    Nothing runs until the first result is asked for. The model then runs once with the given inputs, and is left as it
+    was found: parameters, buffers, flags, hooks, grads, random states.
+
+    Args:
+        model: a module, a method of one, or any callable on modules (the modules that a function names are found in
+            its closure, globals, defaults and arguments).
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
+        kwargs: keyword arguments of the call.
+        formula: from an `OpCall` to the statistic of that call: an int, a `Counter` by name, or None where it has
+            none. Without a formula nothing is counted until handles are set.
+        prune: leave out operators whose results do not reach what the call returns.
+
+    Example:
+        >>> import torch
+        >>> from flopcallback import OperatorAnalysis
+        >>> outputs = OperatorAnalysis(torch.nn.Linear(3, 5), torch.ones(2, 3), formula=lambda call: len(call.outputs))
+        >>> outputs.by_operator()
+        Counter({'linear': 1})
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        inputs: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        formula: Callable[[OpCall], Statistic | None] | None = None,
+        prune: bool = False,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"{type(self).__name__}: model is {model!r}, expected a module or another callable")
+        self._model = model
+        self._inputs = inputs
+        self._kwargs = dict(kwargs or {})
+        self._formula = formula
+        self._prune = prune
+        self._op_handles: dict[str, Handle | None] = {}
+        self._op_formulas: dict[str, Formula | None] = {}
+        self._ancestor_mode = "owner"
+        self._warn_trace = TRACER_WARNINGS[0]
+        # None: one line about what makes the total a lower bound. True: a line for each, as the original tool writes.
+        self._enable_warn_unsupported_ops: bool | None = None
+        self._enable_warn_uncalled_mods: bool | None = None
+        self._stats: Run | None = None
+        self._tally: Tally | None = None
+
+    # --- Results ----------------------------------------------------------------------------------------------------
+
+    def total(self, module_name: str = "") -> int:
+        """The statistic of a module and everything that it owns; of the whole call by default."""
+        return sum(self.by_operator(module_name).values())
+
+    def by_operator(self, module_name: str = "") -> Counter[str]:
+        """The statistic of a module by operator, such as `Counter({"conv": 194616, "linear": 80040})`."""
+        return self._results().counts[self.canonical_module_name(module_name)]
+
+    def by_module(self) -> Counter[str]:
+        """The statistic of every module by canonical name, descendants included; 0 for one that did nothing."""
+        summed: Counter[str] = Counter()
+        for name, counts in self._results().counts.items():
+            summed[name] = sum(counts.values())
+        return summed
+
+    def by_module_and_operator(self) -> dict[str, Counter[str]]:
+        """The statistic of every module by operator."""
+        return self._results().counts
+
+    def unsupported_ops(self, module_name: str = "") -> Counter[str]:
+        """Operators that are not counted and not on the original tool's list of operators that cost nothing.
+
+        It has the original's meaning: operators that are free by our own table (a softmax, unless `elementwise=True`)
+        are in it. What really makes a total incomplete is in `unknown_ops()`.
+
+        Raises:
+            RuntimeError: nothing was analysed yet.
+        """
+        if self._stats is None:
+            raise RuntimeError("unsupported_ops() reports on an analysis, and none was made: call total() first")
+        return self._results().unsupported[self.canonical_module_name(module_name)]
+
+    def unknown_ops(self, module_name: str = "") -> Counter[str]:
+        """Operators for which nobody knows a count: no formula, or one that failed. Their work is missing."""
+        return Counter(
+            {name: unknown.calls for name, unknown in self._unknown(module_name).items()},
+        )
+
+    def unknown_reasons(self, module_name: str = "") -> dict[str, str]:
+        """Why each of the unknown operators is unknown."""
+        return {name: unknown.reason for name, unknown in self._unknown(module_name).items()}
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether an unknown operator took and gave floating-point tensors, so that work is missing in the total."""
+        return any(unknown.is_floating_point for unknown in self._unknown("").values())
+
+    def uncalled_modules(self) -> set[str]:
+        """Canonical names of modules that were never at work, and of containers none of whose children were."""
+        run = self._run()
+        if self._ancestor_mode == "caller":
+            return set(run.names.unique) - run.called
+        seen = {owner for name in run.calls for owner in ModuleNames.owners(name)}
+        return set(run.names.unique) - seen
+
+    def module_calls(self) -> Counter[str]:
+        """How often each module was entered, by canonical name."""
+        return +self._run().calls
+
+    @property
+    def engine(self) -> str:
+        """Which engine saw the operators: `"trace"` or `"dispatch"`."""
+        return self._run().engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why it was not the tracer; empty when it was."""
+        return self._run().engine_reason
+
+    def canonical_module_name(self, name: str) -> str:
+        """The name under which a module's results stand: the first of the names of a shared module.
+
+        Raises:
+            KeyError: no module has this name; the nearest names are given.
+            TypeError: the name is not a string.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"module name is {name!r}, expected a string such as 'encoder.0'")
+        canonical = self._names().canonical
+        if name not in canonical:
+            near = difflib.get_close_matches(name, canonical, n=3, cutoff=0.5)
+            hint = (
+                f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; there are {len(canonical)} modules"
+            )
+            raise KeyError(f"no module is named {name!r}{hint}")
+        return canonical[name]
+
+    # --- Settings ---------------------------------------------------------------------------------------------------
+
+    def set_op_handle(self: _Self, *args: Any, **kwargs: Handle | None) -> _Self:
+        """Counts operators by handles of your own, in this analysis alone.
+
+        Args:
+            args: names and handles in turn: `"aten::bmm", handle, "aten::batch_norm", None`.
+            kwargs: the same as a mapping.
+
+        A handle takes the operator's inputs and outputs, two lists of `torch._C.Value`, and returns a number or a
+        `Counter`; None makes the operator cost nothing. An autograd function is `"prim::PythonOp.<ClassName>"`.
+
+        Raises:
+            TypeError: a name without a handle, or a handle that cannot be called.
+        """
+        self._op_handles.update(_pairs("set_op_handle", args, kwargs))
+        self._tally = None
+        return self
+
+    def set_formula(self: _Self, *args: Any, **kwargs: Formula | None) -> _Self:
+        """Counts operators by formulas of your own, in this analysis alone; None makes an operator cost nothing.
+
+        Unlike a handle, a formula takes an `OpCall` (as for `register_formula`) and works with either engine.
+        """
+        pairs = _pairs("set_formula", args, kwargs)
+        for name in pairs:
+            self._op_handles.pop(name, None)
+        self._op_formulas.update(pairs)
+        self._tally = None
+        return self
+
+    def clear_op_handles(self: _Self) -> _Self:
+        """Forgets every handle and formula, the built-in ones too: nothing is counted until new ones are set."""
+        self._op_handles, self._op_formulas, self._formula = {}, {}, None
+        self._tally = None
+        return self
+
+    def copy(self: _Self, new_model: Any = None, new_inputs: Any = None) -> _Self:
+        """The same analysis with all its settings, of another model or other inputs."""
+        twin = copy.copy(self)
+        twin._op_handles, twin._op_formulas = dict(self._op_handles), dict(self._op_formulas)
+        twin._model = self._model if new_model is None else new_model
+        twin._inputs = self._inputs if new_inputs is None else new_inputs
+        twin._stats = twin._tally = None
+        return twin
+
+    def tracer_warnings(self: _Self, mode: str) -> _Self:
+        """Which warnings of the run are shown: `"all"`, `"no_tracer_warning"` (default) or `"none"`."""
+        self._warn_trace = _one_of("tracer_warnings", mode, TRACER_WARNINGS)
+        return self
+
+    def ancestor_mode(self: _Self, mode: str) -> _Self:
+        """Whose an operator is: of the `"owner"`s by name of the module at work (default), or of every `"caller"`.
+
+        With `"caller"` it belongs to all modules that are being called as `module(...)`, and explicit `.forward()`
+        calls and other methods belong to whoever makes them.
+        """
+        self._ancestor_mode = _one_of("ancestor_mode", mode, ANCESTOR_MODES)
+        self._tally = None
+        return self
+
+    def unsupported_ops_warnings(self: _Self, enabled: bool) -> _Self:
+        """Whether each unsupported operator is logged; by default one line names those that are unknown."""
+        self._enable_warn_unsupported_ops = enabled
+        return self
+
+    def uncalled_modules_warnings(self: _Self, enabled: bool) -> _Self:
+        """Whether modules that were never called, or whose results are never used, are logged; off by default."""
+        self._enable_warn_uncalled_mods = enabled
+        return self
+
+    # --- Inside -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_run(cls: type[_Self], run: Run, model: Any, **options: Any) -> _Self:
+        """An analysis of a run that was already observed."""
+        analysis = cls(model, **options)
+        analysis._stats = run
+        return analysis
+
+    def _names(self) -> ModuleNames:
+        return self._stats.names if self._stats is not None else ModuleNames(self._roots())
+
+    def _roots(self) -> dict[str, nn.Module]:
+        return find_modules(self._model, self._arguments())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        # A named tuple, such as a packed sequence, is one argument.
+        is_arguments = isinstance(self._inputs, tuple) and not hasattr(self._inputs, "_fields")
+        return self._inputs if is_arguments else (self._inputs,)
+
+    def _run(self) -> Run:
+        if self._stats is None:
+            self._tally = None
+            self._stats = self._observe()
+            self._report()
+        return self._stats
+
+    def _observe(self) -> Run:
+        model, roots, args = self._model, self._roots(), self._arguments()
+        if any(is_lazy(p) for root in roots.values() for p in root.parameters()):
+            # A first run turns a lazy module into a plain one; that is done to a copy.
+            if not args and not self._kwargs:
+                raise ValueError(
+                    f"{type(self).__name__}: the model has lazy modules that are not initialised, and no inputs were "
+                    f"given to initialise them with: pass inputs=..."
+                )
+            model, roots = copy.deepcopy((model, roots))
+        try:
+            return run_isolated(model, roots, args, self._kwargs, tracer_warnings=self._warn_trace)
+        except RuntimeError as error:
+            if (message := _device_mismatch(roots, (args, self._kwargs))) is None:
+                raise
+            raise ValueError(f"{type(self).__name__}: {message}") from error
+
+    def _results(self) -> Tally:
+        run = self._run()
+        if self._tally is None:
+            self._tally = tally(
+                run, self._measure, handles=self._op_handles, mode=self._ancestor_mode, prune=self._prune
+            )
+        return self._tally
+
+    def _unknown(self, module_name: str) -> dict[str, Unknown]:
+        return self._results().unknown[self.canonical_module_name(module_name)]
+
+    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+        """How an operator is counted here: a function of its call, free, or None where that is unknown."""
+        if operator in self._op_formulas:
+            formula = self._op_formulas[operator]
+            return Free("set_formula(..., None)") if formula is None else self._from_cost(formula)
+        if self._formula is None:
+            return Free("no formula is set")
+        return self._formula
+
+    def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
+        return formula  # type: ignore[return-value]
+
+    def _report(self) -> None:
+        unknown = self._unknown("")
+        if self._enable_warn_unsupported_ops:
+            for operator, calls in self._results().unsupported[""].items():
+                _log.warning("Unsupported operator %s encountered %d time(s)", operator, calls)
+        elif self._enable_warn_unsupported_ops is None and self.is_lower_bound:
+            missing = sorted(name for name, reason in unknown.items() if reason.is_floating_point)
+            _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
+        if self._enable_warn_uncalled_mods:
+            self._report_uncalled()
+
+    def _report_uncalled(self) -> None:
+        run = self._run()
+        uncalled = sorted(n for n in self.uncalled_modules() if type(run.names.by_name[n]).forward is not _NO_FORWARD)
+        if uncalled:
+            _log.warning("Modules never called: %s", ", ".join(uncalled))
+        if unused := sorted(self._unused_modules(run)):
+            _log.warning(
+                "Modules called, but nothing they compute reaches an output (a pruning counter says: never called): %s",
+                ", ".join(unused),
+            )
+
+    def _unused_modules(self, run: Run) -> set[str]:
+        live = {owner for op in run.record.operations(prune=True) for owner in ModuleNames.owners(op.scope.module)}
+        worked = {op.scope.module for op in run.record.operations()}
+        return worked - live
+
+
+_NO_FORWARD = nn.Module.forward
+
+
+def _pairs(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    if len(args) % 2:
+        raise TypeError(
+            f"{function}: expected names and functions in turn, and {args[-1]!r} is a name without function"
+        )
+    pairs = {**dict(zip(args[::2], args[1::2], strict=True)), **kwargs}
+    for name, value in pairs.items():
+        if not isinstance(name, str) or not (value is None or callable(value)):
+            raise TypeError(f"{function}: {name!r}: {value!r}, expected an operator's name and a function or None")
+    return pairs
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name}: mode is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def _device_mismatch(roots: Mapping[str, nn.Module], arguments: Any) -> str | None:
+    of_model = {str(parameter.device) for root in roots.values() for parameter in root.parameters()}
+    of_inputs = {str(leaf.device) for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)}
+    if not of_model or not of_inputs or of_model & of_inputs:
+        return None
+    theirs, ours = sorted(of_model), sorted(of_inputs)
+    return (
+        f"the inputs are on {', '.join(ours)}, the model is on {', '.join(theirs)}: "
+        f"move the inputs, as in inputs.to({theirs[0]!r})"
+    )
