@@ -181,7 +181,7 @@ class _Tracer:
         # A node that we append ourselves costs no walk of the Python stack, and unlike `push_scope` opens no block.
         node = self._graph.create(kind, [], 0)
         node.i_("index", index)
-        self._graph.appendNode(node)
+        self._graph.insertNode(node)
 
     def _register(self, tensor: torch.Tensor) -> None:
         _set_value_trace(tensor, self._graph.addInput())

@@ -91,32 +91,14 @@ class GraphRecord:
         """All operators in order; with `prune`, only those whose results reach what the run returned."""
         live = _live_nodes(self.graph, self.results) if prune else None
         scope = ROOT
-        sizes: set[int] = set()
-        for index, node in enumerate(self.graph.nodes()):
+        for index, node in enumerate(_nodes(self.graph)):
             kind = node.kind()
             if kind == SCOPE_MARK:
                 scope = self.scopes[node.i("index")]
             elif kind == REGION_MARK:
                 yield self.regions[node.i("index")].operation()
-            elif kind == "prim::NumToTensor" or (sizes and _is_size_arithmetic(node, sizes)):
-                sizes.update(output.unique() for output in node.outputs())
             elif not kind.startswith("prim::") and (live is None or index in live) and _has_run(kind, node):
                 yield Operation(kind, scope, node)
-
-
-def _is_size_arithmetic(node: torch._C.Node, sizes: set[int]) -> bool:
-    """Whether an operator works on sizes and constants alone, for a number.
-
-    Functions of torch's own that are written in Python (`F.group_norm` checking its input) still get sizes as tensors:
-    a function mode is switched off while the function that it let through runs.
-    """
-    given = {value.unique() for value in node.inputs() if value.node().kind() != "prim::Constant"}
-    return bool(given) and given <= sizes and all(_is_number(output) for output in node.outputs())
-
-
-def _is_number(value: torch._C.Value) -> bool:
-    of: Any = value.type()
-    return value.isCompleteTensor() and of.dim() == 0
 
 
 def _has_run(kind: str, node: torch._C.Node) -> bool:
@@ -151,6 +133,19 @@ def _unpacked(value: torch._C.Value) -> Value:
     return Value()
 
 
+def _nodes(block: torch._C.Graph | torch._C.Block) -> Iterator[torch._C.Node]:
+    """All nodes in order, those within blocks too.
+
+    We open no block, but whoever calls the tracer's `push_scope` does: fvcore's hooks, for one, which stay on a model
+    that it failed on.
+    """
+    for node in block.nodes():
+        yield node
+        if node.kind() == "prim::TracedModuleForward":
+            for inner in node.blocks():
+                yield from _nodes(inner)
+
+
 def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int]:
     """Positions of the nodes that `results` depend on.
 
@@ -158,7 +153,7 @@ def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int
     `x[0] = f(y)` keeps `f` alive whenever any view of `x` is.
     """
     alias = _AliasSets()
-    nodes = list(graph.nodes())
+    nodes = list(_nodes(graph))
     for node in nodes:
         for a, b in _aliases(node):
             alias.join(a.unique(), b.unique())

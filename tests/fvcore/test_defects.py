@@ -491,6 +491,27 @@ def test_d14_the_model_and_the_random_state_are_left_as_found(ending):
     assert torch.equal(torch.get_rng_state(), random_state_after)
 
 
+def test_d14_hooks_that_the_original_left_behind_hide_nothing():
+    # What it puts on every module, and what stays there when a forward raises.
+    def push(module, inputs):
+        if (tracing := torch._C._get_tracing_state()) is not None:
+            tracing.push_scope("name")
+
+    def pop(module, inputs, outputs):
+        if (tracing := torch._C._get_tracing_state()) is not None:
+            tracing.pop_scope()
+
+    model = nn.Sequential(nn.Linear(5, 7), nn.Sequential(nn.Linear(7, 11)), nn.Linear(11, 2))
+    for module in model.modules():
+        module.register_forward_pre_hook(push)
+        module.register_forward_hook(pop)
+    second, third = 3 * 7 * 11, 3 * 11 * 2
+    for prune in (False, True):
+        analysis = FlopCountAnalysis(model, rows(), prune=prune)
+        by_module = {"": LINEAR + second + third, "0": LINEAR, "1": second, "1.0": second, "2": third}
+        assert analysis.by_module() == by_module
+
+
 # --- D15: a name with "/" raises -------------------------------------------------------------------------------------
 
 
