@@ -151,6 +151,18 @@ def test_the_default_activation_handles_on_a_bare_analysis():
     assert analysis.by_operator() == {"lstm": 7 * 2 * 5}
 
 
+def test_a_subclass_with_handles_of_its_own_is_an_analysis_like_the_two():
+    class OutputCount(JitModelAnalysis):
+        def __init__(self, model, inputs):
+            super().__init__(model=model, inputs=inputs)
+            self.set_op_handle("aten::linear", handles.generic_activation_jit())
+
+    outputs = OutputCount(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 11)), torch.ones(3, 5))
+    assert outputs.by_module() == {"": 3 * 7 + 3 * 11, "0": 3 * 7, "1": 3 * 11}
+    assert type(outputs.copy()) is OutputCount
+    assert "54" in flop_count_table(outputs)
+
+
 def test_handles_hold_where_the_tracer_cannot_work():
     # Meta tensors go to the dispatcher, which has no graph whose values could be handed on.
     model = nn.Linear(5, 7, device="meta")
