@@ -8,20 +8,20 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from flopcallback.counting.isolation import _keep_attributes, _keep_container, _keep_modes, _keep_random_states
+from flopcallback.counting.isolation import Found
 from flopcallback.counting.outermost import outermost_calls
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["Observed", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
+__all__ = ["Observed", "call_within", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
 
 # Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
 _MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
@@ -77,7 +77,7 @@ def observe_in_flight(
     for engine, reason in attempts:
         attempt = _Attempt(call)
         try:
-            state = _State(names, keep)
+            found = _found(names, keep)
             with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
                 _, run = observe(attempt, names, arguments, engine=engine, reason=_because(reason, first))
             return Observed(attempt.result, (run,), first)
@@ -87,7 +87,7 @@ def observe_in_flight(
             if attempt.has_begun:
                 if not may_be_ours(error) or _is_the_operators(error, first):
                     raise
-                state.put_back()
+                found.put_back()
             first = first or error
     return Observed(call(), (), first)
 
@@ -134,6 +134,23 @@ def observe_beside(
     except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
         runs, failure = (), error
     return Observed(call(*args, **kwargs), runs, failure)
+
+
+def call_within(context: Callable[[], AbstractContextManager[Any]], call: Callable[[], Any]) -> Observed:
+    """Makes a call inside a context of ours, and exactly once, whether or not the context can be entered and left."""
+    attempt = _Attempt(call)
+    try:
+        with context():
+            attempt()
+    except Exception as error:
+        if attempt.has_ended:
+            return Observed(attempt.result, (), error)
+        if attempt.has_begun:
+            raise
+        failure = error
+    else:
+        return Observed(attempt.result)
+    return Observed(call(), (), failure)
 
 
 def may_be_ours(error: BaseException) -> bool:
@@ -210,27 +227,14 @@ class _Attempt:
         return self.result
 
 
-class _State:
-    """What a training step may have changed when it stops half-way, as it was before.
-
-    Parameters and their grads are not in it: they change after the step.
-    """
-
-    def __init__(self, names: ModuleNames, keep: Iterable[Any]) -> None:
-        self._undo = ExitStack()
-        modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
-        modules += _hidden_modules(modules)
-        kept = {id(parameter) for module in modules for parameter in module._parameters.values()}
-        _keep_modes(self._undo)
-        _keep_random_states(self._undo)
-        for module in modules:
-            _keep_attributes(module, self._undo, kept)
-        for extra in keep:
-            if not isinstance(extra, nn.Module):
-                _keep_container(extra, self._undo, kept)
-
-    def put_back(self) -> None:
-        self._undo.close()
+def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:
+    """What a step may have changed when it stops half-way, as it is now. Parameters are not in it: they change later."""
+    modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
+    found = Found([*modules, *_hidden_modules(modules)])
+    for extra in keep:
+        if not isinstance(extra, nn.Module):
+            found.keep_container(extra)
+    return found
 
 
 def _hidden_modules(modules: list[nn.Module]) -> list[nn.Module]:

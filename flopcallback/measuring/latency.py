@@ -1,0 +1,269 @@
+"""Forward time of every module over a window of real steps, medians of it, and nothing left on the modules between."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from flopcallback.counting.outermost import CallSite, call_sites
+from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
+
+__all__ = ["DeviceEvent", "Latency", "LatencyWindow"]
+
+CPU_CLOCK = "CPU clock"
+
+
+class DeviceEvent(Protocol):
+    """What is used of `torch.Event(device, enable_timing=True)`."""
+
+    def record(self) -> None:
+        """Marks the present position in the device's queue of work."""
+
+    def synchronize(self) -> None:
+        """Waits until the device has come to the mark."""
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds on the device from this mark to `end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Medians over a window, in milliseconds.
+
+    Attributes:
+        forward_ms: of the counted call.
+        step_ms: of the step around it.
+        steps: how many calls were timed.
+        how: the clock and the device, in words.
+        modules: by canonical name; a module's time in a call is the sum over its own calls, with what it contains.
+        spreads: first and third quartile, by canonical name.
+    """
+
+    forward_ms: float | None
+    step_ms: float | None
+    steps: int
+    how: str
+    modules: Mapping[str, float] = field(default_factory=dict)
+    spreads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class LatencyWindow:
+    """Times the forward of every module during some steps, after some that only warm up.
+
+    On a CPU with `clock`; on any other device with a pair of its events around each forward, whose times are asked for
+    once, when the window is read: no step waits for the device.
+
+    A step is `begin_step()`, one or more calls inside `with timed_call():`, `end_step()`. Modules are wrapped within
+    `timed_call` only.
+
+    Args:
+        names: the modules.
+        device: where they run.
+        warmup_steps: steps that are not timed.
+        steps: steps that are; `is_open` turns False after them.
+        clock: seconds, for a CPU.
+        event: `torch.Event`, for other devices: `event(device, enable_timing=True)`.
+    """
+
+    def __init__(
+        self,
+        names: ModuleNames,
+        device: torch.device,
+        *,
+        warmup_steps: int = 5,
+        steps: int = 20,
+        clock: Callable[[], float] = time.perf_counter,
+        event: Callable[..., DeviceEvent] | None = None,
+    ) -> None:
+        self._names = names
+        self._timer = _Clock(clock) if event is None and device.type == "cpu" else _Events(device, event or torch.Event)
+        self._steps_to_skip = warmup_steps
+        self._steps_to_time = steps
+        self._step_spans: list[_Span] = []
+        self._calls: list[_TimedCall] = []
+        self._began: Any = None
+        self._sites = list(call_sites(names))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are steps left to warm up or to time."""
+        return self._steps_to_time > 0
+
+    def begin_step(self) -> None:
+        """Starts the time of a step."""
+        self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
+
+    @contextmanager
+    def timed_call(self, *, is_forward: bool = True) -> Iterator[None]:
+        """Times the modules, and what is inside as the counted call.
+
+        Args:
+            is_forward: False where more than forwards happens inside (a backward, an optimizer's step): the time of
+                the counted call is then the sum over outermost calls of modules.
+        """
+        if self._began is None:
+            yield
+            return
+        call = _TimedCall(self._timer, is_forward)
+        with ExitStack() as undo:
+            for site in self._sites:
+                wrap_on_instance(site.module, site.attribute, functools.partial(call.wrap, site), undo)
+            with call:
+                yield
+        if call.failure is not None:
+            raise call.failure
+        self._calls.append(call)
+
+    def end_step(self) -> None:
+        """Ends the time of a step."""
+        if self._began is not None:
+            self._step_spans.append((self._began, self._timer.mark()))
+            self._began = None
+            self._steps_to_time -= 1
+        elif self._steps_to_skip > 0:
+            self._steps_to_skip -= 1
+
+    def read(self) -> Latency | None:
+        """Medians of what was timed so far, None where nothing was; waits for the device."""
+        self._timer.wait()
+        timed = [call.times(self._timer.ms) for call in self._calls]
+        whole = [time for time, _ in timed if time is not None]
+        if not whole:
+            return None
+        modules = [self._with_containers(of_modules) for _, of_modules in timed]
+        by_name = {name: [times[name] for times in modules if name in times] for name in self._names.unique}
+        by_name[""] = whole
+        by_name = {name: times for name, times in by_name.items() if times}
+        steps = [self._timer.ms(*span) for span in self._step_spans]
+        return Latency(
+            forward_ms=statistics.median(whole),
+            step_ms=statistics.median(steps) if steps else None,
+            steps=len(whole),
+            how=self._timer.how,
+            modules={name: statistics.median(times) for name, times in by_name.items()},
+            spreads={name: _quartiles(times) for name, times in by_name.items()},
+        )
+
+    def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
+        """Adds containers that are never called themselves (`ModuleList`): the sum over what they contain."""
+        for name in reversed(self._names.unique):
+            if name and name not in times and type(self._names.unique[name]).forward is nn.Module.forward:
+                inside = [times[child] for child in times if child.rpartition(".")[0] == name]
+                if inside:
+                    times[name] = sum(inside)
+        return times
+
+
+_Span = tuple[Any, Any]
+
+
+class _Clock:
+    """Times on the CPU."""
+
+    how = CPU_CLOCK
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.mark = clock
+
+    def wait(self) -> None:
+        """A clock has always come to its marks."""
+
+    def ms(self, start: float, end: float) -> float:
+        return (end - start) * 1e3
+
+
+class _Events:
+    """Times on a device."""
+
+    def __init__(self, device: torch.device, event: Callable[..., DeviceEvent]) -> None:
+        self.how = f"events on {device}"
+        self._device = device
+        self._event = event
+        self._last: DeviceEvent | None = None
+
+    def mark(self) -> DeviceEvent:
+        self._last = self._event(self._device, enable_timing=True)
+        self._last.record()
+        return self._last
+
+    def wait(self) -> None:
+        if self._last is not None:
+            self._last.synchronize()
+
+    def ms(self, start: DeviceEvent, end: DeviceEvent) -> float:
+        return start.elapsed_time(end)
+
+
+class _TimedCall:
+    """Spans of one call: its own, and those of the modules in it.
+
+    Timing must not stop a call that it stands around: what fails is kept in `failure`, and nothing is timed from there.
+    """
+
+    def __init__(self, timer: _Clock | _Events, is_forward: bool) -> None:
+        self.failure: Exception | None = None
+        self._timer = timer
+        self._thread = threading.get_ident()
+        self._whole: list[_Span] = []
+        self._is_forward = is_forward
+        self._modules: dict[str, list[_Span]] = {}
+        self._running: list[str] = []
+        self._began: Any = None
+
+    def __enter__(self) -> None:
+        self._began = self._mark()
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_forward:
+            self._whole.append((self._began, self._mark()))
+
+    def wrap(self, site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
+        name, running = site.name, self._running
+
+        @functools.wraps(method)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            # Autograd at work: a recomputation, which is part of the backward.
+            elsewhere = torch._C._current_graph_task_id() != -1 or threading.get_ident() != self._thread
+            if elsewhere or name in running:
+                return method(*args, **kwargs)
+            running.append(name)
+            began = self._mark()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                span = (began, self._mark())
+                running.remove(name)
+                self._modules.setdefault(name, []).append(span)
+                if not running and not self._is_forward:
+                    self._whole.append(span)
+
+        return timed
+
+    def times(self, ms: Callable[[Any, Any], float]) -> tuple[float | None, dict[str, float]]:
+        """Milliseconds of the whole, None where no module was called in it, and by module."""
+        modules = {name: sum(ms(*span) for span in spans) for name, spans in self._modules.items()}
+        return (sum(ms(*span) for span in self._whole) if self._whole else None), modules
+
+    def _mark(self) -> Any:
+        if self.failure is None:
+            try:
+                return self._timer.mark()
+            except Exception as error:  # noqa: BLE001 - the model's forward is under way
+                self.failure = error
+        return None
+
+
+def _quartiles(times: list[float]) -> tuple[float, float]:
+    if len(times) == 1:
+        return times[0], times[0]
+    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
+    return first, third

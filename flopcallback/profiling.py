@@ -1,0 +1,264 @@
+"""From what was observed to a profile: the one place where the engine's counts become rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from flopcallback import __version__
+from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAnalysis, FlopCountAnalysis
+from flopcallback.counting.op_call import OpCall
+from flopcallback.counting.outermost import is_compiled
+from flopcallback.counting.run import TRACE, Run
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.tally import display_name
+from flopcallback.formulas.registry import Counted, Formula, lookup
+from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow
+
+__all__ = ["Conditions", "Convention", "conditions_of", "profile_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """What counts as a FLOP: `fma` per multiply-add, and whether elementwise operators count."""
+
+    fma: int = 1
+    elementwise: bool = False
+
+    def analysis(self, run: Run, model: nn.Module) -> FlopCountAnalysis:
+        """The FLOPs of a run under this convention."""
+        return FlopCountAnalysis.of_run(run, model, fma=self.fma, elementwise=self.elementwise)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under which a call was counted.
+
+    Attributes:
+        phase: one of `flopcallback.reporting.profile.PHASES`.
+        device: where it ran.
+        dtype: what its matrix products and convolutions computed in: autocast's dtype, or the parameters'.
+        input_shapes: of every tensor given to it.
+        batch_size: samples; None where it is not known.
+        step_row: the path of a row for what ran outside of any submodule; without one, that is the root's own.
+    """
+
+    phase: str
+    device: torch.device
+    dtype: torch.dtype
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    batch_size: int | None = None
+    step_row: str | None = None
+
+
+def conditions_of(
+    phase: str,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    batch_size: int | None = None,
+    step_row: str | None = None,
+) -> Conditions:
+    """The conditions that a call of `model` finds now.
+
+    Args:
+        phase: one of `flopcallback.reporting.profile.PHASES`.
+        model: what is called.
+        inputs: what it is given, of any structure.
+        batch_size: samples; by default what all tensors in `inputs` agree on as their first dimension.
+        step_row: the path of a row for what runs outside of any submodule.
+    """
+    tensors = list(_tensors(inputs))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device = next((t.device for t in (parameter, *tensors) if t is not None), torch.device("cpu"))
+    dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if batch_size is None:
+        firsts = {tensor.shape[0] for tensor in tensors if tensor.dim()}
+        batch_size = firsts.pop() if len(firsts) == 1 else None
+    return Conditions(phase, device, dtype, tuple(tuple(t.shape) for t in tensors), batch_size, step_row)
+
+
+def profile_of(
+    runs: Sequence[Run], model: nn.Module, conditions: Conditions, convention: Convention | None = None
+) -> ModelProfile:
+    """The profile of one call, of which `runs` were seen one after the other.
+
+    A row's parameters are those that stand under its name or below, each one once, under the first of its names.
+    """
+    convention = convention or Convention()
+    counts = _Counts()
+    for run in runs:
+        counts.add(run, model, convention)
+    names = runs[0].names
+    flops = counts.statistics["flops"]
+    return ModelProfile(
+        name=type(model).__name__,
+        phase=conditions.phase,
+        modules=tuple(_module_rows(names, counts, conditions)),
+        operators=tuple(_operator_rows(counts)),
+        config=_config(runs, counts, conditions, convention),
+        batch_size=conditions.batch_size,
+        forward_flops=flops[""],
+        forward_hw_flops=counts.statistics["hw_flops"][""],
+        unknown=counts.unknown,
+    )
+
+
+# Each becomes the field of `ModuleRow` with its name.
+_STATISTICS: Mapping[str, Callable[[Run, nn.Module, Convention], Counter[str]]] = {
+    "flops": lambda run, model, convention: convention.analysis(run, model).by_module(),
+    "hw_flops": lambda run, model, convention: convention.analysis(run, model).hardware_flops(),
+    "activations": lambda run, model, _: ActivationCountAnalysis.of_run(run, model).by_module(),
+    "bytes": lambda run, model, _: BytesCountAnalysis.of_run(run, model).by_module(),
+}
+
+
+@dataclass
+class _Counts:
+    """Sums over the runs of one call, by module and by operator."""
+
+    statistics: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in _STATISTICS})
+    calls: Counter[str] = field(default_factory=Counter)
+    unknown_calls: Counter[str] = field(default_factory=Counter)
+    unknown_operators: Counter[str] = field(default_factory=Counter)
+    unknown: dict[str, str] = field(default_factory=dict)
+    operators: Counter[str] = field(default_factory=Counter)
+    operator_calls: Counter[str] = field(default_factory=Counter)
+    families: dict[str, str] = field(default_factory=dict)
+    output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    is_lower_bound: bool = False
+
+    def add(self, run: Run, model: nn.Module, convention: Convention) -> None:
+        for name, statistic in _STATISTICS.items():
+            self.statistics[name].update(statistic(run, model, convention))
+        analysis = convention.analysis(run, model)
+        self.calls.update(analysis.module_calls())
+        self.operators.update(analysis.by_operator())
+        self.unknown_operators.update(analysis.unknown_ops())
+        self.unknown.update(analysis.unknown_reasons())
+        self.unknown_calls.update({name: analysis.unknown_ops(name).total() for name in run.names.unique})
+        self.is_lower_bound |= analysis.is_lower_bound
+        self.output_shapes.update(run.output_shapes)
+        counter = _OperatorCalls.of_run(run, model, elementwise=convention.elementwise)
+        self.operator_calls.update(counter.by_operator())
+        self.families.update(counter.families)
+
+
+class _OperatorCalls(FlopCountAnalysis):
+    """How often each operator that FLOPs are counted for was called, and which family it is of."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.families: dict[str, str] = {}
+
+    def _measure(self, operator: str) -> Any:
+        row = lookup(operator)
+        if isinstance(row, Counted):
+            self.families[display_name(operator)] = row.family.value
+        return super()._measure(operator)
+
+    def _from_cost(self, formula: Formula) -> Callable[[OpCall], int]:
+        return lambda call: 1 if formula(call).flops(elementwise=self._elementwise) else 0
+
+
+def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) -> Iterator[ModuleRow]:
+    params, trainable = _parameters_by_module(names.unique[""])
+    statistics, flops = counts.statistics, counts.statistics["flops"]
+    below: Counter[str] = Counter()
+    for name in names.unique:
+        if name:
+            below[_parent(name)] += flops[name]
+    for name, module in names.unique.items():
+        is_split = not name and conditions.step_row is not None
+        shape = counts.output_shapes.get(name)
+        yield ModuleRow(
+            path=name,
+            parent=_parent(name) if name else None,
+            depth=name.count(".") + 1 if name else 0,
+            type=type(module).__name__,
+            calls=counts.calls[name] if name else 1,
+            params=params[name],
+            params_trainable=trainable[name],
+            own_flops=0 if is_split else flops[name] - below[name],
+            unknown_calls=counts.unknown_calls[name],
+            output_shape=None if shape is None or is_split else str(shape),
+            note="compiled" if is_compiled(module) else "",
+            **{key: statistic[name] for key, statistic in statistics.items()},
+        )
+    if conditions.step_row is not None:
+        yield _step_row(names, counts, conditions.step_row)
+
+
+def _step_row(names: ModuleNames, counts: _Counts, path: str) -> ModuleRow:
+    """What the call did outside of any submodule: what is the root's and none of its children's."""
+    children = [name for name in names.unique if name and "." not in name]
+    rest = {key: own[""] - sum(own[name] for name in children) for key, own in counts.statistics.items()}
+    unknown = counts.unknown_calls[""] - sum(counts.unknown_calls[name] for name in children)
+    return ModuleRow(
+        path=path, parent="", depth=1, type="", calls=1, own_flops=rest["flops"], unknown_calls=unknown, **rest
+    )
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _parameters_by_module(model: nn.Module) -> tuple[Counter[str], Counter[str]]:
+    params: Counter[str] = Counter()
+    trainable: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        size = 0 if is_lazy(parameter) else parameter.numel()
+        for owner in ModuleNames.owners(_parent(name)):
+            params[owner] += size
+            trainable[owner] += size if parameter.requires_grad else 0
+    return params, trainable
+
+
+def _operator_rows(counts: _Counts) -> Iterator[OperatorRow]:
+    for operator, flops in counts.operators.items():
+        yield OperatorRow(operator, counts.operator_calls[operator], flops, counts.families.get(operator, ""))
+    for operator, calls in counts.unknown_operators.items():
+        yield OperatorRow(operator, calls, 0, status="unknown")
+
+
+def _config(
+    runs: Sequence[Run], counts: _Counts, conditions: Conditions, convention: Convention
+) -> dict[str, Any]:
+    engines = {run.engine for run in runs}
+    return {
+        "flops.fma": convention.fma,
+        "flops.elementwise": convention.elementwise,
+        "flops.engine": next((engine for engine in engines if engine != TRACE), TRACE),
+        "flops.engine_reason": "; ".join(dict.fromkeys(run.engine_reason for run in runs if run.engine_reason)),
+        "flops.is_lower_bound": counts.is_lower_bound,
+        "flops.device": _device_text(conditions.device),
+        "flops.dtype": str(conditions.dtype).removeprefix("torch."),
+        "flops.input_shapes": conditions.input_shapes,
+        "flops.unknown_operators": sorted(counts.unknown_operators),
+        "flops.version": __version__,
+    }
+
+
+def _device_text(device: torch.device) -> str:
+    name = None if device.type == "cpu" else getattr(torch.get_device_module(device), "get_device_name", None)
+    return f"{device} ({name(device)})" if name is not None else str(device)
+
+
+def _tensors(structure: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a batch: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from _tensors(dict(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _tensors([getattr(leaf, item.name) for item in fields(leaf)])

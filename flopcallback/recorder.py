@@ -1,0 +1,214 @@
+"""Recorder: from what a training loop's events bring to profiles, times and trackers; knows neither loop nor Lightning."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from flopcallback.counting.in_flight import Observed
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.measuring.latency import LatencyWindow
+from flopcallback.profiling import Conditions, Convention, profile_of
+from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
+from flopcallback.trackers import LocalTracker, Tracker
+
+__all__ = ["FlopCallbackWarning", "Recorder", "Troubles"]
+
+
+class FlopCallbackWarning(UserWarning):
+    """Something in flopcallback failed; training was not touched by it and goes on."""
+
+
+class Troubles:
+    """What failed in here: a warning, once for each cause.
+
+    Args:
+        strict: raise it instead.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
+        self._told: set[str] = set()
+
+    def report(self, what: str, error: Exception) -> None:
+        """Warns that `what` failed and why.
+
+        Raises:
+            Exception: `error` itself, where `strict`.
+        """
+        if self._strict:
+            raise error
+        if what not in self._told:
+            self._told.add(what)
+            reason = str(error).strip() or "no message"
+            text = f"{what}: {type(error).__name__}: {reason}. Training is not affected. (strict=True raises this.)"
+            warnings.warn(text, FlopCallbackWarning, stacklevel=2)
+
+    @contextmanager
+    def reported(self, what: str) -> Iterator[None]:
+        """Reports what is raised inside."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the promise: whatever fails in here is a warning
+            self.report(what, error)
+
+
+class Recorder:
+    """Makes profiles of observed calls, times later steps, and hands both to trackers.
+
+    Order of events: `record` once the counted call was made; then, for each step, `begin_step`, the calls inside
+    `with timed_call():`, `end_step`; at last `close`. `record` may come again, for another phase.
+
+    Args:
+        trackers: by a name that says to the user where things go; none on ranks that do not log.
+        convention: what counts as a FLOP.
+        warmup_steps: steps after the counted one that are not timed.
+        latency_steps: steps after those that are.
+        prefix: stands in front of the names of numbers.
+        show: prints a text; None prints nothing.
+        troubles: where failures of single trackers go.
+        clock: seconds, for times on a CPU.
+        event: `torch.Event`, for times on other devices.
+
+    Attributes:
+        profiles: the latest profile of each phase.
+    """
+
+    def __init__(
+        self,
+        trackers: Mapping[str, Tracker],
+        *,
+        convention: Convention | None = None,
+        warmup_steps: int = 5,
+        latency_steps: int = 20,
+        prefix: str = "",
+        show: Callable[[str], None] | None = None,
+        troubles: Troubles | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        event: Callable[..., Any] | None = None,
+    ) -> None:
+        self.profiles: dict[str, ModelProfile] = {}
+        self._trackers = trackers
+        self._convention = convention or Convention()
+        self._steps = (warmup_steps, latency_steps)
+        self._prefix = prefix
+        self._show = show
+        self._troubles = troubles or Troubles()
+        self._clock = clock
+        self._event = event
+        self._window: LatencyWindow | None = None
+        self._timed_phase = ""
+        self._logged: set[str] = set()
+        self._shown: set[str] = set()
+
+    def record(self, observed: Observed, model: nn.Module, conditions: Conditions, *, is_timed: bool = False) -> None:
+        """Makes the profile of an observed call.
+
+        Args:
+            observed: the call; one of which nothing was seen makes no profile.
+            model: the root of the modules.
+            conditions: under which it was counted.
+            is_timed: whether the steps from here on are to be timed for it.
+        """
+        if not observed.runs:
+            return
+        phase = conditions.phase
+        self.profiles[phase] = profile_of(observed.runs, model, conditions, self._convention)
+        if is_timed and self._steps[1] > 0:
+            warmup, steps = self._steps
+            self._timed_phase = phase
+            self._window = LatencyWindow(
+                observed.runs[0].names,
+                conditions.device,
+                warmup_steps=warmup,
+                steps=steps,
+                clock=self._clock,
+                event=self._event,
+            )
+
+    @property
+    def is_timing(self) -> bool:
+        """Whether steps are still to be timed."""
+        return self._window is not None
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        if self._window is not None:
+            self._window.begin_step()
+
+    def timed_call(self, *, is_forward: bool = True) -> AbstractContextManager[None]:
+        """Goes around each call in a step that is like the counted one; see `LatencyWindow.timed_call`."""
+        return nullcontext() if self._window is None else self._window.timed_call(is_forward=is_forward)
+
+    def end_step(self, step: int) -> None:
+        """A step ended; with the last one of the window, times are logged at `step`."""
+        if self._window is not None:
+            self._window.end_step()
+            if not self._window.is_open:
+                self._close_window(step)
+
+    def log(self, phase: str, step: int) -> None:
+        """Hands the profile of a phase to the trackers, and what numbers it has that they were not given yet."""
+        if (profile := self.profiles.get(phase)) is None:
+            return
+        scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
+        new = {name: value for name, value in scalars.items() if name not in self._logged}
+        self._logged.update(new)
+        for name, tracker in self._trackers.items():
+            with self._troubles.reported(f"the tracker {name} failed"):
+                if new:
+                    tracker.log_scalars(new, step)
+                tracker.log_profile(profile, step)
+
+    def close(self, step: int) -> None:
+        """Logs the times of a window that training did not fill, and lets the trackers write what they hold."""
+        if self._window is not None:
+            self._close_window(step)
+        for phase in self.profiles:
+            self._show_once(phase)
+        for name, tracker in self._trackers.items():
+            with self._troubles.reported(f"the tracker {name} failed"):
+                tracker.close()
+
+    def _close_window(self, step: int) -> None:
+        window, self._window = self._window, None
+        latency = window.read() if window is not None else None
+        if latency is not None:
+            phase = self._timed_phase
+            summary = LatencySummary(latency.forward_ms, latency.step_ms, latency.steps, latency.how)
+            self.profiles[phase] = self.profiles[phase].with_latency(summary, latency.modules, latency.spreads)
+            self.log(phase, step)
+            self._show_once(phase)
+
+    def _show_once(self, phase: str) -> None:
+        if self._show is None or phase in self._shown:
+            return
+        self._shown.add(phase)
+        has_tracker = any(not isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+        profile, where = self.profiles[phase], ", ".join(self._trackers)
+        self._show(_line(profile, where) if has_tracker else f"{_table(profile)}\nreport: {where}")
+
+
+def _line(profile: ModelProfile, where: str) -> str:
+    """The profile in a line, for those who have a tracker to look at."""
+    bound = ">= " if profile.is_lower_bound else ""
+    fma = profile.config["flops.fma"]
+    parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')} ({fma} per multiply-add)"]
+    if profile.forward_ms is not None:
+        parts.append(f"{milliseconds(profile.forward_ms)} ms")
+    if profile.latency is not None and profile.latency.step_ms is not None:
+        parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
+    unknown = profile.config["flops.unknown_operators"]
+    parts.append(f"unknown: {', '.join(map(str, unknown))}" if isinstance(unknown, list) and unknown else "nothing unknown")
+    return f"flopcallback: {', '.join(parts)}; report: {where}"
+
+
+def _table(profile: ModelProfile) -> str:
+    """The whole tree, for those who have none."""
+    return rich_text(profile, width=shutil.get_terminal_size((120, 24)).columns)
