@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,8 +20,8 @@ __all__ = ["DispatchRecorder", "value_of"]
 def value_of(argument: Any) -> Value:
     """Describes a live argument or result of an operator."""
     if isinstance(argument, torch.Tensor):
-        if argument.is_nested or argument.layout != torch.strided:
-            return Value(dtype=argument.dtype)  # its shape does not say how much work there is
+        if is_lazy(argument) or argument.is_nested or argument.layout != torch.strided:
+            return Value(dtype=argument.dtype)  # no shape, or one that does not say how much work there is
         return Value(tuple(argument.shape), argument.dtype, argument.device)
     if isinstance(argument, (list, tuple)):
         if any(isinstance(item, torch.Tensor) for item in argument):

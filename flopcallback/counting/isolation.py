@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["left_as_found", "private_copies"]
+__all__ = ["Found", "left_as_found", "private_copies"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -33,17 +33,16 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[No
         modules: all modules of the model.
         inputs: any structure of tensors; those that the run writes to get their values back.
     """
-    with ExitStack() as undo:
-        _keep_modes(undo)
-        _keep_random_states(undo)
-        kept: set[int] = set()
-        for module in modules:
-            _keep_attributes(module, undo, kept)
-        for leaf in tree_leaves(inputs):
-            if isinstance(leaf, torch.Tensor):
-                _keep_tensor(leaf, undo, kept)
-        undo.enter_context(_ParametersKeptOnWrite(modules, undo, kept))
-        yield
+    found = Found(modules)
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor):
+            found.keep_tensor(leaf)
+    found.drop_grads()
+    try:
+        with _KeptOnWrite(found):
+            yield
+    finally:
+        found.put_back()
 
 
 def private_copies(inputs: Any) -> Any:
@@ -57,7 +56,7 @@ def _private_copy(leaf: Any) -> Any:
         return leaf
     try:
         return copy.deepcopy(leaf)
-    except Exception:  # noqa: BLE001 - what cannot be copied is handed on as it is: a count is no reason to refuse a model's input
+    except Exception:  # noqa: BLE001 - what cannot be copied is handed on as it is: the model's input is not ours
         return leaf
 
 
@@ -77,70 +76,103 @@ def _keep_random_states(undo: ExitStack) -> None:
             undo.callback(device.set_rng_state, device.get_rng_state(index), index)
 
 
-def _keep_attributes(module: nn.Module, undo: ExitStack, kept: set[int]) -> None:
-    own = vars(module)
-    before = dict(own)
+class Found:
+    """How modules, tensors and random states were found, to be put back.
 
-    def restore() -> None:
-        own.clear()
-        own.update(before)
+    Plain lists, where callbacks on a stack would be shorter: a closure for each of thousands of attributes is felt.
 
-    undo.callback(restore)
-    for value in before.values():
-        if isinstance(value, torch.Tensor):
-            _keep_tensor(value, undo, kept)
-        elif isinstance(value, _CONTAINERS):
-            _keep_container(value, undo, kept)
-    for parameter in module._parameters.values():
-        if parameter is not None and not is_lazy(parameter):
-            _keep_parameter(parameter, undo, kept)
+    Args:
+        modules: all modules of a model.
+    """
 
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.parameters: dict[int | None, list[torch.Tensor]] = {}
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._of_parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None, bool]] = []
+        self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._versions: list[Any] = []
+        self._seen: set[int] = set()
+        self._states = ExitStack()
+        _keep_modes(self._states)
+        _keep_random_states(self._states)
+        for module in modules:
+            self.keep_module(module)
 
-def _keep_container(container: Any, undo: ExitStack, kept: set[int]) -> None:
-    before = copy.copy(container)
+    def keep_module(self, module: nn.Module) -> None:
+        """Keeps all attributes, what stands in containers among them, tensors by value, and of parameters the rest."""
+        own = vars(module)
+        self._attributes.append((own, dict(own)))
+        for value in own.values():
+            if isinstance(value, torch.Tensor):
+                self.keep_tensor(value)
+            elif isinstance(value, _CONTAINERS):
+                self.keep_container(value)
+        for parameter in module._parameters.values():
+            if parameter is not None and self._is_new(parameter) and not is_lazy(parameter):
+                self._keep_parameter(parameter)
 
-    def restore() -> None:
-        container.clear()
-        (container.update if isinstance(container, (dict, set)) else container.extend)(before)
+    def keep_tensor(self, tensor: torch.Tensor) -> None:
+        """Keeps a tensor by value."""
+        if self._is_new(tensor) and not is_lazy(tensor) and tensor.device.type != "meta":
+            self._keep_version(tensor)
+            self._keep_values(tensor)
 
-    undo.callback(restore)
-    for value in before.values() if isinstance(before, dict) else before:
-        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-            _keep_tensor(value, undo, kept)
+    def keep_container(self, container: Any) -> None:
+        """Keeps what stands in a container, tensors by value."""
+        self._containers.append((container, copy.copy(container) if container else ()))
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                self.keep_tensor(value)
 
+    def keep_written(self, tensor: torch.Tensor) -> None:
+        """Keeps by value the parameters whose memory a tensor shares: it is about to be written to."""
+        for parameter in self.parameters.pop(_storage(tensor), ()):
+            self._keep_values(parameter.data)
 
-def _keep_parameter(parameter: nn.Parameter, undo: ExitStack, kept: set[int]) -> None:
-    """Keeps `.grad` and the flag; a backward inside the forward then makes grads of its own, which are dropped."""
-    if id(parameter) in kept:
-        return
-    kept.add(id(parameter))
-    data, grad, requires_grad = parameter.data, parameter.grad, parameter.requires_grad
+    def drop_grads(self) -> None:
+        """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""
+        for parameter, *_ in self._of_parameters:
+            parameter.grad = None
 
-    def restore() -> None:
-        if parameter.data_ptr() != data.data_ptr():
-            parameter.data = data
-        parameter.requires_grad_(requires_grad)
-        parameter.grad = grad
+    def put_back(self) -> None:
+        """Makes everything as it was found."""
+        for tensor, values in self._tensors:
+            _put_back(tensor, values)
+        for parameter, data, grad, requires_grad in self._of_parameters:
+            if _storage(parameter) != _storage(data):
+                parameter.data = data
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for container, contents in self._containers:
+            if container or contents:
+                container.clear()
+                (container.update if isinstance(container, (dict, set)) else container.extend)(contents)
+        for own, before in self._attributes:
+            own.clear()
+            own.update(before)
+        for version in self._versions:
+            version.__exit__()
+        self._states.close()
 
-    _keep_version(parameter, undo)
-    undo.callback(restore)
-    parameter.grad = None
+    def _is_new(self, tensor: torch.Tensor) -> bool:
+        is_new = id(tensor) not in self._seen
+        self._seen.add(id(tensor))
+        return is_new
 
+    def _keep_parameter(self, parameter: nn.Parameter) -> None:
+        self._keep_version(parameter)
+        self._of_parameters.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
+        self.parameters.setdefault(_storage(parameter), []).append(parameter)
 
-def _keep_tensor(tensor: torch.Tensor, undo: ExitStack, kept: set[int]) -> None:
-    if id(tensor) in kept or is_lazy(tensor) or tensor.device.type == "meta":
-        return
-    kept.add(id(tensor))
-    _keep_version(tensor, undo)
-    with torch.no_grad():
-        before = tensor.detach().clone()
-    undo.callback(_put_back, tensor, before)
+    def _keep_version(self, tensor: torch.Tensor) -> None:
+        # A graph that saved the tensor before the run has to find it unchanged, by its version too.
+        if not tensor.is_inference():
+            self._versions.append(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
 
-
-def _keep_version(tensor: torch.Tensor, undo: ExitStack) -> None:
-    """A graph that saved the tensor before the run has to find it unchanged, by its version too."""
-    if not tensor.is_inference():
-        undo.push(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
+    def _keep_values(self, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            self._tensors.append((tensor, tensor.detach().clone()))
 
 
 def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
@@ -155,34 +187,28 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         tensor.copy_(before)
 
 
-class _ParametersKeptOnWrite(TorchFunctionMode):
-    """Copies a parameter when it is first written to: most models write to none, and a copy of all costs memory."""
+class _KeptOnWrite(TorchFunctionMode):
+    """Keeps a parameter when it is first written to: most models write to none, and a copy of all costs memory."""
 
-    def __init__(self, modules: Iterable[nn.Module], undo: ExitStack, kept: set[int]) -> None:
+    def __init__(self, found: Found) -> None:
         super().__init__()
-        parameters = (p for module in modules for p in module._parameters.values() if p is not None and not is_lazy(p))
-        self._parameters = {_storage(parameter): parameter for parameter in parameters}
-        self._parameters.pop(None, None)
-        self._undo = undo
+        found.parameters.pop(None, None)
+        self._found = found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__
-        if name[-1] == "_" and name[-2] != "_":
-            self._keep(args[:1])
+        if name[-1] == "_" and name[-2:] != "__" and args and isinstance(args[0], torch.Tensor):
+            self._found.keep_written(args[0])
         elif "out" in kwargs:
-            self._keep(tree_leaves(kwargs["out"]))
+            for written in tree_leaves(kwargs["out"]):
+                self._found.keep_written(written)
         return func(*args, **kwargs)
-
-    def _keep(self, written: Iterable[Any]) -> None:
-        for tensor in written:
-            if isinstance(tensor, torch.Tensor):
-                parameter = self._parameters.pop(_storage(tensor), None)
-                if parameter is not None:
-                    _keep_tensor(parameter.data, self._undo, set())
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
+    if is_lazy(tensor):
+        return None
     try:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
