@@ -1,5 +1,8 @@
 """FLOPs per module and per operator, traced on the first real batch and logged by the tracker in use."""
 
+import importlib
+import typing
+
 from flopcallback.counting.analysis import (
     ActivationCountAnalysis,
     BytesCountAnalysis,
@@ -12,12 +15,18 @@ from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
 
+if typing.TYPE_CHECKING:
+    from flopcallback.callback import FlopCallback
+    from flopcallback.recorder import FlopCallbackWarning
+
 __version__ = "0.1.0"
 
 __all__ = [
     "ActivationCountAnalysis",
     "BytesCountAnalysis",
     "Cost",
+    "FlopCallback",
+    "FlopCallbackWarning",
     "FlopCountAnalysis",
     "OpCall",
     "OperatorAnalysis",
@@ -30,3 +39,12 @@ __all__ = [
     "register_formula",
     "unregister_formula",
 ]
+
+# Imported when they are asked for: the callback imports Lightning, under the name that is in use.
+_ON_DEMAND = {"FlopCallback": "flopcallback.callback", "FlopCallbackWarning": "flopcallback.recorder"}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ON_DEMAND[name]), name)
