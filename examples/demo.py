@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -130,13 +131,13 @@ def train(model_class: type[nn.Module], epochs: int) -> None:
 def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")  # advice on data loaders' workers
+    shutil.rmtree(OUTPUT, ignore_errors=True)
     torch.set_num_threads(1)  # for models this small faster than two, and the times are steadier
     train(ImageModel, epochs=6)
     train(RowTransformer, epochs=8)
-    print(
-        f"TensorBoard's files are in {OUTPUT.resolve()}. To look at them:\n\n    .venv/bin/tensorboard --logdir {OUTPUT}\n"
-    )
-    print("then http://localhost:6006: TEXT has the tables, IMAGES the charts, SCALARS the totals.")
+    print(f"TensorBoard's files are in {OUTPUT.resolve()}. To look at them:\n")
+    print(f"    .venv/bin/tensorboard --logdir {OUTPUT}\n")
+    print("and then http://localhost:6006: TEXT has the tables, IMAGES the charts, SCALARS the totals.")
 
 
 if __name__ == "__main__":
