@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flopcallback.counting.isolation import Found
-from flopcallback.counting.outermost import outermost_calls
+from flopcallback.counting.outermost import is_compiled, outermost_calls
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
@@ -78,8 +78,11 @@ def observe_in_flight(
         attempt = _Attempt(call)
         try:
             found = _found(names, keep)
+            # Only the tracer tells what is about to be written to: for the dispatcher that takes a function mode, which
+            # would switch fast paths off.
+            told = found if engine == TRACE else None
             with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
-                _, run = observe(attempt, names, arguments, engine=engine, reason=_because(reason, first))
+                _, run = observe(attempt, names, arguments, engine=engine, reason=_because(reason, first), found=told)
             return Observed(attempt.result, (run,), first)
         except Exception as error:
             if attempt.has_ended:
@@ -101,12 +104,19 @@ def observe_each_call(
 
     def intercept(module: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Looked up when called: an engine has wrapped it by then, and sees what the module does as the module's own.
-        forward = lambda *args, **kwargs: module.forward(*args, **kwargs)  # noqa: E731
-        if any("_orig_mod" in inner._modules or inner._compiled_call_impl is not None for inner in module.modules()):
-            one = observe_beside(method, forward, names, args, kwargs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return module.forward(*args, **kwargs)
+
+        try:
+            has_compiled_pieces = any(map(is_compiled, module.modules()))
+        except Exception as error:  # noqa: BLE001 - ours, and the module's call has not begun
+            one = Observed(method(*args, **kwargs), (), error)
         else:
-            call = functools.partial(forward, *args, **kwargs)
-            one = observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+            if has_compiled_pieces:
+                one = observe_beside(functools.partial(method, *args, **kwargs), forward, names, args, kwargs)
+            else:
+                call = functools.partial(forward, *args, **kwargs)
+                one = observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
         seen.append(one)
         return one.result
 
@@ -122,18 +132,20 @@ def observe_each_call(
 
 
 def observe_beside(
-    call: Callable[..., Any],
+    call: Callable[[], Any],
     counted: Callable[..., Any],
     names: ModuleNames,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Observed:
-    """Counts `counted(*args, **kwargs)`, which leaves everything as it was, and makes `call(*args, **kwargs)` unseen."""
+    """Counts `counted(*args, **kwargs)`, which leaves everything as it was, and then makes `call()` unseen."""
+    runs: tuple[Run, ...] = ()
+    failure: Exception | None = None
     try:
-        runs, failure = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),), None
+        runs = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),)
     except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
-        runs, failure = (), error
-    return Observed(call(*args, **kwargs), runs, failure)
+        failure = error
+    return Observed(call(), runs, failure)
 
 
 def call_within(context: Callable[[], AbstractContextManager[Any]], call: Callable[[], Any]) -> Observed:
@@ -199,9 +211,8 @@ def _is_the_operators(error: Exception, first: Exception | None) -> bool:
 
 
 def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> list[tuple[str, str]]:
-    if engine == TRACE:
-        if not (reason := untraceable_reason(names, arguments)):
-            return [(TRACE, ""), (DISPATCH, "")]
+    if engine == TRACE and not (reason := untraceable_reason(names, arguments)):
+        return [(TRACE, ""), (DISPATCH, "")]
     return [(DISPATCH, reason)]
 
 
@@ -228,7 +239,7 @@ class _Attempt:
 
 
 def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:
-    """What a step may have changed when it stops half-way, as it is now. Parameters are not in it: they change later."""
+    """What a step may have changed when it stops half-way, as it is now; parameters change after it."""
     modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
     found = Found([*modules, *_hidden_modules(modules)])
     for extra in keep:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,18 +17,19 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Found", "left_as_found", "private_copies"]
+__all__ = ["Found", "KeptOnWrite", "left_as_found", "private_copies", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
 
 
 @contextmanager
-def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[None]:
+def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Found]:
     """Puts everything back that a forward may change: module state, tensors given to it, random states, grad mode.
 
     Module state is every attribute (flags, hooks, counters, metric states, containers one level deep), every buffer
-    and plain tensor attribute by value, parameters by value if they were written to, and `.grad`.
+    and plain tensor attribute by value, and `.grad`. Parameters are put back by value if `keep_written` of what this
+    gives is told before they are written to, as `KeptOnWrite` does.
 
     Args:
         modules: all modules of the model.
@@ -39,8 +41,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[No
             found.keep_tensor(leaf)
     found.drop_grads()
     try:
-        with _KeptOnWrite(found):
-            yield
+        yield found
     finally:
         found.put_back()
 
@@ -86,7 +87,7 @@ class Found:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.parameters: dict[int | None, list[torch.Tensor]] = {}
+        self._by_storage: dict[int | None, list[torch.Tensor]] = {}
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._of_parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None, bool]] = []
@@ -127,7 +128,7 @@ class Found:
 
     def keep_written(self, tensor: torch.Tensor) -> None:
         """Keeps by value the parameters whose memory a tensor shares: it is about to be written to."""
-        for parameter in self.parameters.pop(_storage(tensor), ()):
+        for parameter in self._by_storage.pop(_storage(tensor) or -1, ()):
             self._keep_values(parameter.data)
 
     def drop_grads(self) -> None:
@@ -163,7 +164,7 @@ class Found:
     def _keep_parameter(self, parameter: nn.Parameter) -> None:
         self._keep_version(parameter)
         self._of_parameters.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
-        self.parameters.setdefault(_storage(parameter), []).append(parameter)
+        self._by_storage.setdefault(_storage(parameter), []).append(parameter)
 
     def _keep_version(self, tensor: torch.Tensor) -> None:
         # A graph that saved the tensor before the run has to find it unchanged, by its version too.
@@ -187,22 +188,31 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         tensor.copy_(before)
 
 
-class _KeptOnWrite(TorchFunctionMode):
+def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that a call of a PyTorch function writes to, by its name (`add_`) or its `out=`."""
+    if _writes(func) and args and isinstance(args[0], torch.Tensor):
+        yield args[0]
+    if "out" in kwargs:
+        yield from (leaf for leaf in tree_leaves(kwargs["out"]) if isinstance(leaf, torch.Tensor))
+
+
+@functools.cache
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+class KeptOnWrite(TorchFunctionMode):
     """Keeps a parameter when it is first written to: most models write to none, and a copy of all costs memory."""
 
     def __init__(self, found: Found) -> None:
         super().__init__()
-        found.parameters.pop(None, None)
         self._found = found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.__name__
-        if name[-1] == "_" and name[-2:] != "__" and args and isinstance(args[0], torch.Tensor):
-            self._found.keep_written(args[0])
-        elif "out" in kwargs:
-            for written in tree_leaves(kwargs["out"]):
-                self._found.keep_written(written)
+        for tensor in written_to(func, args, kwargs):
+            self._found.keep_written(tensor)
         return func(*args, **kwargs)
 
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.dispatch import DispatchRecorder, value_of
+from flopcallback.counting.isolation import written_to
 from flopcallback.counting.op_call import OpCall, Scope
 from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
 from flopcallback.counting.regions import FLEX_ATTENTION, intercept_untraceable, replaced
@@ -90,25 +91,33 @@ def is_tracing() -> bool:
     return _tracing_state() is not None
 
 
-def trace(call: Callable[[], T], scopes: ModuleScopes, tensors: Iterable[torch.Tensor] = ()) -> tuple[T, GraphRecord]:
+def trace(
+    call: Callable[[], T],
+    scopes: ModuleScopes,
+    tensors: Iterable[torch.Tensor] = (),
+    *,
+    before_write: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[T, GraphRecord]:
     """Runs `call` once, for real, and returns its result together with the record of what it did.
 
     Args:
         call: what to run.
         scopes: tells which modules are running; `scopes.watch()` has to be active.
         tensors: parameters and inputs; only a matter of speed, the others are met as they appear.
+        before_write: told of every tensor that is about to be written to.
 
     Raises:
         Exception: whatever `call` raises, and whatever the tracer cannot do; the two cannot be told apart from here.
     """
-    return _Tracer(scopes).run(call, tensors)
+    return _Tracer(scopes, before_write).run(call, tensors)
 
 
 class _Tracer:
     """One trace under way."""
 
-    def __init__(self, scopes: ModuleScopes) -> None:
+    def __init__(self, scopes: ModuleScopes, before_write: Callable[[torch.Tensor], None] | None) -> None:
         self._scopes = scopes
+        self._before_write = before_write
         self._marks: dict[Scope, int] = {}
         self._regions: list[Region] = []
         self._graph: torch._C.Graph
@@ -126,7 +135,7 @@ class _Tracer:
                 stack.enter_context(_python_functions_entered())
                 stack.enter_context(intercept_untraceable(self.region))
                 stack.enter_context(self._marking_scopes())
-                stack.enter_context(_TracingMode(self._make_known))
+                stack.enter_context(_TracingMode(self._make_known, self._before_write))
                 result.append(call())
             returned.extend(self._values_of(result[0]))
             raise _Leave
@@ -199,11 +208,19 @@ class _Tracer:
 
 
 class _TracingMode(TorchFunctionMode):
-    """Answers questions about tensors past the tracer, and introduces unseen tensors to it."""
+    """Answers questions about tensors past the tracer, and introduces unseen tensors to it.
 
-    def __init__(self, make_known: Callable[[Iterable[Any]], None]) -> None:
+    It stands in the way of every call of the model, so it looks at as little as it can.
+    """
+
+    def __init__(
+        self,
+        make_known: Callable[[Iterable[Any]], None],
+        before_write: Callable[[torch.Tensor], None] | None,
+    ) -> None:
         super().__init__()
         self._make_known = make_known
+        self._before_write = before_write
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -218,11 +235,13 @@ class _TracingMode(TorchFunctionMode):
                 return func(*args, **kwargs)
             finally:
                 _set_tracing_state(state)
-        arguments = (*args, *kwargs.values())
+        if self._before_write is not None:
+            for tensor in written_to(func, args, kwargs):
+                self._before_write(tensor)
         try:
             if type(func) is types.FunctionType:
                 # Many operators: a second try after a complaint would count the first ones twice.
-                self._make_known(arguments)
+                self._make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
             try:
                 return func(*args, **kwargs)
@@ -230,7 +249,7 @@ class _TracingMode(TorchFunctionMode):
                 if _UNSEEN not in str(error):
                     raise
                 _set_tracing_state(state)
-                self._make_known(arguments)
+                self._make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
         except BaseException:
             # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.
@@ -285,8 +304,10 @@ def _without_function_modes() -> Iterator[None]:
 
 @contextmanager
 def _denied_to_models() -> Iterator[None]:
-    """Tells models that nothing is traced: model libraries take other paths under a tracer than in real runs."""
+    """Tells models, and PyTorch's own modules, that nothing is traced: they take other paths under a tracer."""
     with ExitStack() as stack:
         for owner, name in ((torch._C, "_is_tracing"), (torch.jit, "is_tracing"), (torch.jit._trace, "is_tracing")):
             stack.enter_context(replaced(owner, name, lambda original: lambda: False))
+        # Without it `Module.__call__` takes a detour, one more frame for the tracer to write down at every operator.
+        stack.enter_context(replaced(torch._C, "_get_tracing_state", lambda original: lambda: None))
         yield

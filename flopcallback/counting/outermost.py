@@ -1,4 +1,4 @@
-"""Where calls of modules pass, and which of them are outermost: what can be watched without opening compiled modules."""
+"""Where calls of modules pass, and which of them are outermost; compiled modules are left closed."""
 
 from __future__ import annotations
 
@@ -80,4 +80,3 @@ def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[None]:
         for site in call_sites(names):
             wrap_on_instance(site.module, site.attribute, wrapper(site.module), undo)
         yield
-

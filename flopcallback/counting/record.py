@@ -91,8 +91,9 @@ class GraphRecord:
         """All operators in order; with `prune`, only those whose results reach what the run returned."""
         live = _live_nodes(self.graph, self.results) if prune else None
         scope = ROOT
-        for index, node in enumerate(_nodes(self.graph)):
-            kind = node.kind()
+        for index, (kind, node) in enumerate(_nodes(self.graph)):
+            if kind == "prim::Constant":  # two nodes of three
+                continue
             if kind == SCOPE_MARK:
                 scope = self.scopes[node.i("index")]
             elif kind == REGION_MARK:
@@ -133,15 +134,16 @@ def _unpacked(value: torch._C.Value) -> Value:
     return Value()
 
 
-def _nodes(block: torch._C.Graph | torch._C.Block) -> Iterator[torch._C.Node]:
-    """All nodes in order, those within blocks too.
+def _nodes(block: torch._C.Graph | torch._C.Block) -> Iterator[tuple[str, torch._C.Node]]:
+    """All nodes and their kinds in order, those within blocks too.
 
     We open no block, but whoever calls the tracer's `push_scope` does: fvcore's hooks, for one, which stay on a model
     that it failed on.
     """
     for node in block.nodes():
-        yield node
-        if node.kind() == "prim::TracedModuleForward":
+        kind = node.kind()
+        yield kind, node
+        if kind == "prim::TracedModuleForward":
             for inner in node.blocks():
                 yield from _nodes(inner)
 
@@ -153,7 +155,7 @@ def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int
     `x[0] = f(y)` keeps `f` alive whenever any view of `x` is.
     """
     alias = _AliasSets()
-    nodes = list(_nodes(graph))
+    nodes = [node for _, node in _nodes(graph)]
     for node in nodes:
         for a, b in _aliases(node):
             alias.join(a.unique(), b.unique())

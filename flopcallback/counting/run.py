@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.isolation import left_as_found, private_copies
+from flopcallback.counting.isolation import Found, KeptOnWrite, left_as_found, private_copies
 from flopcallback.counting.jit_trace import is_tracing, trace
 from flopcallback.counting.record import GraphRecord, Record
 from flopcallback.counting.regions import intercept_compiled_attention, without_compilation
@@ -53,7 +54,13 @@ class Run:
 
 
 def observe(
-    call: Callable[[], Any], names: ModuleNames, arguments: Any = (), *, engine: str = TRACE, reason: str = ""
+    call: Callable[[], Any],
+    names: ModuleNames,
+    arguments: Any = (),
+    *,
+    engine: str = TRACE,
+    reason: str = "",
+    found: Found | None = None,
 ) -> tuple[Any, Run]:
     """Runs `call` once, for real, where it stands, and returns its result and what it did.
 
@@ -65,6 +72,7 @@ def observe(
         arguments: any structure that holds the tensors which the call will use.
         engine: `"trace"` or `"dispatch"`.
         reason: why the engine is not the tracer.
+        found: what is told before a tensor is written to, where the run is to leave no trace.
     """
     scopes = ModuleScopes(names)
     record: GraphRecord | Record
@@ -72,9 +80,11 @@ def observe(
         stack.enter_context(scopes.watch())
         if engine == TRACE:
             tensors = [*_parameters(names), *_tensors(arguments)]
-            result, record = trace(call, scopes, tensors)
+            result, record = trace(call, scopes, tensors, before_write=None if found is None else found.keep_written)
         else:
             recorder = DispatchRecorder(lambda: scopes.current)
+            if found is not None:
+                stack.enter_context(KeptOnWrite(found))
             stack.enter_context(intercept_compiled_attention(recorder.aside))
             with recorder:
                 result = call()
@@ -135,11 +145,14 @@ def _isolated(
     tracer_warnings: str,
 ) -> Run:
     modules = list(names.unique.values())
-    with left_as_found(modules, (args, kwargs)), without_compilation(modules), filtered_warnings(tracer_warnings):
+    with (
+        left_as_found(modules, (args, kwargs)) as found,
+        without_compilation(modules),
+        filtered_warnings(tracer_warnings),
+    ):
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
-        _, run = observe(
-            lambda: call(*own_args, **own_kwargs), names, (own_args, own_kwargs), engine=engine, reason=reason
-        )
+        bound = functools.partial(call, *own_args, **own_kwargs)
+        _, run = observe(bound, names, (own_args, own_kwargs), engine=engine, reason=reason, found=found)
     return run
 
 
