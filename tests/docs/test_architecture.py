@@ -1,0 +1,79 @@
+"""`docs/architecture.md` shows the house as it is, and its rule about imports holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "flopcallback"
+PAGE = ROOT / "docs" / "architecture.md"
+
+# From left to right; `formulas` may be imported from everywhere, and the rest is what drives the row.
+MAY_IMPORT = {
+    "formulas": {"counting"},  # `op_call.py`, the contract between the two
+    "counting": {"formulas"},
+    "measuring": {"counting"},
+    "reporting": set(),
+    "profiling": {"counting", "formulas", "reporting"},
+    "trackers": {"reporting"},
+    "recorder": {"counting", "measuring", "profiling", "reporting", "trackers"},
+    "lightning_step": {"counting"},
+    "callback": {"counting", "lightning_step", "measuring", "profiling", "recorder", "reporting", "trackers"},
+    "fvcore": {"counting", "formulas"},
+    "__init__": {"callback", "counting", "formulas", "fvcore", "recorder"},
+}
+
+
+def files_in_picture() -> set[str]:
+    """Paths below `flopcallback/`, from the tree under "The rooms": folders, and what is indented below them."""
+    tree = PAGE.read_text(encoding="utf-8").partition("## The rooms")[2].split("```")[1].partition("\nintegrations/")[0]
+    found, folder = set(), ""
+    for indent, names in re.findall(r"^( {2}| {4})(\w+/|\w+\.py(?:  \w+\.py)*)", tree, re.MULTILINE):
+        if names.endswith("/"):
+            folder = names
+        else:
+            found.update((folder if len(indent) == 4 else "") + name for name in names.split())
+    return found
+
+
+def files_of_the_core() -> set[str]:
+    paths = (path.relative_to(CORE) for path in CORE.rglob("*.py"))
+    return {str(path) for path in paths if path.name != "__init__.py" and path.parts[0] != "fvcore"}
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Rooms that a file imports from, inside of functions and for type checking as well."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("flopcallback.")}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def test_the_picture_shows_every_file_of_the_core_and_no_other():
+    assert files_in_picture() - {"__init__.py"} == files_of_the_core()
+
+
+@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE)))
+def test_a_room_imports_only_what_stands_to_its_left(file):
+    room = room_of(file)
+    assert imported_rooms(file) - {room} <= MAY_IMPORT[room]
+
+
+def test_formulas_know_of_counting_only_the_operator_call():
+    for file in (CORE / "formulas").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert set(re.findall(r"flopcallback\.counting\.(\w+)", text)) <= {"op_call"}
+
+
+def test_the_check_of_imports_can_fail(tmp_path):
+    file = tmp_path / "table.py"
+    file.write_text("def f():\n    from flopcallback.counting.run import Run\n", encoding="utf-8")
+    assert imported_rooms(file) - MAY_IMPORT["reporting"] == {"counting"}

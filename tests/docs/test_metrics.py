@@ -1,0 +1,129 @@
+"""`docs/metrics.md` names what is logged: all of it, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+
+from flopcallback import FlopCallback
+from flopcallback.trackers import MemoryTracker
+
+pytestmark = pytest.mark.lightning
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def names_in_table(heading: str) -> set[str]:
+    """What stands in backticks in the first column of the table below a heading."""
+    section = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    return set(re.findall(r"`([^`]+)`", " ".join(cells)))
+
+
+class Regression(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
+
+    def training_step(self, batch, _):
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch, _):
+        self.net(batch)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(12, 3), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class MemoryLogger(DummyLogger, MemoryTracker):
+    """A logger of Lightning's that is a tracker itself."""
+
+    def __init__(self):
+        DummyLogger.__init__(self)
+        MemoryTracker.__init__(self)
+
+
+@pytest.fixture
+def logged(tmp_path):
+    logger, callback = MemoryLogger(), FlopCallback(warmup_steps=1, latency_steps=2, summary=False, strict=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=logger,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = Regression()
+    trainer.fit(model)
+    trainer.limit_val_batches = 1
+    trainer.validate(model, verbose=False)
+    return logger
+
+
+def test_the_page_names_the_numbers_that_a_training_logs(logged):
+    names = {name for _, values in logged.scalars for name in values}
+    assert {name for name in names if not name.startswith("validate/")} == names_in_table("Numbers")
+
+
+def test_evaluation_has_the_same_names_behind_its_phase_without_times(logged):
+    names = {name for _, values in logged.scalars for name in values if name.startswith("validate/")}
+    untimed = {name for name in names_in_table("Numbers") if not name.startswith("latency/")}
+    assert names == {f"validate/{name}" for name in untimed}
+
+
+def test_the_page_names_the_columns_and_the_conditions(logged):
+    _, profile = logged.profiles[-1]
+    assert set(profile.module_records()[0]) == names_in_table("The module table")
+    assert set(profile.operator_records()[0]) == names_in_table("The operator table")
+    assert set(profile.config) == names_in_table("Under which conditions")
+
+
+@pytest.mark.tensorboard
+def test_the_page_names_tensorboards_tags(logged):
+    from flopcallback_tensorboard import TensorBoardTracker
+
+    class Writer:
+        def __init__(self):
+            self.tags = set()
+
+        def add_text(self, tag, *_, **__):
+            self.tags.add(tag)
+
+        add_scalar = add_image = add_text
+
+        def flush(self):
+            pass
+
+    writer = Writer()
+    timed = next(profile for _, profile in logged.profiles if profile.latency is not None)
+    TensorBoardTracker(writer).log_profile(timed, 0)
+    assert writer.tags == names_in_table("TensorBoard")
+
+
+def test_the_page_names_the_files(logged, tmp_path):
+    from flopcallback.trackers import LocalTracker
+
+    tracker = LocalTracker(tmp_path / "report")
+    tracker.log_scalars({"flops/forward": 1}, 0)
+    tracker.log_profile(next(profile for _, profile in logged.profiles), 0)
+    text = PAGE.read_text(encoding="utf-8").partition("\n## Files\n")[2]
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {name for name in re.findall(r"`([^`]+)`", text) if re.search(r"\.(json|jsonl|txt|md)$", name)}
