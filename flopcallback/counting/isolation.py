@@ -21,6 +21,7 @@ __all__ = ["Found", "KeptOnWrite", "left_as_found", "private_copies", "written_t
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
+_IMMUTABLE = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 @contextmanager
@@ -90,6 +91,7 @@ class Found:
         self._by_storage: dict[int | None, list[torch.Tensor]] = {}
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # a module has a dozen of these, for hooks that it has not
         self._of_parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None, bool]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._versions: list[Any] = []
@@ -105,6 +107,8 @@ class Found:
         own = vars(module)
         self._attributes.append((own, dict(own)))
         for value in own.values():
+            if type(value) in _IMMUTABLE:
+                continue
             if isinstance(value, torch.Tensor):
                 self.keep_tensor(value)
             elif isinstance(value, _CONTAINERS):
@@ -121,7 +125,10 @@ class Found:
 
     def keep_container(self, container: Any) -> None:
         """Keeps what stands in a container, tensors by value."""
-        self._containers.append((container, copy.copy(container) if container else ()))
+        if not container:
+            self._empty.append(container)
+            return
+        self._containers.append((container, copy.copy(container)))
         for value in container.values() if isinstance(container, dict) else container:
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 self.keep_tensor(value)
@@ -145,10 +152,11 @@ class Found:
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+        for container in filter(None, self._empty):
+            container.clear()
         for container, contents in self._containers:
-            if container or contents:
-                container.clear()
-                (container.update if isinstance(container, (dict, set)) else container.extend)(contents)
+            container.clear()
+            (container.update if isinstance(container, (dict, set)) else container.extend)(contents)
         for own, before in self._attributes:
             own.clear()
             own.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,7 @@ def read_value(value: torch._C.Value) -> Value:
     node = value.node()
     kind = node.kind()
     if kind == "prim::Constant":
-        return Value(constant=value.toIValue())
+        return _constant(value.toIValue())
     if kind == "prim::ListConstruct":
         items = tuple(map(read_value, node.inputs()))
         if any(item.is_tensor for item in items):
@@ -124,6 +125,15 @@ def read_value(value: torch._C.Value) -> Value:
     if value.type().kind() == "ListType":
         return _unpacked(value)
     return Value()
+
+
+def _constant(constant: Any) -> Value:
+    return _shared_constant(constant) if type(constant) in _COMMON else Value(constant=constant)
+
+
+_COMMON = frozenset({bool, int, float, str, type(None)})
+# The same few flags and sizes come again at every convolution. Typed: True and 1 are not one constant.
+_shared_constant = functools.lru_cache(maxsize=4096, typed=True)(lambda constant: Value(constant=constant))
 
 
 def _unpacked(value: torch._C.Value) -> Value:
