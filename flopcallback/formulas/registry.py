@@ -347,7 +347,8 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
     """Count an operator that has no built-in row by a formula of your own.
 
     Args:
-        operator: schema name without overload, `"namespace::name"`.
+        operator: schema name without overload, `"namespace::name"`; an autograd function is
+            `"prim::PythonOp.<ClassName>"`.
         formula: from the `OpCall` to its `Cost`: a function of shapes, dtypes and constants.
         family: where the work belongs; `Family.CUSTOM` is part of hardware FLOPs by its multiply-adds.
 
@@ -355,7 +356,7 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
         ValueError: the name is not `"namespace::name"`, or the operator already has a formula.
         TypeError: the formula cannot be called.
     """
-    if not re.fullmatch(r"\w+::\w+", operator):
+    if not re.fullmatch(r"\w+::\w+|prim::PythonOp\.\w+", operator):
         raise ValueError(f'register_formula: operator is {operator!r}, expected "namespace::name" without overload')
     if not callable(formula):
         raise TypeError(f"register_formula: formula of {operator!r} is {formula!r}, expected a function of one OpCall")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flopcallback import FlopCountAnalysis
+from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
 
 pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
 
@@ -88,6 +88,14 @@ def test_a_handle_for_an_autograd_function_goes_before_its_body(model_of, x):
     model = model_of(lambda self, x: MatmulWithGradient.apply(self.fc(x), torch.ones(5, 7)), fc=nn.Linear(3, 5))
     flops = FlopCountAnalysis(model, x).set_op_handle("prim::PythonOp.MatmulWithGradient", lambda i, o: 42)
     assert flops.by_operator() == {"linear": 30, "PythonOp.MatmulWithGradient": 42}
+
+
+def test_a_registered_formula_for_an_autograd_function_goes_before_its_body(x):
+    register_formula("prim::PythonOp.MatmulWithGradient", lambda call: Cost(fma=call.inputs[0].numel))
+    try:
+        assert FlopCountAnalysis(lambda x: MatmulWithGradient.apply(x, torch.ones(3, 7)), x).total() == 2 * 3
+    finally:
+        unregister_formula("prim::PythonOp.MatmulWithGradient")
 
 
 def test_an_autograd_function_that_calls_modules(x):
