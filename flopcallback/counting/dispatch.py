@@ -56,13 +56,13 @@ class DispatchRecorder(TorchDispatchMode):
     """Records every operator that runs in this thread while the mode is active.
 
     Args:
-        scope: tells which modules are running.
+        scope: tells which modules are running, given the arguments of the operator.
     """
 
     # Higher-order operators (`cond`, flex attention) come here as well, and show as unknown, instead of raising.
     supports_higher_order_operators = True
 
-    def __init__(self, scope: Callable[[], Scope]) -> None:
+    def __init__(self, scope: Callable[[tuple[Any, ...]], Scope]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[OpCall] = []
         self._scope = scope
@@ -78,14 +78,14 @@ class DispatchRecorder(TorchDispatchMode):
                 return result
         result = func(*args, **kwargs)
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
-        self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope()))
+        self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args)))
         return result
 
     def _record_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
         outputs = tuple(map(value_of, tree_leaves(result)))
-        self.calls.append(OpCall(f"higher_order::{func.name()}", inputs, outputs, self._scope()))
+        self.calls.append(OpCall(f"higher_order::{func.name()}", inputs, outputs, self._scope(args)))
         return result
 
     def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -93,5 +93,5 @@ class DispatchRecorder(TorchDispatchMode):
         with torch.utils._python_dispatch._disable_current_modes():
             result = call(*args, **kwargs)
         outputs = tuple(map(value_of, tree_leaves(result)))
-        self.calls.append(OpCall(kind, tuple(map(value_of, tree_leaves((args, kwargs)))), outputs, self._scope()))
+        self.calls.append(OpCall(kind, tuple(map(value_of, tree_leaves((args, kwargs)))), outputs, self._scope(args)))
         return result

@@ -17,6 +17,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from flopcallback.counting.scopes import storage_of
+
 __all__ = ["Found", "KeptOnWrite", "left_as_found", "private_copies", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
@@ -135,7 +137,7 @@ class Found:
 
     def keep_written(self, tensor: torch.Tensor) -> None:
         """Keeps by value the parameters whose memory a tensor shares: it is about to be written to."""
-        for parameter in self._by_storage.pop(_storage(tensor) or -1, ()):
+        for parameter in self._by_storage.pop(storage_of(tensor) or -1, ()):
             self._keep_values(parameter.data)
 
     def drop_grads(self) -> None:
@@ -148,7 +150,7 @@ class Found:
         for tensor, values in self._tensors:
             _put_back(tensor, values)
         for parameter, data, grad, requires_grad in self._of_parameters:
-            if _storage(parameter) != _storage(data):
+            if storage_of(parameter) != storage_of(data):
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
@@ -172,7 +174,7 @@ class Found:
     def _keep_parameter(self, parameter: nn.Parameter) -> None:
         self._keep_version(parameter)
         self._of_parameters.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
-        self._by_storage.setdefault(_storage(parameter), []).append(parameter)
+        self._by_storage.setdefault(storage_of(parameter), []).append(parameter)
 
     def _keep_version(self, tensor: torch.Tensor) -> None:
         # A graph that saved the tensor before the run has to find it unchanged, by its version too.
@@ -222,12 +224,3 @@ class KeptOnWrite(TorchFunctionMode):
         for tensor in written_to(func, args, kwargs):
             self._found.keep_written(tensor)
         return func(*args, **kwargs)
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    if is_lazy(tensor):
-        return None
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
-        return None

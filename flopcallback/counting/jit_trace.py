@@ -149,7 +149,7 @@ class _Tracer:
         state = _tracing_state()
         if state is None:
             return call(*args, **kwargs)
-        recorder = DispatchRecorder(lambda: self._scopes.current)
+        recorder = DispatchRecorder(self._scopes.scope_of)
         _set_tracing_state(None)
         try:
             with _without_function_modes() if kind == FLEX_ATTENTION else recorder:

@@ -82,7 +82,7 @@ def observe(
             tensors = [*_parameters(names), *_tensors(arguments)]
             result, record = trace(call, scopes, tensors, before_write=None if found is None else found.keep_written)
         else:
-            recorder = DispatchRecorder(lambda: scopes.current)
+            recorder = DispatchRecorder(scopes.scope_of)
             if found is not None:
                 stack.enter_context(KeptOnWrite(found))
             stack.enter_context(intercept_compiled_attention(recorder.aside))

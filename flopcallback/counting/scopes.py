@@ -8,16 +8,17 @@ import sys
 import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.op_call import ROOT, Scope
 
-__all__ = ["ModuleNames", "ModuleScopes", "find_modules", "wrap_on_instance"]
+__all__ = ["ModuleNames", "ModuleScopes", "find_modules", "storage_of", "wrap_on_instance"]
 
 # Methods of these packages' own classes are machinery (`parameters`, `log`, `training_step`'s plumbing), not the user's
 # model: only the classes that a user's or a model library's code defines get their public methods watched.
@@ -146,6 +147,23 @@ class ModuleScopes:
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.on_change: Callable[[Scope], None] = lambda scope: None
         self._thread = threading.get_ident()
+        self._scripted = {
+            storage_of(parameter): name
+            for name, module in names.unique.items()
+            if isinstance(module, torch.jit.ScriptModule)
+            for parameter in module.parameters(recurse=False)
+        }
+
+    def scope_of(self, arguments: Iterable[Any]) -> Scope:
+        """The modules that are running, as far into a scripted one as an operator's arguments tell.
+
+        The modules inside a scripted one are not called from Python; an operator that takes a parameter of one is its.
+        """
+        for argument in arguments if self._scripted else ():
+            if isinstance(argument, torch.Tensor) and (owner := self._scripted.get(storage_of(argument))) is not None:
+                self.calls.setdefault(owner, 1)  # how often cannot be seen from here
+                return Scope(owner, (*self.current.called, owner))
+        return self.current
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -208,6 +226,16 @@ def _watched_methods(cls: type[nn.Module]) -> tuple[str, ...]:
             and not inspect.iscoroutinefunction(value)
         }
     return tuple(sorted(methods))
+
+
+def storage_of(tensor: torch.Tensor) -> int | None:
+    """What tells whether two tensors share memory; None for one that has no storage to ask for."""
+    if is_lazy(tensor):
+        return None
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
+        return None
 
 
 def wrap_on_instance(

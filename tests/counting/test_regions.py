@@ -41,6 +41,13 @@ def test_scripted_and_traced_children(model_of, x):
     counted(model, x, {"": 30 + 70 + 154, "scripted": 30, "traced": 70, "last": 154})
 
 
+def test_work_inside_a_scripted_module_goes_to_the_owner_of_the_parameters(model_of, x):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 7)))
+    model = model_of(lambda self, x: self.inner(x), inner=scripted)
+    flops = counted(model, x, {"": 100, "inner": 100, "inner.0": 30, "inner.1": 0, "inner.2": 70})
+    assert flops.uncalled_modules() == {"inner.1"}
+
+
 def test_a_scripted_function(model_of, x):
     @torch.jit.script
     def gram(x):
