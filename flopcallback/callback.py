@@ -8,19 +8,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flopcallback.counting.in_flight import (
-    Observed,
-    call_within,
-    observe_beside,
-    observe_each_call,
-    observe_in_flight,
-)
-from flopcallback.counting.outermost import is_compiled
-from flopcallback.counting.run import DISPATCH, TRACE
-from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
+from flopcallback.counting.in_flight import make_sure
+from flopcallback.counting.scopes import wrap_on_instance
+from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
 from flopcallback.profiling import Convention, conditions_of
 from flopcallback.recorder import Recorder, Troubles
 from flopcallback.reporting import ModelProfile
@@ -30,10 +22,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 __all__ = ["FlopCallback"]
-
-TRAINING = "train"
-EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast paths stay on"
-STEP_ROW = "(training_step)"
 
 
 def _callback_class() -> type[Any]:
@@ -58,6 +46,7 @@ if not TYPE_CHECKING:
     Callback = _callback_class()
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
+_Around = Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
 
 
 def _guarded(hook: Hook) -> Hook:
@@ -136,187 +125,154 @@ class FlopCallback(Callback):
         self._troubles = Troubles(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._recorder: Recorder | None = None
-        self._wrapped = ExitStack()
-        self._is_logged = self._gave_up = False
+        self._around = ExitStack()
+        self._gave_up = False
 
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
         """The latest profile of each phase."""
-        return MappingProxyType(self._profiles)
+        return {**self._profiles, **({} if self._recorder is None else self._recorder.profiles)}
 
     # --- Lightning's events -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
+        self._let_go()
+        self._gave_up = False
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Puts a watch around the first step, and a clock around later ones."""
-        self._unwrap()
+        self._around.close()
         recorder = self._recorder_for(trainer)
         if TRAINING not in recorder.profiles:
-            self._wrap(pl_module, "training_step", functools.partial(self._watched, pl_module, TRAINING))
+            self._count_next(pl_module, TRAINING, recorder)
         elif recorder.is_timing:
-            self._wrap(pl_module, "training_step", functools.partial(self._timed, pl_module))
+            self._time_next(pl_module, recorder)
             recorder.begin_step()
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile after the first step, the times after the last one of the window."""
-        self._unwrap()
-        if self._recorder is not None:
-            self._log(trainer, TRAINING)
-            self._recorder.end_step(_step(trainer))
-            self._profiles.update(self._recorder.profiles)
-
-    @_guarded
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Takes away a watch that no step came to: another callback's `on_train_batch_start` may skip the epoch."""
-        self._unwrap()
-
-    @_guarded
-    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs what a short training has timed."""
-        self._unwrap()
-        if self._recorder is not None:
-            self._recorder.close(_step(trainer))
-            self._profiles.update(self._recorder.profiles)
+        self._end_step(trainer)
 
     @_guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Puts a watch around the first step of `trainer.validate`; not around validation within `fit`."""
-        self._watch_evaluation(trainer, pl_module, "validate", "validation_step")
+        self._start_evaluation(trainer, pl_module, "validate")
 
     @_guarded
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Puts a watch around the first step of `trainer.test`."""
-        self._watch_evaluation(trainer, pl_module, "test", "test_step")
+        self._start_evaluation(trainer, pl_module, "test")
 
     @_guarded
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Puts a watch around the first step of `trainer.predict`."""
-        self._watch_evaluation(trainer, pl_module, "predict", "predict_step")
+        self._start_evaluation(trainer, pl_module, "predict")
 
     @_guarded
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.validate`."""
-        self._log_evaluation(trainer, "validate")
+        self._end_step(trainer)
 
     @_guarded
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.test`."""
-        self._log_evaluation(trainer, "test")
+        self._end_step(trainer)
 
     @_guarded
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.predict`."""
-        self._log_evaluation(trainer, "predict")
+        self._end_step(trainer)
+
+    @_guarded
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Takes away a watch that no step came to: the module's own `on_train_batch_start` may skip an epoch."""
+        self._around.close()
+
+    @_guarded
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs what a short training has timed, and lets go of the model and of the loggers."""
+        recorder = self._recorder
+        self._let_go()
+        if recorder is not None:
+            recorder.close(_step(trainer))
+            self._profiles.update(recorder.profiles)
 
     def on_exception(self, *_: Any) -> None:
         """Takes away what stands around a step that did not come to its end."""
-        self._unwrap()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A new `fit`, `validate`, `test` or `predict` begins, with nothing known of an earlier one."""
-        self._start_afresh()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the model and of the loggers."""
-        self._start_afresh()
+        self._let_go()
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 
-    def _start_afresh(self) -> None:
-        self._unwrap()
+    def _let_go(self) -> None:
+        self._around.close()
+        if self._recorder is not None:
+            self._profiles.update(self._recorder.profiles)
         self._recorder = None
-        self._is_logged = self._gave_up = False
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Leaves the rest of this run alone."""
-        self._start_afresh()
+        self._let_go()
         self._gave_up = True
         self._troubles.report(what, error)
 
-    def _watch_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str, method: str) -> None:
-        self._unwrap()
-        if trainer.state.fn == phase and phase not in self._recorder_for(trainer).profiles:
-            self._wrap(pl_module, method, functools.partial(self._watched, pl_module, phase))
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
+        self._around.close()
+        if trainer.state.fn == phase:
+            recorder = self._recorder_for(trainer)
+            if phase not in recorder.profiles:
+                self._count_next(pl_module, phase, recorder)
 
-    def _log_evaluation(self, trainer: Trainer, phase: str) -> None:
-        self._unwrap()
-        if self._recorder is not None and trainer.state.fn == phase and not self._is_logged:
-            self._log(trainer, phase)
-            self._recorder.close(_step(trainer))
+    def _end_step(self, trainer: Trainer) -> None:
+        self._around.close()
+        if self._recorder is not None:
+            self._recorder.end_step(_step(trainer))
 
-    def _log(self, trainer: Trainer, phase: str) -> None:
-        recorder = self._recorder
-        if recorder is not None and not self._is_logged and phase in recorder.profiles:
-            self._is_logged = True
-            recorder.log(phase, _step(trainer))
+    def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
+        """Has the next call of a step observed, and a profile made of it."""
 
-    def _wrap(self, pl_module: LightningModule, name: str, step: Callable[..., Any]) -> None:
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._around.close()
+            observed = way_to_observe(pl_module, phase, args, kwargs)(attempt)
+            if not observed.runs:
+                raise observed.failure or RuntimeError("no module was called in it")
+            if observed.failure is not None:
+                what = f"the {phase} step was counted by PyTorch's dispatcher, since the tracer could not"
+                self._troubles.report(what, observed.failure)
+            batch = args[0] if args else kwargs
+            size = None if self._batch_size_fn is None else self._batch_size_fn(batch)
+            conditions = conditions_of(phase, pl_module, batch, batch_size=size, step_row=f"({METHODS[phase]})")
+            recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
+
+        self._put_around(pl_module, METHODS[phase], around, f"the {phase} step could not be counted")
+
+    def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
+        """Has the next calls of the training step timed."""
+
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
+            with recorder.timed_call(is_forward=bool(pl_module.automatic_optimization)):
+                attempt()
+
+        self._put_around(pl_module, METHODS[TRAINING], around, "a training step could not be timed")
+
+    def _put_around(self, pl_module: LightningModule, name: str, around: _Around, what: str) -> None:
+        """Until `self._around` is closed, each call of a step goes through `around(attempt, args, kwargs)`."""
+
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
-                return step(method, args, kwargs)
+                call = functools.partial(method, *args, **kwargs)
+                made = make_sure(call, lambda attempt: around(attempt, args, kwargs))
+                if made.failure is not None:
+                    self._give_up(what, made.failure)
+                return made.result
 
             return wrapped
 
-        wrap_on_instance(pl_module, name, wrap, self._wrapped)
-
-    def _unwrap(self) -> None:
-        self._wrapped.close()
-
-    def _watched(
-        self,
-        pl_module: LightningModule,
-        phase: str,
-        method: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Makes the step's call, once, and observes it."""
-        self._unwrap()
-        call = functools.partial(method, *args, **kwargs)
-        try:
-            observe = _way_to_observe(pl_module, phase, method, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - ours, and the step has not begun
-            self._give_up(f"the {phase} step could not be counted", error)
-            return call()
-        observed = observe(call)
-        self._take(observed, pl_module, phase, args, kwargs)
-        return observed.result
-
-    def _take(self, observed: Observed, pl_module: LightningModule, phase: str, args: Any, kwargs: Any) -> None:
-        if not observed.runs:
-            error = observed.failure or RuntimeError("no module was called in it")
-            self._give_up(f"the {phase} step could not be counted", error)
-            return
-        if observed.failure is not None:
-            what = f"the {phase} step was counted by PyTorch's dispatcher, since the tracer could not"
-            self._troubles.report(what, observed.failure)
-        try:
-            assert self._recorder is not None
-            batch = args[0] if args else kwargs
-            size = None if self._batch_size_fn is None else self._batch_size_fn(batch)
-            conditions = conditions_of(phase, pl_module, batch, batch_size=size, step_row=f"({_METHODS[phase]})")
-            self._recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
-            self._profiles.update(self._recorder.profiles)
-        except Exception as error:  # noqa: BLE001 - the step is under way
-            self._give_up(f"the {phase} step was counted, but its profile could not be made", error)
-
-    def _timed(
-        self, pl_module: LightningModule, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Makes the step's call and times it."""
-        call = functools.partial(method, *args, **kwargs)
-        if self._recorder is None:
-            return call()
-        # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
-        is_forward = bool(pl_module.automatic_optimization)
-        observed = call_within(lambda: self._recorder.timed_call(is_forward=is_forward), call)
-        if observed.failure is not None:
-            self._give_up("a training step could not be timed", observed.failure)
-        return observed.result
-
-    # --- Lightning's side of the recorder ---------------------------------------------------------------------------
+        wrap_on_instance(pl_module, name, wrap, self._around)
 
     def _recorder_for(self, trainer: Trainer) -> Recorder:
         if self._recorder is None:
@@ -353,47 +309,6 @@ class FlopCallback(Callback):
         return trackers
 
 
-_METHODS = {"train": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-
-
-def _way_to_observe(
-    pl_module: LightningModule, phase: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[Callable[[], Any]], Observed]:
-    """How the call of a step is observed without changing what it does.
-
-    Whole and in flight. Where it contains a backward (manual optimisation), module by module. Where a module is
-    compiled, that module's call is counted beside the real one, uncompiled: an observed step would not be compiled, or
-    would be compiled once more. Where Lightning's module as a whole is compiled, so is the step.
-    """
-    names = ModuleNames({"": pl_module})
-    if pl_module._compiler_ctx is not None:
-        counted = functools.partial(_uncompiled, pl_module, _METHODS[phase])
-        return lambda call: observe_beside(method, counted, names, args, kwargs)
-    results = pl_module.trainer._results  # what `self.log` keeps
-    keep = () if results is None else (results, *results.values())
-    engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
-    is_whole = (phase != TRAINING or pl_module.automatic_optimization) and not any(map(is_compiled, pl_module.modules()))
-    if is_whole:
-        return lambda call: observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
-    return lambda call: observe_each_call(call, names, engine=engine, reason=reason, keep=keep)
-
-
-def _uncompiled(pl_module: LightningModule, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a step of a compiled LightningModule as it was written, and logs nothing."""
-    own, originals = vars(pl_module), pl_module._compiler_ctx
-    with ExitStack() as undo:
-        undo.callback(own.update, {name: own[name] for name in own.keys() & {*_METHODS.values(), "forward"}})
-        for method in ("log", "log_dict"):
-            undo.callback(own.pop, method)
-            own[method] = _log_nothing
-        own.update({name: originals[f"original_{name}"] for name in ("forward", *_METHODS.values())})
-        return getattr(pl_module, name)(*args, **kwargs)
-
-
-def _log_nothing(*_: Any, **__: Any) -> None:
-    """In place of `self.log`, in a call that is made for its count alone."""
-
-
 def _step(trainer: Trainer) -> int:
     """Lightning's own x-axis: batches after which an optimizer stepped (`global_step` counts each optimizer's)."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -406,7 +321,7 @@ def _folder(logger: Any) -> str | None:
 def _show(trainer: Trainer, text: str) -> None:
     """Prints past the progress bar: tqdm's would be torn apart by a plain print."""
     bar = trainer.progress_bar_callback
-    if bar is not None and bar.is_enabled and hasattr(bar, "train_progress_bar"):
+    if bar is not None and getattr(bar, "is_enabled", False) and hasattr(bar, "train_progress_bar"):
         bar.print(text)
     else:
         sys.stdout.write(text + "\n")

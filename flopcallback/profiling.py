@@ -172,7 +172,7 @@ class _OperatorCalls(FlopCountAnalysis):
 
 def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) -> Iterator[ModuleRow]:
     params, trainable = _parameters_by_module(names.unique[""])
-    statistics, flops = counts.statistics, counts.statistics["flops"]
+    flops = counts.statistics["flops"]
     below: Counter[str] = Counter()
     for name in names.unique:
         if name:
@@ -192,7 +192,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
             unknown_calls=counts.unknown_calls[name],
             output_shape=None if shape is None or is_split else str(shape),
             note="compiled" if is_compiled(module) else "",
-            **{key: statistic[name] for key, statistic in statistics.items()},
+            **_of_module(counts, name),
         )
     if conditions.step_row is not None:
         yield _step_row(names, counts, conditions.step_row)
@@ -201,11 +201,17 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
 def _step_row(names: ModuleNames, counts: _Counts, path: str) -> ModuleRow:
     """What the call did outside of any submodule: what is the root's and none of its children's."""
     children = [name for name in names.unique if name and "." not in name]
-    rest = {key: own[""] - sum(own[name] for name in children) for key, own in counts.statistics.items()}
+    rest = _of_module(counts, "")
+    for name in children:
+        rest = {key: count - counts.statistics[key][name] for key, count in rest.items()}
     unknown = counts.unknown_calls[""] - sum(counts.unknown_calls[name] for name in children)
     return ModuleRow(
         path=path, parent="", depth=1, type="", calls=1, own_flops=rest["flops"], unknown_calls=unknown, **rest
     )
+
+
+def _of_module(counts: _Counts, name: str) -> dict[str, Any]:
+    return {key: statistic[name] for key, statistic in counts.statistics.items()}
 
 
 def _parent(name: str) -> str:
@@ -215,11 +221,13 @@ def _parent(name: str) -> str:
 def _parameters_by_module(model: nn.Module) -> tuple[Counter[str], Counter[str]]:
     params: Counter[str] = Counter()
     trainable: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        size = 0 if is_lazy(parameter) else parameter.numel()
+    named: list[tuple[str, Any]] = list(model.named_parameters())
+    for name, parameter in named:
+        if is_lazy(parameter):  # the call did not come to it: it has no size yet
+            continue
         for owner in ModuleNames.owners(_parent(name)):
-            params[owner] += size
-            trainable[owner] += size if parameter.requires_grad else 0
+            params[owner] += parameter.numel()
+            trainable[owner] += parameter.numel() if parameter.requires_grad else 0
     return params, trainable
 
 
@@ -230,9 +238,7 @@ def _operator_rows(counts: _Counts) -> Iterator[OperatorRow]:
         yield OperatorRow(operator, calls, 0, status="unknown")
 
 
-def _config(
-    runs: Sequence[Run], counts: _Counts, conditions: Conditions, convention: Convention
-) -> dict[str, Any]:
+def _config(runs: Sequence[Run], counts: _Counts, conditions: Conditions, convention: Convention) -> dict[str, Any]:
     engines = {run.engine for run in runs}
     return {
         "flops.fma": convention.fma,

@@ -1,4 +1,4 @@
-"""Recorder: from what a training loop's events bring to profiles, times and trackers; knows neither loop nor Lightning."""
+"""Recorder: from a training loop's events to profiles, times and trackers; knows neither loop nor Lightning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from flopcallback.counting.in_flight import Observed
-from flopcallback.counting.scopes import ModuleNames
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profiling import Conditions, Convention, profile_of
 from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
@@ -62,8 +61,8 @@ class Troubles:
 class Recorder:
     """Makes profiles of observed calls, times later steps, and hands both to trackers.
 
-    Order of events: `record` once the counted call was made; then, for each step, `begin_step`, the calls inside
-    `with timed_call():`, `end_step`; at last `close`. `record` may come again, for another phase.
+    Order of events, for each step: `begin_step`; either `record`, with the call that was counted, or calls inside
+    `with timed_call():`; `end_step`. At last `close`. `record` may come again, for another phase.
 
     Args:
         trackers: by a name that says to the user where things go; none on ranks that do not log.
@@ -104,6 +103,7 @@ class Recorder:
         self._event = event
         self._window: LatencyWindow | None = None
         self._timed_phase = ""
+        self._new: dict[str, ModelProfile] = {}
         self._logged: set[str] = set()
         self._shown: set[str] = set()
 
@@ -118,11 +118,10 @@ class Recorder:
         """
         if not observed.runs:
             return
-        phase = conditions.phase
-        self.profiles[phase] = profile_of(observed.runs, model, conditions, self._convention)
+        self._renew(profile_of(observed.runs, model, conditions, self._convention))
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
-            self._timed_phase = phase
+            self._timed_phase = conditions.phase
             self._window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -130,6 +129,7 @@ class Recorder:
                 steps=steps,
                 clock=self._clock,
                 event=self._event,
+                rest=conditions.step_row,
             )
 
     @property
@@ -147,52 +147,55 @@ class Recorder:
         return nullcontext() if self._window is None else self._window.timed_call(is_forward=is_forward)
 
     def end_step(self, step: int) -> None:
-        """A step ended; with the last one of the window, times are logged at `step`."""
+        """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window."""
         if self._window is not None:
             self._window.end_step()
             if not self._window.is_open:
-                self._close_window(step)
-
-    def log(self, phase: str, step: int) -> None:
-        """Hands the profile of a phase to the trackers, and what numbers it has that they were not given yet."""
-        if (profile := self.profiles.get(phase)) is None:
-            return
-        scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
-        new = {name: value for name, value in scalars.items() if name not in self._logged}
-        self._logged.update(new)
-        for name, tracker in self._trackers.items():
-            with self._troubles.reported(f"the tracker {name} failed"):
-                if new:
-                    tracker.log_scalars(new, step)
-                tracker.log_profile(profile, step)
+                self._close_window()
+        self._log(step)
 
     def close(self, step: int) -> None:
         """Logs the times of a window that training did not fill, and lets the trackers write what they hold."""
-        if self._window is not None:
-            self._close_window(step)
-        for phase in self.profiles:
-            self._show_once(phase)
+        self._close_window()
+        self._log(step)
         for name, tracker in self._trackers.items():
             with self._troubles.reported(f"the tracker {name} failed"):
                 tracker.close()
 
-    def _close_window(self, step: int) -> None:
+    def _close_window(self) -> None:
         window, self._window = self._window, None
-        latency = window.read() if window is not None else None
+        latency = None if window is None else window.read()
         if latency is not None:
-            phase = self._timed_phase
             summary = LatencySummary(latency.forward_ms, latency.step_ms, latency.steps, latency.how)
-            self.profiles[phase] = self.profiles[phase].with_latency(summary, latency.modules, latency.spreads)
-            self.log(phase, step)
-            self._show_once(phase)
+            profile = self.profiles[self._timed_phase]
+            self._renew(profile.with_latency(summary, latency.modules, latency.spreads))
 
-    def _show_once(self, phase: str) -> None:
-        if self._show is None or phase in self._shown:
-            return
-        self._shown.add(phase)
-        has_tracker = any(not isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
-        profile, where = self.profiles[phase], ", ".join(self._trackers)
-        self._show(_line(profile, where) if has_tracker else f"{_table(profile)}\nreport: {where}")
+    def _renew(self, profile: ModelProfile) -> None:
+        self.profiles[profile.phase] = profile
+        self._new[profile.phase] = profile
+
+    def _log(self, step: int) -> None:
+        """Hands profiles that are new to the trackers, with those of their numbers that are new."""
+        new, self._new = self._new, {}
+        for profile in new.values():
+            scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
+            scalars = {name: value for name, value in scalars.items() if name not in self._logged}
+            self._logged.update(scalars)
+            for name, tracker in self._trackers.items():
+                with self._troubles.reported(f"the tracker {name} failed"):
+                    if scalars:
+                        tracker.log_scalars(scalars, step)
+                    tracker.log_profile(profile, step)
+        for phase in self.profiles:
+            if phase not in self._shown and not self.is_timing:
+                self._shown.add(phase)
+                self._show_profile(self.profiles[phase])
+
+    def _show_profile(self, profile: ModelProfile) -> None:
+        if self._show is not None:
+            has_tracker = any(not isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+            where = ", ".join(self._trackers)
+            self._show(_line(profile, where) if has_tracker else f"{_table(profile)}\nreport: {where}")
 
 
 def _line(profile: ModelProfile, where: str) -> str:
@@ -204,8 +207,7 @@ def _line(profile: ModelProfile, where: str) -> str:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
-    unknown = profile.config["flops.unknown_operators"]
-    parts.append(f"unknown: {', '.join(map(str, unknown))}" if isinstance(unknown, list) and unknown else "nothing unknown")
+    parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
     return f"flopcallback: {', '.join(parts)}; report: {where}"
 
 

@@ -8,7 +8,7 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["Observed", "call_within", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
+__all__ = ["Observed", "make_sure", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
 
 # Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
 _MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
@@ -75,24 +75,36 @@ def observe_in_flight(
         first, attempts = error, []
     keep = tuple(keep)
     for engine, reason in attempts:
-        attempt = _Attempt(call)
+        attempt, found = _Attempt(call), None
         try:
             found = _found(names, keep)
-            # Only the tracer tells what is about to be written to: for the dispatcher that takes a function mode, which
-            # would switch fast paths off.
-            told = found if engine == TRACE else None
-            with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
-                _, run = observe(attempt, names, arguments, engine=engine, reason=_because(reason, first), found=told)
-            return Observed(attempt.result, (run,), first)
+            return _observed(attempt, names, arguments, engine, _because(reason, first), found, first)
         except Exception as error:
             if attempt.has_ended:
                 return Observed(attempt.result, (), first or error)
-            if attempt.has_begun:
-                if not may_be_ours(error) or _is_the_operators(error, first):
-                    raise
-                found.put_back()
+            if attempt.has_begun and not may_be_ours(error, first):
+                raise
             first = first or error
+            if attempt.has_begun and found is not None:
+                found.put_back()
     return Observed(call(), (), first)
+
+
+def _observed(
+    attempt: _Attempt,
+    names: ModuleNames,
+    arguments: Any,
+    engine: str,
+    reason: str,
+    found: Found,
+    first: Exception | None,
+) -> Observed:
+    with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
+        # Only the tracer tells what is about to be written to: for the dispatcher that takes a function mode, which
+        # would switch fast paths off.
+        told = found if engine == TRACE else None
+        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, found=told)
+    return Observed(attempt.result, (run,), first)
 
 
 def observe_each_call(
@@ -148,66 +160,70 @@ def observe_beside(
     return Observed(call(), runs, failure)
 
 
-def call_within(context: Callable[[], AbstractContextManager[Any]], call: Callable[[], Any]) -> Observed:
-    """Makes a call inside a context of ours, and exactly once, whether or not the context can be entered and left."""
-    attempt = _Attempt(call)
+def make_sure(call: Callable[[], Any], around: Callable[[Callable[[], Any]], Any]) -> Observed:
+    """Has `around` make a call, and makes it itself where `around` failed to. A call that ended is not made again.
+
+    What `around` raises while the call is under way is the call's own error, and is raised.
+    """
+    attempt, failure = _Attempt(call), None
     try:
-        with context():
-            attempt()
+        around(attempt)
     except Exception as error:
-        if attempt.has_ended:
-            return Observed(attempt.result, (), error)
-        if attempt.has_begun:
+        if attempt.is_under_way:
             raise
         failure = error
-    else:
-        return Observed(attempt.result)
-    return Observed(call(), (), failure)
+    return Observed(attempt.result if attempt.has_ended else call(), (), failure)
 
 
-def may_be_ours(error: BaseException) -> bool:
+def may_be_ours(error: BaseException, first: Exception | None = None) -> bool:
     """Whether an error out of an observed call may come from observing it.
 
     The tracer and the dispatcher speak in `RuntimeError`s that no `raise` statement of Python raises. So an error of
-    another type, or one that the call's own code raises, is the call's own. So is running out of memory.
+    another type, or one that the call's own code raises, is the call's own. So is running out of memory, and what an
+    operator says under either engine.
+
+    Args:
+        error: what was raised.
+        first: what was raised before, under the other engine.
     """
-    return any(_may_be_ours(link) for link in _chain(error))
+    return not _is_the_operators(error, first) and any(_may_be_ours(link) for link in _chain(error))
 
 
 def _may_be_ours(error: BaseException) -> bool:
     if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
         return False
-    frame, position = _innermost(error)
+    frame = _innermost(error).tb_frame if error.__traceback__ else None
     package = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     if any(package == name or package.startswith(f"{name}.") for name in _MACHINERY):
         return True
-    return isinstance(error, RuntimeError) and not (frame is not None and _is_raise(frame.f_code, position))
+    return isinstance(error, RuntimeError) and not _is_raised(error)
+
+
+def _is_the_operators(error: BaseException, first: Exception | None) -> bool:
+    return type(error) is type(first) and str(error) == str(first) and not _is_raised(error)
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Whether a `raise` statement raised it, rather than a function that is not written in Python."""
+    if error.__traceback__ is None:
+        return False
+    step = _innermost(error)
+    at = (i.opname for i in dis.get_instructions(step.tb_frame.f_code) if i.offset == step.tb_lasti)
+    return next(at, "") in ("RAISE_VARARGS", "RERAISE")
+
+
+def _innermost(error: BaseException) -> types.TracebackType:
+    step = error.__traceback__
+    assert step is not None
+    while step.tb_next is not None:
+        step = step.tb_next
+    return step
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _innermost(error: BaseException) -> tuple[types.FrameType | None, int]:
-    step, frame, position = error.__traceback__, None, 0
-    while step is not None:
-        frame, position, step = step.tb_frame, step.tb_lasti, step.tb_next
-    return frame, position
-
-
-def _is_raise(code: types.CodeType, position: int) -> bool:
-    at = (instruction.opname for instruction in dis.get_instructions(code) if instruction.offset == position)
-    return next(at, "") in ("RAISE_VARARGS", "RERAISE")
-
-
-def _is_the_operators(error: Exception, first: Exception | None) -> bool:
-    """Whether the second engine met the very refusal that stopped the first one: then neither of them is the cause."""
-    frame, position = _innermost(error)
-    if first is None or (frame is not None and _is_raise(frame.f_code, position)):
-        return False
-    return type(error) is type(first) and str(error) == str(first)
 
 
 def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> list[tuple[str, str]]:
@@ -232,10 +248,14 @@ class _Attempt:
         self.result: Any = None
 
     def __call__(self) -> Any:
-        self.has_begun = True
+        self.has_begun, self.has_ended = True, False
         self.result = self._call()
         self.has_ended = True
         return self.result
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.has_begun and not self.has_ended
 
 
 def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -72,6 +73,7 @@ class LatencyWindow:
         steps: steps that are; `is_open` turns False after them.
         clock: seconds, for a CPU.
         event: `torch.Event`, for other devices: `event(device, enable_timing=True)`.
+        rest: the name under which the time outside of any submodule is to stand; None: it is not asked for.
     """
 
     def __init__(
@@ -83,13 +85,16 @@ class LatencyWindow:
         steps: int = 20,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., DeviceEvent] | None = None,
+        rest: str | None = None,
     ) -> None:
         self._names = names
+        self._rest = rest
         self._timer = _Clock(clock) if event is None and device.type == "cpu" else _Events(device, event or torch.Event)
         self._steps_to_skip = warmup_steps
         self._steps_to_time = steps
         self._step_spans: list[_Span] = []
         self._calls: list[_TimedCall] = []
+        self._in_step = False
         self._began: Any = None
         self._sites = list(call_sites(names))
 
@@ -100,6 +105,7 @@ class LatencyWindow:
 
     def begin_step(self) -> None:
         """Starts the time of a step."""
+        self._in_step = True
         self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
 
     @contextmanager
@@ -124,34 +130,42 @@ class LatencyWindow:
         self._calls.append(call)
 
     def end_step(self) -> None:
-        """Ends the time of a step."""
+        """Ends the time of a step; without effect where none began."""
         if self._began is not None:
             self._step_spans.append((self._began, self._timer.mark()))
             self._began = None
             self._steps_to_time -= 1
-        elif self._steps_to_skip > 0:
+        elif self._in_step and self._steps_to_skip > 0:
             self._steps_to_skip -= 1
+        self._in_step = False
 
     def read(self) -> Latency | None:
         """Medians of what was timed so far, None where nothing was; waits for the device."""
         self._timer.wait()
-        timed = [call.times(self._timer.ms) for call in self._calls]
-        whole = [time for time, _ in timed if time is not None]
-        if not whole:
+        calls = [self._times(call) for call in self._calls if call.whole]
+        if not calls:
             return None
-        modules = [self._with_containers(of_modules) for _, of_modules in timed]
-        by_name = {name: [times[name] for times in modules if name in times] for name in self._names.unique}
-        by_name[""] = whole
-        by_name = {name: times for name, times in by_name.items() if times}
+        by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
         steps = [self._timer.ms(*span) for span in self._step_spans]
         return Latency(
-            forward_ms=statistics.median(whole),
+            forward_ms=statistics.median(by_name[""]),
             step_ms=statistics.median(steps) if steps else None,
-            steps=len(whole),
+            steps=len(calls),
             how=self._timer.how,
             modules={name: statistics.median(times) for name, times in by_name.items()},
             spreads={name: _quartiles(times) for name, times in by_name.items()},
         )
+
+    def _times(self, call: _TimedCall) -> dict[str, float]:
+        """Milliseconds of one call by module; the call's own stand under the root's name."""
+        times = {name: self._sum(spans) for name, spans in call.modules.items()}
+        times[""] = self._sum(call.whole)
+        if self._rest is not None and call.is_forward:
+            times[self._rest] = times[""] - self._sum(call.submodules)
+        return self._with_containers(times)
+
+    def _sum(self, spans: list[_Span]) -> float:
+        return sum(self._timer.ms(*span) for span in spans)
 
     def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
         """Adds containers that are never called themselves (`ModuleList`): the sum over what they contain."""
@@ -207,15 +221,21 @@ class _TimedCall:
     """Spans of one call: its own, and those of the modules in it.
 
     Timing must not stop a call that it stands around: what fails is kept in `failure`, and nothing is timed from there.
+
+    Attributes:
+        whole: of the call; where it is not a forward, of the outermost calls of modules in it.
+        modules: by canonical name.
+        submodules: of those submodules that no other submodule called.
     """
 
     def __init__(self, timer: _Clock | _Events, is_forward: bool) -> None:
+        self.is_forward = is_forward
         self.failure: Exception | None = None
+        self.whole: list[_Span] = []
+        self.modules: dict[str, list[_Span]] = {}
+        self.submodules: list[_Span] = []
         self._timer = timer
         self._thread = threading.get_ident()
-        self._whole: list[_Span] = []
-        self._is_forward = is_forward
-        self._modules: dict[str, list[_Span]] = {}
         self._running: list[str] = []
         self._began: Any = None
 
@@ -223,8 +243,8 @@ class _TimedCall:
         self._began = self._mark()
 
     def __exit__(self, *_: object) -> None:
-        if self._is_forward:
-            self._whole.append((self._began, self._mark()))
+        if self.is_forward:
+            self.whole.append((self._began, self._mark()))
 
     def wrap(self, site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         name, running = site.name, self._running
@@ -241,17 +261,17 @@ class _TimedCall:
                 return method(*args, **kwargs)
             finally:
                 span = (began, self._mark())
-                running.remove(name)
-                self._modules.setdefault(name, []).append(span)
-                if not running and not self._is_forward:
-                    self._whole.append(span)
+                running.pop()
+                self._keep(name, span)
 
         return timed
 
-    def times(self, ms: Callable[[Any, Any], float]) -> tuple[float | None, dict[str, float]]:
-        """Milliseconds of the whole, None where no module was called in it, and by module."""
-        modules = {name: sum(ms(*span) for span in spans) for name, spans in self._modules.items()}
-        return (sum(ms(*span) for span in self._whole) if self._whole else None), modules
+    def _keep(self, name: str, span: _Span) -> None:
+        self.modules.setdefault(name, []).append(span)
+        if not self._running and not self.is_forward:
+            self.whole.append(span)
+        if name and not any(self._running):
+            self.submodules.append(span)
 
     def _mark(self) -> Any:
         if self.failure is None:
