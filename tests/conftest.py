@@ -15,8 +15,8 @@ import pytest
 
 OPTIONAL_PACKAGES = {
     "lightning": ("lightning", "pytorch_lightning"),
-    "tensorboard": ("tensorboard", "matplotlib"),
-    "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum"),
+    "tensorboard": ("tensorboard", "tensorboardX", "matplotlib"),
+    "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum", "pandas"),
     "peers": ("fvcore",),
 }
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")

@@ -194,8 +194,8 @@ def test_a_data_frame_without_pandas_says_what_to_install(lenet, monkeypatch):
         lenet.to_dataframe()
 
 
+@pytest.mark.models
 def test_a_data_frame_has_a_row_per_module(model_of, layer):
-    pytest.importorskip("pandas")
     profile = model_of("Net", [layer("fc", "Linear", flops=BEYOND_64_BITS)])
     frame = profile.to_dataframe()
     assert list(frame["path"]) == ["", "fc"]
