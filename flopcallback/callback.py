@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flopcallback.counting.in_flight import make_sure
+from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.scopes import wrap_on_instance
 from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
 from flopcallback.profiling import Convention, conditions_of

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.counting.in_flight import Observed, observe_beside, observe_each_call, observe_in_flight
+from flopcallback.counting.attempt import Observed
+from flopcallback.counting.in_flight import observe_beside, observe_each_call, observe_in_flight
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import DISPATCH, TRACE
 from flopcallback.counting.scopes import ModuleNames

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.counting.in_flight import Observed
+from flopcallback.counting.attempt import Observed
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profiling import Conditions, Convention, profile_of
 from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
@@ -43,11 +43,11 @@ class Troubles:
         """
         if self._strict:
             raise error
-        if what not in self._told:
-            self._told.add(what)
-            reason = str(error).strip() or "no message"
-            text = f"{what}: {type(error).__name__}: {reason}. Training is not affected. (strict=True raises this.)"
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        if not self._told & {what, reason}:
+            text = f"{what}: {reason}. Training is not affected and goes on. (strict=True raises this.)"
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
+        self._told |= {what, reason}
 
     @contextmanager
     def reported(self, what: str) -> Iterator[None]:

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import dis
-import functools
 import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from flopcallback.counting.attempt import Attempt, Observed, make_sure
 from flopcallback.counting.isolation import Found
 from flopcallback.counting.outermost import is_compiled, outermost_calls
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["Observed", "make_sure", "may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
+__all__ = ["may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
 
 # Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
 _MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A call that was made.
-
-    Attributes:
-        result: what it returned.
-        runs: what was seen of it; empty where nothing could be.
-        failure: what kept us from seeing it, or from seeing it by the tracer.
-    """
-
-    result: Any
-    runs: tuple[Run, ...] = ()
-    failure: Exception | None = None
 
 
 def observe_in_flight(
@@ -75,7 +59,7 @@ def observe_in_flight(
         first, attempts = error, []
     keep = tuple(keep)
     for engine, reason in attempts:
-        attempt, found = _Attempt(call), None
+        attempt, found = Attempt(call), None
         try:
             found = _found(names, keep)
             return _observed(attempt, names, arguments, engine, _because(reason, first), found, first)
@@ -91,7 +75,7 @@ def observe_in_flight(
 
 
 def _observed(
-    attempt: _Attempt,
+    attempt: Attempt,
     names: ModuleNames,
     arguments: Any,
     engine: str,
@@ -114,33 +98,24 @@ def observe_each_call(
     keep = tuple(keep)
     seen: list[Observed] = []
 
-    def intercept(module: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Looked up when called: an engine has wrapped it by then, and sees what the module does as the module's own.
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return module.forward(*args, **kwargs)
+    def intercept(module: nn.Module, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(map(is_compiled, module.modules())):
 
-        try:
-            has_compiled_pieces = any(map(is_compiled, module.modules()))
-        except Exception as error:  # noqa: BLE001 - ours, and the module's call has not begun
-            one = Observed(method(*args, **kwargs), (), error)
+            def uncompiled(*args: Any, **kwargs: Any) -> Any:
+                return module.forward(*args, **kwargs)
+
+            seen.append(observe_beside(one, uncompiled, names, args, kwargs))
         else:
-            if has_compiled_pieces:
-                one = observe_beside(functools.partial(method, *args, **kwargs), forward, names, args, kwargs)
-            else:
-                call = functools.partial(forward, *args, **kwargs)
-                one = observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
-        seen.append(one)
-        return one.result
+            seen.append(observe_in_flight(one, names, (args, kwargs), engine=engine, reason=reason, keep=keep))
 
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(outermost_calls(names, intercept))
-        except Exception as error:  # noqa: BLE001 - ours, and nothing has happened yet
-            stack.close()
-            seen.append(Observed(None, (), error))
-        result = call()
-    failures = (one.failure for one in seen if one.failure is not None)
-    return Observed(result, tuple(run for one in seen for run in one.runs), next(failures, None))
+    def around(attempt: Callable[[], Any]) -> None:
+        with outermost_calls(names, intercept) as failures:
+            attempt()
+        seen.extend(Observed(None, (), failure) for failure in failures)
+
+    made = make_sure(call, around)
+    failures = (one.failure for one in (made, *seen) if one.failure is not None)
+    return Observed(made.result, tuple(run for one in seen for run in one.runs), next(failures, None))
 
 
 def observe_beside(
@@ -158,21 +133,6 @@ def observe_beside(
     except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
         failure = error
     return Observed(call(), runs, failure)
-
-
-def make_sure(call: Callable[[], Any], around: Callable[[Callable[[], Any]], Any]) -> Observed:
-    """Has `around` make a call, and makes it itself where `around` failed to. A call that ended is not made again.
-
-    What `around` raises while the call is under way is the call's own error, and is raised.
-    """
-    attempt, failure = _Attempt(call), None
-    try:
-        around(attempt)
-    except Exception as error:
-        if attempt.is_under_way:
-            raise
-        failure = error
-    return Observed(attempt.result if attempt.has_ended else call(), (), failure)
 
 
 def may_be_ours(error: BaseException, first: Exception | None = None) -> bool:
@@ -237,25 +197,6 @@ def _because(reason: str, first: Exception | None) -> str:
         return reason
     line = next(iter(str(first).strip().splitlines()), "")
     return f"the tracer stopped with {type(first).__name__}: {line}"
-
-
-class _Attempt:
-    """A call, told apart from what surrounds it: whether it began, and whether it came to its end."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-        self.has_begun = self.has_ended = False
-        self.result: Any = None
-
-    def __call__(self) -> Any:
-        self.has_begun, self.has_ended = True, False
-        self.result = self._call()
-        self.has_ended = True
-        return self.result
-
-    @property
-    def is_under_way(self) -> bool:
-        return self.has_begun and not self.has_ended
 
 
 def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
 
 __all__ = ["CallSite", "call_sites", "is_compiled", "outermost_calls"]
 
-Intercept = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Intercept = Callable[[nn.Module, Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
 
 
 class CallSite(NamedTuple):
@@ -50,33 +51,45 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
 
 
 @contextmanager
-def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[None]:
-    """Sends each call of a module that no other module makes through `intercept(module, call, args, kwargs)`.
+def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[Exception]]:
+    """Has each call of a module that no other module makes go through `intercept(module, call, args, kwargs)`.
 
-    What `intercept` returns is handed on. Calls that a backward makes (recomputation) and those of other threads pass.
+    `call()` makes the call, with those arguments; `intercept` has to make it once. Calls that a backward makes
+    (recomputation) and those of other threads pass.
+
+    Yields:
+        What `intercept` failed at, other than in the call itself; a call is made in any case.
     """
     thread = threading.get_ident()
+    failures: list[Exception] = []
     busy = False
 
-    def wrapper(module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(method)
-            def outermost(*args: Any, **kwargs: Any) -> Any:
-                nonlocal busy
-                # A task id: autograd is at work, and the module's call recomputes what it did before.
-                if busy or torch._C._current_graph_task_id() != -1 or threading.get_ident() != thread:
-                    return method(*args, **kwargs)
-                busy = True
-                try:
-                    return intercept(module, method, args, kwargs)
-                finally:
-                    busy = False
+    def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
+        module, attribute = site.module, site.attribute
 
-            return outermost
+        @functools.wraps(method)
+        def outermost(*args: Any, **kwargs: Any) -> Any:
+            nonlocal busy
+            # A task id: autograd is at work, and the module's call recomputes what it did before.
+            if busy or torch._C._current_graph_task_id() != -1 or threading.get_ident() != thread:
+                return method(*args, **kwargs)
 
-        return wrap
+            def call() -> Any:
+                # Looked up again: an engine has wrapped it by now, and sees what the module does as the module's own.
+                return getattr(module, attribute)(*args, **kwargs)
+
+            busy = True
+            try:
+                made = make_sure(call, lambda attempt: intercept(module, attempt, args, kwargs))
+            finally:
+                busy = False
+            if made.failure is not None:
+                failures.append(made.failure)
+            return made.result
+
+        return outermost
 
     with ExitStack() as undo:
         for site in call_sites(names):
-            wrap_on_instance(site.module, site.attribute, wrapper(site.module), undo)
-        yield
+            wrap_on_instance(site.module, site.attribute, functools.partial(wrap, site), undo)
+        yield failures

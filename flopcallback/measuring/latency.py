@@ -220,7 +220,7 @@ class _Events:
 class _TimedCall:
     """Spans of one call: its own, and those of the modules in it.
 
-    Timing must not stop a call that it stands around: what fails is kept in `failure`, and nothing is timed from there.
+    Timing must not stop a module's forward: what fails around one is kept in `failure`.
 
     Attributes:
         whole: of the call; where it is not a forward, of the outermost calls of modules in it.
@@ -240,11 +240,11 @@ class _TimedCall:
         self._began: Any = None
 
     def __enter__(self) -> None:
-        self._began = self._mark()
+        self._began = self._timer.mark()
 
     def __exit__(self, *_: object) -> None:
         if self.is_forward:
-            self.whole.append((self._began, self._mark()))
+            self.whole.append((self._began, self._timer.mark()))
 
     def wrap(self, site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         name, running = site.name, self._running
@@ -255,14 +255,20 @@ class _TimedCall:
             elsewhere = torch._C._current_graph_task_id() != -1 or threading.get_ident() != self._thread
             if elsewhere or name in running:
                 return method(*args, **kwargs)
+            began = None
+            try:
+                began = self._timer.mark()
+            except Exception as error:  # noqa: BLE001 - the model's forward is under way
+                self.failure = error
             running.append(name)
-            began = self._mark()
             try:
                 return method(*args, **kwargs)
             finally:
-                span = (began, self._mark())
                 running.pop()
-                self._keep(name, span)
+                try:
+                    self._keep(name, (began, self._timer.mark()))
+                except Exception as error:  # noqa: BLE001
+                    self.failure = error
 
         return timed
 
@@ -272,14 +278,6 @@ class _TimedCall:
             self.whole.append(span)
         if name and not any(self._running):
             self.submodules.append(span)
-
-    def _mark(self) -> Any:
-        if self.failure is None:
-            try:
-                return self._timer.mark()
-            except Exception as error:  # noqa: BLE001 - the model's forward is under way
-                self.failure = error
-        return None
 
 
 def _quartiles(times: list[float]) -> tuple[float, float]:
