@@ -40,7 +40,8 @@ def intercept_untraceable(region: RunRegion) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(replaced(torch.autograd.Function, "apply", functools.partial(_autograd_function, region)))
         for owner, name, kind in _doors():
-            stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
+            if hasattr(owner, name):  # they are private, and another version of torch may not have them all
+                stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
         stack.enter_context(intercept_compiled_attention(region))
         yield
 
