@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -13,7 +13,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from flopcallback import __version__
-from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAnalysis, FlopCountAnalysis
+from flopcallback.counting.analysis import (
+    ActivationCountAnalysis,
+    BytesCountAnalysis,
+    FlopCountAnalysis,
+    OperatorAnalysis,
+)
 from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE, Run
@@ -113,12 +118,10 @@ def profile_of(
     )
 
 
-# Each becomes the field of `ModuleRow` with its name.
-_STATISTICS: Mapping[str, Callable[[Run, nn.Module, Convention], Counter[str]]] = {
-    "flops": lambda run, model, convention: convention.analysis(run, model).by_module(),
-    "hw_flops": lambda run, model, convention: convention.analysis(run, model).hardware_flops(),
-    "activations": lambda run, model, _: ActivationCountAnalysis.of_run(run, model).by_module(),
-    "bytes": lambda run, model, _: BytesCountAnalysis.of_run(run, model).by_module(),
+# Beside FLOPs; each becomes the field of `ModuleRow` with its name.
+_STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
+    "activations": ActivationCountAnalysis,
+    "bytes": BytesCountAnalysis,
 }
 
 
@@ -126,7 +129,7 @@ _STATISTICS: Mapping[str, Callable[[Run, nn.Module, Convention], Counter[str]]] 
 class _Counts:
     """Sums over the runs of one call, by module and by operator."""
 
-    statistics: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in _STATISTICS})
+    statistics: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     calls: Counter[str] = field(default_factory=Counter)
     unknown_calls: Counter[str] = field(default_factory=Counter)
     unknown_operators: Counter[str] = field(default_factory=Counter)
@@ -138,19 +141,25 @@ class _Counts:
     is_lower_bound: bool = False
 
     def add(self, run: Run, model: nn.Module, convention: Convention) -> None:
-        for name, statistic in _STATISTICS.items():
-            self.statistics[name].update(statistic(run, model, convention))
-        analysis = convention.analysis(run, model)
-        self.calls.update(analysis.module_calls())
-        self.operators.update(analysis.by_operator())
-        self.unknown_operators.update(analysis.unknown_ops())
-        self.unknown.update(analysis.unknown_reasons())
-        self.unknown_calls.update({name: analysis.unknown_ops(name).total() for name in run.names.unique})
-        self.is_lower_bound |= analysis.is_lower_bound
+        flops = convention.analysis(run, model)
+        self.statistics["flops"].update(flops.by_module())
+        self.statistics["hw_flops"].update(flops.hardware_flops())
+        self.calls.update(flops.module_calls())
+        self.operators.update(flops.by_operator())
+        self.unknown_operators.update(flops.unknown_ops())
+        self.unknown.update(flops.unknown_reasons())
+        self.unknown_calls.update({name: flops.unknown_ops(name).total() for name in run.names.unique})
+        self.is_lower_bound |= flops.is_lower_bound
         self.output_shapes.update(run.output_shapes)
         counter = _OperatorCalls.of_run(run, model, elementwise=convention.elementwise)
         self.operator_calls.update(counter.by_operator())
         self.families.update(counter.families)
+        for name, kind in _STATISTICS.items():
+            analysis = kind.of_run(run, model)
+            self.statistics[name].update(analysis.by_module())
+            for operator, reason in analysis.unknown_reasons().items():
+                if operator not in self.unknown_operators:
+                    self.unknown[f"{name} of {operator}"] = reason
 
 
 class _OperatorCalls(FlopCountAnalysis):

@@ -91,7 +91,7 @@ def observe(
             record = Record(recorder.calls)
     scopes.calls[""] += 1
     scopes.called.add("")
-    if isinstance(result, torch.Tensor):
+    if isinstance(result, torch.Tensor) and not result.is_nested:
         scopes.output_shapes[""] = tuple(result.shape)
     run = Run(
         record,

@@ -196,7 +196,7 @@ class ModuleScopes:
                     result = method(*args, **kwargs)
                 finally:
                     self._enter(outer)
-                if isinstance(result, torch.Tensor):
+                if isinstance(result, torch.Tensor) and not result.is_nested:
                     self.output_shapes[name] = tuple(result.size())
                 return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -217,10 +217,13 @@ def run(tmp_path, monkeypatch):
             if do == "fit":
                 trainer.fit(model, loader, make_loader(shuffle=False) if hasattr(model, "accuracy") else None)
             else:
-                getattr(trainer, do)(model, make_loader(shuffle=False), **({} if do == "predict" else {"verbose": False}))
+                quiet = {} if do == "predict" else {"verbose": False}
+                getattr(trainer, do)(model, make_loader(shuffle=False), **quiet)
         return Training(
             rows=logger.rows,
-            weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
+            weights={
+                name: tensor.clone() for name, tensor in model.state_dict().items() if not nn.parameter.is_lazy(tensor)
+            },
             optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
             random=(torch.get_rng_state(), np.random.get_state(), random.getstate()),
             calls_counted=calls.counted,
@@ -240,8 +243,8 @@ def differences(a, b, path=""):
     if type(a) is not type(b):
         return [f"{path}: {type(a).__name__} and {type(b).__name__}"]
     if isinstance(a, Training):
-        fields = ("rows", "weights", "optimizers", "random", "calls_counted", "calls_in_file", "calls_logged", "attributes")
-        return [line for name in fields for line in differences(getattr(a, name), getattr(b, name), name)]
+        names = [item.name for item in fields(a) if item.compare]
+        return [line for name in names for line in differences(getattr(a, name), getattr(b, name), name)]
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f"{path}: {sorted(map(str, a))} and {sorted(map(str, b))}"]
@@ -255,7 +258,7 @@ def differences(a, b, path=""):
     elif isinstance(a, np.ndarray):
         same = a.tobytes() == b.tobytes()
     else:
-        same = a == b or a != a and b != b
+        same = a == b or (a != a and b != b)
     return [] if same else [f"{path}: {a} and {b}"]
 
 
@@ -298,7 +301,8 @@ def ours():
     from flopcallback import FlopCallbackWarning
 
     def ours(training):
-        return [str(w.message) for w in training.warnings if issubclass(w.category, (FlopCallbackWarning, torch.jit.TracerWarning))]
+        kinds = (FlopCallbackWarning, torch.jit.TracerWarning)
+        return [str(warning.message) for warning in training.warnings if issubclass(warning.category, kinds)]
 
     return ours
 

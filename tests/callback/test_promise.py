@@ -49,7 +49,9 @@ def test_so_they_are_with(lightning, run, callback, differences, leftovers, opti
     assert callback.profiles["train"].config["flops.engine"] == "trace"
 
 
-def test_so_they_are_under_manual_optimisation_with_two_optimizers(lightning, run, callback, differences, leftovers, gan):
+def test_so_they_are_under_manual_optimisation_with_two_optimizers(
+    lightning, run, callback, differences, leftovers, gan
+):
     without = run(lightning, make=gan)
     with_ = run(lightning, [callback], make=gan)
     assert differences(without, with_) == []
@@ -95,7 +97,7 @@ def test_so_are_evaluations(flavour, run, callback, differences, leftovers, do):
     assert list(callback.profiles) == [do]
 
 
-# --- The checks above can fail -----------------------------------------------------------------------------------------
+# --- The checks above can fail ----------------------------------------------------------------------------------------
 
 
 def leaking(flavour, leak):

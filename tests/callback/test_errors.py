@@ -1,0 +1,216 @@
+"""Errors of the training itself surface as they are; what stops the tracer is made good."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytestmark = [pytest.mark.lightning, pytest.mark.models]
+
+
+@pytest.fixture
+def callback():
+    from flopcallback import FlopCallback
+
+    return FlopCallback(warmup_steps=0, latency_steps=2, summary=False)
+
+
+class OwnError(Exception):
+    pass
+
+
+class OwnRuntimeError(RuntimeError):
+    pass
+
+
+def raising_at(call, error, classifier, before=lambda model: None):
+    """A model whose training step raises at its `call`-th call, after the forward and a log."""
+
+    def make(flavour, calls):
+        model = classifier(flavour, calls)
+        step = model.training_step
+
+        def training_step(batch, batch_idx):
+            loss = step(batch, batch_idx)
+            if calls.counted == call:
+                raise error
+            return loss
+
+        type(model).training_step = lambda self, batch, batch_idx: training_step(batch, batch_idx)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["while it is counted", "while it is timed"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("theirs"), OwnError("theirs"), RuntimeError("theirs"), OwnRuntimeError("theirs"), SystemExit(3)],
+)
+def test_an_error_that_the_step_raises_surfaces_after_one_call(
+    lightning, run, callback, classifier, leftovers, error, at, tmp_path
+):
+    models = []
+
+    def make(flavour, calls):
+        models.append((raising_at(at, error, classifier)(flavour, calls), calls))
+        return models[-1][0]
+
+    with pytest.raises(type(error)) as caught:
+        run(lightning, [callback], make=make)
+    (model, calls) = models[0]
+    assert caught.value is error
+    assert calls.counted == calls.in_file == at
+    assert leftovers(model) == []
+
+
+def test_ctrl_c_ends_the_training_after_one_call(lightning, run, callback, classifier, leftovers):
+    models = []
+
+    def make(flavour, calls):
+        models.append((raising_at(1, KeyboardInterrupt(), classifier)(flavour, calls), calls))
+        return models[-1][0]
+
+    with pytest.raises(SystemExit):  # which is how Lightning ends then
+        run(lightning, [callback], make=make)
+    model, calls = models[0]
+    assert calls.counted == 1
+    assert leftovers(model) == []
+
+
+@pytest.mark.parametrize("module_by_module", [False, True])
+def test_what_an_operator_refuses_surfaces_as_it_does_without_us(
+    lightning, run, callback, classifier, leftovers, module_by_module
+):
+    models = []
+
+    def make(flavour, calls):
+        model = classifier(flavour, calls)
+        model.net.head = nn.Linear(5, 3)
+        model.automatic_optimization = not module_by_module
+        models.append(model)
+        return model
+
+    with pytest.raises(RuntimeError) as without:
+        run(lightning, make=make)
+    with pytest.raises(RuntimeError) as with_:
+        run(lightning, [callback], make=make)
+    assert str(with_.value) == str(without.value)
+    assert "mat1 and mat2 shapes cannot be multiplied" in str(with_.value)
+    assert leftovers(models[1]) == []
+
+
+def test_an_epoch_that_the_module_skips_leaves_nothing(lightning, run, callback, classifier, leftovers):
+    def make(flavour, calls):
+        model = classifier(flavour, calls)
+        skips = iter([-1])
+        model.on_train_batch_start = lambda batch, batch_idx: next(skips, None)
+        return model
+
+    training = run(lightning, [callback], make=make, max_epochs=1)
+    assert training.calls_counted == 0
+    assert leftovers(training.model) == []
+    training = run(lightning, [callback], make=make, max_epochs=2)
+    assert training.calls_counted == 5
+    assert callback.profiles["train"].forward_flops > 0
+
+
+# --- What stops the tracer --------------------------------------------------------------------------------------------
+
+
+class Untraceable(nn.Module):
+    """Hides a parameter from the tracer, and uses it where no function mode sees it: the tracer raises, and late."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(49, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.hidden = [nn.Parameter(torch.tensor(2.0))]
+
+    def forward(self, x):
+        scores = self.norm(self.dropout(self.linear(x.flatten(1))))
+        with torch._C.DisableTorchFunction():
+            return scores * self.hidden[0]
+
+
+def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_the_dispatcher(
+    lightning, run, callback, classifier, differences, leftovers, ours
+):
+    def make(flavour, calls):
+        return classifier(flavour, calls, net=Untraceable)
+
+    without = run(lightning, make=make)
+    with_ = run(lightning, [callback], make=make)
+    assert with_.calls_counted == without.calls_counted + 1
+    with_.calls_counted = with_.calls_in_file = without.calls_counted
+    assert differences(without, with_) == []
+    assert leftovers(with_.model) == []
+    profile = callback.profiles["train"]
+    assert profile.config["flops.engine"] == "dispatch"
+    assert "the tracer stopped with RuntimeError: Cannot insert a Tensor" in profile.config["flops.engine_reason"]
+    assert {row.path: row.hw_flops for row in profile.modules}["net.linear"] == 2 * 6 * 49 * 3
+    (told,) = ours(with_)
+    assert "counted by PyTorch's dispatcher, since the tracer could not: RuntimeError: Cannot insert" in told
+
+
+def test_without_putting_back_the_test_above_would_fail(lightning, run, callback, classifier, differences, monkeypatch):
+    from flopcallback.counting.isolation import Found
+
+    def make(flavour, calls):
+        return classifier(flavour, calls, net=Untraceable)
+
+    monkeypatch.setattr(Found, "put_back", lambda self: None)
+    found = differences(run(lightning, make=make), run(lightning, [callback], make=make))
+    parts = {line.partition(":")[0].partition("[")[0] for line in found}
+    assert {"rows", "random", "attributes", "weights.net.norm.running_mean"} <= parts
+
+
+def test_strict_raises_what_fails(lightning, run, classifier):
+    from flopcallback import FlopCallback
+
+    def broken(batch):
+        raise LookupError("no such size")
+
+    with pytest.raises(LookupError, match="no such size"):
+        run(lightning, [FlopCallback(batch_size_fn=broken, strict=True)])
+
+
+def test_what_fails_is_one_warning_that_names_it(lightning, run, ours, leftovers, differences):
+    from flopcallback import FlopCallback
+
+    def broken(batch):
+        raise LookupError("no such size")
+
+    training = run(lightning, [FlopCallback(batch_size_fn=broken)])
+    (told,) = ours(training)
+    assert told == (
+        "the train step could not be counted: LookupError: no such size. Training is not affected and goes on. "
+        "(strict=True raises this.)"
+    )
+    assert differences(run(lightning), training) == []
+    assert leftovers(training.model) == []
+
+
+def test_a_step_without_modules_is_said_not_to_be_countable(lightning, run, ours):
+    from flopcallback import FlopCallback
+
+    def make(flavour, calls):
+        class Bare(flavour.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.automatic_optimization = False
+                self.weight = nn.Parameter(torch.ones(7))
+
+            def training_step(self, batch, batch_idx):
+                return F.relu(self.weight).sum()
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        return Bare()
+
+    (told,) = ours(run(lightning, [FlopCallback()], make=make))
+    assert "no module was called in it" in told
