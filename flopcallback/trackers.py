@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from flopcallback.reporting import ModelProfile, markdown_modules, markdown_operators, plain_table
 
@@ -49,7 +49,7 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
         NoTrackerError: nothing takes such an object.
         ImportError: something does, but a package that it needs is not installed.
     """
-    if isinstance(target, Tracker):
+    if _is_tracker(target):
         return target
     entries = {entry.name: entry for entry in entry_points(group=GROUP)}
     entry = entries.get(target) if isinstance(target, str) else _entry_for(target, entries)
@@ -65,6 +65,11 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
         f"these packages: {known}. Or give a folder, or an object with log_scalars(values, step), "
         "log_profile(profile, step) and close()."
     )
+
+
+def _is_tracker(target: object) -> TypeGuard[Tracker]:
+    """By its class: Lightning's `DummyLogger` answers for any attribute, and `isinstance` asks the object (3.11)."""
+    return issubclass(type(target), Tracker)
 
 
 def _entry_for(target: object, entries: Mapping[str, EntryPoint]) -> EntryPoint | None:
