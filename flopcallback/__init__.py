@@ -16,7 +16,7 @@ from flopcallback.fvcore.parameter_count import parameter_count, parameter_count
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
 
 if typing.TYPE_CHECKING:
-    from flopcallback.callback import FlopCallback
+    from flopcallback.callback import FlopCallback as FlopCallback
     from flopcallback.recorder import FlopCallbackWarning
 
 __version__ = "0.1.0"
@@ -25,7 +25,6 @@ __all__ = [
     "ActivationCountAnalysis",
     "BytesCountAnalysis",
     "Cost",
-    "FlopCallback",
     "FlopCallbackWarning",
     "FlopCountAnalysis",
     "OpCall",
@@ -40,7 +39,8 @@ __all__ = [
     "unregister_formula",
 ]
 
-# Imported when they are asked for: the callback imports Lightning, under the name that is in use.
+# Imported when they are asked for: the callback imports Lightning, under the name that is in use. It is not in
+# `__all__`, so that `from flopcallback import *` works without.
 _ON_DEMAND = {"FlopCallback": "flopcallback.callback", "FlopCallbackWarning": "flopcallback.recorder"}
 
 

@@ -6,6 +6,7 @@ graph is taken inside the traced function, and the tracer is left by an exceptio
 
 from __future__ import annotations
 
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,10 @@ _FOLLOWS_DATA = "a tensor's value became a Python value: the count holds for the
 _UNSEEN = "Cannot insert a Tensor that requires grad as a constant"
 
 
+# The replacements of a trace are process-wide; two that overlap could not be taken back in order.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class _Leave(Exception):  # noqa: N818 - nothing went wrong
     """Leaves the tracer once the graph is in hand."""
 
@@ -123,6 +128,14 @@ class _Tracer:
         self._graph: torch._C.Graph
 
     def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
+        if not _ONE_AT_A_TIME.acquire(blocking=False):
+            raise RuntimeError("a trace is under way in another thread, and replaces parts of torch meanwhile")
+        try:
+            return self._run(call, tensors)
+        finally:
+            _ONE_AT_A_TIME.release()
+
+    def _run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
         result: list[T] = []
         returned: list[torch._C.Value] = []
 

@@ -80,5 +80,10 @@ def markdown_operators(profile: ModelProfile) -> str:
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; figures to the right."""
     rule = ["---" if head in _TEXTS else "---:" for head in heads]
-    body = [[escaped(cell) for cell in row] for row in rows]
+    body = [[_cell(head, cell) for head, cell in zip(heads, row, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *body])
+
+
+def _cell(head: str, cell: str) -> str:
+    """A figure and its unit stay on one line, however narrow the page makes the column."""
+    return escaped(cell) if head in _TEXTS else escaped(cell).replace(" ", "\N{NO-BREAK SPACE}")

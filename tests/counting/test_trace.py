@@ -271,6 +271,30 @@ def test_a_count_inside_a_count_is_left_to_the_dispatcher(model_of, x):
     assert "nested" in inner[0].engine_reason
 
 
+def test_two_counts_at_the_same_time_leave_nothing_replaced(model_of, x):
+    first_is_in, second_is_done = threading.Event(), threading.Event()
+    before = torch.autograd.Function.__dict__["apply"], torch.autograd._engine_run_backward, torch.jit.is_tracing
+
+    def slow(self, x):
+        first_is_in.set()
+        assert second_is_done.wait(60)
+        return self.fc(x)
+
+    first = FlopCountAnalysis(model_of(slow, fc=nn.Linear(3, 5)), x)
+    thread = threading.Thread(target=first.total)
+    thread.start()
+    assert first_is_in.wait(60)
+    second = FlopCountAnalysis(nn.Linear(3, 7), x)
+    assert second.total() == 2 * 3 * 7
+    assert second.engine == "dispatch"
+    assert "another thread" in second.engine_reason
+    second_is_done.set()
+    thread.join()
+    assert first.total() == 2 * 3 * 5
+    after = torch.autograd.Function.__dict__["apply"], torch.autograd._engine_run_backward, torch.jit.is_tracing
+    assert after == before
+
+
 def test_work_in_another_thread_makes_the_total_a_lower_bound(model_of, x):
     def forward(self, x):
         results = []
