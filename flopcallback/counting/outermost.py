@@ -28,8 +28,13 @@ class CallSite(NamedTuple):
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of the module run compiled code: `torch.compile(module)`, or `module.compile()`."""
-    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+    """Whether calls of the module run compiled code.
+
+    That is `torch.compile(module)`, `module.compile()`, or `module.forward = torch.compile(module.forward)`.
+    """
+    forward = vars(module).get("forward")
+    has_compiled_call = "_orig_mod" in module._modules or module._compiled_call_impl is not None
+    return has_compiled_call or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def call_sites(names: ModuleNames) -> Iterator[CallSite]:

@@ -1,0 +1,183 @@
+"""Where profiles and numbers go: the trainer's loggers, read back, or files where no logger can show them."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from pathlib import Path
+
+import pytest
+
+from flopcallback.reporting import ModelProfile
+from flopcallback.trackers import MemoryTracker
+
+pytestmark = [pytest.mark.lightning, pytest.mark.models]
+
+
+@pytest.fixture
+def make_callback():
+    from flopcallback import FlopCallback
+
+    def make_callback(**options):
+        return FlopCallback(**{"warmup_steps": 1, "latency_steps": 2, "strict": True, **options})
+
+    return make_callback
+
+
+def as_float32(value):
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def read_events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0}).Reload()
+
+
+@pytest.mark.tensorboard
+def test_tensorboard_shows_scalars_texts_figures_and_a_file(flavour, run, make_callback):
+    callback = make_callback()
+    training = run(flavour, [callback], loggers=lambda folder: [flavour.loggers.TensorBoardLogger(folder)])
+    profile = callback.profiles["train"]
+    folder = training.trainer.loggers[1].log_dir
+    events = read_events(folder)
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    ours = {tag: value for tag, value in points.items() if not tag.startswith(("train/", "val/", "epoch", "hp"))}
+    assert ours == {
+        name: [(3 if name.startswith("latency/") else 0, as_float32(value))]
+        for name, value in profile.scalars().items()
+    }
+    assert {"flops/forward", "model/params", "latency/forward_ms", "latency/step_ms"} <= set(ours)
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
+    assert {"flops/tree", "flops/modules", "flops/operators"} <= texts
+    assert {"flops/by_module", "flops/latency"} <= set(events.Tags()["images"])
+    tree = events.Tensors("flops/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert f"{profile.forward_flops:,} FLOPs" in tree
+    assert ModelProfile.from_json((Path(folder) / "flopcallback.json").read_text()) == profile
+
+
+def test_numbers_are_logged_once_at_the_step_that_they_belong_to(lightning, run, make_callback, monkeypatch):
+    tracker = MemoryTracker()
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: tracker)
+    callback = make_callback(summary=False)
+    training = run(lightning, [callback], accumulate_grad_batches=2)
+    (first, counted), (last, timed) = tracker.scalars
+    assert "flops/forward" in counted
+    assert set(timed) == {"latency/forward_ms", "latency/step_ms"}
+    steps = [step for step, row in training.rows if "train/loss_step" in row]
+    assert first == 0
+    assert last in steps  # Lightning's own axis, which steps once in two batches here
+    assert [step for step, _ in tracker.profiles] == [first, last]
+    assert tracker.profiles[0][1].latency is None
+    assert tracker.profiles[1][1] == callback.profiles["train"]
+    assert tracker.closed
+
+
+def test_a_prefix_stands_in_front_of_all_names(lightning, run, make_callback, monkeypatch):
+    tracker, prefixes = MemoryTracker(), []
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: prefixes.append(prefix) or tracker)
+    run(lightning, [make_callback(prefix="student/")])
+    assert prefixes == ["student/"]
+    assert all(name.startswith("student/") for _, scalars in tracker.scalars for name in scalars)
+
+
+def test_each_logger_gets_it_and_one_that_fails_is_named(lightning, run, make_callback, monkeypatch, ours):
+    good = MemoryTracker()
+
+    class Broken(MemoryTracker):
+        def log_profile(self, profile, step):
+            raise OSError("no space left")
+
+    trackers = iter([Broken(), good])
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: next(trackers))
+    training = run(
+        lightning, [make_callback(strict=False)], loggers=lambda folder: [lightning.loggers.CSVLogger(folder)]
+    )
+    (told,) = ours(training)
+    assert told.startswith("the tracker MemoryLogger (memory) failed: OSError: no space left.")
+    assert [step for step, _ in good.profiles] == [0, 3]
+
+
+@pytest.mark.parametrize("kind", ["no logger", "CSVLogger", "fast_dev_run", "a logger that nobody knows"])
+def test_without_a_tracker_the_table_is_printed_once_and_files_are_written(
+    lightning, run, make_callback, kind, capsys, tmp_path
+):
+    options, loggers = {}, None
+    if kind == "no logger":
+        options["logger"] = False
+    elif kind == "CSVLogger":
+        options["logger"] = lightning.loggers.CSVLogger(tmp_path / "csv")
+    elif kind == "fast_dev_run":
+        options["fast_dev_run"] = True
+    callback = make_callback()
+    training = run(lightning, [callback], loggers=loggers, **options)
+    printed = capsys.readouterr().out
+    folder = tmp_path / ("csv/lightning_logs/version_0" if kind == "CSVLogger" else "run0") / "flopcallback"
+    assert printed.count("Classifier, one train step, forward:") == 1
+    assert printed.count(f"report: {folder}") == 1
+    assert ModelProfile.from_json((folder / "flopcallback.json").read_text()) == callback.profiles["train"]
+    lines = (folder / "scalars.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["flops/forward"] == callback.profiles["train"].forward_flops
+    assert training.calls_counted == (1 if kind == "fast_dev_run" else 15)
+
+
+def test_a_report_folder_can_be_asked_for_beside_a_tracker(lightning, run, make_callback, monkeypatch, tmp_path):
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: MemoryTracker())
+    run(lightning, [make_callback(report_dir=tmp_path / "report")])
+    assert (tmp_path / "report" / "flopcallback.json").exists()
+
+
+def test_with_a_tracker_one_line_is_printed(lightning, run, make_callback, monkeypatch, capsys):
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: MemoryTracker())
+    callback = make_callback()
+    run(lightning, [callback])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flopcallback: ")]
+    assert line.startswith("flopcallback: forward 165 kFLOPs (1 per multiply-add), ")
+    assert line.endswith(", nothing unknown; report: MemoryLogger (memory)")
+
+
+def test_nothing_is_printed_without_a_summary(lightning, run, make_callback, capsys):
+    run(lightning, [make_callback(summary=False)], logger=False)
+    assert "forward" not in capsys.readouterr().out
+
+
+def test_a_progress_bar_is_not_torn(lightning, run, make_callback, capsys):
+    run(lightning, [make_callback()], logger=False, enable_progress_bar=True)
+    printed = capsys.readouterr().out
+    assert "Classifier, one train step, forward:" in printed
+    before = printed.partition("Classifier, one train step, forward:")[0]
+    assert not before or before.endswith("\n") or before.rstrip(" ").endswith("\r")
+
+
+def test_other_ranks_count_and_log_nothing(lightning, run, make_callback, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(lightning.Trainer, "is_global_zero", property(lambda self: False))
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: pytest.fail("asked for a tracker"))
+    callback = make_callback()
+    run(lightning, [callback])
+    assert callback.profiles["train"].forward_flops > 0
+    assert "forward" not in capsys.readouterr().out
+    assert not (tmp_path / "run0" / "flopcallback").exists()
+
+
+def test_tracer_warnings_do_not_reach_the_user_and_filters_stay_theirs(lightning, run, make_callback, classifier):
+    import torch
+    from torch import nn
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(49, 3)
+
+        def forward(self, x):
+            warnings.filterwarnings("ignore", message="set in the first step")
+            scores = self.linear(x.flatten(1))
+            return scores if scores.sum() > -1e9 else -scores
+
+    def make(flavour, calls):
+        return classifier(flavour, calls, net=Asks)
+
+    before = list(warnings.filters)
+    training = run(lightning, [make_callback()], make=make, max_epochs=1)
+    assert [w for w in training.warnings if issubclass(w.category, torch.jit.TracerWarning)] == []
+    assert warnings.filters == before
