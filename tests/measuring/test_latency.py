@@ -1,0 +1,298 @@
+"""Times of modules: medians over a window, by a clock or by a device's events, and nothing left on the modules."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.measuring.latency import LatencyWindow
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that stands still until somebody works."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+    def pass_ms(self, ms):
+        self.now_s += ms / 1e3
+
+
+class Work(nn.Module):
+    """Takes as many milliseconds as it is told, step by step."""
+
+    def __init__(self, clock, *ms):
+        super().__init__()
+        self._clock, self._ms = clock, iter(ms)
+
+    def forward(self, x=None):
+        self._clock.pass_ms(next(self._ms))
+        return x
+
+
+class Outer(nn.Module):
+    def __init__(self, clock, ms, **children):
+        super().__init__()
+        self._clock, self._ms = clock, ms
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x=None):
+        self._clock.pass_ms(self._ms)
+        for child in self.children():
+            for part in child if isinstance(child, nn.ModuleList) else [child]:
+                x = part(x)
+        return x
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def train(window, model, steps, *, clock=None, between_ms=0, is_forward=True):
+    for _ in range(steps):
+        window.begin_step()
+        with window.timed_call(is_forward=is_forward):
+            model()
+        if clock is not None:
+            clock.pass_ms(between_ms)
+        window.end_step()
+
+
+def test_a_module_has_the_median_of_its_times_with_what_it_contains(clock):
+    model = Outer(clock, 1, a=Work(clock, 2, 30, 3), b=Work(clock, 5, 5, 7))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=3, clock=clock)
+    train(window, model, 3, clock=clock, between_ms=100)
+    latency = window.read()
+    assert latency.modules == pytest.approx({"": 1 + 3 + 7, "a": 3, "b": 5})
+    assert latency.forward_ms == pytest.approx(11)
+    assert latency.step_ms == pytest.approx(111)
+    assert (latency.steps, latency.how) == (3, "CPU clock")
+    assert latency.spreads["a"] == pytest.approx((2.5, 16.5))  # half-way between 2 and 3, and between 3 and 30
+    assert not window.is_open
+
+
+def test_steps_that_warm_up_are_not_timed(clock):
+    model = Work(clock, 900, 800, 7, 9)
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=2, steps=2, clock=clock)
+    train(window, model, 2)
+    assert window.is_open
+    assert window.read() is None
+    train(window, model, 2)
+    assert window.read().forward_ms == pytest.approx(8)
+
+
+def test_a_step_that_never_began_does_not_count_as_one(clock):
+    model = Work(clock, 1, 2)
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=1, steps=1, clock=clock)
+    window.end_step()
+    train(window, model, 2)
+    assert window.read().forward_ms == pytest.approx(2)
+
+
+def test_several_calls_in_a_step_are_each_a_time_of_the_forward(clock):
+    model = Work(clock, 1, 2, 9)
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    window.begin_step()
+    for _ in range(3):
+        with window.timed_call():
+            model()
+    window.end_step()
+    assert (window.read().forward_ms, window.read().step_ms) == (pytest.approx(2), pytest.approx(12))
+
+
+def test_calls_of_one_module_in_one_forward_add_up(clock):
+    shared = Work(clock, 2, 3)
+    model = Outer(clock, 0, a=shared, inner=Outer(clock, 1, again=shared))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    train(window, model, 1)
+    assert window.read().modules == pytest.approx({"": 6, "a": 5, "inner": 4})
+
+
+def test_a_module_that_calls_itself_is_not_timed_twice(clock):
+    class Recursive(nn.Module):
+        def forward(self, depth=2):
+            clock.pass_ms(1)
+            return self(depth - 1) if depth else None
+
+    model = Outer(clock, 0, a=Recursive())
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    window.begin_step()
+    with window.timed_call():
+        model.a()
+    window.end_step()
+    assert window.read().modules["a"] == pytest.approx(3)
+
+
+def test_a_list_of_modules_has_the_sum_over_its_modules(clock):
+    model = Outer(clock, 0, layers=nn.ModuleList([Work(clock, 2), Work(clock, 3)]))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    train(window, model, 1)
+    assert window.read().modules == pytest.approx({"": 5, "layers": 5, "layers.0": 2, "layers.1": 3})
+
+
+def test_what_is_outside_of_submodules_can_have_a_name_of_its_own(clock):
+    model = Outer(clock, 4, a=Outer(clock, 1, b=Work(clock, 2)))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, rest="(step)")
+    window.begin_step()
+    with window.timed_call():
+        clock.pass_ms(10)
+        model()
+    window.end_step()
+    assert window.read().modules == pytest.approx({"": 17, "a": 3, "a.b": 2, "(step)": 14})
+
+
+def test_where_a_call_is_more_than_a_forward_the_outermost_forwards_add_up(clock):
+    model = Outer(clock, 0, a=Outer(clock, 1, b=Work(clock, 2)), c=Work(clock, 5))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, rest="(step)")
+    window.begin_step()
+    with window.timed_call(is_forward=False):
+        model.a()
+        clock.pass_ms(1000)  # a backward, an optimizer
+        model.c()
+    window.end_step()
+    assert window.read().modules == pytest.approx({"": 8, "a": 3, "a.b": 2, "c": 5})
+
+
+def test_calls_that_a_backward_makes_are_left_out(clock):
+    layer = nn.Linear(3, 5)
+    names = ModuleNames({"": Outer(clock, 0, layer=layer)})
+    window = LatencyWindow(names, CPU, warmup_steps=0, steps=1, clock=lambda: clock.pass_ms(1) or clock.now_s)
+    window.begin_step()
+    with window.timed_call(is_forward=False):
+        inputs = torch.ones(2, 3, requires_grad=True)
+        torch.utils.checkpoint.checkpoint(layer, inputs, use_reentrant=False).sum().backward()
+    window.end_step()
+    assert window.read().modules["layer"] == pytest.approx(1)  # the clock goes on by 1 ms whenever it is looked at
+
+
+def test_calls_in_other_threads_are_left_out(clock):
+    model = Outer(clock, 0, a=Work(clock, 1))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    window.begin_step()
+    with window.timed_call():
+        thread = threading.Thread(target=model.a)
+        thread.start()
+        thread.join()
+    window.end_step()
+    assert "a" not in window.read().modules
+
+
+def test_modules_carry_a_wrapper_only_while_they_are_timed(clock):
+    model = Outer(clock, 0, a=Work(clock, 1, 1))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+
+    def wrapped():
+        return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+    window.begin_step()
+    assert wrapped() == []
+    with window.timed_call():
+        assert wrapped() == ["", "a"]
+    assert wrapped() == []
+    with pytest.raises(KeyError), window.timed_call():
+        raise KeyError
+    assert wrapped() == []
+    window.end_step()
+    with window.timed_call():
+        assert wrapped() == []
+
+
+def test_a_clock_that_fails_does_not_stop_a_forward(clock):
+    looks = iter(range(100))
+
+    def failing():
+        if next(looks) == 2:  # after the begin of the step and of the call: at the begin of the module
+            raise OSError("no clock")
+        return clock()
+
+    model = Outer(clock, 0, a=Work(clock, 1))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=failing)
+    results = []
+
+    def step():
+        with window.timed_call():
+            results.append(model("through"))
+
+    window.begin_step()
+    with pytest.raises(OSError, match="no clock"):
+        step()
+    assert results == ["through"]
+
+
+# --- By events --------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """A queue of work: events are marks in it, and come true when somebody waits for them."""
+
+    def __init__(self):
+        self.queued_ms = 0.0
+        self.waits = 0
+        self.asked_before_waiting = 0
+        self.made_for = set()
+
+    def event(self, device, *, enable_timing):
+        assert enable_timing
+        self.made_for.add(device)
+        return Event(self)
+
+
+class Event:
+    def __init__(self, device):
+        self._device, self._at = device, None
+
+    def record(self):
+        self._at = self._device.queued_ms
+
+    def synchronize(self):
+        self._device.waits += 1
+
+    def elapsed_time(self, end):
+        self._device.asked_before_waiting += self._device.waits == 0
+        return end._at - self._at
+
+
+def test_on_a_device_events_are_read_once_the_window_is_closed():
+    device = Device()
+
+    class Queued(nn.Module):
+        def __init__(self, ms):
+            super().__init__()
+            self._ms = ms
+
+        def forward(self, x=None):
+            device.queued_ms += self._ms
+            return x
+
+    model = nn.Sequential(Queued(3), Queued(5))
+    cuda = torch.device("cuda", 1)
+    window = LatencyWindow(ModuleNames({"": model}), cuda, warmup_steps=1, steps=2, event=device.event)
+    for _ in range(3):
+        window.begin_step()
+        with window.timed_call():
+            model(None)
+        device.queued_ms += 11
+        window.end_step()
+    assert (device.waits, device.asked_before_waiting) == (0, 0)
+    latency = window.read()
+    assert (device.waits, device.asked_before_waiting) == (1, 0)
+    assert latency.modules == {"": 8, "0": 3, "1": 5}
+    assert (latency.forward_ms, latency.step_ms, latency.steps) == (8, 19, 2)
+    assert latency.how == "events on cuda:1"
+    assert device.made_for == {cuda}
+
+
+def test_a_device_other_than_a_cpu_has_events_by_itself():
+    window = LatencyWindow(ModuleNames({"": nn.Linear(2, 2)}), torch.device("cuda"), warmup_steps=0, steps=1)
+    assert window._timer._event is torch.Event
