@@ -139,8 +139,9 @@ class Recorder:
 
     def begin_step(self) -> None:
         """A step begins."""
-        if self._window is not None:
-            self._window.begin_step()
+        with self._timing():
+            if self._window is not None:
+                self._window.begin_step()
 
     def timed_call(self, *, is_forward: bool = True) -> AbstractContextManager[None]:
         """Goes around each call in a step that is like the counted one; see `LatencyWindow.timed_call`."""
@@ -148,19 +149,33 @@ class Recorder:
 
     def end_step(self, step: int) -> None:
         """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window."""
-        if self._window is not None:
-            self._window.end_step()
-            if not self._window.is_open:
-                self._close_window()
+        with self._timing():
+            if self._window is not None:
+                self._window.end_step()
+                if not self._window.is_open:
+                    self._close_window()
         self._log(step)
+
+    def stop_timing(self, error: Exception) -> None:
+        """Steps cannot be timed, because of `error`: what was counted stands without times."""
+        self._window = None
+        self._troubles.report("steps could not be timed", error)
 
     def close(self, step: int) -> None:
         """Logs the times of a window that training did not fill, and lets the trackers write what they hold."""
-        self._close_window()
+        with self._timing():
+            self._close_window()
         self._log(step)
         for name, tracker in self._trackers.items():
             with self._troubles.reported(f"the tracker {name} failed"):
                 tracker.close()
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a count without times is a count
+            self.stop_timing(error)
 
     def _close_window(self) -> None:
         window, self._window = self._window, None
