@@ -41,7 +41,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
     found = Found(modules)
     for leaf in tree_leaves(inputs):
         if isinstance(leaf, torch.Tensor):
-            found.keep_tensor(leaf)
+            found.keep_input(leaf)
     found.drop_grads()
     try:
         yield found
@@ -94,7 +94,7 @@ class Found:
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # a module has a dozen of these, for hooks that it has not
-        self._of_parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None, bool]] = []
+        self._with_grads: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._versions: list[Any] = []
         self._seen: set[int] = set()
@@ -119,6 +119,12 @@ class Found:
             if parameter is not None and self._is_new(parameter) and not is_lazy(parameter):
                 self._keep_parameter(parameter)
 
+    def keep_input(self, tensor: torch.Tensor) -> None:
+        """Keeps a tensor by value, and the grad that a backward inside the forward would give it."""
+        self.keep_tensor(tensor)
+        if tensor.is_leaf and tensor.requires_grad:
+            self._with_grads.append((tensor, tensor.data, tensor.grad, tensor.requires_grad))
+
     def keep_tensor(self, tensor: torch.Tensor) -> None:
         """Keeps a tensor by value."""
         if self._is_new(tensor) and not is_lazy(tensor) and tensor.device.type != "meta":
@@ -142,14 +148,14 @@ class Found:
 
     def drop_grads(self) -> None:
         """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""
-        for parameter, *_ in self._of_parameters:
+        for parameter, *_ in self._with_grads:
             parameter.grad = None
 
     def put_back(self) -> None:
         """Makes everything as it was found."""
         for tensor, values in self._tensors:
             _put_back(tensor, values)
-        for parameter, data, grad, requires_grad in self._of_parameters:
+        for parameter, data, grad, requires_grad in self._with_grads:
             if storage_of(parameter) != storage_of(data):
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
@@ -173,7 +179,7 @@ class Found:
 
     def _keep_parameter(self, parameter: nn.Parameter) -> None:
         self._keep_version(parameter)
-        self._of_parameters.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
+        self._with_grads.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
         self._by_storage.setdefault(storage_of(parameter), []).append(parameter)
 
     def _keep_version(self, tensor: torch.Tensor) -> None:

@@ -163,20 +163,21 @@ class _Tracer:
         if state is None:
             return call(*args, **kwargs)
         recorder = DispatchRecorder(self._scopes.scope_of)
+        outputs: list[torch.Tensor] = []
         _set_tracing_state(None)
         try:
             with _without_function_modes() if kind == FLEX_ATTENTION else recorder:
                 result = call(*args, **kwargs)
-        finally:
+            outputs += (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            return result
+        finally:  # what ran before a piece raised has run, and the model may catch the error
             _set_tracing_state(state)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        for output in outputs:
-            self._register(output)
-        inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-        seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
-        self._mark(REGION_MARK, len(self._regions))
-        self._regions.append(Region(seen, tuple(recorder.calls)))
-        return result
+            for output in outputs:
+                self._register(output)
+            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+            seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
+            self._mark(REGION_MARK, len(self._regions))
+            self._regions.append(Region(seen, tuple(recorder.calls)))
 
     def _values_of(self, result: Any) -> list[torch._C.Value]:
         """The graph's values for what was returned; only they tell `prune` what is needed."""
@@ -271,7 +272,7 @@ class _TracingMode(TorchFunctionMode):
 
 
 # Where PyTorch's functions written in Python ask whether a mode or a subclass wants to have them whole.
-_PYTHON_FUNCTIONS = (torch.nn.functional, torch.functional, torch._tensor, torch.nn.init)
+_PYTHON_FUNCTIONS = (torch.nn.functional, torch.functional, torch._tensor, torch.nn.init, torch.autograd)
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 

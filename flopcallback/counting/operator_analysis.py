@@ -266,14 +266,14 @@ class OperatorAnalysis:
 
     def _observe(self) -> Run:
         model, roots, args = self._model, self._roots(), self._arguments()
-        if any(is_lazy(p) for root in roots.values() for p in root.parameters()):
+        if any(is_lazy(p) for root in roots.values() for p in (*root.parameters(), *root.buffers())):
             # A first run turns a lazy module into a plain one; that is done to a copy.
             if not args and not self._kwargs:
                 raise ValueError(
                     f"{type(self).__name__}: the model has lazy modules that are not initialised, and no inputs were "
                     f"given to initialise them with: pass inputs=..."
                 )
-            model, roots = copy.deepcopy((model, roots))
+            model, roots = copy.deepcopy((model, roots), _copies_of_lazy_buffers(roots))
         try:
             return run_isolated(model, roots, args, self._kwargs, tracer_warnings=self._warn_trace)
         except RuntimeError as error:
@@ -333,6 +333,12 @@ class OperatorAnalysis:
 
 
 _NO_FORWARD = nn.Module.forward
+
+
+def _copies_of_lazy_buffers(roots: Mapping[str, nn.Module]) -> dict[int, Any]:
+    """A memo for `deepcopy`, which can copy lazy parameters but not lazy buffers (2.13)."""
+    buffers: Any = (buffer for root in roots.values() for buffer in root.buffers() if is_lazy(buffer))
+    return {id(b): type(b)(requires_grad=b.requires_grad, device=b.device, dtype=b.dtype) for b in buffers}
 
 
 def _pairs(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.shadows import wrap_on_instance
 
 __all__ = ["CallSite", "call_sites", "is_compiled", "outermost_calls"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.counting.scopes import wrap_on_instance
+from flopcallback.counting.shadows import wrap_on_instance
 
 __all__ = ["FLEX_ATTENTION", "intercept_compiled_attention", "intercept_untraceable", "replaced", "without_compilation"]
 

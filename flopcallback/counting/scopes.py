@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.op_call import ROOT, Scope
+from flopcallback.counting.shadows import wrap_on_instance
 
-__all__ = ["ModuleNames", "ModuleScopes", "find_modules", "storage_of", "wrap_on_instance"]
+__all__ = ["ModuleNames", "ModuleScopes", "find_modules", "storage_of"]
 
 # Methods of these packages' own classes are machinery (`parameters`, `log`, `training_step`'s plumbing), not the user's
 # model: only the classes that a user's or a model library's code defines get their public methods watched.
@@ -94,6 +95,7 @@ def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) 
 
 
 def _variables(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    function = inspect.unwrap(function)
     if isinstance(function, functools.partial):
         yield from function.keywords.items()
         yield from _variables(function.func, (*function.args, *arguments))
@@ -175,6 +177,8 @@ class ModuleScopes:
                 own_forward = vars(module).keys() & {"forward"}
                 for method in {*_watched_methods(type(module)), *own_forward}:  # type: ignore[arg-type]
                     wrap_on_instance(module, method, self._wrapper(name), undo)
+                if module._forward_hooks or module._forward_pre_hooks:  # what they do is the module's work
+                    wrap_on_instance(module, "_call_impl", self._wrapper(name), undo)
             yield
 
     def _wrapper(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -236,28 +240,3 @@ def storage_of(tensor: torch.Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
         return None
-
-
-def wrap_on_instance(
-    module: nn.Module,
-    method: str,
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
-    undo: ExitStack,
-) -> None:
-    """Shadows `module.method` by `wrap(module.method)` in the instance's own dictionary, until `undo` closes.
-
-    `nn.Module.__setattr__` is passed by, so that a model that overrides it notices nothing. What stood in the
-    dictionary before (a `forward` that the user had replaced) is put back.
-    """
-    own = vars(module)
-    missing = object()
-    before = own.get(method, missing)
-    own[method] = wrap(getattr(module, method))
-
-    def restore() -> None:
-        if before is missing:
-            own.pop(method, None)
-        else:
-            own[method] = before
-
-    undo.callback(restore)

@@ -16,7 +16,8 @@ FREE_OPERATORS: Mapping[str, str] = {
         unfold detach alias _add_batch_dim _remove_batch_dim real imag conj _conj _neg_view resolve_conj resolve_neg
         atleast_1d atleast_2d atleast_3d meshgrid values indices _values _indices crow_indices col_indices ccol_indices
         row_indices _nested_view_from_buffer _nested_view_from_jagged _nested_get_values lift lift_fresh data _fw_primal
-        _make_dual _unpack_dual _mkldnn_transpose _sparse_broadcast_to
+        _make_dual _unpack_dual _mkldnn_transpose _sparse_broadcast_to prims::broadcast_in_dim prims::view_of
+        prims::collapse_view prims::split_dim
     """,
     "a copy": """
         clone copy contiguous lift_fresh_copy _lazy_clone _copy_from _copy_from_and_resize _reshape_copy view_copy
@@ -42,6 +43,7 @@ FREE_OPERATORS: Mapping[str, str] = {
         mkldnn_reorder_conv3d_weight _saturate_weight_to_fp16 int_repr _make_per_tensor_quantized_tensor
         _make_per_channel_quantized_tensor _convert_weight_to_int4pack _convert_weight_to_int4pack_for_cpu
         _dyn_quant_pack_4bit_weight fbgemm_pack_gemm_matrix_fp16 fbgemm_pack_quantized_matrix _cudnn_rnn_flatten_weight
+        prims::convert_element_type prims::device_put
     """,
     "padding": """
         pad constant_pad_nd _pad_enum _pad_circular reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d

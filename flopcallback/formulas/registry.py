@@ -338,6 +338,8 @@ def lookup(operator: str) -> Counted | Free | None:
             `"aten::relu"`.
     """
     known = _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
+    if operator.startswith("prims::"):  # decompositions, in forward-mode AD for one, go through these
+        known = known or _BUILT_IN.get(operator.replace("prims::", "aten::"))
     if known is None and (formula := pytorch_formula(operator)) is not None:
         return Counted(formula, Family.CUSTOM)
     return known

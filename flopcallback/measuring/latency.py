@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from flopcallback.counting.outermost import CallSite, call_sites
-from flopcallback.counting.scopes import ModuleNames, wrap_on_instance
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.shadows import wrap_on_instance
 
 __all__ = ["DeviceEvent", "Latency", "LatencyWindow"]
 

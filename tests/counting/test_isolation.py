@@ -186,3 +186,21 @@ def test_a_model_counts_the_same_twice_and_trains_on():
     expected = twin(x)
     torch.manual_seed(0)
     assert torch.equal(model(x), expected)
+
+
+def test_the_grad_of_an_input_is_left_alone():
+    x = torch.ones(2, WIDTH, requires_grad=True)
+    fc = nn.Linear(WIDTH, WIDTH)
+    FlopCountAnalysis(lambda x: fc(x).sum().backward(), x).total()
+    assert x.grad is None
+    x.grad = kept = torch.ones(2, WIDTH)
+    FlopCountAnalysis(lambda x: fc(x).sum().backward(), x).total()
+    assert x.grad is kept
+    assert torch.equal(kept, torch.ones(2, WIDTH))
+
+
+def test_a_lazy_module_with_lazy_buffers():
+    model = nn.Sequential(nn.LazyConv2d(5, 3), nn.LazyBatchNorm2d())
+    flops = FlopCountAnalysis(model, torch.ones(2, 3, 5, 5))
+    assert flops.by_operator() == {"conv": 2 * 5 * 9 * 27, "batch_norm": 5 * (2 * 5 * 9)}
+    assert nn.parameter.is_lazy(model[1].running_mean)

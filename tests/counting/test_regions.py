@@ -180,3 +180,49 @@ def test_weights_cast_by_an_outer_autocast_are_left_to_the_dispatcher(x):
     with torch.autocast("cpu", torch.bfloat16):
         fc(x)  # the cast weight is cached, and no tracer has seen the cast
         counted(fc, x, {"": 30}, engine="dispatch")
+
+
+def test_gradients_by_every_door(model_of, x):
+    """A gradient penalty, a backward with given gradients, a vector-Jacobian product: the trace goes on behind them."""
+
+    def penalty(self, x):
+        x = x.detach().requires_grad_()
+        y = self.fc(x)
+        (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        return self.last(gradient)
+
+    # 2x3 @ 3x5, back 2x5 @ 5x3, then 2x3 @ 3x7.
+    counted(model_of(penalty, fc=nn.Linear(3, 5), last=nn.Linear(3, 7)), x, {"": 30 + 30 + 42, "fc": 30, "last": 42})
+
+    def backward(self, x):
+        y = self.fc(x)
+        y.backward(torch.ones_like(y))
+        return y
+
+    counted(model_of(backward, fc=nn.Linear(3, 5)), x, {"": 30 + 30, "fc": 30})
+    product = model_of(lambda self, x: torch.func.vjp(self.fc, x)[1](x.new_ones(2, 5)), fc=nn.Linear(3, 5))
+    counted(product, x, {"": 30 + 30, "fc": 30})
+
+
+class RaisesAfterAProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        torch.mm(x, x.t())
+        raise ValueError("no")
+
+
+def test_what_ran_before_a_region_raised_is_counted(model_of, x):
+    def forward(self, x):
+        try:
+            RaisesAfterAProduct.apply(x)
+        except ValueError:
+            return self.fc(x)
+
+    assert FlopCountAnalysis(model_of(forward, fc=nn.Linear(3, 5)), x).by_operator() == {"mm": 12, "linear": 30}
+
+
+def test_forward_mode_differentiation_has_no_unknown_operator(x):
+    fc = nn.Linear(3, 5)
+    flops = FlopCountAnalysis(lambda x: torch.func.jvp(fc, (x,), (x,)), x)
+    assert flops.unknown_ops() == {}
+    assert not flops.is_lower_bound

@@ -331,3 +331,23 @@ def test_a_large_count_is_exact():
     layer = nn.Linear(2**20 + 1, 2**20 - 1, bias=False, device="meta")
     inputs = torch.empty(2**30 + 3, 2**20 + 1, device="meta")
     assert FlopCountAnalysis(layer, inputs).total() == (2**30 + 3) * (2**20 + 1) * (2**20 - 1) > 2**63
+
+
+def test_the_modules_of_a_decorated_function_are_found(x):
+    fc = nn.Linear(3, 5)
+
+    @torch.no_grad()
+    def step(x):
+        return fc(x)
+
+    assert FlopCountAnalysis(step, x).by_module() == {"": 30, "fc": 30}
+
+
+def test_what_a_modules_hooks_do_is_work_of_the_module(model_of, x):
+    fc = nn.Linear(3, 5)
+    fc.register_forward_hook(lambda module, inputs, output: output @ torch.ones(5, 7))
+    fc.register_forward_pre_hook(lambda module, inputs: (inputs[0] @ torch.ones(3, 3),))
+    flops = FlopCountAnalysis(model_of(lambda self, x: self.fc(x), fc=fc), x)
+    for mode in ("owner", "caller"):
+        assert flops.ancestor_mode(mode).by_module() == dict.fromkeys(["", "fc"], 2 * 3 * 3 + 2 * 3 * 5 + 2 * 5 * 7)
+    assert flops.module_calls() == {"": 1, "fc": 1}
