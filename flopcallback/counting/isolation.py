@@ -148,18 +148,30 @@ class Found:
 
     def drop_grads(self) -> None:
         """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""
-        for parameter, *_ in self._with_grads:
-            parameter.grad = None
+        for parameter, _, grad, _ in self._with_grads:
+            if grad is not None:
+                parameter.grad = None
 
     def put_back(self) -> None:
-        """Makes everything as it was found."""
+        """Makes everything as it was found; what cannot be put back keeps nothing else from it."""
+        with self._states, ExitStack() as undo:
+            undo.callback(self._put_back_attributes)
+            undo.callback(self._put_back_tensors)
+
+    def _put_back_tensors(self) -> None:
         for tensor, values in self._tensors:
             _put_back(tensor, values)
         for parameter, data, grad, requires_grad in self._with_grads:
             if storage_of(parameter) != storage_of(data):
                 parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        for version in self._versions:
+            version.__exit__()
+
+    def _put_back_attributes(self) -> None:
         for container in filter(None, self._empty):
             container.clear()
         for container, contents in self._containers:
@@ -168,9 +180,6 @@ class Found:
         for own, before in self._attributes:
             own.clear()
             own.update(before)
-        for version in self._versions:
-            version.__exit__()
-        self._states.close()
 
     def _is_new(self, tensor: torch.Tensor) -> bool:
         is_new = id(tensor) not in self._seen

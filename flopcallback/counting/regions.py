@@ -88,6 +88,20 @@ def _doors() -> Iterator[tuple[Any, str, str]]:
     yield torch._functorch.eager_transforms, "grad_and_value_impl", "flopcallback::grad_and_value"
     yield torch._functorch.eager_transforms, "_vjp_with_argnums", "flopcallback::vjp"
     yield torch._functorch.eager_transforms, "_jvp_with_argnums", "flopcallback::jvp"
+    yield from ((owner, name, "flopcallback::collective") for owner, name in _collectives())
+
+
+def _collectives() -> Iterator[tuple[Any, str]]:
+    """What sends tensors to other processes: the tracer does not know a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        yield torch.distributed, "_broadcast_coalesced"
+        group = torch.distributed.ProcessGroup
+        methods = (
+            "allreduce allreduce_coalesced allgather allgather_coalesced allgather_into_tensor_coalesced "
+            "_allgather_base alltoall alltoall_base barrier broadcast gather recv recv_anysource reduce "
+            "reduce_scatter reduce_scatter_tensor_coalesced _reduce_scatter_base scatter send"
+        )
+        yield from ((group, method) for method in methods.split())
 
 
 def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -204,3 +204,28 @@ def test_a_lazy_module_with_lazy_buffers():
     flops = FlopCountAnalysis(model, torch.ones(2, 3, 5, 5))
     assert flops.by_operator() == {"conv": 2 * 5 * 9 * 27, "batch_norm": 5 * (2 * 5 * 9)}
     assert nn.parameter.is_lazy(model[1].running_mean)
+
+
+def test_a_model_made_under_inference_mode():
+    with torch.inference_mode():
+        fc = nn.Linear(WIDTH, 5)
+
+    def forward(x):
+        with torch.inference_mode():
+            return fc(x)
+
+    assert FlopCountAnalysis(forward, torch.ones(2, WIDTH)).total() == 2 * WIDTH * 5
+
+
+def test_what_cannot_be_put_back_keeps_nothing_else_from_it(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("cannot be written")
+
+    model, x = build(["attributes", "batch norm"], training=True)
+    random_state = torch.get_rng_state()
+    monkeypatch.setattr("flopcallback.counting.isolation._put_back", fails)
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        FlopCountAnalysis(model, x).total()
+    assert model[0].calls == 0
+    assert model[0].training
+    assert torch.equal(torch.get_rng_state(), random_state)
