@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.scopes import wrap_on_instance
+from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
 from flopcallback.profiling import Convention, conditions_of
 from flopcallback.recorder import Recorder, Troubles
@@ -246,7 +246,8 @@ class FlopCallback(Callback):
             conditions = conditions_of(phase, pl_module, batch, batch_size=size, step_row=f"({METHODS[phase]})")
             recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
 
-        self._put_around(pl_module, METHODS[phase], around, f"the {phase} step could not be counted")
+        give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
+        self._put_around(pl_module, METHODS[phase], around, give_up)
 
     def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
         """Has the next calls of the training step timed."""
@@ -256,9 +257,11 @@ class FlopCallback(Callback):
             with recorder.timed_call(is_forward=bool(pl_module.automatic_optimization)):
                 attempt()
 
-        self._put_around(pl_module, METHODS[TRAINING], around, "a training step could not be timed")
+        self._put_around(pl_module, METHODS[TRAINING], around, recorder.stop_timing)
 
-    def _put_around(self, pl_module: LightningModule, name: str, around: _Around, what: str) -> None:
+    def _put_around(
+        self, pl_module: LightningModule, name: str, around: _Around, on_failure: Callable[[Exception], None]
+    ) -> None:
         """Until `self._around` is closed, each call of a step goes through `around(attempt, args, kwargs)`."""
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,7 +270,7 @@ class FlopCallback(Callback):
                 call = functools.partial(method, *args, **kwargs)
                 made = make_sure(call, lambda attempt: around(attempt, args, kwargs))
                 if made.failure is not None:
-                    self._give_up(what, made.failure)
+                    on_failure(made.failure)
                 return made.result
 
             return wrapped
