@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,13 @@ def _in_schema_order(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs:
     return tuple(map(value_of, args)) + tuple(value_of(kwargs.get(name, default)) for name, default in rest)
 
 
+def _written_to(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
 @functools.cache
 def _must_decompose(func: torch._ops.OpOverload) -> bool:
     """Whether an operator reaches the mode whole (under `inference_mode`) that is normally split up before.
@@ -57,15 +64,21 @@ class DispatchRecorder(TorchDispatchMode):
 
     Args:
         scope: tells which modules are running, given the arguments of the operator.
+        before_write: told of every tensor that is about to be written to.
     """
 
     # Higher-order operators (`cond`, flex attention) come here as well, and show as unknown, instead of raising.
     supports_higher_order_operators = True
 
-    def __init__(self, scope: Callable[[tuple[Any, ...]], Scope]) -> None:
+    def __init__(
+        self,
+        scope: Callable[[tuple[Any, ...]], Scope],
+        before_write: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[OpCall] = []
         self._scope = scope
+        self._before_write = before_write
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,6 +89,9 @@ class DispatchRecorder(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if self._before_write is not None and func._schema.is_mutable:
+            for tensor in _written_to(func, args, kwargs):
+                self._before_write(tensor)
         result = func(*args, **kwargs)
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
         self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args)))

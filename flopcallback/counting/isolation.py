@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flopcallback.counting.scopes import storage_of
 
-__all__ = ["Found", "KeptOnWrite", "left_as_found", "private_copies", "written_to"]
+__all__ = ["Found", "left_as_found", "private_copies", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -31,8 +30,8 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
     """Puts everything back that a forward may change: module state, tensors given to it, random states, grad mode.
 
     Module state is every attribute (flags, hooks, counters, metric states, containers one level deep), every buffer
-    and plain tensor attribute by value, and `.grad`. Parameters are put back by value if `keep_written` of what this
-    gives is told before they are written to, as `KeptOnWrite` does.
+    and plain tensor attribute by value, and `.grad`. Parameters and inputs are put back by value if `keep_written` of
+    what this gives is told before they are written to: most runs write to none, and copies of all cost memory.
 
     Args:
         modules: all modules of the model.
@@ -40,8 +39,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
     """
     found = Found(modules)
     for leaf in tree_leaves(inputs):
-        if isinstance(leaf, torch.Tensor):
-            found.keep_input(leaf)
+        found.keep_input(leaf)
     found.drop_grads()
     try:
         yield found
@@ -80,6 +78,14 @@ def _keep_random_states(undo: ExitStack) -> None:
             undo.callback(device.set_rng_state, device.get_rng_state(index), index)
 
 
+def _keep_generator(value: Any, undo: ExitStack) -> None:
+    """Keeps the state of a random generator of the model's own, PyTorch's or NumPy's."""
+    if isinstance(value, torch.Generator):
+        undo.callback(value.set_state, value.get_state())
+    elif (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.random.Generator):
+        undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+
+
 class Found:
     """How modules, tensors and random states were found, to be put back.
 
@@ -115,15 +121,19 @@ class Found:
                 self.keep_tensor(value)
             elif isinstance(value, _CONTAINERS):
                 self.keep_container(value)
+            else:
+                _keep_generator(value, self._states)
         for parameter in module._parameters.values():
             if parameter is not None and self._is_new(parameter) and not is_lazy(parameter):
-                self._keep_parameter(parameter)
+                self._keep_until_written(parameter)
 
-    def keep_input(self, tensor: torch.Tensor) -> None:
-        """Keeps a tensor by value, and the grad that a backward inside the forward would give it."""
-        self.keep_tensor(tensor)
-        if tensor.is_leaf and tensor.requires_grad:
-            self._with_grads.append((tensor, tensor.data, tensor.grad, tensor.requires_grad))
+    def keep_input(self, value: Any) -> None:
+        """Keeps an argument: a tensor until it is written to, its grad, the state of a generator of random numbers."""
+        if isinstance(value, torch.Tensor):
+            if self._is_new(value):
+                self._keep_until_written(value)
+        else:
+            _keep_generator(value, self._states)
 
     def keep_tensor(self, tensor: torch.Tensor) -> None:
         """Keeps a tensor by value."""
@@ -142,9 +152,9 @@ class Found:
                 self.keep_tensor(value)
 
     def keep_written(self, tensor: torch.Tensor) -> None:
-        """Keeps by value the parameters whose memory a tensor shares: it is about to be written to."""
-        for parameter in self._by_storage.pop(storage_of(tensor) or -1, ()):
-            self._keep_values(parameter.data)
+        """Keeps by value the parameters and inputs whose memory a tensor shares: it is about to be written to."""
+        for kept in self._by_storage.pop(storage_of(tensor) or -1, ()):
+            self._keep_values(kept if kept.is_inference() else kept.data)
 
     def drop_grads(self) -> None:
         """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""
@@ -186,10 +196,11 @@ class Found:
         self._seen.add(id(tensor))
         return is_new
 
-    def _keep_parameter(self, parameter: nn.Parameter) -> None:
-        self._keep_version(parameter)
-        self._with_grads.append((parameter, parameter.data, parameter.grad, parameter.requires_grad))
-        self._by_storage.setdefault(storage_of(parameter), []).append(parameter)
+    def _keep_until_written(self, tensor: torch.Tensor) -> None:
+        self._keep_version(tensor)
+        self._by_storage.setdefault(storage_of(tensor), []).append(tensor)
+        if tensor.is_leaf:
+            self._with_grads.append((tensor, tensor.data, tensor.grad, tensor.requires_grad))
 
     def _keep_version(self, tensor: torch.Tensor) -> None:
         # A graph that saved the tensor before the run has to find it unchanged, by its version too.
@@ -198,44 +209,45 @@ class Found:
 
     def _keep_values(self, tensor: torch.Tensor) -> None:
         with torch.no_grad():
-            self._tensors.append((tensor, tensor.detach().clone()))
+            self._tensors.append((tensor, _each_place_once(tensor).detach().clone()))
+
+
+def _each_place_once(tensor: torch.Tensor) -> torch.Tensor:
+    """Of an expanded tensor, one of the elements that share a place: no other view of it can be written to."""
+    if 0 not in tensor.stride():
+        return tensor
+    return tensor.detach()[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
 
 def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
-    if tensor.shape != before.shape:
-        tensor.data = before
-        return
-    if tensor.is_inference():  # it has no version, and nothing outside inference mode may write to it
-        with torch.inference_mode():
-            tensor.copy_(before)
-        return
-    with torch.no_grad():
-        tensor.copy_(before)
+    # Nothing outside inference mode may write to a tensor that was made inside of it.
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        places = _each_place_once(tensor)
+        if places.shape == before.shape:
+            places.copy_(before)
+        else:
+            tensor.data = before
 
 
 def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that a call of a PyTorch function writes to, by its name (`add_`) or its `out=`."""
-    if _writes(func) and args and isinstance(args[0], torch.Tensor):
-        yield args[0]
+    """The tensors that a call of a PyTorch function writes to, by its name (`add_`, `_foreach_add_`) or its `out=`."""
+    if _writes(func):
+        # A list comes first where many are written to; the fused optimizers write to several lists.
+        lists = args if func.__name__.startswith("_fused_") else args[:1]
+        yield from (leaf for leaf in tree_leaves(lists) if isinstance(leaf, torch.Tensor))
     if "out" in kwargs:
         yield from (leaf for leaf in tree_leaves(kwargs["out"]) if isinstance(leaf, torch.Tensor))
+
+
+_WRITING_OPERATORS = frozenset(
+    """
+    __setitem__ __iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__
+    __ixor__
+    """.split()  # noqa: SIM905 - easier read without quotes
+)
 
 
 @functools.cache
 def _writes(func: Any) -> bool:
     name = getattr(func, "__name__", "")
-    return name.endswith("_") and not name.endswith("__")
-
-
-class KeptOnWrite(TorchFunctionMode):
-    """Keeps a parameter when it is first written to: most models write to none, and a copy of all costs memory."""
-
-    def __init__(self, found: Found) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for tensor in written_to(func, args, kwargs):
-            self._found.keep_written(tensor)
-        return func(*args, **kwargs)
+    return name in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__"))

@@ -23,6 +23,7 @@ from flopcallback.counting.isolation import written_to
 from flopcallback.counting.op_call import OpCall, Scope
 from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
 from flopcallback.counting.regions import FLEX_ATTENTION, intercept_untraceable, replaced
+from flopcallback.counting.repeats import Repeats
 from flopcallback.counting.scopes import ModuleScopes
 
 __all__ = ["is_tracing", "trace"]
@@ -77,6 +78,7 @@ _DATA_QUESTIONS = frozenset(
     }
 )
 _QUESTIONS = _SHAPE_QUESTIONS | _DATA_QUESTIONS
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 _FOLLOWS_DATA = "a tensor's value became a Python value: the count holds for the path that these inputs take"
 # The tracer's complaint about a tensor that it has not seen and must not bake into the graph.
@@ -142,13 +144,13 @@ class _Tracer:
         def traced() -> None:
             self._graph = _tracing_state().graph()
             for tensor in tensors:
-                self._register(tensor)
+                self.register(tensor)
             with ExitStack() as stack:
                 stack.enter_context(_denied_to_models())
                 stack.enter_context(_python_functions_entered())
                 stack.enter_context(intercept_untraceable(self.region))
                 stack.enter_context(self._marking_scopes())
-                stack.enter_context(_TracingMode(self._make_known, self._before_write))
+                stack.enter_context(_TracingMode(self, Repeats(self._graph), self._before_write))
                 result.append(call())
             returned.extend(self._values_of(result[0]))
             raise _Leave
@@ -162,7 +164,7 @@ class _Tracer:
         state = _tracing_state()
         if state is None:
             return call(*args, **kwargs)
-        recorder = DispatchRecorder(self._scopes.scope_of)
+        recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
         outputs: list[torch.Tensor] = []
         _set_tracing_state(None)
         try:
@@ -173,7 +175,7 @@ class _Tracer:
         finally:  # what ran before a piece raised has run, and the model may catch the error
             _set_tracing_state(state)
             for output in outputs:
-                self._register(output)
+                self.register(output)
             inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
             seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             self._mark(REGION_MARK, len(self._regions))
@@ -184,7 +186,7 @@ class _Tracer:
         if _tracing_state() is None:
             raise RuntimeError("the tracer lost its state during the run")
         leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self._make_known(leaves)
+        self.make_known(leaves)
         return [_get_value_trace(leaf) for leaf in leaves]
 
     @contextmanager
@@ -206,10 +208,11 @@ class _Tracer:
         node.i_("index", index)
         self._graph.insertNode(node)
 
-    def _register(self, tensor: torch.Tensor) -> None:
+    def register(self, tensor: torch.Tensor) -> None:
+        """Makes a tensor an input of the graph, as it is now."""
         _set_value_trace(tensor, self._graph.addInput())
 
-    def _make_known(self, arguments: Iterable[Any]) -> None:
+    def make_known(self, arguments: Iterable[Any]) -> None:
         """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
         state = _tracing_state()
         for leaf in tree_leaves(list(arguments)):
@@ -218,7 +221,7 @@ class _Tracer:
                     _get_value_trace(leaf)
                 except RuntimeError:
                     _set_tracing_state(state)  # the complaint has cost the tracer its state (2.13)
-                    self._register(leaf)
+                    self.register(leaf)
 
 
 class _TracingMode(TorchFunctionMode):
@@ -227,17 +230,17 @@ class _TracingMode(TorchFunctionMode):
     It stands in the way of every call of the model, so it looks at as little as it can.
     """
 
-    def __init__(
-        self,
-        make_known: Callable[[Iterable[Any]], None],
-        before_write: Callable[[torch.Tensor], None] | None,
-    ) -> None:
+    def __init__(self, tracer: _Tracer, repeats: Repeats, before_write: Callable[[torch.Tensor], None] | None) -> None:
         super().__init__()
-        self._make_known = make_known
+        self._tracer = tracer
+        self._repeats = repeats
         self._before_write = before_write
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._before_write is not None:
+            for tensor in written_to(func, args, kwargs):
+                self._before_write(tensor)
         state = _tracing_state()
         if state is None:
             return func(*args, **kwargs)
@@ -249,21 +252,22 @@ class _TracingMode(TorchFunctionMode):
                 return func(*args, **kwargs)
             finally:
                 _set_tracing_state(state)
-        if self._before_write is not None:
-            for tensor in written_to(func, args, kwargs):
-                self._before_write(tensor)
+        if func == _SET_DATA:  # other memory, and maybe another shape: to the tracer it is another tensor
+            func(*args, **kwargs)
+            self._tracer.register(args[0])
+            return None
         try:
             if type(func) is types.FunctionType:
                 # Many operators: a second try after a complaint would count the first ones twice.
-                self._make_known((*args, *kwargs.values()))
+                self._tracer.make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
             try:
-                return func(*args, **kwargs)
+                return self._repeats.call(state, func, args, kwargs)
             except RuntimeError as error:
                 if _UNSEEN not in str(error):
                     raise
                 _set_tracing_state(state)
-                self._make_known((*args, *kwargs.values()))
+                self._tracer.make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
         except BaseException:
             # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.isolation import Found, KeptOnWrite, left_as_found, private_copies
+from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.jit_trace import is_tracing, trace
 from flopcallback.counting.record import GraphRecord, Record
 from flopcallback.counting.regions import intercept_compiled_attention, without_compilation
@@ -75,16 +75,15 @@ def observe(
         found: what is told before a tensor is written to, where the run is to leave no trace.
     """
     scopes = ModuleScopes(names)
+    before_write = None if found is None else found.keep_written
     record: GraphRecord | Record
     with ExitStack() as stack:
         stack.enter_context(scopes.watch())
         if engine == TRACE:
             tensors = [*_parameters(names), *_tensors(arguments)]
-            result, record = trace(call, scopes, tensors, before_write=None if found is None else found.keep_written)
+            result, record = trace(call, scopes, tensors, before_write=before_write)
         else:
-            recorder = DispatchRecorder(scopes.scope_of)
-            if found is not None:
-                stack.enter_context(KeptOnWrite(found))
+            recorder = DispatchRecorder(scopes.scope_of, before_write)
             stack.enter_context(intercept_compiled_attention(recorder.aside))
             with recorder:
                 result = call()

@@ -229,3 +229,75 @@ def test_what_cannot_be_put_back_keeps_nothing_else_from_it(monkeypatch):
     assert model[0].calls == 0
     assert model[0].training
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_inputs_and_buffers_that_are_expanded():
+    fc = nn.Linear(WIDTH, 5)
+    fc.register_buffer("mask", torch.ones(1, 5).expand(2, 5))
+    x = torch.ones(1, WIDTH).expand(2, WIDTH)
+    assert FlopCountAnalysis(fc, x).total() == 2 * WIDTH * 5
+
+
+@torch.jit.script
+def scripted_relu(x):
+    return torch.relu_(x)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda weight: weight.__setitem__(0, 5.0),
+        lambda weight: weight.data.__setitem__(0, 5.0),
+        lambda weight: weight.__iadd__(1),
+        lambda weight: torch._foreach_add_([weight], 1),
+        lambda weight: torch.add(weight, 1, out=weight),
+        lambda weight: nn.init.zeros_(weight),
+        lambda weight: setattr(weight, "data", weight.data + 1),
+        lambda weight: torch.relu_(weight.data),
+        lambda weight: scripted_relu(weight.data),
+    ],
+)
+def test_a_weight_that_is_written_to_is_put_back(write):
+    fc = nn.Linear(WIDTH, 5)
+    before = fc.weight.detach().clone()
+
+    @torch.no_grad()
+    def forward(x):
+        write(fc.weight)
+        assert not torch.equal(fc.weight, before)
+        return fc(x)
+
+    FlopCountAnalysis(forward, torch.ones(2, WIDTH)).total()
+    assert torch.equal(fc.weight, before)
+
+
+def test_an_optimizer_stepped_inside_moves_nothing():
+    fc = nn.Linear(WIDTH, 5)
+    before = [parameter.detach().clone() for parameter in fc.parameters()]
+    for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        optimizer = torch.optim.Adam(fc.parameters(), **options)
+
+        def step(x, optimizer=optimizer):
+            fc(x).sum().backward()
+            optimizer.step()
+
+        FlopCountAnalysis(step, torch.ones(2, WIDTH)).total()
+        assert all(map(torch.equal, fc.parameters(), before))
+
+
+def test_generators_of_random_numbers_are_put_back():
+    generator = torch.Generator().manual_seed(0)
+
+    class Sampler(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, generator):
+            return torch.rand(3, generator=generator) + torch.rand(3, generator=self.generator)
+
+    model = Sampler()
+    before = generator.get_state()
+    FlopCountAnalysis(model, (generator,)).total()
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(model.generator.get_state(), before)

@@ -351,3 +351,15 @@ def test_what_a_modules_hooks_do_is_work_of_the_module(model_of, x):
     for mode in ("owner", "caller"):
         assert flops.ancestor_mode(mode).by_module() == dict.fromkeys(["", "fc"], 2 * 3 * 3 + 2 * 3 * 5 + 2 * 5 * 7)
     assert flops.module_calls() == {"": 1, "fc": 1}
+
+
+def test_a_parameter_that_is_given_other_data_has_its_new_shape(model_of, x):
+    """As sharded training does, which gathers a weight before its layer runs."""
+
+    def forward(self, x):
+        self.fc.weight.data = torch.zeros(7, 3)
+        return self.fc(x)
+
+    fc = nn.Linear(3, 5, bias=False)
+    assert FlopCountAnalysis(model_of(forward, fc=fc), x).total() == 2 * 3 * 7
+    assert fc.weight.shape == (5, 3)
