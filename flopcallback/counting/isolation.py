@@ -65,6 +65,11 @@ def _private_copy(leaf: Any) -> Any:
 def _keep_modes(undo: ExitStack) -> None:
     undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())
     undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+    undo.callback(torch.set_anomaly_enabled, torch.is_anomaly_enabled())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Not the public function: it imports the compiler's settings, which takes a second.
+    undo.callback(torch._C._set_deterministic_algorithms, deterministic, warn_only=warn_only)
 
 
 def _keep_random_states(undo: ExitStack) -> None:

@@ -127,6 +127,8 @@ class _Tracer:
         self._before_write = before_write
         self._marks: dict[Scope, int] = {}
         self._regions: list[Region] = []
+        # Held, so that no other tensor can come to have the id of one of these.
+        self._known: dict[int, torch.Tensor] = {}
         self._graph: torch._C.Graph
 
     def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
@@ -210,13 +212,30 @@ class _Tracer:
 
     def register(self, tensor: torch.Tensor) -> None:
         """Makes a tensor an input of the graph, as it is now."""
+        if tensor.requires_grad and tensor.is_leaf:
+            self._known[id(tensor)] = tensor
         _set_value_trace(tensor, self._graph.addInput())
+
+    def make_leaves_known(self, arguments: Iterable[Any]) -> None:
+        """Makes graph inputs of unseen leaves that require grad, before the tracer complains about them.
+
+        A complaint prints the whole tensor, which takes seconds for a large one. A leaf is no operator's result, so
+        there is nothing to ask the tracer first.
+        """
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                if argument.requires_grad and argument.is_leaf and id(argument) not in self._known:
+                    self.register(argument)
+            elif isinstance(argument, (list, tuple)):
+                self.make_leaves_known(argument)
 
     def make_known(self, arguments: Iterable[Any]) -> None:
         """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
         state = _tracing_state()
-        for leaf in tree_leaves(list(arguments)):
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+        leaves = tree_leaves(list(arguments))
+        self.make_leaves_known(leaves)
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad and id(leaf) not in self._known:
                 try:
                     _get_value_trace(leaf)
                 except RuntimeError:
@@ -261,6 +280,7 @@ class _TracingMode(TorchFunctionMode):
                 # Many operators: a second try after a complaint would count the first ones twice.
                 self._tracer.make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
+            self._tracer.make_leaves_known(args)
             try:
                 return self._repeats.call(state, func, args, kwargs)
             except RuntimeError as error:

@@ -246,6 +246,10 @@ class OperatorAnalysis:
         analysis._stats = run
         return analysis
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph can neither be copied nor pickled; the other side runs the model again when a result is asked for.
+        return {**vars(self), "_stats": None, "_tally": None}
+
     def _names(self) -> ModuleNames:
         return self._stats.names if self._stats is not None else ModuleNames(self._roots())
 

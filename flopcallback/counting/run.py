@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,6 +79,9 @@ def observe(
     before_write = None if found is None else found.keep_written
     record: GraphRecord | Record
     with ExitStack() as stack:
+        # A wrapper is one frame more for each module that another one calls.
+        stack.callback(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(2 * sys.getrecursionlimit())
         stack.enter_context(scopes.watch())
         if engine == TRACE:
             tensors = [*_parameters(names), *_tensors(arguments)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -185,3 +187,11 @@ def test_an_empty_batch_costs_nothing(net):
 
 def test_public_names_are_importable():
     assert all(hasattr(flopcallback, name) for name in flopcallback.__all__)
+
+
+def test_an_analysis_can_be_copied_and_pickled(x):
+    flops = FlopCountAnalysis(nn.Linear(3, 5), x, fma=2)
+    assert flops.total() == 60
+    for twin in (copy.deepcopy(flops), pickle.loads(pickle.dumps(flops))):
+        assert twin.total() == 60
+    assert flops.unsupported_ops() == {}

@@ -363,3 +363,24 @@ def test_a_parameter_that_is_given_other_data_has_its_new_shape(model_of, x):
     fc = nn.Linear(3, 5, bias=False)
     assert FlopCountAnalysis(model_of(forward, fc=fc), x).total() == 2 * 3 * 7
     assert fc.weight.shape == (5, 3)
+
+
+def test_a_large_unregistered_leaf_is_not_printed(monkeypatch, x):
+    """The tracer's complaint about it would print every element."""
+    from flopcallback.counting import jit_trace
+
+    monkeypatch.setattr(jit_trace, "_UNSEEN", "a text that no complaint contains")
+    weights = {"a": torch.ones(3, 5, requires_grad=True), "b": [torch.ones(1, 5, requires_grad=True)]}
+    flops = FlopCountAnalysis(lambda x: torch.cat([x @ weights["a"], weights["b"][0]]), x)
+    assert flops.total() == 30
+    assert flops.engine == "trace", flops.engine_reason
+
+
+def test_a_model_may_be_nested_as_deep_as_it_runs_by_itself(model_of, x):
+    model = nn.Linear(3, 5)
+    for _ in range(200):
+        model = nn.Sequential(model)
+    model(x)
+    flops = FlopCountAnalysis(model, x)
+    assert flops.total() == 30
+    assert flops.engine == "trace", flops.engine_reason
