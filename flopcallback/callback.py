@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,19 +28,18 @@ __all__ = ["FlopCallback"]
 def _callback_class() -> type[Any]:
     """The `Callback` of the flavour that is in use; trainers of either flavour run a callback of the other."""
     flavours = ("lightning.pytorch", "pytorch_lightning")
+    missing: Exception | None = None
     for flavour in sorted(flavours, key=lambda name: name not in sys.modules):
-        if find_spec(flavour.partition(".")[0]) is not None:
-            try:
-                module = __import__(flavour, fromlist=["Callback"])
-            except ImportError:
-                continue
-            if hasattr(module, "Callback"):
-                return module.Callback  # type: ignore[no-any-return]
+        try:
+            # Asked for by name: a folder of that name would be imported as an empty namespace.
+            return importlib.import_module(flavour).Callback  # type: ignore[no-any-return]
+        except (ModuleNotFoundError, AttributeError) as error:
+            missing = missing or error
     raise ModuleNotFoundError(
-        "FlopCallback needs Lightning, under either name: pip install 'flopcallback[lightning]' "
-        "(or: pip install pytorch-lightning)",
+        "FlopCallback needs Lightning, under either of its names: pip install 'flopcallback[lightning]', "
+        "or pip install pytorch-lightning",
         name="lightning",
-    )
+    ) from missing
 
 
 if not TYPE_CHECKING:
@@ -239,8 +239,8 @@ class FlopCallback(Callback):
             if not observed.runs:
                 raise observed.failure or RuntimeError("no module was called in it")
             if observed.failure is not None:
-                what = f"the {phase} step was counted by PyTorch's dispatcher, since the tracer could not"
-                self._troubles.report(what, observed.failure)
+                how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
+                self._troubles.report(f"the {phase} step was counted {how}", observed.failure)
             batch = args[0] if args else kwargs
             size = None if self._batch_size_fn is None else self._batch_size_fn(batch)
             conditions = conditions_of(phase, pl_module, batch, batch_size=size, step_row=f"({METHODS[phase]})")
@@ -305,8 +305,8 @@ class FlopCallback(Callback):
             except Exception as error:  # noqa: BLE001 - the other loggers get theirs
                 self._troubles.report(f"the logger {name} gets nothing", error)
         if self._report_dir is not None or not trackers:
-            folders = (folder for folder in map(_folder, trainer.loggers) if folder)
-            own = Path(next(folders, trainer.default_root_dir)) / "flopcallback"
+            folders = [folder for logger in trainer.loggers if (folder := _folder(logger)) is not None]
+            own = Path((folders or [trainer.default_root_dir])[0]) / "flopcallback"
             folder = own if self._report_dir is None else Path(self._report_dir)
             trackers[str(folder)] = LocalTracker(folder)
         return trackers
@@ -317,8 +317,10 @@ def _step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def _folder(logger: Any) -> str | None:
-    return getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
+def _folder(logger: Any) -> str | os.PathLike[str] | None:
+    """Where a logger writes to. Not `trainer.log_dir`, which all ranks would have to ask for together."""
+    places = (getattr(logger, name, None) for name in ("log_dir", "save_dir"))
+    return next((place for place in places if place and isinstance(place, (str, os.PathLike))), None)
 
 
 def _show(trainer: Trainer, text: str) -> None:

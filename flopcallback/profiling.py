@@ -19,6 +19,7 @@ from flopcallback.counting.analysis import (
     FlopCountAnalysis,
     OperatorAnalysis,
 )
+from flopcallback.counting.attempt import Observed
 from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE, Run
@@ -93,16 +94,18 @@ def conditions_of(
 
 
 def profile_of(
-    runs: Sequence[Run], model: nn.Module, conditions: Conditions, convention: Convention | None = None
+    observed: Observed, model: nn.Module, conditions: Conditions, convention: Convention | None = None
 ) -> ModelProfile:
-    """The profile of one call, of which `runs` were seen one after the other.
+    """The profile of one call, of which at least something was seen.
 
     A row's parameters are those that stand under its name or below, each one once, under the first of its names.
     """
     convention = convention or Convention()
-    counts = _Counts()
+    counts, runs = _Counts(), observed.runs
     for run in runs:
         counts.add(run, model, convention)
+    for module, reason in observed.unseen.items():
+        counts.miss(module, reason)
     names = runs[0].names
     flops = counts.statistics["flops"]
     return ModelProfile(
@@ -160,6 +163,11 @@ class _Counts:
             for operator, reason in analysis.unknown_reasons().items():
                 if operator not in self.unknown_operators:
                     self.unknown[f"{name} of {operator}"] = reason
+
+    def miss(self, module: str, reason: str) -> None:
+        self.unknown[f"module {module}"] = reason
+        self.unknown_calls.update(ModuleNames.owners(module))
+        self.is_lower_bound = True
 
 
 class _OperatorCalls(FlopCountAnalysis):

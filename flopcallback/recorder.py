@@ -118,7 +118,7 @@ class Recorder:
         """
         if not observed.runs:
             return
-        self._renew(profile_of(observed.runs, model, conditions, self._convention))
+        self._renew(profile_of(observed, model, conditions, self._convention))
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
             self._timed_phase = conditions.phase

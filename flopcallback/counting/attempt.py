@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flopcallback.counting.run import Run
@@ -19,11 +19,13 @@ class Observed:
         result: what it returned.
         runs: what was seen of it; empty where nothing could be.
         failure: what kept us from seeing it, or from seeing it by the tracer.
+        unseen: modules whose calls in it could not be seen, and why.
     """
 
     result: Any
     runs: tuple[Run, ...] = ()
     failure: Exception | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 class Attempt:

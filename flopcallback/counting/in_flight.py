@@ -15,7 +15,7 @@ from torch import nn
 
 from flopcallback.counting.attempt import Attempt, Observed, make_sure
 from flopcallback.counting.isolation import Found
-from flopcallback.counting.outermost import is_compiled, outermost_calls
+from flopcallback.counting.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
@@ -96,26 +96,28 @@ def observe_each_call(
 ) -> Observed:
     """Makes a call and observes each outermost call of a module in it: in flight, or beside where one is compiled."""
     keep = tuple(keep)
-    seen: list[Observed] = []
+    seen: list[tuple[CallSite, Observed]] = []
 
-    def intercept(module: nn.Module, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(map(is_compiled, module.modules())):
+    def intercept(site: CallSite, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def uncompiled(*args: Any, **kwargs: Any) -> Any:
+            return site.module.forward(*args, **kwargs)
 
-            def uncompiled(*args: Any, **kwargs: Any) -> Any:
-                return module.forward(*args, **kwargs)
-
-            seen.append(observe_beside(one, uncompiled, names, args, kwargs))
+        if any(map(is_compiled, site.module.modules())):
+            observed = observe_beside(one, uncompiled, names, args, kwargs)
         else:
-            seen.append(observe_in_flight(one, names, (args, kwargs), engine=engine, reason=reason, keep=keep))
+            observed = observe_in_flight(one, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+        seen.append((site, observed))
 
     def around(attempt: Callable[[], Any]) -> None:
         with outermost_calls(names, intercept) as failures:
             attempt()
-        seen.extend(Observed(None, (), failure) for failure in failures)
+        seen.extend((site, Observed(None, (), failure)) for site, failure in failures)
 
     made = make_sure(call, around)
-    failures = (one.failure for one in (made, *seen) if one.failure is not None)
-    return Observed(made.result, tuple(run for one in seen for run in one.runs), next(failures, None))
+    runs = tuple(run for _, one in seen for run in one.runs)
+    failures = [made.failure, *(one.failure for _, one in seen)]
+    unseen = {site.name: _in_words(one.failure) for site, one in seen if not one.runs}
+    return Observed(made.result, runs, next(filter(None, failures), None), unseen)
 
 
 def observe_beside(
@@ -193,10 +195,11 @@ def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> l
 
 
 def _because(reason: str, first: Exception | None) -> str:
-    if first is None:
-        return reason
-    line = next(iter(str(first).strip().splitlines()), "")
-    return f"the tracer stopped with {type(first).__name__}: {line}"
+    return reason if first is None else f"the tracer stopped with {_in_words(first)}"
+
+
+def _in_words(error: Exception | None) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:

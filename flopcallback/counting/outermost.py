@@ -17,8 +17,6 @@ from flopcallback.counting.shadows import wrap_on_instance
 
 __all__ = ["CallSite", "call_sites", "is_compiled", "outermost_calls"]
 
-Intercept = Callable[[nn.Module, Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
-
 
 class CallSite(NamedTuple):
     """A module, and the attribute of the instance that each of its calls goes through."""
@@ -26,6 +24,9 @@ class CallSite(NamedTuple):
     name: str
     module: nn.Module
     attribute: str
+
+
+Intercept = Callable[[CallSite, Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -57,8 +58,8 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
 
 
 @contextmanager
-def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[Exception]]:
-    """Has each call of a module that no other module makes go through `intercept(module, call, args, kwargs)`.
+def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[tuple[CallSite, Exception]]]:
+    """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
     `call()` makes the call, with those arguments; `intercept` has to make it once. Calls that a backward makes
     (recomputation) and those of other threads pass.
@@ -67,12 +68,10 @@ def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[E
         What `intercept` failed at, other than in the call itself; a call is made in any case.
     """
     thread = threading.get_ident()
-    failures: list[Exception] = []
+    failures: list[tuple[CallSite, Exception]] = []
     busy = False
 
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
-        module, attribute = site.module, site.attribute
-
         @functools.wraps(method)
         def outermost(*args: Any, **kwargs: Any) -> Any:
             nonlocal busy
@@ -82,15 +81,15 @@ def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[E
 
             def call() -> Any:
                 # Looked up again: an engine has wrapped it by now, and sees what the module does as the module's own.
-                return getattr(module, attribute)(*args, **kwargs)
+                return getattr(site.module, site.attribute)(*args, **kwargs)
 
             busy = True
             try:
-                made = make_sure(call, lambda attempt: intercept(module, attempt, args, kwargs))
+                made = make_sure(call, lambda attempt: intercept(site, attempt, args, kwargs))
             finally:
                 busy = False
             if made.failure is not None:
-                failures.append(made.failure)
+                failures.append((site, made.failure))
             return made.result
 
         return outermost

@@ -114,18 +114,18 @@ def make_callback():
     return FlopCallback(warmup_steps=1, latency_steps=1)
 
 
-# Their functions are pure, and what one raises is raised by those that call it: what others call is enough.
-PURE = ("reporting/", "formulas/")
+# Their functions are pure, and what one raises is raised by those that call it: what other rooms call is enough.
+PURE = ("reporting", "formulas")
 
 
 def reached_by(train):
-    """The code of our functions that a training reaches, in order of place; of pure ones, those called from outside."""
+    """The code of our functions that a training reaches, in order of place; of pure rooms, what other rooms call."""
     codes = set()
 
     def note(frame, event, arg):
-        if event == "call" and (where := place(frame.f_code)) is not None:
-            caller = None if frame.f_back is None else frame.f_back.f_code.co_filename
-            if not where.startswith(PURE) or caller != frame.f_code.co_filename:
+        if event == "call" and place(frame.f_code) is not None:
+            room, caller = Path(frame.f_code.co_filename).parent, Path(frame.f_back.f_code.co_filename).parent
+            if room.name not in PURE or caller != room:
                 codes.add(frame.f_code)
 
     forget_what_is_cached()

@@ -41,7 +41,7 @@ def x():
 
 
 def flops(observed, net, x):
-    profile = profile_of(observed.runs, net, conditions_of("call", net, x))
+    profile = profile_of(observed, net, conditions_of("call", net, x))
     return {row.path: row.flops for row in profile.modules}
 
 
@@ -159,6 +159,30 @@ def test_call_by_call_what_is_not_a_forward_stays_unseen(net, x):
     assert counted["inner.0"] == 2 * BATCH * 3 * 5
     assert counted["head"] == BATCH * 5 * 2
     assert all("forward" not in vars(module) for module in net.modules())
+
+
+def test_call_by_call_what_could_not_be_seen_makes_the_total_a_lower_bound(net, x, monkeypatch):
+    from flopcallback.counting import in_flight
+
+    def for_the_head_alone(names, keep, found=in_flight._found):
+        if len(net.history):
+            raise LookupError("out of order")
+        return found(names, keep)
+
+    monkeypatch.setattr(in_flight, "_found", for_the_head_alone)
+
+    def call():
+        hidden = net.inner(x)
+        net.history.append("seen")
+        return net.head(hidden)
+
+    observed = observe_each_call(call, ModuleNames({"": net}))
+    assert observed.unseen == {"head": "LookupError: out of order"}
+    profile = profile_of(observed, net, conditions_of("call", net, x))
+    unknown = {row.path: row.unknown_calls for row in profile.modules}
+    assert (unknown[""], unknown["head"], unknown["inner"]) == (1, 1, 0)
+    assert profile.is_lower_bound
+    assert profile.unknown == {"module head": "LookupError: out of order"}
 
 
 def test_call_by_call_an_error_of_a_module_is_raised_as_it_is(net, x):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning
+from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_in_flight
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.profiling import Conditions, Convention, conditions_of, profile_of
@@ -194,7 +195,7 @@ def test_several_runs_make_one_profile(model):
     names = ModuleNames({"": model})
     x = torch.ones(BATCH, 5)
     runs = [observe_in_flight(lambda: model(x), names, x).runs[0] for _ in range(2)]
-    profile = profile_of(runs, model, conditions_of("train", model, x), Convention(fma=2))
+    profile = profile_of(Observed(None, tuple(runs)), model, conditions_of("train", model, x), Convention(fma=2))
     assert profile.forward_flops == 2 * 2 * BATCH * (5 * 7 + 7 * 2)
     assert profile.forward_hw_flops == profile.forward_flops
     by_path = {row.path: row for row in profile.modules}
@@ -215,10 +216,10 @@ def test_a_row_of_its_own_takes_what_is_outside_of_submodules():
     model, x = Root(), torch.ones(BATCH, 5)
     observed = observe_in_flight(lambda: model(x), ModuleNames({"": model}), x)
     conditions = conditions_of("train", model, x)
-    (root, part) = profile_of(observed.runs, model, conditions).modules
+    (root, part) = profile_of(observed, model, conditions).modules
     assert (root.own_flops, part.flops) == (BATCH * 7 * 11, BATCH * 5 * 7)
     with_row = Conditions("train", conditions.device, conditions.dtype, step_row="(step)")
-    (root, part, rest) = profile_of(observed.runs, model, with_row).modules
+    (root, part, rest) = profile_of(observed, model, with_row).modules
     assert (root.own_flops, rest.own_flops, rest.flops, rest.hw_flops) == (0, *[BATCH * 7 * 11] * 2, 2 * BATCH * 7 * 11)
     assert root.flops == part.flops + rest.flops
     assert (rest.bytes, rest.activations) == (root.bytes - part.bytes, BATCH * 11)
