@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.shadows import wrap_on_instance
 
-__all__ = ["CallSite", "call_sites", "is_compiled", "outermost_calls"]
+__all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
 
 
 class CallSite(NamedTuple):
@@ -39,6 +40,13 @@ def is_compiled(module: nn.Module) -> bool:
     return has_compiled_call or hasattr(forward, "_torchdynamo_orig_callable")
 
 
+def has_forward(module: nn.Module) -> bool:
+    """Whether the module can be called; a `ModuleList` cannot."""
+    # Asked past descriptors: a scripted module's class has one that only an instance can be asked for.
+    of_class = inspect.getattr_static(type(module), "forward", None)
+    return of_class is not nn.Module.forward or "forward" in vars(module)
+
+
 def call_sites(names: ModuleNames) -> Iterator[CallSite]:
     """Every module that can be called, except those within compiled ones.
 
@@ -48,12 +56,11 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
     for name, module in names.unique.items():
         if any(name.startswith(prefix) for prefix in closed):
             continue
-        if is_compiled(module) or isinstance(module, nn.DataParallel):
-            # Replicas on other devices would share what is wrapped around the original's forward.
+        if is_compiled(module):
             closed.append(f"{name}." if name else "")
         if module._compiled_call_impl is not None:
             yield CallSite(name, module, "_compiled_call_impl")
-        elif type(module).forward is not nn.Module.forward or "forward" in vars(module):
+        elif has_forward(module):
             yield CallSite(name, module, "forward")
 
 

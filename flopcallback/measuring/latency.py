@@ -13,9 +13,8 @@ from itertools import chain
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from flopcallback.counting.outermost import CallSite, call_sites
+from flopcallback.counting.outermost import CallSite, call_sites, has_forward
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.shadows import wrap_on_instance
 
@@ -171,7 +170,7 @@ class LatencyWindow:
     def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
         """Adds containers that are never called themselves (`ModuleList`): the sum over what they contain."""
         for name in reversed(self._names.unique):
-            if name and name not in times and type(self._names.unique[name]).forward is nn.Module.forward:
+            if name not in times and not has_forward(self._names.unique[name]):
                 inside = [times[child] for child in times if child.rpartition(".")[0] == name]
                 if inside:
                     times[name] = sum(inside)

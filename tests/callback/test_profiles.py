@@ -261,3 +261,33 @@ def test_options_that_mean_nothing_are_refused(make_callback, options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"FlopCallback: {name} is {value}"):
         make_callback(**options)
+
+
+class Scores(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(SIDE * SIDE, CLASSES)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_scripted_and_traced_children_are_counted_and_timed(
+    lightning, run, make_callback, classifier, differences, leftovers, how
+):
+    def net():
+        torch.manual_seed(4)
+        inner = Scores()
+        return torch.jit.script(inner) if how == "script" else torch.jit.trace(inner, torch.ones(BATCH, 1, SIDE, SIDE))
+
+    def make(flavour, calls):
+        return classifier(flavour, calls, net=net)
+
+    callback = make_callback()
+    without, with_ = run(lightning, make=make), run(lightning, [callback], make=make)
+    assert differences(without, with_) == []
+    assert leftovers(with_.model) == leftovers(without.model)  # a scripted module keeps its own `forward` there
+    row = rows(callback.profiles["train"])["net"]
+    assert row.hw_flops == 2 * BATCH * SIDE * SIDE * CLASSES
+    assert row.forward_ms > 0
