@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.attempt import Attempt, Observed, make_sure
 from flopcallback.counting.isolation import Found
@@ -61,7 +62,7 @@ def observe_in_flight(
     for engine, reason in attempts:
         attempt, found = Attempt(call), None
         try:
-            found = _found(names, keep)
+            found = _found(names, arguments, keep)
             return _observed(attempt, names, arguments, engine, _because(reason, first), found, first)
         except Exception as error:
             if attempt.has_ended:
@@ -202,10 +203,12 @@ def _in_words(error: Exception | None) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-def _found(names: ModuleNames, keep: Iterable[Any]) -> Found:
-    """What a step may have changed when it stops half-way, as it is now; parameters change after it."""
+def _found(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Found:
+    """What a call may have changed when it stops half-way, as it is now."""
     modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
     found = Found([*modules, *_hidden_modules(modules)])
+    for leaf in tree_leaves(arguments):
+        found.keep_input(leaf)
     for extra in keep:
         if not isinstance(extra, nn.Module):
             found.keep_container(extra)

@@ -74,7 +74,7 @@ def test_an_error_of_the_call_is_raised_after_one_call(net, x):
     assert net.history == [BATCH]
 
 
-def untraceable(net, x, *, fails_under=("trace",)):
+def untraceable(net, x):
     """A call whose last operator the tracer refuses, since no function mode could show it the weight before."""
     hidden = nn.Parameter(torch.ones(2))
 
@@ -104,24 +104,42 @@ def test_where_the_tracer_stops_the_call_is_put_back_and_repeated_under_the_disp
 
 
 def test_what_else_the_call_may_change_is_put_back_where_it_is_named(net, x):
-    log = {"seen": 0}
+    log, stops_the_tracer = {"seen": 0}, untraceable(net, x)
 
     def call():
         log["seen"] += 1
-        return untraceable(net, x)()
+        return stops_the_tracer()
 
-    observe_in_flight(call, ModuleNames({"": net}), x, keep=[log])
+    observed = observe_in_flight(call, ModuleNames({"": net}), x, keep=[log])
+    assert observed.failure is not None
     assert log == {"seen": 1}
 
 
+def test_inputs_and_parameters_that_were_written_to_are_put_back(net, x):
+    before, weight = x.clone(), net.head.weight.detach().clone()
+    stops_the_tracer = untraceable(net, x)
+
+    def call():
+        x.mul_(2)
+        with torch.no_grad():
+            net.head.weight.add_(1)
+        return stops_the_tracer()
+
+    observed = observe_in_flight(call, ModuleNames({"": net}), x)
+    assert observed.runs[0].engine == "dispatch"
+    assert torch.equal(x, 2 * before)
+    assert torch.equal(net.head.weight, weight + 1)
+
+
 def test_modules_in_plain_lists_are_put_back_too(net, x):
-    net.metrics = [nn.BatchNorm1d(3)]
+    net.metrics, stops_the_tracer = [nn.BatchNorm1d(3)], untraceable(net, x)
 
     def call():
         net.metrics[0](x)
-        return untraceable(net, x)()
+        return stops_the_tracer()
 
-    observe_in_flight(call, ModuleNames({"": net}), x)
+    observed = observe_in_flight(call, ModuleNames({"": net}), x)
+    assert observed.failure is not None
     assert net.metrics[0].num_batches_tracked == 1
 
 
@@ -164,10 +182,10 @@ def test_call_by_call_what_is_not_a_forward_stays_unseen(net, x):
 def test_call_by_call_what_could_not_be_seen_makes_the_total_a_lower_bound(net, x, monkeypatch):
     from flopcallback.counting import in_flight
 
-    def for_the_head_alone(names, keep, found=in_flight._found):
+    def for_the_head_alone(names, arguments, keep, found=in_flight._found):
         if len(net.history):
             raise LookupError("out of order")
-        return found(names, keep)
+        return found(names, arguments, keep)
 
     monkeypatch.setattr(in_flight, "_found", for_the_head_alone)
 
