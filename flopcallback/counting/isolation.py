@@ -176,13 +176,15 @@ class Found:
     def _put_back_tensors(self) -> None:
         for tensor, values in self._tensors:
             _put_back(tensor, values)
-        for parameter, data, grad, requires_grad in self._with_grads:
-            if storage_of(parameter) != storage_of(data):
-                parameter.data = data
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
+        for tensor, data, grad, requires_grad in self._with_grads:
+            if not tensor.is_leaf and not tensor._is_view():  # written to with something that requires grad
+                tensor.detach_()
+            if _place_of(tensor) != _place_of(data):
+                tensor.data = data
+            if tensor.requires_grad != requires_grad and tensor.is_leaf:
+                tensor.requires_grad_(requires_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
         for version in self._versions:
             version.__exit__()
 
@@ -217,6 +219,10 @@ class Found:
             self._tensors.append((tensor, _each_place_once(tensor).detach().clone()))
 
 
+def _place_of(tensor: torch.Tensor) -> Any:
+    return storage_of(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
 def _each_place_once(tensor: torch.Tensor) -> torch.Tensor:
     """Of an expanded tensor, one of the elements that share a place: no other view of it can be written to."""
     if 0 not in tensor.stride():
@@ -245,9 +251,10 @@ def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
 
 
 _WRITING_OPERATORS = frozenset(
+    # The last three hand the memory to somebody whose writes cannot be seen.
     """
     __setitem__ __iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__
-    __ixor__
+    __ixor__ numpy __array__ __dlpack__
     """.split()  # noqa: SIM905 - easier read without quotes
 )
 

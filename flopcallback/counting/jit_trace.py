@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -187,7 +187,7 @@ class _Tracer:
         """The graph's values for what was returned; only they tell `prune` what is needed."""
         if _tracing_state() is None:
             raise RuntimeError("the tracer lost its state during the run")
-        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        leaves = list(_tensors_within(result, set()))
         self.make_known(leaves)
         return [_get_value_trace(leaf) for leaf in leaves]
 
@@ -327,6 +327,23 @@ def _for_subclasses_only(original: Callable[..., bool]) -> Callable[..., bool]:
 
 def _is_overriding(candidate: Any) -> bool:
     return type(candidate) not in _PLAIN_TENSORS and hasattr(candidate, "__torch_function__")
+
+
+def _tensors_within(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """The tensors of a result, those in objects that pytree does not know too: a model library's output class."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_within(item, seen)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _tensors_within(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)):
+        yield from _tensors_within(vars(value), seen)
 
 
 @contextmanager

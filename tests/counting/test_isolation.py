@@ -301,3 +301,21 @@ def test_generators_of_random_numbers_are_put_back():
     FlopCountAnalysis(model, (generator,)).total()
     assert torch.equal(generator.get_state(), before)
     assert torch.equal(model.generator.get_state(), before)
+
+
+def test_an_input_that_becomes_part_of_a_graph_is_a_leaf_again():
+    fc = nn.Linear(WIDTH, WIDTH)
+
+    def forward(x):
+        x[0] = fc(x)[0]
+        x.unsqueeze_(0)
+        x.detach().numpy()[0, 1] = 7
+        return x
+
+    x = torch.ones(2, WIDTH)
+    before = state_of(fc, x)
+    flops = FlopCountAnalysis(forward, x)
+    assert flops.total() == 2 * WIDTH * WIDTH
+    assert flops.engine == "trace", flops.engine_reason
+    assert state_of(fc, x) == before
+    assert x.is_leaf

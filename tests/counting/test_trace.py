@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,17 @@ from flopcallback.counting.run import observe
 from flopcallback.counting.scopes import ModuleNames
 
 pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+    label: str
+
+
+@dataclass
+class Output:
+    y: torch.Tensor
 
 
 def run_in_flight(model: nn.Module, *args: Any) -> tuple[Any, FlopCountAnalysis]:
@@ -83,6 +95,12 @@ def test_what_feeds_only_control_flow_or_an_attribute_is_counted(model_of, x):
     assert FlopCountAnalysis(model, x, prune=True).total() == 2 * 3 * 5
 
 
+@pytest.mark.parametrize("wrap", [Output, lambda y: [Output({"a": y})], lambda y: SimpleNamespace(inner=(y,))])
+def test_pruning_keeps_what_stands_in_any_object_that_is_returned(model_of, x, wrap):
+    model = model_of(lambda self, x: wrap(self.a(x)), a=nn.Linear(3, 5))
+    assert FlopCountAnalysis(model, x, prune=True).total() == 30
+
+
 def test_pruning_keeps_what_is_written_into_a_part_of_the_result(model_of, x):
     def forward(self, x):
         result = torch.zeros(2, 5)
@@ -118,17 +136,6 @@ def test_models_do_not_notice_the_trace(model_of, x):
 
     FlopCountAnalysis(model_of(forward, fc=nn.Linear(3, 5)), x).total()
     assert answers == [False, False, None, True]  # the last shows that there was a trace
-
-
-@dataclass
-class Batch:
-    x: torch.Tensor
-    label: str
-
-
-@dataclass
-class Output:
-    y: torch.Tensor
 
 
 @pytest.mark.parametrize(
