@@ -43,7 +43,9 @@ class Troubles:
         """
         if self._strict:
             raise error
-        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        # The first line: the tracer's complaints go on with every element of a tensor.
+        message = next(iter(str(error).strip().splitlines()), "no message")
+        reason = f"{type(error).__name__}: {message}"
         if not self._told & {what, reason}:
             text = f"{what}: {reason}. Training is not affected and goes on. (strict=True raises this.)"
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
