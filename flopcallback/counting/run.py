@@ -84,7 +84,7 @@ def observe(
         sys.setrecursionlimit(2 * sys.getrecursionlimit())
         stack.enter_context(scopes.watch())
         if engine == TRACE:
-            tensors = [*_parameters(names), *_tensors(arguments)]
+            tensors = [*_parameters(names), *_buffers(names), *_tensors(arguments)]
             result, record = trace(call, scopes, tensors, before_write=before_write)
         else:
             recorder = DispatchRecorder(scopes.scope_of, before_write)
@@ -201,7 +201,7 @@ def _parameters(names: ModuleNames) -> Iterator[torch.Tensor]:
 
 def _buffers(names: ModuleNames) -> Iterator[torch.Tensor]:
     for module in names.unique.values():
-        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None and not is_lazy(buffer))
 
 
 def _tensors(structure: Any) -> Iterable[torch.Tensor]:
