@@ -13,11 +13,10 @@ from torch import nn
 from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.counting.tally import Statistic, tally
-from flopcallback.formulas.registry import Counted, Family, Formula, Free, lookup
+from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Formula, Free, lookup
 
 __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
-
-HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
 
 
 class FlopCountAnalysis(OperatorAnalysis):
@@ -74,7 +73,8 @@ class FlopCountAnalysis(OperatorAnalysis):
 
         The figure that is held against a clock or a peak; `fma` and `elementwise` do not change it.
         """
-        counts = tally(self._run(), _hardware_measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
+        measure = functools.partial(_hardware_measure, self._op_formulas)
+        counts = tally(self._run(), measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
         return Counter({name: sum(by_operator.values()) for name, by_operator in counts.items()})
 
     def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
@@ -88,18 +88,31 @@ class FlopCountAnalysis(OperatorAnalysis):
         return self._from_cost(row.formula)
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
-        return lambda call: formula(call).flops(fma=self._fma, elementwise=self._elementwise)
+        return lambda call: _checked(formula(call)).flops(fma=self._fma, elementwise=self._elementwise)
 
 
 _FlopSelf = TypeVar("_FlopSelf", bound=FlopCountAnalysis)
 
 
-def _hardware_measure(operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+def _checked(cost: Any) -> Cost:
+    """What a formula returned, if it is what a formula has to return."""
+    if not isinstance(cost, Cost):
+        raise TypeError(f"a formula returns a Cost, such as Cost(fma=30); this one returned {cost!r}")
+    if not all(isinstance(part, int) for part in (cost.fma, cost.other, cost.elementwise)):
+        raise TypeError(f"the parts of a Cost are exact integers; this formula returned {cost!r}")
+    return cost
+
+
+def _hardware_measure(
+    own: Mapping[str, Formula | None], operator: str
+) -> Callable[[OpCall], Statistic | None] | Free | None:
     row = lookup(operator)
+    if row is None and (formula := own.get(operator)) is not None:  # an analysis' own formula for what nobody knows
+        return lambda call: 2 * _checked(formula(call)).fma
     if isinstance(row, Counted):
         if row.family not in HARDWARE_FAMILIES:
             return Free("not part of hardware FLOPs")
-        return lambda call: 2 * row.formula(call).fma
+        return lambda call: 2 * _checked(row.formula(call)).fma
     return row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,16 +48,19 @@ def _written_to(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
-@functools.cache
 def _must_decompose(func: torch._ops.OpOverload) -> bool:
     """Whether an operator reaches the mode whole (under `inference_mode`) that is normally split up before.
 
     It is split here too, unless there is a formula for the whole; both give the same count.
     """
+    return _is_composite(func) and not isinstance(lookup(func._schema.name), Counted)
+
+
+@functools.cache
+def _is_composite(func: torch._ops.OpOverload) -> bool:
     if not torch._C._dispatch_has_kernel(func.name()):  # what only Python knows, such as `aten::sym_size`
         return False
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.has_kernel_for_dispatch_key(key) and not isinstance(lookup(func._schema.name), Counted)
+    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 class DispatchRecorder(TorchDispatchMode):
@@ -78,6 +82,7 @@ class DispatchRecorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[OpCall] = []
         self._scope = scope
+        self._thread = threading.get_ident()
         self._before_write = before_write
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,6 +111,8 @@ class DispatchRecorder(TorchDispatchMode):
 
     def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""
+        if threading.get_ident() != self._thread:
+            return call(*args, **kwargs)
         with torch.utils._python_dispatch._disable_current_modes():
             result = call(*args, **kwargs)
         outputs = tuple(map(value_of, tree_leaves(result)))

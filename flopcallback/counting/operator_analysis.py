@@ -18,7 +18,7 @@ from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.run import TRACER_WARNINGS, Run, run_isolated
 from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
-from flopcallback.formulas.registry import Formula, Free
+from flopcallback.formulas.registry import Formula, Free, check_operator_name
 
 __all__ = ["OperatorAnalysis"]
 
@@ -60,6 +60,9 @@ class OperatorAnalysis:
         formula: Callable[[OpCall], Statistic | None] | None = None,
         prune: bool = False,
     ) -> None:
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            name = model.__name__
+            raise TypeError(f"{type(self).__name__}: model is the class {name}, expected a module, such as {name}(...)")
         if not callable(model):
             raise TypeError(f"{type(self).__name__}: model is {model!r}, expected a module or another callable")
         self._model = model
@@ -85,7 +88,7 @@ class OperatorAnalysis:
 
     def by_operator(self, module_name: str = "") -> Counter[str]:
         """The statistic of a module by operator, such as `Counter({"conv": 194616, "linear": 80040})`."""
-        return self._results().counts[self.canonical_module_name(module_name)]
+        return Counter(self._results().counts[self.canonical_module_name(module_name)])
 
     def by_module(self) -> Counter[str]:
         """The statistic of every module by canonical name, descendants included; 0 for one that did nothing."""
@@ -96,7 +99,7 @@ class OperatorAnalysis:
 
     def by_module_and_operator(self) -> dict[str, Counter[str]]:
         """The statistic of every module by operator."""
-        return self._results().counts
+        return {name: Counter(counts) for name, counts in self._results().counts.items()}
 
     def unsupported_ops(self, module_name: str = "") -> Counter[str]:
         """Operators that are not counted and not on the original tool's list of operators that cost nothing.
@@ -109,7 +112,7 @@ class OperatorAnalysis:
         """
         if self._stats is None:
             raise RuntimeError("unsupported_ops() reports on an analysis, and none was made: call total() first")
-        return self._results().unsupported[self.canonical_module_name(module_name)]
+        return Counter(self._results().unsupported[self.canonical_module_name(module_name)])
 
     def unknown_ops(self, module_name: str = "") -> Counter[str]:
         """Operators for which nobody knows a count: no formula, or one that failed. Their work is missing."""
@@ -124,7 +127,12 @@ class OperatorAnalysis:
     @property
     def is_lower_bound(self) -> bool:
         """Whether an unknown operator took and gave floating-point tensors, so that work is missing in the total."""
-        return any(unknown.is_floating_point for unknown in self._unknown("").values())
+        return "" in self.lower_bounds()
+
+    def lower_bounds(self) -> set[str]:
+        """Canonical names of the modules whose totals are lower bounds, with those that own them."""
+        unknown = self._results().unknown
+        return {name for name, reasons in unknown.items() if any(one.is_floating_point for one in reasons.values())}
 
     def uncalled_modules(self) -> set[str]:
         """Canonical names of modules that were never at work, and of containers none of whose children were."""
@@ -192,6 +200,7 @@ class OperatorAnalysis:
         """
         pairs = _pairs("set_formula", args, kwargs)
         for name in pairs:
+            check_operator_name("set_formula", name)
             self._op_handles.pop(name, None)
         self._op_formulas.update(pairs)
         self._tally = None
@@ -203,13 +212,17 @@ class OperatorAnalysis:
         self._tally = None
         return self
 
-    def copy(self: _Self, new_model: Any = None, new_inputs: Any = None) -> _Self:
-        """The same analysis with all its settings, of another model or other inputs."""
+    def copy(self: _Self, new_model: Any = None, new_inputs: Any = None, new_kwargs: Any = None) -> _Self:
+        """The same analysis with all its settings, of another model or other inputs.
+
+        Keyword arguments belong to the inputs: with new inputs, the old ones go.
+        """
         twin = copy.copy(self)
         twin._op_handles, twin._op_formulas = dict(self._op_handles), dict(self._op_formulas)
         twin._model = self._model if new_model is None else new_model
-        twin._inputs = self._inputs if new_inputs is None else new_inputs
-        twin._stats = twin._tally = None
+        if new_inputs is not None or new_kwargs is not None:
+            twin._inputs = () if new_inputs is None else new_inputs
+            twin._kwargs = dict(new_kwargs or {})
         return twin
 
     def tracer_warnings(self: _Self, mode: str) -> _Self:
@@ -236,6 +249,12 @@ class OperatorAnalysis:
         """Whether modules that were never called, or whose results are never used, are logged; off by default."""
         self._enable_warn_uncalled_mods = enabled
         return self
+
+    def __repr__(self) -> str:
+        model = type(self._model).__name__ if isinstance(self._model, nn.Module) else repr(self._model)
+        if self._stats is None:
+            return f"{type(self).__name__}({model}, not run yet)"
+        return f"{type(self).__name__}({model}): {'>= ' if self.is_lower_bound else ''}{self.total():,}"
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 
@@ -314,7 +333,11 @@ class OperatorAnalysis:
             for operator, calls in self._results().unsupported[""].items():
                 _log.warning("Unsupported operator %s encountered %d time(s)", operator, calls)
         elif self._enable_warn_unsupported_ops is None and self.is_lower_bound:
-            missing = sorted(name for name, reason in unknown.items() if reason.is_floating_point)
+            missing = sorted(
+                name if reason.reason == "no formula" else f"{name} ({reason.reason})"
+                for name, reason in unknown.items()
+                if reason.is_floating_point
+            )
             _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
         if self._enable_warn_uncalled_mods:
             self._report_uncalled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,7 +65,6 @@ class Record:
     """What the dispatcher saw."""
 
     calls: list[OpCall]
-    regions: dict[int, Region] = field(default_factory=dict)
 
     def operations(self, *, prune: bool = False) -> Iterator[Operation]:
         """All operators in order; the dispatcher sees no data flow, so `prune` has nothing to go by."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,16 +20,33 @@ FLEX_ATTENTION = "higher_order::flex_attention"
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+_lock = threading.Lock()
+# (owner, name) -> what stood there before the first of the replacements that stand, and how many do.
+_originals: dict[tuple[int, str], tuple[Any, int]] = {}
+
+
 @contextmanager
 def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
-    """Replaces `owner.name` by `replacement(original)` for the time of the context."""
-    own = vars(owner).get(name)
-    original = own if own is not None else getattr(owner, name)
-    setattr(owner, name, replacement(original))
+    """Replaces `owner.name` by `replacement(original)` for the time of the context, in whatever order contexts end."""
+    key = (id(owner), name)
+    with _lock:
+        own = vars(owner).get(name)
+        original = own if own is not None else getattr(owner, name)
+        mine = replacement(original)
+        first, standing = _originals.get(key, (original, 0))
+        _originals[key] = first, standing + 1
+        setattr(owner, name, mine)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        with _lock:
+            first, standing = _originals.pop(key)
+            if standing > 1:
+                _originals[key] = first, standing - 1
+            if standing == 1:
+                setattr(owner, name, first)
+            elif vars(owner).get(name) is mine:
+                setattr(owner, name, original)
 
 
 @contextmanager

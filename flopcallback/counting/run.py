@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,9 +80,7 @@ def observe(
     before_write = None if found is None else found.keep_written
     record: GraphRecord | Record
     with ExitStack() as stack:
-        # A wrapper is one frame more for each module that another one calls.
-        stack.callback(sys.setrecursionlimit, sys.getrecursionlimit())
-        sys.setrecursionlimit(2 * sys.getrecursionlimit())
+        stack.enter_context(_twice_as_deep())
         stack.enter_context(scopes.watch())
         if engine == TRACE:
             tensors = [*_parameters(names), *_buffers(names), *_tensors(arguments)]
@@ -107,6 +106,27 @@ def observe(
         reason,
     )
     return result, run
+
+
+_lock = threading.Lock()
+_deeper = [0, 0]  # how many runs need a deeper stack now, and the limit that the first of them found
+
+
+@contextmanager
+def _twice_as_deep() -> Iterator[None]:
+    """Room for the wrappers, one frame more for each module that another one calls. The limit is the process's."""
+    with _lock:
+        if not _deeper[0]:
+            _deeper[1] = sys.getrecursionlimit()
+            sys.setrecursionlimit(2 * _deeper[1])
+        _deeper[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _deeper[0] -= 1
+            if not _deeper[0]:
+                sys.setrecursionlimit(_deeper[1])
 
 
 def run_isolated(

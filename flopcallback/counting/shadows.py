@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -12,8 +13,10 @@ from torch import nn
 __all__ = ["wrap_on_instance"]
 
 _MISSING = object()
-# For every shadow that stands, what stood there before: (id of the instance's dictionary, attribute) -> value.
+# Where shadows stand, what stood there before the first of them, and how many there are: two counts in two threads
+# may take theirs away in another order than they put them there.
 _before: dict[tuple[int, str], Any] = {}
+_standing: Counter[tuple[int, str]] = Counter()
 _lock = threading.Lock()
 _replicate = nn.Module._replicate_for_data_parallel
 
@@ -33,35 +36,44 @@ def wrap_on_instance(
     own = vars(module)
     before = own.get(attribute, _MISSING)
     shadow = wrap(getattr(module, attribute))
-    is_first = _remember((id(own), attribute), before)
+    key = (id(own), attribute)
+    _remember(key, before)
     own[attribute] = shadow
 
     def restore() -> None:
-        if before is _MISSING:
+        is_last, first = _forget(key)
+        if not is_last and own.get(attribute) is not shadow:
+            return  # another thread's shadow stands before this one; the last to go puts back what the first one found
+        found = first if is_last else before
+        if found is _MISSING:
             own.pop(attribute, None)
         else:
-            own[attribute] = before
-        if is_first:
-            _forget((id(own), attribute))
+            own[attribute] = found
 
     undo.callback(restore)
 
 
-def _remember(key: tuple[int, str], before: Any) -> bool:
-    """Whether this is the first of the shadows that may stand before each other there."""
+def _remember(key: tuple[int, str], before: Any) -> None:
     with _lock:
         if not _before:
             nn.Module.__reduce_ex__ = _reduce_ex  # type: ignore[method-assign,assignment]
             nn.Module._replicate_for_data_parallel = _replicate_plainly  # type: ignore[method-assign]
-        return _before.setdefault(key, before) is before
+        _before.setdefault(key, before)
+        _standing[key] += 1
 
 
-def _forget(key: tuple[int, str]) -> None:
+def _forget(key: tuple[int, str]) -> tuple[bool, Any]:
+    """Whether this was the last of the shadows there, and what stood there before the first."""
     with _lock:
-        del _before[key]
+        _standing[key] -= 1
+        if _standing[key]:
+            return False, _before[key]
+        del _standing[key]
+        first = _before.pop(key)
         if not _before:
             del nn.Module.__reduce_ex__
             nn.Module._replicate_for_data_parallel = _replicate  # type: ignore[method-assign]
+        return True, first
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -79,5 +91,8 @@ def _replicate_plainly(self: nn.Module) -> nn.Module:
 
 
 def _without_shadows(state: dict[str, Any], owner: int) -> dict[str, Any]:
+    """Of an instance's attributes, those that the model knows of: what stood where now a shadow stands."""
+    if not _before:
+        return dict(state)
     plain = {name: _before.get((owner, name), value) for name, value in state.items()}
     return {name: value for name, value in plain.items() if value is not _MISSING}

@@ -29,7 +29,7 @@ Formula = Callable[[OpCall], Cost]
 
 
 class Family(str, Enum):
-    """What kind of work an operator does; `hardware` families make up hardware FLOPs."""
+    """What kind of work an operator does; `HARDWARE_FAMILIES` make up hardware FLOPs."""
 
     CONVOLUTION = "convolution"
     MATMUL = "matmul"
@@ -40,6 +40,9 @@ class Family(str, Enum):
     SPECTRAL = "spectral"
     ELEMENTWISE = "elementwise"
     CUSTOM = "custom"
+
+
+HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +361,7 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
         ValueError: the name is not `"namespace::name"`, or the operator already has a formula.
         TypeError: the formula cannot be called.
     """
-    if not re.fullmatch(r"\w+::\w+|prim::PythonOp\.\w+", operator):
-        raise ValueError(f'register_formula: operator is {operator!r}, expected "namespace::name" without overload')
+    check_operator_name("register_formula", operator)
     if not callable(formula):
         raise TypeError(f"register_formula: formula of {operator!r} is {formula!r}, expected a function of one OpCall")
     if operator in _registered:
@@ -367,9 +369,19 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
     if operator in _BUILT_IN or _out_of_place(operator) in _BUILT_IN:
         raise ValueError(
             f"register_formula: {operator!r} has a built-in row; "
-            f"for one analysis, replace it with FlopCountAnalysis(...).set_op_handle({operator!r}, handle)"
+            f"for one analysis, replace it with FlopCountAnalysis(...).set_formula({operator!r}, formula)"
         )
     _registered[operator] = Counted(formula, family)
+
+
+def check_operator_name(function: str, operator: str) -> None:
+    """Refuses what cannot be an operator's name.
+
+    Raises:
+        ValueError: it is neither `"namespace::name"` nor `"prim::PythonOp.<ClassName>"`.
+    """
+    if not re.fullmatch(r"\w+::\w+|prim::PythonOp\.\w+", operator):
+        raise ValueError(f'{function}: operator is {operator!r}, expected "namespace::name" without overload')
 
 
 def unregister_formula(operator: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.counting.analysis import HARDWARE_FAMILIES, ActivationCountAnalysis
+from flopcallback.counting.analysis import ActivationCountAnalysis
 from flopcallback.counting.tally import Handle
-from flopcallback.formulas.registry import COUNTED, Family
+from flopcallback.formulas.registry import COUNTED, HARDWARE_FAMILIES, Family
 from flopcallback.fvcore.jit_handles import generic_activation_jit
 
 __all__ = ["ActivationCountAnalysis", "activation_count"]

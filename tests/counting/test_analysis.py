@@ -195,3 +195,60 @@ def test_an_analysis_can_be_copied_and_pickled(x):
     for twin in (copy.deepcopy(flops), pickle.loads(pickle.dumps(flops))):
         assert twin.total() == 60
     assert flops.unsupported_ops() == {}
+
+
+def test_what_is_handed_out_can_be_changed_without_harm(net, x):
+    flops = FlopCountAnalysis(net, x)
+    total = flops.total()
+    for handed_out in (flops.by_operator(), flops.by_module_and_operator()[""], flops.unsupported_ops()):
+        handed_out["linear"] += 1000
+        handed_out["aten::relu"] += 1000
+    assert flops.total() == total
+    assert flops.unsupported_ops() == {}
+
+
+def test_lower_bounds_name_the_modules(model_of, x):
+    inner = model_of(lambda self, x: gram(x))
+    flops = FlopCountAnalysis(model_of(lambda self, x: self.inner(self.fc(x)), fc=nn.Linear(3, 5), inner=inner), x)
+    assert flops.lower_bounds() == {"", "inner"}
+
+
+def test_a_class_is_no_model(x):
+    with pytest.raises(TypeError, match=r"model is the class Linear, expected a module, such as Linear\(\.\.\.\)"):
+        FlopCountAnalysis(nn.Linear, (5, 7))
+
+
+@pytest.mark.parametrize("returned", [30, 30.0, None, Cost(fma=7.5)])
+def test_a_formula_that_returns_something_else_is_told_so(returned, x, caplog):
+    flops = FlopCountAnalysis(gram, x).set_formula("flopcallback_tests::gram", lambda call: returned)
+    assert flops.total() == 0
+    assert flops.is_lower_bound
+    assert "Cost" in flops.unknown_reasons()["flopcallback_tests::gram"]
+    assert "its formula failed" in caplog.text
+
+
+def test_a_formula_needs_the_whole_name_of_the_operator(net, x):
+    with pytest.raises(ValueError, match=r'set_formula: operator is \'linear\', expected "namespace::name"'):
+        FlopCountAnalysis(net, x).set_formula("linear", lambda call: Cost())
+
+
+def test_hardware_flops_ask_an_analysis_own_formula_where_nobody_knows_another(x):
+    flops = FlopCountAnalysis(gram, x).set_formula("flopcallback_tests::gram", lambda call: Cost(fma=12))
+    assert (flops.total(), flops.hardware_flops()[""]) == (12, 24)
+
+
+def test_a_copy_with_new_inputs_has_none_of_the_old_arguments(x):
+    flops = FlopCountAnalysis(nn.Linear(3, 5), kwargs={"input": x})
+    assert flops.copy(new_inputs=(torch.ones(7, 3),)).total() == 7 * 3 * 5
+    assert flops.copy(new_kwargs={"input": torch.ones(7, 3)}).total() == 7 * 3 * 5
+    assert flops.copy().total() == 2 * 3 * 5
+
+
+def test_its_text_says_what_it_is(net, x, model_of):
+    flops = FlopCountAnalysis(net, x)
+    assert repr(flops) == "FlopCountAnalysis(Sequential, not run yet)"
+    total = flops.total()
+    assert repr(flops) == f"FlopCountAnalysis(Sequential): {total:,}"
+    unknown = FlopCountAnalysis(model_of(lambda self, x: gram(x)), x)
+    unknown.total()
+    assert repr(unknown) == "FlopCountAnalysis(ModelOf): >= 0"

@@ -126,7 +126,7 @@ def test_a_second_registration_names_the_operator_and_the_way_out(registered):
 
 @pytest.mark.parametrize("operator", ["aten::linear", "aten::view", "aten::relu_"])
 def test_a_built_in_row_cannot_be_registered_over(operator):
-    with pytest.raises(ValueError, match=rf"'{operator}' has a built-in row; .*set_op_handle\('{operator}', handle\)"):
+    with pytest.raises(ValueError, match=rf"'{operator}' has a built-in row; .*set_formula\('{operator}', formula\)"):
         register_formula(operator, one_per_element)
 
 

@@ -1,0 +1,76 @@
+"""The second engine by itself: what its cached knowledge and its process-wide parts may not do."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
+from flopcallback.counting.regions import replaced
+from flopcallback.counting.run import _twice_as_deep
+
+library = torch.library.Library("flopcallback_dispatch_tests", "DEF")
+library.define("composite(Tensor x) -> Tensor")
+library.impl("composite", lambda x: x @ x.t(), "CompositeImplicitAutograd")
+
+
+@torch.inference_mode()
+def composite(x):
+    return torch.ops.flopcallback_dispatch_tests.composite(x)
+
+
+def test_a_formula_registered_after_a_first_count_is_asked(x):
+    def count():
+        # A nested count goes to the dispatcher, where the operator arrives whole under inference mode.
+        totals = []
+        FlopCountAnalysis(lambda x: totals.append(FlopCountAnalysis(composite, x).total()), x).total()
+        return totals[0]
+
+    name = "flopcallback_dispatch_tests::composite"
+    assert count() == 2 * 3 * 2
+    register_formula(name, lambda call: Cost(fma=7777))
+    try:
+        assert count() == 7777
+    finally:
+        unregister_formula(name)
+    assert count() == 2 * 3 * 2
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_attention_of_another_thread_is_not_counted():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.ones(1, 2, 16, 8)
+    flex_attention(q, q, q)
+    layer = nn.Linear(3, 5, device="meta")
+
+    def forward(x):
+        thread = threading.Thread(target=lambda: flex_attention(q, q, q))
+        thread.start()
+        thread.join()
+        return layer(x)
+
+    flops = FlopCountAnalysis(forward, torch.ones(2, 3, device="meta"))
+    assert flops.by_operator() == {"addmm": 30}
+
+
+def test_replacements_may_end_in_another_order_than_they_began():
+    class Owner:
+        name = "original"
+
+    limit = sys.getrecursionlimit()
+    contexts = [(replaced(Owner, "name", str.upper), _twice_as_deep()) for _ in range(2)]
+    for context in contexts:
+        for one in context:
+            one.__enter__()
+    assert Owner.name == "ORIGINAL"
+    assert sys.getrecursionlimit() == 2 * limit
+    for context in contexts:  # the first to begin is the first to end
+        for one in context:
+            one.__exit__(None, None, None)
+    assert Owner.name == "original"
+    assert sys.getrecursionlimit() == limit
