@@ -1,6 +1,6 @@
 """Time of one count over the time of one plain forward, for three counters that take turns with it in one process.
 
-Usage: python benchmarks/count_time.py [--quick] [--rounds 9] [--threads N] [MODEL ...]
+Usage: python benchmarks/count_time.py [--quick] [--rounds 7] [--threads N] [MODEL ...]
 
 In every round each counter counts once, with a new analysis and right after a plain `no_grad` forward of its own; the
 ratio of such a pair is robust against whatever else the machine does. Printed are medians over the rounds. The first
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--quick", action="store_true", help="small models, 3 rounds: shows that it runs, no more")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of torch; its own default otherwise")
     options = parser.parse_args()
     if options.threads:
