@@ -329,21 +329,22 @@ def _is_overriding(candidate: Any) -> bool:
     return type(candidate) not in _PLAIN_TENSORS and hasattr(candidate, "__torch_function__")
 
 
-def _tensors_within(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """The tensors of a result, those in objects that pytree does not know too: a model library's output class."""
-    if id(value) in seen:
+def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torch.Tensor]:
+    """The tensors of a result, those in objects that pytree does not know too: a model library's output class.
+
+    No deeper than results go: an object may hold on to half of the program.
+    """
+    if id(value) in seen or depth == 0:
         return
     seen.add(id(value))
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_within(item, seen)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _tensors_within(item, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)):
-        yield from _tensors_within(vars(value), seen)
+        return
+    if hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)):
+        yield from _tensors_within(vars(value), seen, depth - 1)
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_within(item, seen, depth - 1)
 
 
 @contextmanager
