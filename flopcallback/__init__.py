@@ -3,6 +3,7 @@
 import importlib
 import typing
 
+from flopcallback._version import __version__
 from flopcallback.counting.analysis import (
     ActivationCountAnalysis,
     BytesCountAnalysis,
@@ -14,12 +15,10 @@ from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
+from flopcallback.recorder import FlopCallbackWarning
 
 if typing.TYPE_CHECKING:
     from flopcallback.callback import FlopCallback as FlopCallback
-    from flopcallback.recorder import FlopCallbackWarning
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ActivationCountAnalysis",
@@ -39,9 +38,9 @@ __all__ = [
     "unregister_formula",
 ]
 
-# Imported when they are asked for: the callback imports Lightning, under the name that is in use. It is not in
-# `__all__`, so that `from flopcallback import *` works without.
-_ON_DEMAND = {"FlopCallback": "flopcallback.callback", "FlopCallbackWarning": "flopcallback.recorder"}
+# Imported when it is asked for: the callback imports Lightning, under the name that is in use. It is not in `__all__`,
+# so that `from flopcallback import *` works without.
+_ON_DEMAND = {"FlopCallback": "flopcallback.callback"}
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from flopcallback import __version__
+from flopcallback._version import __version__
 from flopcallback.counting.analysis import (
     ActivationCountAnalysis,
     BytesCountAnalysis,

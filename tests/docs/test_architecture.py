@@ -12,19 +12,21 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "flopcallback"
 PAGE = ROOT / "docs" / "architecture.md"
 
-# From left to right; `formulas` may be imported from everywhere, and the rest is what drives the row.
+# From left to right; `formulas` may be imported from everywhere, and the rest is what drives the row. The public door,
+# `__init__`, stands nowhere on the right: what imports it imports all rooms at once.
 MAY_IMPORT = {
+    "_version": set(),
     "formulas": {"counting"},  # `op_call.py`, the contract between the two
     "counting": {"formulas"},
     "measuring": {"counting"},
     "reporting": set(),
-    "profiling": {"counting", "formulas", "reporting"},
+    "profiling": {"_version", "counting", "formulas", "reporting"},
     "trackers": {"reporting"},
     "recorder": {"counting", "measuring", "profiling", "reporting", "trackers"},
     "lightning_step": {"counting"},
     "callback": {"counting", "lightning_step", "measuring", "profiling", "recorder", "reporting", "trackers"},
     "fvcore": {"counting", "formulas"},
-    "__init__": {"callback", "counting", "formulas", "fvcore", "recorder"},
+    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "recorder"},
 }
 
 
@@ -46,11 +48,19 @@ def files_of_the_core() -> set[str]:
 
 
 def imported_rooms(file: Path) -> set[str]:
-    """Rooms that a file imports from, inside of functions and for type checking as well."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return {module.split(".")[1] for module in modules if module.startswith("flopcallback.")}
+    """Rooms that a file imports from, inside of functions and for type checking as well; the public door is `__init__`.
+
+    Raises:
+        ValueError: a relative import, which does not say where it leads.
+    """
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{file}:{node.lineno} imports {'.' * node.level}{node.module or ''}, a relative name")
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {(*module.split("."), "__init__")[1] for module in modules if module.split(".")[0] == "flopcallback"}
+    return rooms
 
 
 def room_of(file: Path) -> str:
@@ -73,7 +83,24 @@ def test_formulas_know_of_counting_only_the_operator_call():
         assert set(re.findall(r"flopcallback\.counting\.(\w+)", text)) <= {"op_call"}
 
 
-def test_the_check_of_imports_can_fail(tmp_path):
+@pytest.mark.parametrize(
+    ("statement", "room"),
+    [
+        ("from flopcallback.counting.run import Run", "counting"),
+        ("import flopcallback.counting.run", "counting"),
+        ("from flopcallback import flop_count_table", "__init__"),
+        ("from flopcallback import fvcore", "__init__"),
+        ("import flopcallback", "__init__"),
+    ],
+)
+def test_the_check_of_imports_can_fail(tmp_path, statement, room):
     file = tmp_path / "table.py"
-    file.write_text("def f():\n    from flopcallback.counting.run import Run\n", encoding="utf-8")
-    assert imported_rooms(file) - MAY_IMPORT["reporting"] == {"counting"}
+    file.write_text(f"def f():\n    {statement}\n", encoding="utf-8")
+    assert imported_rooms(file) - MAY_IMPORT["reporting"] == {room}
+
+
+def test_a_relative_import_is_no_way_around_the_check(tmp_path):
+    file = tmp_path / "table.py"
+    file.write_text("from ..fvcore import flop_count_table\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"table\.py:1 imports \.\.fvcore"):
+        imported_rooms(file)
