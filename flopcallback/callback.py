@@ -82,7 +82,7 @@ class FlopCallback(Callback):
             first dimension.
         prefix: stands in front of all names.
         report_dir: a folder for the report's files. Without one, files are written only where no logger of the
-            trainer has a tracker: to `flopcallback/` in the logger's or the trainer's folder.
+            trainer has a tracker: to `flopcallback_report/` in the logger's or the trainer's folder.
         summary: print a line, once and on rank 0, or the whole table where no logger can show it.
         strict: raise what fails instead of warning.
 
@@ -306,7 +306,7 @@ class FlopCallback(Callback):
                 self._troubles.report(f"the logger {name} gets nothing", error)
         if self._report_dir is not None or not trackers:
             folders = [folder for logger in trainer.loggers if (folder := _folder(logger)) is not None]
-            own = Path((folders or [trainer.default_root_dir])[0]) / "flopcallback"
+            own = Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
             folder = own if self._report_dir is None else Path(self._report_dir)
             trackers[str(folder)] = LocalTracker(folder)
         return trackers

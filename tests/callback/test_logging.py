@@ -113,7 +113,7 @@ def test_without_a_tracker_the_table_is_printed_once_and_files_are_written(
     callback = make_callback()
     training = run(lightning, [callback], loggers=loggers, **options)
     printed = capsys.readouterr().out
-    folder = tmp_path / ("csv/lightning_logs/version_0" if kind == "CSVLogger" else "run0") / "flopcallback"
+    folder = tmp_path / ("csv/lightning_logs/version_0" if kind == "CSVLogger" else "run0") / "flopcallback_report"
     assert printed.count("Classifier, one train step, forward:") == 1
     assert printed.count(f"report: {folder}") == 1
     assert ModelProfile.from_json((folder / "flopcallback.json").read_text()) == callback.profiles["train"]
@@ -157,7 +157,7 @@ def test_other_ranks_count_and_log_nothing(lightning, run, make_callback, capsys
     run(lightning, [callback])
     assert callback.profiles["train"].forward_flops > 0
     assert "forward" not in capsys.readouterr().out
-    assert not (tmp_path / "run0" / "flopcallback").exists()
+    assert not (tmp_path / "run0" / "flopcallback_report").exists()
 
 
 def test_tracer_warnings_do_not_reach_the_user_and_filters_stay_theirs(lightning, run, make_callback, classifier):
