@@ -142,7 +142,9 @@ class ModelProfile:
 
     @property
     def unknown_calls(self) -> int:
-        """Operator calls that no formula counts; 0 is good."""
+        """Operator calls that no formula counts, and modules that could not be seen; 0 is good."""
+        if self.root is not None:
+            return self.root.unknown_calls
         return sum(row.calls for row in self.operators if row.status == "unknown")
 
     @property

@@ -203,6 +203,15 @@ def test_several_runs_make_one_profile(model):
     assert by_path["1"].bytes == 2 * 2 * 4 * BATCH * 7  # read and written, four bytes each, twice
 
 
+def test_a_module_that_could_not_be_seen_is_an_unknown_call_in_the_chart(model):
+    x = torch.ones(BATCH, 5)
+    seen = observe_in_flight(lambda: model(x), ModuleNames({"": model}), x)
+    observed = Observed(None, seen.runs, unseen={"1": "it is scripted"})
+    profile = profile_of(observed, model, conditions_of("train", model, x))
+    assert profile.is_lower_bound
+    assert profile.scalars()["flops/unknown_calls"] == 1
+
+
 def test_a_row_of_its_own_takes_what_is_outside_of_submodules():
     class Root(nn.Module):
         def __init__(self):

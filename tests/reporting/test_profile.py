@@ -109,6 +109,14 @@ def test_unknown_calls_are_the_calls_of_unknown_operators():
     assert profile.is_lower_bound
 
 
+def test_modules_that_could_not_be_seen_are_unknown_calls_too():
+    root = ModuleRow("", None, 0, "Net", calls=1, unknown_calls=3 + 1)
+    operators = (OperatorRow("my::op", 3, 0, status="unknown"),)
+    unknown = {"my::op": "no formula", "module part": "could not be traced"}
+    profile = ModelProfile("Net", modules=(root,), operators=operators, unknown=unknown)
+    assert profile.scalars()["flops/unknown_calls"] == 3 + 1
+
+
 def test_the_config_says_whether_the_total_is_a_lower_bound():
     harmless = ModelProfile("Net", unknown={"my::shuffle": "no formula"}, config={"flops.is_lower_bound": False})
     assert not harmless.is_lower_bound
