@@ -125,6 +125,7 @@ class FlopCallback(Callback):
         self._troubles = Troubles(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._recorder: Recorder | None = None
+        self._files: dict[Path, LocalTracker] = {}
         self._around = ExitStack()
         self._gave_up = False
 
@@ -139,6 +140,8 @@ class FlopCallback(Callback):
         """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
         self._let_go()
         self._gave_up = False
+        if stage == "fit":
+            self._files.clear()  # An evaluation adds to the files of the training before it, a training begins anew.
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -308,7 +311,7 @@ class FlopCallback(Callback):
             folders = [folder for logger in trainer.loggers if (folder := _folder(logger)) is not None]
             own = Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
             folder = own if self._report_dir is None else Path(self._report_dir)
-            trackers[str(folder)] = LocalTracker(folder)
+            trackers[str(folder)] = self._files.setdefault(folder, LocalTracker(folder))
         return trackers
 
 

@@ -96,18 +96,22 @@ class LocalTracker:
     """Files in a folder: `scalars.jsonl`, and per phase the profile as `flopcallback.json`, `.txt` and `.md`.
 
     The folder is made when the first file is written. A line of `scalars.jsonl` is one call of `log_scalars`; integers
-    are exact, and numbers that are not finite stand as null.
+    are exact, and numbers that are not finite stand as null. The file holds the numbers of one tracker: its first call
+    begins it anew, as the profile of an earlier run is replaced.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._has_begun = False
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Appends one line of JSON."""
+        """Adds one line of JSON."""
         finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "scalars.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
+        with (self.folder / "scalars.jsonl").open("a" if self._has_begun else "w", encoding="utf-8") as file:
+            self._has_begun = True
+            file.write(line + "\n")
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Writes the three files of the profile's phase anew; only `step` of the latest call can be read from them."""

@@ -128,6 +128,21 @@ def test_a_report_folder_can_be_asked_for_beside_a_tracker(lightning, run, make_
     assert (tmp_path / "report" / "flopcallback.json").exists()
 
 
+def test_files_hold_one_training_and_the_evaluations_after_it(lightning, run, make_callback, tmp_path, loader):
+    def steps_in_file():
+        lines = (tmp_path / "report" / "scalars.jsonl").read_text().splitlines()
+        return [(json.loads(line)["step"], "test/flops/forward" in line) for line in lines]
+
+    callback = make_callback(report_dir=tmp_path / "report", summary=False)
+    training = run(lightning, [callback])
+    training.trainer.test(training.model, loader(shuffle=False), verbose=False)
+    assert steps_in_file() == [(0, False), (3, False), (15, True)]
+    run(lightning, [make_callback(report_dir=tmp_path / "report", summary=False)])
+    assert steps_in_file() == [(0, False), (3, False)]
+    run(lightning, [callback])
+    assert steps_in_file() == [(0, False), (3, False)]
+
+
 def test_with_a_tracker_one_line_is_printed(lightning, run, make_callback, monkeypatch, capsys):
     monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: MemoryTracker())
     callback = make_callback()

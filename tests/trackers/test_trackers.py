@@ -157,10 +157,19 @@ def test_a_folder_keeps_scalars_line_by_line_and_exactly(tmp_path):
     ]
 
 
-def test_a_second_run_into_the_same_folder_goes_on_where_the_first_stopped(tmp_path):
-    for step in (1, 2):
-        LocalTracker(tmp_path).log_scalars({"a": step}, step)
-    assert [line["step"] for line in scalars_in(tmp_path)] == [1, 2]
+def test_a_second_run_into_the_same_folder_replaces_the_numbers_of_the_first(tmp_path):
+    for run in ("first", "second"):
+        tracker = LocalTracker(tmp_path)
+        for step in (0, 25):
+            tracker.log_scalars({run: step}, step)
+    assert scalars_in(tmp_path) == [{"step": 0, "second": 0}, {"step": 25, "second": 25}]
+
+
+def test_numbers_that_json_cannot_hold_leave_an_earlier_file_alone(tmp_path):
+    LocalTracker(tmp_path).log_scalars({"a": 1}, 0)
+    with pytest.raises(TypeError):
+        LocalTracker(tmp_path).log_scalars({"a": 1}, object())
+    assert scalars_in(tmp_path) == [{"step": 0, "a": 1}]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2000])
