@@ -41,8 +41,9 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
     """The tracker that writes to `target`.
 
     Args:
-        target: a `Tracker`, which is given back as it is; a folder, as a path or a string; or what a tracker's package
-            makes (a W&B run, a `SummaryWriter`, ...), a Lightning logger around it, or the name of that package.
+        target: a `Tracker`, which is given back as it is; a folder, as a `Path` or a string with a separator in it
+            (`"./runs"`); or what a tracker's package makes (a W&B run, a `SummaryWriter`, ...), a Lightning logger
+            around it, or the name of that package.
         prefix: stands in front of the names that the tracker itself chooses, those of tables and figures.
 
     Raises:
@@ -56,15 +57,20 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
     if entry is not None:
         tracker: Tracker = entry.load()(target, prefix=prefix)
         return tracker
-    if isinstance(target, (str, os.PathLike)):
+    if isinstance(target, os.PathLike) or (isinstance(target, str) and not _is_bare_word(target)):
         return LocalTracker(target)
     known = ", ".join(sorted(entries)) or "none"
     kind = type(target)
     raise NoTrackerError(
         f"tracker_for: no tracker takes a {kind.__module__}.{kind.__qualname__} ({target!r:.80}). Known are objects of "
-        f"these packages: {known}. Or give a folder, or an object with log_scalars(values, step), "
-        "log_profile(profile, step) and close()."
+        f"these packages: {known}. Or give a folder (a Path, or a string such as './runs'), or an object with "
+        "log_scalars(values, step), log_profile(profile, step) and close()."
     )
+
+
+def _is_bare_word(text: str) -> bool:
+    """Meant as a name: a misspelt one would be made a folder, which Python then imports as an empty package."""
+    return Path(text).name == text
 
 
 def _is_tracker(target: object) -> TypeGuard[Tracker]:

@@ -113,7 +113,23 @@ def test_what_nothing_takes_is_named_with_the_way_out(announce):
     with pytest.raises(NoTrackerError, match=r"no tracker takes a builtins\.float \(3\.5\)") as error:
         tracker_for(3.5)
     assert "these packages: acme, zenith" in str(error.value)
-    assert "Or give a folder, or an object with log_scalars" in str(error.value)
+    assert "Or give a folder (a Path, or a string such as './runs'), or an object with log_scalars" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["zenith", "acmee", "torch.utils.board"])
+def test_a_name_that_nobody_announces_is_no_folder(announce, tmp_path, monkeypatch, name):
+    announce(acme=Made)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoTrackerError, match=rf"no tracker takes a builtins\.str \('{name}'\)") as error:
+        tracker_for(name)
+    assert "these packages: acme." in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["./runs", "runs/", Path("runs")])
+def test_a_path_without_parents_is_a_folder_where_it_says_so(announce, folder):
+    announce(acme=Made)
+    assert tracker_for(folder).folder == Path("runs")
 
 
 def test_a_tracker_that_cannot_be_loaded_is_no_unknown_object(announce):
@@ -219,7 +235,7 @@ def test_entry_points_are_read_when_a_tracker_is_looked_for_and_not_before():
         "importlib.metadata.entry_points = lambda **select: read.append(select.get('group')) or ()\n"
         "import flopcallback.trackers\n"
         "assert 'flopcallback.trackers' not in read\n"
-        "flopcallback.trackers.tracker_for('folder')\n"
+        "flopcallback.trackers.tracker_for('./folder')\n"
         "assert 'flopcallback.trackers' in read\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
