@@ -2,6 +2,9 @@
 
 A statistic is a mapping from module names to figures. The steps between the analyses and the text pass a mapping of
 mappings, either `{statistic: {module: figure}}` or, "by module", `{module: {statistic: figure}}`.
+
+Private functions that `tests/fvcore/test_names.py` lists keep fvcore's names and parameters for the sake of fvcore's
+own tests; `hide_zero`, and no `stat_columns`, are used there alone.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
@@ -33,6 +37,15 @@ _ABOUT_MISSING = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What one analysis says, by module: its figures, who was not called, and whose figures are lower bounds."""
+
+    figures: Mapping[str, int]
+    uncalled: set[str]
+    lower_bounds: set[str]
+
+
 def flop_count_table(
     flops: FlopCountAnalysis,
     max_depth: int = 3,
@@ -42,58 +55,53 @@ def flop_count_table(
     """Parameters, FLOPs and, where given, activations of every module, as a pipe table.
 
     A module whose only child has the same figures shares the child's row, and rows in which everything is 0 are left
-    out. A module that was not called has an empty cell.
+    out. A module that was not called has an empty cell. A lower bound has `>=` in front, and its row always stays.
 
     Args:
-        flops: the count; run here unless it has run already, without its warnings.
+        flops: the count; run here unless it has run already, without fvcore's warnings.
         max_depth: levels below the root that are shown.
         activations: a second count, for a column of its own.
         show_param_shapes: whether parameters have rows, with their shapes.
     """
     parameters_header = "#parameters or shape" if show_param_shapes else "#parameters"
-    counts: dict[str, JitModelAnalysis] = {"#flops": flops}
-    if activations is not None:
-        counts["#activations"] = activations
     model = _root_module(flops)
-    totals: dict[str, Mapping[str, int]] = {parameters_header: parameter_count(model)}
-    with _without_warnings(counts.values()):
-        totals.update((header, analysis.by_module()) for header, analysis in counts.items())
-        uncalled = {header: analysis.uncalled_modules() for header, analysis in counts.items()}
+    columns = _columns({"#flops": flops, "#activations": activations})
+    figures = {parameters_header: parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
-    rows = _pretty_statistics(_remove_zero_statistics(_group_by_module(totals), require_trivial_children=True))
-    for header in counts:
-        rows = _indicate_uncalled_modules(rows, header, uncalled[header] & rows.keys(), uncalled_indicator="")
+    shown = _remove_zero_statistics(
+        _group_by_module(figures),
+        force_keep={""}.union(*(column.lower_bounds for column in columns.values())),
+        require_trivial_children=True,
+    )
+    rows = _marked(_pretty_statistics(shown), columns, uncalled_indicator="")
     for name, parameter in model.named_parameters():
         if not show_param_shapes:
             rows.pop(name, None)
         elif name in rows:
             rows[name][parameters_header] = str(tuple(parameter.shape))
-    return _model_stats_table(rows, max_depth=max_depth, stat_columns=list(totals))
+    return _model_stats_table(rows, max_depth=max_depth, stat_columns=list(figures))
 
 
 def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysis | None = None) -> str:
     """What `str(model)` gives, with parameters, FLOPs and, where given, activations written into every module.
 
     Modules in which everything is 0 stay as they are. One that was not called has `N/A`, and the first line says so.
+    A lower bound has `>=` in front.
 
     Args:
-        flops: the count; run here unless it has run already, without its warnings.
+        flops: the count; run here unless it has run already, without fvcore's warnings.
         activations: a second count, shown as `#acts`.
     """
-    counts: dict[str, JitModelAnalysis] = {"#flops": flops}
-    if activations is not None:
-        counts["#acts"] = activations
     model = _root_module(flops)
-    totals: dict[str, Mapping[str, int]] = {"#params": parameter_count(model)}
-    with _without_warnings(counts.values()):
-        totals.update((header, analysis.by_module()) for header, analysis in counts.items())
-        uncalled = {header: analysis.uncalled_modules() for header, analysis in counts.items()}
+    columns = _columns({"#flops": flops, "#acts": activations})
+    figures = {"#params": parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
-    all_uncalled = set().union(*uncalled.values())
-    by_module = _group_by_module(_fill_missing_statistics(model, totals))
-    rows = _pretty_statistics(_remove_zero_statistics(by_module, force_keep=all_uncalled), sig_figs=2)
-    for header in counts:
-        rows = _indicate_uncalled_modules(rows, header, uncalled[header])
+    all_uncalled = set().union(*(column.uncalled for column in columns.values()))
+    shown = _remove_zero_statistics(
+        _group_by_module(_fill_missing_statistics(model, figures)),
+        force_keep=all_uncalled.union(*(column.lower_bounds for column in columns.values())),
+    )
+    rows = _marked(_pretty_statistics(shown, sig_figs=2), columns)
     return (_ABOUT_MISSING if all_uncalled else "") + _model_stats_str(model, rows)
 
 
@@ -107,12 +115,24 @@ def _root_module(analysis: JitModelAnalysis) -> nn.Module:
     return holder
 
 
+def _columns(analyses: Mapping[str, JitModelAnalysis | None]) -> dict[str, _Column]:
+    """The analyses that there are, run, by header."""
+    given = {header: analysis for header, analysis in analyses.items() if analysis is not None}
+    with _without_warnings(given.values()):
+        return {h: _Column(a.by_module(), a.uncalled_modules(), a.lower_bounds()) for h, a in given.items()}
+
+
 @contextmanager
 def _without_warnings(analyses: Collection[JitModelAnalysis]) -> Iterator[None]:
-    """Analyses that run in here say nothing; afterwards their warnings are set as the caller had them."""
+    """Analyses that run in here log none of fvcore's lines; afterwards their warnings are set as the caller had them.
+
+    What stays is the one line about a lower bound: the run is kept, so nothing would say it later.
+    """
     before = [(a, a._enable_warn_unsupported_ops, a._enable_warn_uncalled_mods, a._warn_trace) for a in analyses]
     for analysis in analyses:
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        if analysis._enable_warn_unsupported_ops:
+            analysis._enable_warn_unsupported_ops = None
+        analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     try:
         yield
     finally:
@@ -165,6 +185,15 @@ def _indicate_uncalled_modules(
     for module in sorted(uncalled_modules):
         marked.setdefault(module, {})[stat_name] = uncalled_indicator
     return marked
+
+
+def _marked(rows: ByModule[str], columns: Mapping[str, _Column], uncalled_indicator: str = "N/A") -> ByModule[str]:
+    """A copy of the rows in which modules that were not called, and lower bounds, can be told."""
+    for header, column in columns.items():
+        rows = _indicate_uncalled_modules(rows, header, column.uncalled & rows.keys(), uncalled_indicator)
+        for module in (column.lower_bounds - column.uncalled) & rows.keys():
+            rows[module][header] = f">= {rows[module][header]}"
+    return rows
 
 
 def _remove_zero_statistics(

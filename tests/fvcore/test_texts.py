@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 import torch
 from torch import nn
 
@@ -132,3 +135,68 @@ def test_a_parameter_table_of_a_model_without_parameters_has_one_row():
 def test_depth_limits_the_rows():
     table = parameter_count_table(nn.Sequential(nn.Sequential(nn.Linear(2, 3))), max_depth=1)
     assert [line.split()[1] for line in lines(table)[2:]] == ["model", "0"]
+
+
+class SingularValues(nn.Module):
+    """An operator that nobody has a count for, and no other."""
+
+    def forward(self, x):
+        return x + torch.linalg.svdvals(x).sum()
+
+
+def with_an_unknown_operator():
+    """On 3 rows: 3 * 50 * 7 = 1050 FLOPs, those of the singular values, and 3 * 7 * 2 = 42."""
+    return nn.Sequential(nn.Linear(50, 7), nn.Sequential(SingularValues(), nn.ReLU()), nn.Linear(7, 2))
+
+
+def test_a_table_shows_where_a_total_is_a_lower_bound():
+    flops = FlopCountAnalysis(with_an_unknown_operator(), torch.ones(3, 50))
+    assert lines(flop_count_table(flops, show_param_shapes=False)) == [
+        "| module   | #parameters   | #flops    |",
+        "|:---------|:--------------|:----------|",
+        "| model    | 0.373K        | >= 1.092K |",
+        "|  0       |  0.357K       |  1.05K    |",
+        "|  2       |  16           |  42       |",
+        "|  1.0     |               |  >= 0     |",
+    ]
+
+
+def test_a_table_of_a_model_in_which_nothing_could_be_counted_does_not_say_zero():
+    (row,) = lines(flop_count_table(FlopCountAnalysis(SingularValues(), torch.ones(3, 50))))[2:]
+    assert row.split("|")[1].strip() == "model"
+    assert row.split("|")[3].strip() == ">= 0"
+
+
+def test_the_models_text_shows_where_a_total_is_a_lower_bound():
+    text = flop_count_str(FlopCountAnalysis(with_an_unknown_operator(), torch.ones(3, 50)))
+    assert lines(text) == [
+        "Sequential(",
+        "  #params: 0.37K, #flops: >= 1.09K",
+        "  (0): Linear(",
+        "    in_features=50, out_features=7, bias=True",
+        "    #params: 0.36K, #flops: 1.05K",
+        "  )",
+        "  (1): Sequential(",
+        "    #params: 0, #flops: >= 0",
+        "    (0): SingularValues(#params: 0, #flops: >= 0)",
+        "    (1): ReLU()",
+        "  )",
+        "  (2): Linear(",
+        "    in_features=7, out_features=2, bias=True",
+        "    #params: 16, #flops: 42",
+        "  )",
+        ")",
+    ]
+
+
+@pytest.mark.parametrize("text_of", [flop_count_table, flop_count_str])
+@pytest.mark.parametrize("every_operator", [None, True])
+def test_a_text_that_runs_the_count_logs_the_line_about_a_lower_bound_and_no_other(caplog, text_of, every_operator):
+    flops = FlopCountAnalysis(with_an_unknown_operator(), torch.ones(3, 50))
+    if every_operator:
+        flops.unsupported_ops_warnings(True)
+    with caplog.at_level(logging.INFO):
+        text_of(flops)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "lower bound" in line
+    assert "svd" in line
