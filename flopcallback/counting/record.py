@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ class Operation:
         node: where it stands in the traced graph; None for what the dispatcher saw.
         body: for a piece that the tracer could not enter (an autograd function, a scripted module): what ran inside
             it. It is counted in place of the operator unless the operator itself has a formula.
+        values: what was already read of the graph in this pass over it: one operator's output is another's input.
     """
 
     operator: str
     scope: Scope
     node: torch._C.Node | None = None
+    values: dict[int, Value] = field(default_factory=dict)
     seen: OpCall | None = None
     body: tuple[Operation, ...] | None = None
 
@@ -40,8 +42,14 @@ class Operation:
         if self.seen is not None:
             return self.seen
         assert self.node is not None
-        inputs = tuple(map(read_value, self.node.inputs()))
-        return OpCall(self.operator, inputs, tuple(map(read_value, self.node.outputs())), self.scope)
+        inputs = tuple(map(self._value, self.node.inputs()))
+        return OpCall(self.operator, inputs, tuple(map(self._value, self.node.outputs())), self.scope)
+
+    def _value(self, value: torch._C.Value) -> Value:
+        key = value.unique()
+        if (known := self.values.get(key)) is None:
+            known = self.values[key] = read_value(value)
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class GraphRecord:
         """All operators in order; with `prune`, only those whose results reach what the run returned."""
         live = _live_nodes(self.graph, self.results) if prune else None
         scope = ROOT
+        values: dict[int, Value] = {}
         for index, (kind, node) in enumerate(_nodes(self.graph)):
             if kind == "prim::Constant":  # two nodes of three
                 continue
@@ -99,7 +108,7 @@ class GraphRecord:
             elif kind == REGION_MARK:
                 yield self.regions[node.i("index")].operation()
             elif not kind.startswith("prim::") and (live is None or index in live) and _has_run(kind, node):
-                yield Operation(kind, scope, node)
+                yield Operation(kind, scope, node, values)
 
 
 def _has_run(kind: str, node: torch._C.Node) -> bool:
