@@ -149,6 +149,19 @@ def test_strict_troubles_are_raised():
         Troubles(strict=True).report("it failed", LookupError("absent"))
 
 
+def test_the_log_has_the_traceback_of_what_failed(caplog):
+    def fails_in_here():
+        raise LookupError("absent")
+
+    with caplog.at_level("DEBUG", logger="flopcallback"), pytest.warns(FlopCallbackWarning) as told:
+        with Troubles().reported("it failed"):
+            fails_in_here()
+    assert "the logger 'flopcallback' has the traceback at DEBUG" in str(told[0].message)
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.getMessage()) == ("flopcallback", "DEBUG", "it failed")
+    assert "in fails_in_here" in caplog.text
+
+
 def test_one_cause_is_told_once_wherever_it_shows():
     troubles = Troubles()
     causes = [("here", "absent"), ("there", "absent"), ("here", "another"), ("elsewhere", "a third")]
