@@ -13,17 +13,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
+from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAnalysis, FlopCountAnalysis
 from flopcallback.fvcore._tables import children_by_parent, pipe_table
+from flopcallback.fvcore.jit_analysis import JitModelAnalysis
 from flopcallback.fvcore.parameter_count import parameter_count
-
-if TYPE_CHECKING:
-    from flopcallback.fvcore.activation_count import ActivationCountAnalysis
-    from flopcallback.fvcore.flop_count import FlopCountAnalysis
-    from flopcallback.fvcore.jit_analysis import JitModelAnalysis
 
 __all__ = ["flop_count_str", "flop_count_table"]
 
@@ -64,8 +61,8 @@ def flop_count_table(
         show_param_shapes: whether parameters have rows, with their shapes.
     """
     parameters_header = "#parameters or shape" if show_param_shapes else "#parameters"
+    columns = _columns("flop_count_table", flops, activations, {ActivationCountAnalysis: "#activations"})
     model = _root_module(flops)
-    columns = _columns({"#flops": flops, "#activations": activations})
     figures = {parameters_header: parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
     shown = _remove_zero_statistics(
@@ -92,8 +89,8 @@ def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysi
         flops: the count; run here unless it has run already, without fvcore's warnings.
         activations: a second count, shown as `#acts`.
     """
+    columns = _columns("flop_count_str", flops, activations, {ActivationCountAnalysis: "#acts"})
     model = _root_module(flops)
-    columns = _columns({"#flops": flops, "#acts": activations})
     figures = {"#params": parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
     all_uncalled = set().union(*(column.uncalled for column in columns.values()))
@@ -115,11 +112,29 @@ def _root_module(analysis: JitModelAnalysis) -> nn.Module:
     return holder
 
 
-def _columns(analyses: Mapping[str, JitModelAnalysis | None]) -> dict[str, _Column]:
-    """The analyses that there are, run, by header."""
-    given = {header: analysis for header, analysis in analyses.items() if analysis is not None}
-    with _without_warnings(given.values()):
-        return {h: _Column(a.by_module(), a.uncalled_modules(), a.lower_bounds()) for h, a in given.items()}
+def _columns(
+    function: str, first: JitModelAnalysis, second: JitModelAnalysis | None, headers: Mapping[type, str]
+) -> dict[str, _Column]:
+    """One or two analyses, run, by header: that of what they count, whichever argument they came in.
+
+    Raises:
+        TypeError: one is no analysis; a model and a total are what people try.
+    """
+    analyses: dict[str, JitModelAnalysis] = {}
+    for argument, analysis in {"flops": first, **({} if second is None else {"activations": second})}.items():
+        if not isinstance(analysis, JitModelAnalysis):
+            what = "FlopCountAnalysis" if argument == "flops" else "ActivationCountAnalysis"
+            given = type(analysis).__name__  # the text of a model may have a thousand lines
+            raise TypeError(f"{function}: {argument} is of type {given}, expected a count: {what}(model, inputs)")
+        header = _header(analysis, headers)
+        analyses[f"{header} (2)" if header in analyses else header] = analysis
+    with _without_warnings(analyses.values()):
+        return {h: _Column(a.by_module(), a.uncalled_modules(), a.lower_bounds()) for h, a in analyses.items()}
+
+
+def _header(analysis: JitModelAnalysis, headers: Mapping[type, str]) -> str:
+    known = {FlopCountAnalysis: "#flops", BytesCountAnalysis: "#bytes", **headers}
+    return next((header for kind, header in known.items() if isinstance(analysis, kind)), "#count")
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from flopcallback import BytesCountAnalysis
 from flopcallback.fvcore import (
     ActivationCountAnalysis,
     FlopCountAnalysis,
+    JitModelAnalysis,
     flop_count_str,
     flop_count_table,
     parameter_count,
@@ -200,3 +202,48 @@ def test_a_text_that_runs_the_count_logs_the_line_about_a_lower_bound_and_no_oth
     (line,) = [record.getMessage() for record in caplog.records]
     assert "lower bound" in line
     assert "svd" in line
+
+
+def headers_of(table):
+    return [cell.strip() for cell in lines(table)[0].strip("|").split("|")]
+
+
+def test_a_table_says_what_was_counted():
+    model, inputs = nn.Linear(5, 7), torch.ones(3, 5)
+    flops, moved = FlopCountAnalysis(model, inputs), BytesCountAnalysis(model, inputs)
+    own = JitModelAnalysis(model, inputs, formula=lambda call: len(call.outputs))
+    assert headers_of(flop_count_table(flops, activations=moved))[2:] == ["#flops", "#bytes"]
+    assert headers_of(flop_count_table(moved))[2:] == ["#bytes"]
+    assert headers_of(flop_count_table(ActivationCountAnalysis(model, inputs)))[2:] == ["#activations"]
+    assert headers_of(flop_count_table(own))[2:] == ["#count"]
+
+
+def test_the_models_text_says_what_was_counted():
+    model, inputs = nn.Linear(5, 7), torch.ones(3, 5)
+    # 4 bytes for each of 3 * 5 inputs, 5 * 7 weights, 7 biases and 3 * 7 outputs: 4 * 78 = 312
+    text = flop_count_str(BytesCountAnalysis(model, inputs), ActivationCountAnalysis(model, inputs))
+    assert "#params: 42, #bytes: 0.31K, #acts: 21" in text
+
+
+def test_two_counts_of_one_kind_have_a_column_each():
+    model, inputs = nn.Linear(50, 7), torch.ones(3, 50)
+    table = flop_count_table(FlopCountAnalysis(model, inputs), activations=FlopCountAnalysis(model, inputs, fma=2))
+    assert headers_of(table)[2:] == ["#flops", "#flops (2)"]
+    assert [cell.strip() for cell in lines(table)[2].split("|")[3:5]] == ["1.05K", "2.1K"]
+
+
+@pytest.mark.parametrize("text_of", [flop_count_table, flop_count_str])
+@pytest.mark.parametrize("given", [nn.Linear(5, 7), 105], ids=["a model", "a total"])
+def test_what_is_no_count_is_refused_with_what_to_pass(text_of, given):
+    with pytest.raises(TypeError) as refusal:
+        text_of(given)
+    assert str(refusal.value) == (
+        f"{text_of.__name__}: flops is of type {type(given).__name__}, "
+        "expected a count: FlopCountAnalysis(model, inputs)"
+    )
+
+
+def test_activations_that_are_no_count_are_refused_by_their_name():
+    flops = FlopCountAnalysis(nn.Linear(5, 7), torch.ones(3, 5))
+    with pytest.raises(TypeError, match="activations is of type int, expected a count: ActivationCountAnalysis"):
+        flop_count_table(flops, activations=21)
