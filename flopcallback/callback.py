@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import operator
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -64,6 +66,15 @@ def _guarded(hook: Hook) -> Hook:
     return guarded  # type: ignore[return-value]
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(name: str, value: object, is_fine: bool, expected: str) -> None:
+    if not is_fine:
+        raise ValueError(f"FlopCallback: {name} is {value!r}, expected {expected}")
+
+
 class FlopCallback(Callback):
     """Counts the first training step as it happens, times the next ones, and shows both in the trainer's loggers.
 
@@ -90,7 +101,8 @@ class FlopCallback(Callback):
         profiles: the latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
 
     Raises:
-        ValueError: `fma` is neither 1 nor 2, or a number of steps is negative.
+        ValueError: an argument is not what it is to be: `fma` neither 1 nor 2, a number of steps that is negative or no
+            whole number, a `prefix` that is no string, ...
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -111,11 +123,16 @@ class FlopCallback(Callback):
         summary: bool = True,
         strict: bool = False,
     ) -> None:
-        if fma not in (1, 2) or isinstance(fma, bool):
-            raise ValueError(f"FlopCallback: fma is {fma!r}, expected 1 (a multiply-add is one FLOP) or 2 (it is two)")
+        is_fma = _is_whole(fma) and fma in (1, 2)
+        _check("fma", fma, is_fma, "1 (a multiply-add is one FLOP) or 2 (it is two)")
         for name, value in (("warmup_steps", warmup_steps), ("latency_steps", latency_steps)):
-            if value < 0:
-                raise ValueError(f"FlopCallback: {name} is {value!r}, expected 0 or more")
+            _check(name, value, _is_whole(value) and value >= 0, "a whole number, 0 or more")
+        for name, value in (("elementwise", elementwise), ("summary", summary), ("strict", strict)):
+            _check(name, value, isinstance(value, bool), "True or False")
+        _check("batch_size_fn", batch_size_fn, batch_size_fn is None or callable(batch_size_fn), "a function or None")
+        _check("prefix", prefix, isinstance(prefix, str), "a string")
+        is_folder = report_dir is None or isinstance(report_dir, (str, os.PathLike))
+        _check("report_dir", report_dir, is_folder, "a folder or None")
         self._convention = Convention(fma, elementwise)
         self._steps = (warmup_steps, latency_steps)
         self._batch_size_fn = batch_size_fn
@@ -245,12 +262,26 @@ class FlopCallback(Callback):
                 how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
                 self._troubles.report(f"the {phase} step was counted {how}", observed.failure)
             batch = args[0] if args else kwargs
-            size = None if self._batch_size_fn is None else self._batch_size_fn(batch)
-            conditions = conditions_of(phase, pl_module, batch, batch_size=size, step_row=f"({METHODS[phase]})")
+            conditions = conditions_of(phase, pl_module, batch, step_row=f"({METHODS[phase]})")
+            if self._batch_size_fn is not None:
+                conditions = dataclasses.replace(conditions, batch_size=self._batch_size(self._batch_size_fn, batch))
             recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
 
         give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
         self._put_around(pl_module, METHODS[phase], around, give_up)
+
+    def _batch_size(self, function: Callable[[Any], int], batch: Any) -> int | None:
+        """What the user's function says; where that is no number of samples, nothing is said per sample."""
+        with self._troubles.reported("the number of samples is not known"):
+            size = function(batch)
+            try:
+                samples = operator.index(size)
+            except Exception as error:
+                raise TypeError(f"batch_size_fn returned {size!r:.80}, expected an int") from error
+            if samples < 0:
+                raise ValueError(f"batch_size_fn returned {samples}, expected 0 or more")
+            return samples
+        return None
 
     def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
         """Has the next calls of the training step timed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,11 +189,69 @@ def test_what_fails_is_one_warning_that_names_it(lightning, run, ours, leftovers
     training = run(lightning, [FlopCallback(batch_size_fn=broken)])
     (told,) = ours(training)
     assert told == (
-        "the train step could not be counted: LookupError: no such size. Training is not affected and goes on. "
+        "the number of samples is not known: LookupError: no such size. Training is not affected and goes on. "
         "(strict=True raises this; the logger 'flopcallback' has the traceback at DEBUG.)"
     )
     assert differences(run(lightning), training) == []
     assert leftovers(training.model) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ("x", "TypeError: batch_size_fn returned 'x', expected an int."),
+        (6.0, "TypeError: batch_size_fn returned 6.0, expected an int."),
+        (None, "TypeError: batch_size_fn returned None, expected an int."),
+        (-6, "ValueError: batch_size_fn returned -6, expected 0 or more."),
+    ],
+)
+def test_a_batch_size_that_is_none_costs_the_numbers_per_sample_alone(lightning, run, ours, size, told):
+    from flopcallback import FlopCallback
+
+    callback = FlopCallback(batch_size_fn=lambda batch: size, warmup_steps=0, latency_steps=2, summary=False)
+    (warning,) = ours(run(lightning, [callback]))
+    assert warning.startswith(f"the number of samples is not known: {told} ")
+    scalars = callback.profiles["train"].scalars()
+    assert "flops/forward_per_sample" not in scalars
+    assert {"flops/forward", "latency/forward_ms"} <= set(scalars)
+
+
+def test_a_batch_size_may_be_a_tensor_of_one_number(lightning, run, ours, tmp_path):
+    from flopcallback import FlopCallback
+    from flopcallback.reporting import ModelProfile
+
+    def of_labels(batch):
+        return torch.ones_like(batch[1]).sum()
+
+    callback = FlopCallback(batch_size_fn=of_labels, summary=False, report_dir=tmp_path / "report")
+    assert ours(run(lightning, [callback])) == []
+    read = ModelProfile.from_json((tmp_path / "report" / "flopcallback.json").read_text())
+    assert (type(read.batch_size), read.batch_size) == (int, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fma": 3}, "fma is 3, expected 1 (a multiply-add is one FLOP) or 2 (it is two)"),
+        ({"fma": 1.0}, "fma is 1.0, expected 1 (a multiply-add is one FLOP) or 2 (it is two)"),
+        ({"warmup_steps": None}, "warmup_steps is None, expected a whole number, 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1, expected a whole number, 0 or more"),
+        ({"latency_steps": 1.5}, "latency_steps is 1.5, expected a whole number, 0 or more"),
+        ({"latency_steps": True}, "latency_steps is True, expected a whole number, 0 or more"),
+        ({"elementwise": "no"}, "elementwise is 'no', expected True or False"),
+        ({"summary": 1}, "summary is 1, expected True or False"),
+        ({"strict": None}, "strict is None, expected True or False"),
+        ({"batch_size_fn": 5}, "batch_size_fn is 5, expected a function or None"),
+        ({"prefix": None}, "prefix is None, expected a string"),
+        ({"report_dir": 5}, "report_dir is 5, expected a folder or None"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_named_with_what_is_expected(options, message):
+    from flopcallback import FlopCallback
+
+    with pytest.raises(ValueError, match=re.escape(f"FlopCallback: {message}")):
+        FlopCallback(**options)
 
 
 def test_a_step_without_modules_is_said_not_to_be_countable(lightning, run, ours):

@@ -153,9 +153,9 @@ def test_the_log_has_the_traceback_of_what_failed(caplog):
     def fails_in_here():
         raise LookupError("absent")
 
-    with caplog.at_level("DEBUG", logger="flopcallback"), pytest.warns(FlopCallbackWarning) as told:
-        with Troubles().reported("it failed"):
-            fails_in_here()
+    at_debug = caplog.at_level("DEBUG", logger="flopcallback")
+    with at_debug, pytest.warns(FlopCallbackWarning) as told, Troubles().reported("it failed"):
+        fails_in_here()
     assert "the logger 'flopcallback' has the traceback at DEBUG" in str(told[0].message)
     (record,) = caplog.records
     assert (record.name, record.levelname, record.getMessage()) == ("flopcallback", "DEBUG", "it failed")
