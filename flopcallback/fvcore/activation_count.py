@@ -11,6 +11,7 @@ from torch import nn
 from flopcallback.counting.analysis import ActivationCountAnalysis
 from flopcallback.counting.tally import Handle
 from flopcallback.formulas.registry import COUNTED, HARDWARE_FAMILIES, Family
+from flopcallback.fvcore._one_call import counts_in
 from flopcallback.fvcore.jit_handles import generic_activation_jit
 
 __all__ = ["ActivationCountAnalysis", "activation_count"]
@@ -34,6 +35,4 @@ def activation_count(
         inputs: its positional arguments.
         supported_ops: handles beside the default ones or in their place, by operator.
     """
-    analysis = ActivationCountAnalysis(model, inputs).set_op_handle(**(supported_ops or {}))
-    mega = defaultdict(float, {operator: count / 1e6 for operator, count in analysis.by_operator().items()})
-    return mega, analysis.unsupported_ops()
+    return counts_in(1e6, ActivationCountAnalysis(model, inputs), supported_ops)

@@ -11,6 +11,7 @@ from torch import nn
 from flopcallback.counting.analysis import FlopCountAnalysis
 from flopcallback.counting.tally import Handle
 from flopcallback.formulas.registry import COUNTED, Family
+from flopcallback.fvcore._one_call import counts_in
 from flopcallback.fvcore.jit_handles import (
     addmm_flop_jit,
     batchnorm_flop_jit,
@@ -53,6 +54,4 @@ def flop_count(
         inputs: its positional arguments.
         supported_ops: handles beside the default ones or in their place, by operator.
     """
-    analysis = FlopCountAnalysis(model, inputs).set_op_handle(**(supported_ops or {}))
-    giga = defaultdict(float, {operator: count / 1e9 for operator, count in analysis.by_operator().items()})
-    return giga, analysis.unsupported_ops()
+    return counts_in(1e9, FlopCountAnalysis(model, inputs), supported_ops)

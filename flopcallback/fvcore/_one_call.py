@@ -1,0 +1,26 @@
+"""What `flop_count` and `activation_count` have in common."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from flopcallback.counting.tally import Handle
+from flopcallback.fvcore.jit_analysis import JitModelAnalysis
+
+__all__ = ["counts_in"]
+
+
+def counts_in(
+    unit: float, analysis: JitModelAnalysis, supported_ops: Mapping[str, Handle | None] | None
+) -> tuple[defaultdict[str, float], Counter[str]]:
+    """The figures of an analysis by operator, divided by `unit`, and its unsupported operators.
+
+    Args:
+        unit: such as `1e9`.
+        analysis: not yet run; gets the handles.
+        supported_ops: handles beside those of the analysis or in their place, by operator.
+    """
+    analysis.set_op_handle(**(supported_ops or {}))
+    counts = defaultdict(float, {operator: count / unit for operator, count in analysis.by_operator().items()})
+    return counts, analysis.unsupported_ops()
