@@ -220,9 +220,20 @@ class FlopCallback(Callback):
             recorder.close(_step(trainer))
             self._profiles.update(recorder.profiles)
 
-    def on_exception(self, *_: Any) -> None:
-        """Takes away what stands around a step that did not come to its end."""
+    def on_exception(self, trainer: Trainer, *_: Any) -> None:
+        """Takes away what stands around a step that did not come to its end, and shows what there is by then.
+
+        It waits for no device, which may be dead or hang, and raises nothing, not even where `strict`: what ended the
+        training is what the user is to see.
+        """
+        recorder = self._recorder
         self._let_go()
+        if recorder is not None:
+            try:
+                recorder.close(_step(trainer), wait=False)
+                self._profiles.update(recorder.profiles)
+            except Exception as error:  # noqa: BLE001 - another error is on its way
+                self._troubles.note("the report of a training that ended early is not complete", error)
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,7 @@ class Recorder:
         self._event = event
         self._window: LatencyWindow | None = None
         self._timed_phase = ""
+        self._is_timed_by_events = False
         self._new: dict[str, ModelProfile] = {}
         self._logged: set[str] = set()
         self._shown: set[str] = set()
@@ -136,6 +137,7 @@ class Recorder:
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
             self._timed_phase = conditions.phase
+            self._is_timed_by_events = self._event is not None or conditions.device.type != "cpu"
             self._window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -175,9 +177,17 @@ class Recorder:
         self._window = None
         self._troubles.report("steps could not be timed", error)
 
-    def close(self, step: int) -> None:
-        """Logs the times of a window that training did not fill, and lets the trackers write what they hold."""
+    def close(self, step: int, *, wait: bool = True) -> None:
+        """Logs the times of a window that training did not fill, and lets the trackers write what they hold.
+
+        Args:
+            step: where the numbers belong.
+            wait: False where a device may never come to the end of its work: times on one are then given up, and those
+                of a CPU's clock are logged.
+        """
         with self._timing():
+            if not wait and self._is_timed_by_events:
+                self._window = None
             self._close_window()
         self._log(step)
         for name, tracker in self._trackers.items():

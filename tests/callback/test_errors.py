@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -80,6 +81,103 @@ def test_ctrl_c_ends_the_training_after_one_call(lightning, run, callback, class
     model, calls = models[0]
     assert calls.counted == 1
     assert leftovers(model) == []
+
+
+# --- What there is to see of a training that ends early ---------------------------------------------------------------
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    from flopcallback.trackers import MemoryTracker
+
+    tracker = MemoryTracker()
+    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: tracker)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("error", "surfaces"), [(RuntimeError("out of memory"), RuntimeError), (KeyboardInterrupt(), SystemExit)]
+)
+def test_a_training_that_ends_early_shows_what_it_has(
+    lightning, run, classifier, leftovers, tracker, capsys, error, surfaces
+):
+    from flopcallback import FlopCallback
+
+    models = []
+
+    def make(flavour, calls):
+        models.append(raising_at(4, error, classifier)(flavour, calls))
+        return models[0]
+
+    callback = FlopCallback(warmup_steps=0, latency_steps=9)
+    with pytest.raises(surfaces):
+        run(lightning, [callback], make=make)
+    # One step is counted, two are timed, the fourth raises.
+    assert callback.profiles["train"].latency.steps == 2
+    assert [step for step, _ in tracker.profiles] == [0, 3]
+    assert tracker.closed
+    assert capsys.readouterr().out.count("report: MemoryLogger (memory)") == 1
+    assert leftovers(models[0]) == []
+
+
+def test_a_first_step_that_fails_in_its_backward_is_reported(lightning, run, classifier, tracker):
+    from flopcallback import FlopCallback
+
+    def make(flavour, calls):
+        model = classifier(flavour, calls)
+
+        def on_before_backward(loss):
+            raise MemoryError("out of memory")
+
+        model.on_before_backward = on_before_backward
+        return model
+
+    with pytest.raises(MemoryError, match="out of memory"):
+        run(lightning, [FlopCallback(summary=False)], make=make)
+    ((step, profile),) = tracker.profiles
+    assert step == 0
+    assert profile.forward_flops > 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("filter_", ["default", "error"])
+@pytest.mark.parametrize("broken", ["tracker", "show", "step"])
+def test_what_fails_while_it_is_shown_does_not_hide_the_error(
+    lightning, run, classifier, leftovers, tracker, monkeypatch, strict, filter_, broken
+):
+    import flopcallback.callback as place
+    from flopcallback import FlopCallback, FlopCallbackWarning, recorder
+
+    def fails(*args, **kwargs):
+        raise LookupError("ours")
+
+    broken_at_last = {"tracker": [(tracker, "close")], "show": [(recorder, "_line")], "step": [(place, "_step")]}[
+        broken
+    ]
+    error, models = OwnError("theirs"), []
+
+    def make(flavour, calls):
+        warnings.simplefilter(filter_, FlopCallbackWarning)
+        model = classifier(flavour, calls)
+        step = model.training_step
+
+        def training_step(self, batch, batch_idx):
+            loss = step(batch, batch_idx)
+            if calls.counted == 2:
+                for owner, name in broken_at_last:
+                    monkeypatch.setattr(owner, name, fails)
+                raise error
+            return loss
+
+        type(model).training_step = training_step
+        models.append(model)
+        return model
+
+    with pytest.raises(OwnError) as caught:
+        run(lightning, [FlopCallback(strict=strict)], make=make)
+    assert caught.value is error
+    assert error.__context__ is None
+    assert leftovers(models[0]) == []
 
 
 @pytest.mark.parametrize("module_by_module", [False, True])

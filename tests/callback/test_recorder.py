@@ -93,6 +93,42 @@ def test_close_logs_the_times_of_a_window_that_was_not_filled(model):
     assert tracker.profiles[1][1].latency.steps == 2
 
 
+class DeadEvent:
+    """An event of a device that never comes to its marks."""
+
+    def __init__(self, device, enable_timing):
+        pass
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pytest.fail("waited for the device")
+
+    def elapsed_time(self, end):
+        pytest.fail("asked the device for a time")
+
+
+def test_close_without_waiting_gives_up_the_times_of_a_device_alone(model):
+    tracker, shown = MemoryTracker(), []
+    trackers = {"memory": tracker}
+    recorder = Recorder(trackers, warmup_steps=0, latency_steps=20, event=DeadEvent, show=shown.append)
+    loop(recorder, model, 3)
+    assert shown == []
+    recorder.close(2, wait=False)
+    assert recorder.profiles["train"].latency is None
+    assert len(shown) == len(tracker.profiles) == 1
+    assert tracker.closed
+
+
+def test_close_without_waiting_logs_the_times_of_a_cpu(model):
+    tracker = MemoryTracker()
+    recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
+    loop(recorder, model, 3)
+    recorder.close(2, wait=False)
+    assert tracker.profiles[1][1].latency.steps == 2
+
+
 def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(model):
     class Broken(MemoryTracker):
         def log_scalars(self, values, step):
