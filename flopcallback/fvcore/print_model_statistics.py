@@ -134,7 +134,9 @@ def _columns(
 
 def _header(analysis: JitModelAnalysis, headers: Mapping[type, str]) -> str:
     known = {FlopCountAnalysis: "#flops", BytesCountAnalysis: "#bytes", **headers}
-    return next((header for kind, header in known.items() if isinstance(analysis, kind)), "#count")
+    # An analysis that only handles tell what to count is what fvcore's users count FLOPs of their own with.
+    other = "#flops" if analysis._formula is None else "#count"
+    return next((header for kind, header in known.items() if isinstance(analysis, kind)), other)
 
 
 @contextmanager

@@ -247,3 +247,8 @@ def test_activations_that_are_no_count_are_refused_by_their_name():
     flops = FlopCountAnalysis(nn.Linear(5, 7), torch.ones(3, 5))
     with pytest.raises(TypeError, match="activations is of type int, expected a count: ActivationCountAnalysis"):
         flop_count_table(flops, activations=21)
+
+
+def test_an_analysis_of_handles_alone_is_headed_as_the_original_heads_it():
+    analysis = JitModelAnalysis(nn.Linear(3, 5), torch.ones(2, 3)).set_op_handle("aten::linear", lambda i, o: 30)
+    assert headers_of(flop_count_table(analysis))[2:] == ["#flops"]
