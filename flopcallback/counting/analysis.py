@@ -77,9 +77,9 @@ class FlopCountAnalysis(OperatorAnalysis):
         counts = tally(self._run(), measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
         return Counter({name: sum(by_operator.values()) for name, by_operator in counts.items()})
 
-    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        if operator in self._op_formulas or not self._use_registry:
-            return super()._measure(operator)
+    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+        if not self._use_registry:
+            return super()._by_default(operator)
         row = lookup(operator)
         if not isinstance(row, Counted):
             return row
@@ -129,11 +129,11 @@ class ActivationCountAnalysis(OperatorAnalysis):
     ) -> None:
         super().__init__(model, inputs, kwargs, formula=_activations, prune=prune)
 
-    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         row = lookup(operator)
         if self._formula is not None and not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
             return Free("its outputs are not counted as activations") if row is not None else None
-        return super()._measure(operator)
+        return super()._by_default(operator)
 
 
 class BytesCountAnalysis(OperatorAnalysis):
@@ -153,10 +153,10 @@ class BytesCountAnalysis(OperatorAnalysis):
     ) -> None:
         super().__init__(model, inputs, kwargs, formula=_bytes_moved, prune=prune)
 
-    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        if self._formula is not None and operator not in self._op_formulas and returns_view(operator):
+    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+        if self._formula is not None and returns_view(operator):
             return Free("a view")
-        return super()._measure(operator)
+        return super()._by_default(operator)
 
 
 @functools.cache

@@ -320,9 +320,11 @@ class OperatorAnalysis:
         if operator in self._op_formulas:
             formula = self._op_formulas[operator]
             return Free("set_formula(..., None)") if formula is None else self._from_cost(formula)
-        if self._formula is None:
-            return Free("no formula is set")
-        return self._formula
+        return self._by_default(operator)
+
+    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+        """The same, where nobody set a formula for the operator in this analysis."""
+        return Free("no formula is set") if self._formula is None else self._formula
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
         return formula  # type: ignore[return-value]

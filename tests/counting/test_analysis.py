@@ -116,6 +116,13 @@ def test_a_formula_for_one_analysis(net, x):
     assert flops.total("2") == 2 * (2 * 5)
 
 
+@pytest.mark.parametrize("analysis", [ActivationCountAnalysis, BytesCountAnalysis])
+def test_a_formula_for_one_analysis_goes_before_what_any_statistic_does_by_default(analysis, net, x):
+    assert analysis(net, x).set_formula("aten::relu", lambda call: 1000).total("2") == 1000
+    view = analysis(nn.Flatten(), torch.ones(2, 3, 5)).set_formula("aten::flatten", lambda call: 7)
+    assert view.total() == 7
+
+
 def test_settings_survive_a_copy_and_the_original_is_not_changed(net, x):
     original = FlopCountAnalysis(net, x, fma=2).ancestor_mode("caller").set_op_handle("aten::layer_norm", None)
     twin = original.copy(new_inputs=torch.ones(11, 3))
