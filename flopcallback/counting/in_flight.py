@@ -85,10 +85,7 @@ def _observed(
     first: Exception | None,
 ) -> Observed:
     with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
-        # Only the tracer tells what is about to be written to: for the dispatcher that takes a function mode, which
-        # would switch fast paths off.
-        told = found if engine == TRACE else None
-        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, found=told)
+        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, found=found)
     return Observed(attempt.result, (run,), first)
 
 
