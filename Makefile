@@ -40,7 +40,7 @@ test-core: package .venv-core/.made
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) --upgrade pip
-	$(BIN)/python $(PIP_INSTALL) --build-constraint constraints.txt --editable '.[lightning,tensorboard]' --group dev
+	$(BIN)/python $(PIP_INSTALL) --build-constraint constraints.txt --editable '.[all]' --group dev
 	touch $@
 
 .venv-core/.made: pyproject.toml constraints.txt

@@ -16,6 +16,8 @@ import pytest
 OPTIONAL_PACKAGES = {
     "lightning": ("lightning", "pytorch_lightning"),
     "tensorboard": ("tensorboard", "tensorboardX", "matplotlib"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum", "pandas"),
     "peers": ("fvcore",),
 }

@@ -1,0 +1,1 @@
+"""Profiles and numbers in a Weights & Biases run."""
