@@ -2,6 +2,7 @@
 
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.charts import latency_chart, module_chart, pixels
+from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.markdown import escaped, markdown_modules, markdown_operators, markdown_top
 from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow
 from flopcallback.reporting.table import plain_table, rich_table, rich_text
@@ -19,12 +20,15 @@ __all__ = [
     "markdown_modules",
     "markdown_operators",
     "markdown_top",
+    "measured_leaves",
     "milliseconds",
     "module_chart",
     "percent",
     "pixels",
     "plain_table",
+    "rank_correlation",
     "rich_table",
     "rich_text",
     "si",
+    "slow_for_their_flops",
 ]

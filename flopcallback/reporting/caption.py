@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from flopcallback.reporting.units import milliseconds, si
+from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
     from flopcallback.reporting.profile import ModelProfile
 
-__all__ = ["at_least", "footer", "headline"]
+__all__ = ["at_least", "footer", "headline", "timing_includes"]
+
+CPU_CLOCK = "CPU clock"
+"""`LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
+
+NAMED = 3
+"""How many modules a line of the footer names; a table has them all."""
 
 
 def headline(profile: ModelProfile) -> str:
@@ -30,8 +37,9 @@ def at_least(is_lower_bound: bool) -> str:
 
 
 def footer(profile: ModelProfile) -> list[str]:
-    """What a reader needs to trust the figures, line by line: convention, conditions, clock, unknown operators."""
-    return [line for line in (_convention(profile), _conditions(profile), _clock(profile), _unknown(profile)) if line]
+    """What a reader needs to trust the figures, line by line: convention, conditions, clock, agreement, unknowns."""
+    sections = (_convention, _conditions, _clock, _peak, _flops_and_time, _unknown)
+    return [line for line in (section(profile) for section in sections) if line]
 
 
 def _convention(profile: ModelProfile) -> str:
@@ -69,7 +77,47 @@ def _clock(profile: ModelProfile) -> str:
         return ""
     step = "" if latency.step_ms is None else f", step {milliseconds(latency.step_ms)} ms"
     how = f", {latency.how}" if latency.how else ""
-    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
+    medians = f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
+    return f"{medians}; {timing_includes(latency.how)}"
+
+
+def timing_includes(how: str) -> str:
+    """What a module's time contains besides its work, for a clock as `LatencySummary.how` names it."""
+    gaps = "Python and the launch of each operator" if how == CPU_CLOCK else "the gaps between kernels"
+    return (
+        f"a module's time is its forward in eager mode with what it calls and {gaps}; a compiled module is one piece; "
+        "backward is in the step's time alone"
+    )
+
+
+def _peak(profile: ModelProfile) -> str:
+    """The peak that FLOP/s are held against, and which rows cannot be true."""
+    peak = profile.peak_flops_per_s
+    if peak is None:
+        return ""
+    beyond = [row.path or profile.name for row in profile.modules if profile.is_above_peak(row)]
+    text = f"peak: {si(peak, 'FLOP/s')} ({profile.config.get('flops.peak_source', 'given')})"
+    if not beyond:
+        return text
+    more = f" and {len(beyond) - NAMED:,} more" if len(beyond) > NAMED else ""
+    return f"{text}; above it, so not believable: {', '.join(beyond[:NAMED])}{more}"
+
+
+def _flops_and_time(profile: ModelProfile) -> str:
+    """Whether FLOPs say where the time goes, and where they say it least."""
+    parts = []
+    agreement = rank_correlation(profile)
+    if agreement is not None:
+        parts.append(f"rank correlation {agreement:.2f} over {len(measured_leaves(profile)):,} modules")
+    named = [
+        f"{row.path} ({percent(profile.latency_share(row))} of the time, "
+        f"{percent(profile.flops_share(row) or 0.0)} of the FLOPs)"
+        for row in slow_for_their_flops(profile, NAMED)
+        if row.path
+    ]
+    if named:
+        parts.append(f"more time than FLOPs: {', '.join(named)}")
+    return f"FLOPs and time: {'; '.join(parts)}" if parts else ""
 
 
 def _unknown(profile: ModelProfile) -> str:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.reporting.caption import at_least, headline
+from flopcallback.reporting.flops_and_time import measured_leaves
 from flopcallback.reporting.profile import share
 from flopcallback.reporting.tree import OWN, widest_work
 from flopcallback.reporting.units import percent, si
@@ -87,7 +88,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: no module of the profile was measured.
     """
-    rows = _measured_leaves(profile)
+    rows = measured_leaves(profile)
     if not rows:
         raise ValueError("latency_chart: no module of this profile has a time; draw it from with_latency(...)")
     kinds = [row.type for row in rows]
@@ -121,19 +122,6 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     canvas.draw()
     image: npt.NDArray[np.uint8] = asarray(canvas.buffer_rgba())[:, :, :3].copy()
     return image
-
-
-def _measured_leaves(profile: ModelProfile) -> list[ModuleRow]:
-    """Rows with a time above 0 that contain no other such row: the time of the others is in these already."""
-    rows = {row.path: row for row in profile.modules}
-    timed = [row for row in profile.modules if row.forward_ms is not None and row.forward_ms > 0]
-    contain: set[str | None] = set()
-    for row in timed:
-        above = row.parent
-        while above is not None and above not in contain:
-            contain.add(above)
-            above = rows[above].parent if above in rows else None
-    return [row for row in timed if row.path not in contain]
 
 
 def _limits(axes: Axes, places: Sequence[float], times: Sequence[float], *, zero_at: float | None) -> None:

@@ -6,20 +6,35 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JSON", "PHASES", "LatencySummary", "ModelProfile", "ModuleRow", "OperatorRow"]
+__all__ = ["ABOVE_PEAK", "JSON", "PHASES", "LatencySummary", "ModelProfile", "ModuleRow", "OperatorRow"]
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
 PHASES = ("train", "validate", "test", "predict", "call")
 """What kind of call was counted; `call` is a count outside any loop."""
 
+ABOVE_PEAK = "above peak"
+"""Said of a row in place of FLOP/s that the device cannot do."""
+
 SCHEMA = 1
 """Goes up whenever an older reader could not read, or would misread, what `ModelProfile.to_json` writes."""
+
+
+class Timed(Protocol):
+    """What did so much work in so much time: a row, or several folded into one line."""
+
+    @property
+    def hw_flops(self) -> int:
+        """Hardware FLOPs."""
+
+    @property
+    def forward_ms(self) -> float | None:
+        """Milliseconds; None where it was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +181,34 @@ class ModelProfile:
         """Time of the row over that of the call; None where either was not measured."""
         return share(row.forward_ms, self.forward_ms)
 
-    def achieved_flops_per_s(self, row: ModuleRow) -> float | None:
-        """Hardware FLOPs of the row per second of its measured forward; None where it was not measured."""
+    def achieved_flops_per_s(self, row: Timed) -> float | None:
+        """Hardware FLOPs of the row per second of its measured forward; None where it was not measured.
+
+        It is a quotient and no more than that; whether it can be true, `is_above_peak` says.
+        """
         return achieved_flops_per_s(row.hw_flops, row.forward_ms)
+
+    @property
+    def peak_flops_per_s(self) -> float | None:
+        """Dense peak of the device in the dtype of the call, from the config; None where it is not known."""
+        peak = self.config.get("flops.peak_tflops")
+        return peak * 1e12 if isinstance(peak, (int, float)) else None
+
+    def is_above_peak(self, row: Timed) -> bool:
+        """Whether the row's FLOP/s exceed what the device can do, so that its time or its FLOPs are not what they seem.
+
+        Such a time may have ended before the work did, or some of the work may have been left out by the kernel.
+        """
+        achieved, peak = self.achieved_flops_per_s(row), self.peak_flops_per_s
+        return achieved is not None and peak is not None and achieved > peak
+
+    def hw_flops_per_byte(self, row: ModuleRow) -> float | None:
+        """Arithmetic intensity: hardware FLOPs per byte that its operators read or wrote; None where there are none.
+
+        Below the device's peak FLOP/s over its memory bandwidth, memory is what limits (Williams, Waterman, Patterson,
+        "Roofline", 2009). A kernel that keeps data on the chip moves fewer bytes than its operators read and write.
+        """
+        return share(row.hw_flops, row.bytes)
 
     def with_latency(
         self,
@@ -222,6 +262,7 @@ class ModelProfile:
 
     def _module_record(self, row: ModuleRow) -> dict[str, Any]:
         low, high = row.forward_ms_spread or (None, None)
+        is_above_peak = self.is_above_peak(row)
         return {
             "path": row.path,
             "parent": row.parent,
@@ -241,10 +282,11 @@ class ModelProfile:
             "forward_ms_low": low,
             "forward_ms_high": high,
             "latency_share": self.latency_share(row),
-            "achieved_hw_flops_per_s": self.achieved_flops_per_s(row),
+            "achieved_hw_flops_per_s": None if is_above_peak else self.achieved_flops_per_s(row),
+            "hw_flops_per_byte": self.hw_flops_per_byte(row),
             "unknown_calls": row.unknown_calls,
             "output_shape": row.output_shape,
-            "note": row.note,
+            "note": ", ".join(filter(None, (row.note, ABOVE_PEAK if is_above_peak else ""))),
         }
 
     def operator_records(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flopcallback.reporting.caption import at_least, footer, headline
-from flopcallback.reporting.profile import achieved_flops_per_s, share
+from flopcallback.reporting.profile import ABOVE_PEAK, share
 from flopcallback.reporting.tree import lines
 from flopcallback.reporting.units import bar, display_width, milliseconds, percent, si
 
@@ -74,8 +74,14 @@ def node_cells(profile: ModelProfile, node: Node) -> dict[str, str]:
         "forward ms": milliseconds(node.forward_ms),
         "time %": percent(time_share),
         "time bar": bar(time_share, BAR_WIDTH),
-        "hw FLOP/s": si(achieved_flops_per_s(node.hw_flops, node.forward_ms)) if node.hw_flops else "",
+        "hw FLOP/s": _rate(profile, node),
     }
+
+
+def _rate(profile: ModelProfile, node: Node) -> str:
+    if not node.hw_flops:
+        return ""
+    return ABOVE_PEAK if profile.is_above_peak(node) else si(profile.achieved_flops_per_s(node))
 
 
 def _type(node: Node) -> str:
