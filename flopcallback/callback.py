@@ -17,9 +17,10 @@ from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
 from flopcallback.profiling import Convention, conditions_of
-from flopcallback.recorder import Recorder, Troubles
+from flopcallback.recorder import Recorder
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, tracker_for
+from flopcallback.troubles import Troubles
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -13,8 +13,9 @@ from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_in_flight
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.profiling import Conditions, Convention, conditions_of, profile_of
-from flopcallback.recorder import Recorder, Troubles
+from flopcallback.recorder import Recorder
 from flopcallback.trackers import MemoryTracker
+from flopcallback.troubles import Troubles
 
 BATCH = 3
 

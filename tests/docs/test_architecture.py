@@ -22,11 +22,21 @@ MAY_IMPORT = {
     "reporting": set(),
     "profiling": {"_version", "counting", "formulas", "reporting"},
     "trackers": {"reporting"},
-    "recorder": {"counting", "measuring", "profiling", "reporting", "trackers"},
+    "troubles": set(),
+    "recorder": {"counting", "measuring", "profiling", "reporting", "trackers", "troubles"},
     "lightning_step": {"counting"},
-    "callback": {"counting", "lightning_step", "measuring", "profiling", "recorder", "reporting", "trackers"},
+    "callback": {
+        "counting",
+        "lightning_step",
+        "measuring",
+        "profiling",
+        "recorder",
+        "reporting",
+        "trackers",
+        "troubles",
+    },
     "fvcore": {"counting", "formulas"},
-    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "recorder"},
+    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "troubles"},
 }
 
 
