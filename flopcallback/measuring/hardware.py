@@ -1,0 +1,214 @@
+"""What a device can do at most: a figure that was given, one that is measured, or its vendor's."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from flopcallback.measuring.peaks import ROWS, Row
+
+__all__ = ["MEASURE", "PEAK_VARIABLE", "Peak", "measured_peak", "peak_for", "peak_in_table", "precision_of"]
+
+MEASURE = "measure"
+PEAK_VARIABLE = "FLOPCALLBACK_PEAK_FLOPS"
+
+# Words of a driver's device string that tell no two devices apart.
+_VENDOR_WORDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct"})
+
+_REPEATS = 3  # of a product that is timed
+
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_PRECISIONS = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    **{getattr(torch, name): "float8" for name in _FLOAT8},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """What a device can do at most.
+
+    Attributes:
+        flops_per_s: of dense matrix products, a multiply-add being two FLOPs.
+        source: where the figure is from, for people to read.
+        bytes_per_s: to and from the device's memory; None where it is not known.
+    """
+
+    flops_per_s: float
+    source: str
+    bytes_per_s: float | None = None
+
+
+def peak_for(
+    device: torch.device,
+    dtype: torch.dtype,
+    given: float | str | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    name_of: Callable[[torch.device], str | None] | None = None,
+) -> Peak | None:
+    """The peak of a device for matrix products in `dtype`; None where it is not known.
+
+    Args:
+        device: a CPU's is known only if it is given or measured.
+        dtype: for float32, whether PyTorch may use TF32 is asked of PyTorch, and counts.
+        given: FLOP/s; "measure": see `measured_peak`, once per process; None: what the environment variable
+            `FLOPCALLBACK_PEAK_FLOPS` says, a number or "measure", and if it says nothing, the vendor's figure.
+        environ: the environment.
+        name_of: asks a driver what it calls a device.
+
+    Raises:
+        ValueError: `given`, or the variable, is neither a finite number above 0 nor "measure"; or matrices cannot be
+            multiplied in `dtype` on `device`.
+    """
+    name = (_driver_name if name_of is None else name_of)(device)
+    row = None if name is None else _row_of(name)
+    where, value = ("peak_flops", given) if given is not None else (PEAK_VARIABLE, environ.get(PEAK_VARIABLE) or None)
+    if value is None:
+        return None if row is None else _peak_in(row, precision_of(dtype))
+    if value == MEASURE:
+        flops_per_s, source = _measured_once(device, dtype, precision_of(dtype))
+    else:
+        flops_per_s, source = _number(value, where), f"given as {where}"
+    return Peak(flops_per_s, source, None if row is None else _bytes_per_s(row))
+
+
+def peak_in_table(device_name: str, dtype: torch.dtype | str) -> Peak | None:
+    """The vendor's figure for a device as its driver calls it; None where there is none.
+
+    The row with the longest match in whole words is taken, and only if it leaves no word of the device's unexplained:
+    an "RTX 4090 Laptop GPU" is no "RTX 4090", and a MIG slice of an A100 is no A100.
+
+    Args:
+        device_name: as of `torch.cuda.get_device_name()`.
+        dtype: or one of `flopcallback.measuring.peaks.PRECISIONS`, such as "tfloat32". Here float32 is IEEE float32,
+            whatever PyTorch is set to.
+    """
+    row = _row_of(device_name)
+    precision = dtype if isinstance(dtype, str) else _PRECISIONS.get(dtype)
+    return None if row is None else _peak_in(row, precision)
+
+
+def precision_of(dtype: torch.dtype) -> str | None:
+    """In what PyTorch, as it is set now, multiplies CUDA matrices of `dtype`: one of `PRECISIONS`; None if in none.
+
+    It is float32 that depends on settings (`torch.set_float32_matmul_precision`, default IEEE), and float16
+    (`torch.backends.cuda.matmul.allow_fp16_accumulation`, default False).
+    """
+    matmul = torch.backends.cuda.matmul
+    if dtype == torch.float32 and _may_use_tf32():
+        return "tfloat32"
+    if dtype == torch.float16 and getattr(matmul, "allow_fp16_accumulation", False):  # torch >= 2.7
+        return "float16_accumulate"
+    return _PRECISIONS.get(dtype)
+
+
+def _may_use_tf32() -> bool:
+    # torch >= 2.9 has a setting per backend, and raises when asked for the old one after the new one was set.
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is not None:
+        return bool(precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def _driver_name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9.]+", name.lower())) - _VENDOR_WORDS
+
+
+def _row_of(device_name: str) -> Row | None:
+    words = _words(device_name)
+    matches = [(name, row) for row in ROWS for name in map(_words, row.names) if name <= words]
+    longest, row = max(matches, key=lambda match: len(match[0]), default=(frozenset(), None))
+    return row if longest == words else None
+
+
+def _peak_in(row: Row, precision: str | None) -> Peak | None:
+    tflops = None if precision is None else row.tflops.get(precision)
+    return None if tflops is None else Peak(tflops * 1e12, f"{row.source}", _bytes_per_s(row))
+
+
+def _bytes_per_s(row: Row) -> float | None:
+    return None if row.gb_per_s is None else row.gb_per_s * 1e9
+
+
+def _number(value: float | str, where: str) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f'{where} is {value!r}, expected FLOP/s: a finite number above 0, or "{MEASURE}"')
+    return number
+
+
+@functools.cache
+def _measured_once(device: torch.device, dtype: torch.dtype, precision: str | None) -> tuple[float, str]:
+    """`measured_peak`, again only when `precision` says that PyTorch was set differently since."""
+    return measured_peak(device, dtype)
+
+
+def measured_peak(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    budget_s: float = 1.0,
+) -> tuple[float, str]:
+    """FLOP/s of the fastest of a few dense square matrix products, and in words how it was found.
+
+    Sizes double as long as the next one is expected to fit into `budget_s`, up to 8192. No random number is drawn. Of a
+    GPU's memory, PyTorch's allocator keeps what three matrices took.
+
+    Raises:
+        ValueError: matrices cannot be multiplied in `dtype` on `device`.
+    """
+    fastest, its_size, begin = 0.0, 0, clock()
+    for size in (256, 512, 1024, 2048, 4096, 8192):
+        try:
+            seconds = _seconds_of_product(size, device, dtype, clock, budget_s / 10)
+        except (RuntimeError, TypeError) as error:  # so are NotImplementedError and the one about memory
+            if fastest:
+                break
+            text = f'peak_flops="{MEASURE}" cannot multiply matrices of {dtype} on {device}; give a number of FLOP/s'
+            raise ValueError(text) from error
+        if 2 * size**3 / seconds > fastest:
+            fastest, its_size = 2 * size**3 / seconds, size
+        if clock() - begin + 8 * _REPEATS * seconds > budget_s:
+            break
+    return fastest, f"measured: {its_size} x {its_size} matrix product in {str(dtype).removeprefix('torch.')}"
+
+
+def _seconds_of_product(
+    size: int, device: torch.device, dtype: torch.dtype, clock: Callable[[], float], at_least_s: float
+) -> float:
+    """The shortest time of a product, of `_REPEATS` and as many more as `at_least_s` allows."""
+    if dtype not in _PRECISIONS:
+        raise TypeError(dtype)
+    synchronize = torch.get_device_module(device).synchronize
+    times: list[float] = []
+    # Whoever asks may be in the middle of a training step, where autocast would change the dtype.
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        left = torch.linspace(-1, 1, size * size, dtype=dtype, device=device).view(size, size)
+        right, out = left.flip(0), torch.empty_like(left)
+        torch.mm(left, right, out=out)
+        while len(times) < _REPEATS or sum(times) < at_least_s:
+            synchronize()
+            begin = clock()
+            torch.mm(left, right, out=out)
+            synchronize()
+            times.append(clock() - begin)
+    return min(times)
