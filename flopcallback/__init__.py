@@ -15,6 +15,7 @@ from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
+from flopcallback.hook import FlopHook
 from flopcallback.troubles import FlopCallbackWarning
 
 if typing.TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "Cost",
     "FlopCallbackWarning",
     "FlopCountAnalysis",
+    "FlopHook",
     "OpCall",
     "OperatorAnalysis",
     "Value",

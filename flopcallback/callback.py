@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-import operator
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
-from flopcallback.profiling import Convention, conditions_of
+from flopcallback.options import Options
 from flopcallback.recorder import Recorder
 from flopcallback.reporting import ModelProfile
-from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, tracker_for
+from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_of, new_name, tracker_for
 from flopcallback.troubles import Troubles
 
 if TYPE_CHECKING:
@@ -67,15 +64,6 @@ def _guarded(hook: Hook) -> Hook:
     return guarded  # type: ignore[return-value]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check(name: str, value: object, is_fine: bool, expected: str) -> None:
-    if not is_fine:
-        raise ValueError(f"FlopCallback: {name} is {value!r}, expected {expected}")
-
-
 class FlopCallback(Callback):
     """Counts the first training step as it happens, times the next ones, and shows both in the trainer's loggers.
 
@@ -90,6 +78,8 @@ class FlopCallback(Callback):
         elementwise: whether elementwise operators and reductions count.
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; 0 times nothing.
+        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
+            device. `"measure"` measures it once by a matrix product.
         batch_size_fn: from a batch to its number of samples; by default what the batch's tensors agree on as their
             first dimension.
         prefix: stands in front of all names.
@@ -118,28 +108,26 @@ class FlopCallback(Callback):
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
+        peak_flops: float | str | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
         prefix: str = "",
         report_dir: str | Path | None = None,
         summary: bool = True,
         strict: bool = False,
     ) -> None:
-        is_fma = _is_whole(fma) and fma in (1, 2)
-        _check("fma", fma, is_fma, "1 (a multiply-add is one FLOP) or 2 (it is two)")
-        for name, value in (("warmup_steps", warmup_steps), ("latency_steps", latency_steps)):
-            _check(name, value, _is_whole(value) and value >= 0, "a whole number, 0 or more")
-        for name, value in (("elementwise", elementwise), ("summary", summary), ("strict", strict)):
-            _check(name, value, isinstance(value, bool), "True or False")
-        _check("batch_size_fn", batch_size_fn, batch_size_fn is None or callable(batch_size_fn), "a function or None")
-        _check("prefix", prefix, isinstance(prefix, str), "a string")
-        is_folder = report_dir is None or isinstance(report_dir, (str, os.PathLike))
-        _check("report_dir", report_dir, is_folder, "a folder or None")
-        self._convention = Convention(fma, elementwise)
-        self._steps = (warmup_steps, latency_steps)
-        self._batch_size_fn = batch_size_fn
-        self._prefix = prefix
-        self._report_dir = report_dir
-        self._summary = summary
+        self._options = Options(
+            "FlopCallback",
+            fma,
+            elementwise,
+            warmup_steps,
+            latency_steps,
+            peak_flops,
+            batch_size_fn,
+            prefix,
+            report_dir,
+            summary,
+            strict,
+        )
         self._troubles = Troubles(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._recorder: Recorder | None = None
@@ -274,26 +262,12 @@ class FlopCallback(Callback):
                 how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
                 self._troubles.report(f"the {phase} step was counted {how}", observed.failure)
             batch = args[0] if args else kwargs
-            conditions = conditions_of(phase, pl_module, batch, step_row=f"({METHODS[phase]})")
-            if self._batch_size_fn is not None:
-                conditions = dataclasses.replace(conditions, batch_size=self._batch_size(self._batch_size_fn, batch))
+            row = f"({METHODS[phase]})"
+            conditions = self._options.conditions(phase, pl_module, batch, self._troubles, step_row=row)
             recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
 
         give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
         self._put_around(pl_module, METHODS[phase], around, give_up)
-
-    def _batch_size(self, function: Callable[[Any], int], batch: Any) -> int | None:
-        """What the user's function says; where that is no number of samples, nothing is said per sample."""
-        with self._troubles.reported("the number of samples is not known"):
-            size = function(batch)
-            try:
-                samples = operator.index(size)
-            except Exception as error:
-                raise TypeError(f"batch_size_fn returned {size!r:.80}, expected an int") from error
-            if samples < 0:
-                raise ValueError(f"batch_size_fn returned {samples}, expected 0 or more")
-            return samples
-        return None
 
     def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
         """Has the next calls of the training step timed."""
@@ -325,48 +299,49 @@ class FlopCallback(Callback):
 
     def _recorder_for(self, trainer: Trainer) -> Recorder:
         if self._recorder is None:
-            warmup, steps = self._steps
+            options = self._options
             self._recorder = Recorder(
                 self._trackers(trainer),
-                convention=self._convention,
-                warmup_steps=warmup,
-                latency_steps=steps,
-                prefix=self._prefix,
-                show=functools.partial(_show, trainer) if self._summary and trainer.is_global_zero else None,
+                convention=options.convention,
+                warmup_steps=options.warmup_steps,
+                latency_steps=options.latency_steps,
+                prefix=options.prefix,
+                show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
                 troubles=self._troubles,
+                fallback=self._report_dir(trainer),
             )
         return self._recorder
 
     def _trackers(self, trainer: Trainer) -> dict[str, Tracker]:
-        """A tracker for each of the trainer's loggers that has one; files, where none has. None on other ranks."""
+        """A tracker for each of the trainer's loggers that has one; files, where one has none. None on other ranks."""
         trackers: dict[str, Tracker] = {}
         if not trainer.is_global_zero:
             return trackers
+        is_whole = True
         for logger in trainer.loggers:
-            name = f"{type(logger).__name__} ({_folder(logger) or logger.name})"
+            name = new_name(logger, trackers)
             try:
-                trackers[name] = tracker_for(logger, prefix=self._prefix)
+                trackers[name] = tracker_for(logger, prefix=self._options.prefix)
             except NoTrackerError:
-                continue
+                is_whole = False
             except Exception as error:  # noqa: BLE001 - the other loggers get theirs
+                is_whole = False
                 self._troubles.report(f"the logger {name} gets nothing", error)
-        if self._report_dir is not None or not trackers:
-            folders = [folder for logger in trainer.loggers if (folder := _folder(logger)) is not None]
-            own = Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
-            folder = own if self._report_dir is None else Path(self._report_dir)
+        if self._options.report_dir is not None or not trackers or not is_whole:
+            folder = self._report_dir(trainer)
             trackers[str(folder)] = self._files.setdefault(folder, LocalTracker(folder))
         return trackers
+
+    def _report_dir(self, trainer: Trainer) -> Path:
+        if self._options.report_dir is not None:
+            return Path(self._options.report_dir)
+        folders = [folder for logger in trainer.loggers if (folder := folder_of(logger)) is not None]
+        return Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
 
 
 def _step(trainer: Trainer) -> int:
     """Lightning's own x-axis: batches after which an optimizer stepped (`global_step` counts each optimizer's)."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _folder(logger: Any) -> str | os.PathLike[str] | None:
-    """Where a logger writes to. Not `trainer.log_dir`, which all ranks would have to ask for together."""
-    places = (getattr(logger, name, None) for name in ("log_dir", "save_dir"))
-    return next((place for place in places if place and isinstance(place, (str, os.PathLike))), None)
 
 
 def _show(trainer: Trainer, text: str) -> None:

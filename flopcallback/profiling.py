@@ -26,9 +26,10 @@ from flopcallback.counting.run import TRACE, Run
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.tally import display_name
 from flopcallback.formulas.registry import Counted, Formula, lookup
+from flopcallback.measuring.hardware import Peak
 from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow
 
-__all__ = ["Conditions", "Convention", "conditions_of", "profile_of"]
+__all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "tensors_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Conditions:
         input_shapes: of every tensor given to it.
         batch_size: samples; None where it is not known.
         step_row: the path of a row for what ran outside of any submodule; without one, that is the root's own.
+        peak: what the device can do in that dtype; None where it is not known.
     """
 
     phase: str
@@ -62,6 +64,7 @@ class Conditions:
     input_shapes: tuple[tuple[int, ...], ...] = ()
     batch_size: int | None = None
     step_row: str | None = None
+    peak: Peak | None = None
 
 
 def conditions_of(
@@ -81,7 +84,7 @@ def conditions_of(
         batch_size: samples; by default what all tensors in `inputs` agree on as their first dimension.
         step_row: the path of a row for what runs outside of any submodule.
     """
-    tensors = list(_tensors(inputs))
+    tensors = list(tensors_in(inputs))
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     device = next((t.device for t in (parameter, *tensors) if t is not None), torch.device("cpu"))
     dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
@@ -265,6 +268,8 @@ def _config(runs: Sequence[Run], counts: _Counts, conditions: Conditions, conven
         "flops.is_lower_bound": counts.is_lower_bound,
         "flops.device": _device_text(conditions.device),
         "flops.dtype": str(conditions.dtype).removeprefix("torch."),
+        "flops.peak_tflops": None if conditions.peak is None else conditions.peak.flops_per_s / 1e12,
+        "flops.peak_source": None if conditions.peak is None else conditions.peak.source,
         "flops.input_shapes": conditions.input_shapes,
         "flops.unknown_operators": sorted(counts.unknown_operators),
         "flops.version": __version__,
@@ -276,12 +281,12 @@ def _device_text(device: torch.device) -> str:
     return f"{device} ({name(device)})" if name is not None else str(device)
 
 
-def _tensors(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a batch: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
+def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a batch or a result: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
     for leaf in tree_leaves(structure):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif isinstance(leaf, Mapping):
-            yield from _tensors(dict(leaf))
+            yield from tensors_in(dict(leaf))
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors([getattr(leaf, item.name) for item in fields(leaf)])
+            yield from tensors_in([getattr(leaf, item.name) for item in fields(leaf)])

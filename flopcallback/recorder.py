@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,7 @@ class Recorder:
         prefix: stands in front of the names of numbers.
         show: prints a text; None prints nothing.
         troubles: where failures of single trackers go.
+        fallback: a folder for what a tracker that failed did not take.
         clock: seconds, for times on a CPU.
         event: `torch.Event`, for times on other devices.
 
@@ -51,11 +53,13 @@ class Recorder:
         prefix: str = "",
         show: Callable[[str], None] | None = None,
         troubles: Troubles | None = None,
+        fallback: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., Any] | None = None,
     ) -> None:
         self.profiles: dict[str, ModelProfile] = {}
-        self._trackers = trackers
+        self._trackers = dict(trackers)
+        self._fallback = fallback
         self._convention = convention or Convention()
         self._steps = (warmup_steps, latency_steps)
         self._prefix = prefix
@@ -111,11 +115,16 @@ class Recorder:
         """Goes around each call in a step that is like the counted one; see `LatencyWindow.timed_call`."""
         return nullcontext() if self._window is None else self._window.timed_call(is_forward=is_forward)
 
-    def end_step(self, step: int) -> None:
-        """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window."""
+    def end_step(self, step: int, *, is_whole: bool = True) -> None:
+        """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window.
+
+        Args:
+            step: where the numbers belong.
+            is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
+        """
         with self._timing():
             if self._window is not None:
-                self._window.end_step()
+                self._window.end_step(is_whole=is_whole)
                 if not self._window.is_open:
                     self._close_window()
         self._log(step)
@@ -168,24 +177,40 @@ class Recorder:
             scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
             scalars = {name: value for name, value in scalars.items() if name not in self._logged}
             self._logged.update(scalars)
-            for name, tracker in self._trackers.items():
+            for name, tracker in list(self._trackers.items()):
                 with self._troubles.reported(f"the tracker {name} failed"):
-                    if scalars:
-                        tracker.log_scalars(scalars, step)
-                    tracker.log_profile(profile, step)
+                    try:
+                        _give(tracker, scalars, profile, step)
+                    except Exception:
+                        self._keep_in_files(scalars, profile, step)
+                        raise
         for phase in self.profiles:
             if phase not in self._shown and not self.is_timing:
                 self._shown.add(phase)
                 self._show_profile(self.profiles[phase])
 
+    def _keep_in_files(self, scalars: Mapping[str, int | float], profile: ModelProfile, step: int) -> None:
+        """Writes what a tracker did not take to a folder, unless there is one that gets it anyway."""
+        if self._fallback is None or any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values()):
+            return
+        folder = LocalTracker(self._fallback)
+        self._trackers[str(folder.folder)] = folder
+        _give(folder, scalars, profile, step)
+
     def _show_profile(self, profile: ModelProfile) -> None:
         if self._show is not None:
-            has_tracker = any(not isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
-            where = ", ".join(self._trackers)
-            self._show(_line(profile, where) if has_tracker else f"{_table(profile)}\nreport: {where}")
+            is_in_files_alone = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+            text = _table(profile) + "\n" if self._trackers and is_in_files_alone else _line(profile) + "; "
+            self._show(f"{text}report: {', '.join(self._trackers)}" if self._trackers else _line(profile))
 
 
-def _line(profile: ModelProfile, where: str) -> str:
+def _give(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile, step: int) -> None:
+    if scalars:
+        tracker.log_scalars(scalars, step)
+    tracker.log_profile(profile, step)
+
+
+def _line(profile: ModelProfile) -> str:
     """The profile in a line, for those who have a tracker to look at."""
     bound = ">= " if profile.is_lower_bound else ""
     fma = profile.config["flops.fma"]
@@ -195,7 +220,7 @@ def _line(profile: ModelProfile, where: str) -> str:
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
     parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
-    return f"flopcallback: {', '.join(parts)}; report: {where}"
+    return f"flopcallback: {', '.join(parts)}"
 
 
 def _table(profile: ModelProfile) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -12,7 +12,17 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from flopcallback.reporting import ModelProfile, markdown_modules, markdown_operators, plain_table
 
-__all__ = ["GROUP", "LocalTracker", "MemoryTracker", "NoTrackerError", "Tracker", "tracker_for"]
+__all__ = [
+    "GROUP",
+    "LocalTracker",
+    "MemoryTracker",
+    "NoTrackerError",
+    "Tracker",
+    "described",
+    "folder_of",
+    "new_name",
+    "tracker_for",
+]
 
 GROUP = "flopcallback.trackers"
 """The entry-point group. An entry is named after the package of the objects that it takes (`wandb`,
@@ -43,7 +53,8 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
     Args:
         target: a `Tracker`, which is given back as it is; a folder, as a `Path` or a string with a separator in it
             (`"./runs"`); or what a tracker's package makes (a W&B run, a `SummaryWriter`, ...), a Lightning logger
-            around it, or the name of that package.
+            around it, the name of that package, or a pair of a client of that package's and the name of a run
+            (`(MlflowClient(), run_id)`).
         prefix: stands in front of the names that the tracker itself chooses, those of tables and figures.
 
     Raises:
@@ -53,7 +64,8 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
     if _is_tracker(target):
         return target
     entries = {entry.name: entry for entry in entry_points(group=GROUP)}
-    entry = entries.get(target) if isinstance(target, str) else _entry_for(target, entries)
+    decides = target[0] if _is_pair(target) else target
+    entry = entries.get(decides) if isinstance(decides, str) else _entry_for(decides, entries)
     if entry is not None:
         tracker: Tracker = entry.load()(target, prefix=prefix)
         return tracker
@@ -66,6 +78,36 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
         f"these packages: {known}. Or give a folder (a Path, or a string such as './runs'), or an object with "
         "log_scalars(values, step), log_profile(profile, step) and close()."
     )
+
+
+def described(target: object) -> str:
+    """What a target of `tracker_for` is called in messages: its kind, and where it writes to."""
+    if isinstance(target, (str, os.PathLike)):
+        return str(target)
+    if _is_pair(target):
+        return f"{type(target[0]).__name__} ({target[1]})"
+    where = folder_of(target) or getattr(target, "name", None)
+    kind = type(target).__name__
+    return f"{kind} ({where})" if isinstance(where, (str, os.PathLike)) and str(where) else kind
+
+
+def new_name(target: object, taken: Collection[str]) -> str:
+    """What a target is called, with a number behind where another one is called the same."""
+    name = described(target)
+    return name if name not in taken else f"{name} #{len(taken) + 1}"
+
+
+def folder_of(target: object) -> str | os.PathLike[str] | None:
+    """The folder that a writer, a run or a logger writes to; None where it says none.
+
+    Not Lightning's `trainer.log_dir`, which all ranks would have to ask for together.
+    """
+    places = (getattr(target, name, None) for name in ("log_dir", "logdir", "save_dir", "dir"))
+    return next((place for place in places if place and isinstance(place, (str, os.PathLike))), None)
+
+
+def _is_pair(target: object) -> TypeGuard[tuple[object, str]]:
+    return isinstance(target, tuple) and len(target) == 2 and isinstance(target[1], str)
 
 
 def _is_bare_word(text: str) -> bool:

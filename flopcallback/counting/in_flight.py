@@ -6,7 +6,7 @@ import dis
 import types
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,14 @@ from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["may_be_ours", "observe_beside", "observe_each_call", "observe_in_flight"]
+__all__ = [
+    "may_be_ours",
+    "observe_beside",
+    "observe_each_call",
+    "observe_in_flight",
+    "observe_module_call",
+    "together",
+]
 
 # Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
 _MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
@@ -92,30 +99,52 @@ def _observed(
 def observe_each_call(
     call: Callable[[], Any], names: ModuleNames, *, engine: str = TRACE, reason: str = "", keep: Iterable[Any] = ()
 ) -> Observed:
-    """Makes a call and observes each outermost call of a module in it: in flight, or beside where one is compiled."""
+    """Makes a call and observes each outermost call of a module in it, as `observe_module_call` does."""
     keep = tuple(keep)
-    seen: list[tuple[CallSite, Observed]] = []
+    seen: list[tuple[str, Observed]] = []
 
     def intercept(site: CallSite, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        def uncompiled(*args: Any, **kwargs: Any) -> Any:
-            return site.module.forward(*args, **kwargs)
+        observed = observe_module_call(site, one, names, args, kwargs, engine=engine, reason=reason, keep=keep)
+        seen.append((site.name, observed))
 
-        if any(map(is_compiled, site.module.modules())):
-            observed = observe_beside(one, uncompiled, names, args, kwargs)
-        else:
-            observed = observe_in_flight(one, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
-        seen.append((site, observed))
+    def unseen(site: CallSite, failure: Exception) -> None:
+        seen.append((site.name, Observed(None, (), failure)))
 
     def around(attempt: Callable[[], Any]) -> None:
-        with outermost_calls(names, intercept) as failures:
+        with outermost_calls(names, intercept, unseen):
             attempt()
-        seen.extend((site, Observed(None, (), failure)) for site, failure in failures)
 
     made = make_sure(call, around)
+    return together(seen, result=made.result, failure=made.failure)
+
+
+def observe_module_call(
+    site: CallSite,
+    call: Callable[[], Any],
+    names: ModuleNames,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    engine: str = TRACE,
+    reason: str = "",
+    keep: Iterable[Any] = (),
+) -> Observed:
+    """Makes one call of a module and observes it: in flight, or beside where a piece of the module is compiled."""
+
+    def uncompiled(*args: Any, **kwargs: Any) -> Any:
+        return site.module.forward(*args, **kwargs)
+
+    if any(map(is_compiled, site.module.modules())):
+        return observe_beside(call, uncompiled, names, args, kwargs)
+    return observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+
+
+def together(seen: Sequence[tuple[str, Observed]], *, result: Any = None, failure: Exception | None = None) -> Observed:
+    """Calls of modules, by name, that were observed one by one, as one call."""
     runs = tuple(run for _, one in seen for run in one.runs)
-    failures = [made.failure, *(one.failure for _, one in seen)]
-    unseen = {site.name: _in_words(one.failure) for site, one in seen if not one.runs}
-    return Observed(made.result, runs, next(filter(None, failures), None), unseen)
+    failures = [failure, *(one.failure for _, one in seen)]
+    unseen = {name: _in_words(one.failure) for name, one in seen if not one.runs}
+    return Observed(result, runs, next(filter(None, failures), None), unseen)
 
 
 def observe_beside(

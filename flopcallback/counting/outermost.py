@@ -65,23 +65,30 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
 
 
 @contextmanager
-def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[tuple[CallSite, Exception]]]:
+def outermost_calls(
+    names: ModuleNames, intercept: Intercept, on_failure: Callable[[CallSite, Exception], None]
+) -> Iterator[None]:
     """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
     `call()` makes the call, with those arguments; `intercept` has to make it once. Calls that a backward makes
-    (recomputation) and those of other threads pass.
+    (recomputation), those that are being compiled, and those of other threads pass.
 
-    Yields:
-        What `intercept` failed at, other than in the call itself; a call is made in any case.
+    Args:
+        names: the modules.
+        intercept: goes around a call.
+        on_failure: is told, after the call was made, what `intercept` failed at other than in the call itself. What it
+            raises reaches whoever made the call.
     """
     thread = threading.get_ident()
-    failures: list[tuple[CallSite, Exception]] = []
     busy = False
 
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def outermost(*args: Any, **kwargs: Any) -> Any:
             nonlocal busy
+            # First: to a compiler the rest is then dead code, and no reason to break its graph.
+            if torch.compiler.is_compiling():
+                return method(*args, **kwargs)
             # A task id: autograd is at work, and the module's call recomputes what it did before.
             if busy or torch._C._current_graph_task_id() != -1 or threading.get_ident() != thread:
                 return method(*args, **kwargs)
@@ -96,7 +103,7 @@ def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[t
             finally:
                 busy = False
             if made.failure is not None:
-                failures.append((site, made.failure))
+                on_failure(site, made.failure)
             return made.result
 
         return outermost
@@ -104,4 +111,4 @@ def outermost_calls(names: ModuleNames, intercept: Intercept) -> Iterator[list[t
     with ExitStack() as undo:
         for site in call_sites(names):
             wrap_on_instance(site.module, site.attribute, functools.partial(wrap, site), undo)
-        yield failures
+        yield

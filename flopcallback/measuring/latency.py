@@ -6,7 +6,7 @@ import functools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,7 +18,7 @@ from flopcallback.counting.outermost import CallSite, call_sites, has_forward
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.shadows import wrap_on_instance
 
-__all__ = ["DeviceEvent", "Latency", "LatencyWindow"]
+__all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
 
 CPU_CLOCK = "CPU clock"
 
@@ -31,6 +31,9 @@ class DeviceEvent(Protocol):
 
     def synchronize(self) -> None:
         """Waits until the device has come to the mark."""
+
+    def query(self) -> bool:
+        """Whether the device has come to the mark; does not wait."""
 
     def elapsed_time(self, end: Any) -> float:
         """Milliseconds on the device from this mark to `end`."""
@@ -129,32 +132,46 @@ class LatencyWindow:
             raise call.failure
         self._calls.append(call)
 
-    def end_step(self) -> None:
-        """Ends the time of a step; without effect where none began."""
+    def end_step(self, *, is_whole: bool = True) -> None:
+        """Ends the time of a step; without effect where none began.
+
+        Args:
+            is_whole: False where what lies in between is not the whole step: it then has no time.
+        """
         if self._began is not None:
-            self._step_spans.append((self._began, self._timer.mark()))
+            if is_whole:
+                self._step_spans.append((self._began, self._timer.mark()))
             self._began = None
             self._steps_to_time -= 1
         elif self._in_step and self._steps_to_skip > 0:
             self._steps_to_skip -= 1
         self._in_step = False
 
-    def read(self) -> Latency | None:
-        """Medians of what was timed so far, None where nothing was; waits for the device."""
-        self._timer.wait()
-        calls = [self._times(call) for call in self._calls if call.whole]
+    def read(self, *, wait: bool = True) -> Latency | None:
+        """Medians of what was timed so far, None where nothing was.
+
+        Args:
+            wait: for the device. False where it may never come to the end of its work: calls and steps that it has not
+                come through by now are left out.
+        """
+        if wait:
+            self._timer.wait()
+        calls = [self._times(call) for call in self._calls if call.whole and all(map(self._has_passed, call.spans()))]
         if not calls:
             return None
         by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
-        steps = [self._timer.ms(*span) for span in self._step_spans]
+        steps = [self._timer.ms(*span) for span in self._step_spans if self._has_passed(span)]
         return Latency(
             forward_ms=statistics.median(by_name[""]),
             step_ms=statistics.median(steps) if steps else None,
             steps=len(calls),
             how=self._timer.how,
             modules={name: statistics.median(times) for name, times in by_name.items()},
-            spreads={name: _quartiles(times) for name, times in by_name.items()},
+            spreads={name: quartiles(times) for name, times in by_name.items()},
         )
+
+    def _has_passed(self, span: _Span) -> bool:
+        return all(map(self._timer.has_come_to, span))
 
     def _times(self, call: _TimedCall) -> dict[str, float]:
         """Milliseconds of one call by module; the call's own stand under the root's name."""
@@ -191,6 +208,9 @@ class _Clock:
     def wait(self) -> None:
         """A clock has always come to its marks."""
 
+    def has_come_to(self, mark: float) -> bool:
+        return True
+
     def ms(self, start: float, end: float) -> float:
         return (end - start) * 1e3
 
@@ -212,6 +232,12 @@ class _Events:
     def wait(self) -> None:
         if self._last is not None:
             self._last.synchronize()
+
+    def has_come_to(self, mark: DeviceEvent) -> bool:
+        try:
+            return mark.query()
+        except Exception:  # noqa: BLE001 - a device that died raises whatever it is asked
+            return False
 
     def ms(self, start: DeviceEvent, end: DeviceEvent) -> float:
         return start.elapsed_time(end)
@@ -238,6 +264,10 @@ class _TimedCall:
         self._thread = threading.get_ident()
         self._running: list[str] = []
         self._began: Any = None
+
+    def spans(self) -> Iterator[_Span]:
+        """All of them."""
+        return chain(self.whole, *self.modules.values())
 
     def __enter__(self) -> None:
         self._began = self._timer.mark()
@@ -280,7 +310,8 @@ class _TimedCall:
             self.submodules.append(span)
 
 
-def _quartiles(times: list[float]) -> tuple[float, float]:
+def quartiles(times: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of a single time, twice that."""
     if len(times) == 1:
         return times[0], times[0]
     first, _, third = statistics.quantiles(times, n=4, method="inclusive")

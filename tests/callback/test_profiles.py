@@ -112,6 +112,8 @@ def test_the_conditions_are_noted(lightning, run, make_callback):
         "flops.is_lower_bound": False,
         "flops.device": "cpu",
         "flops.dtype": "float32",
+        "flops.peak_tflops": None,
+        "flops.peak_source": None,
         "flops.input_shapes": [[BATCH, 1, SIDE, SIDE], [BATCH]],
         "flops.unknown_operators": [],
         "flops.version": "0.1.0",

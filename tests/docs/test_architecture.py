@@ -20,23 +20,16 @@ MAY_IMPORT = {
     "counting": {"formulas"},
     "measuring": {"counting"},
     "reporting": set(),
-    "profiling": {"_version", "counting", "formulas", "reporting"},
+    "profiling": {"_version", "counting", "formulas", "measuring", "reporting"},
     "trackers": {"reporting"},
     "troubles": set(),
     "recorder": {"counting", "measuring", "profiling", "reporting", "trackers", "troubles"},
+    "options": {"measuring", "profiling", "troubles"},
+    "hook": {"counting", "options", "profiling", "recorder", "reporting", "trackers", "troubles"},
     "lightning_step": {"counting"},
-    "callback": {
-        "counting",
-        "lightning_step",
-        "measuring",
-        "profiling",
-        "recorder",
-        "reporting",
-        "trackers",
-        "troubles",
-    },
+    "callback": {"counting", "lightning_step", "options", "recorder", "reporting", "trackers", "troubles"},
     "fvcore": {"counting", "formulas"},
-    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "troubles"},
+    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "hook", "troubles"},
 }
 
 

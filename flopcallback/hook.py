@@ -1,0 +1,368 @@
+"""FlopHook: a plain loop's events, translated into the recorder's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flopcallback.counting.attempt import Observed
+from flopcallback.counting.in_flight import observe_module_call, together
+from flopcallback.counting.outermost import CallSite, outermost_calls
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.options import Options
+from flopcallback.profiling import Conditions, tensors_in
+from flopcallback.recorder import Recorder
+from flopcallback.reporting import ModelProfile
+from flopcallback.trackers import Tracker, new_name, tracker_for
+from flopcallback.troubles import FlopCallbackWarning, Troubles
+
+__all__ = ["FlopHook"]
+
+PHASE = "train"
+REPORT = Path("flopcallback_report")
+SEVERAL = 2
+
+NOTHING_SEEN = (
+    "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
+    "thread that made the hook. With torch.compile, make the hook after it, of what it returned."
+)
+
+
+class FlopHook:
+    """Counts the first training step of a plain loop as it happens, times the next ones, and shows both in trackers.
+
+    Nothing else in the loop changes. The first training call of the model (grad enabled, `model.training`) is observed
+    in flight: it is made once, as always, and its results are handed on. It ends where its backward begins; with
+    several optimizers, where the step ends, so that the parts of a GAN are counted together. Then forwards and steps
+    are timed for `latency_steps` steps, and nothing stays on the model. Whatever fails in here becomes one
+    `FlopCallbackWarning`, and training goes on.
+
+    A step ends when the optimizer has stepped; with several, when each of them has. Where that is not what a step is,
+    or where there is no optimizer, `with hook.step():` marks steps. With neither, calls are timed and steps are not.
+
+    Make it after `torch.compile`, of what the loop calls, and in the thread that trains.
+
+    Args:
+        model: whose modules are told apart. What `DistributedDataParallel` or `DataParallel` wraps is taken out of it,
+            so that names are those of a single process.
+        optimizer: one, or a list of several.
+        to: where to show it: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning
+            logger, a folder, a `Tracker`, or a list of these. Runs and writers stay the caller's. None shows it
+            nowhere: `metrics()` and `profile` have it.
+        fma: how many FLOPs a multiply-add is, 1 or 2.
+        elementwise: whether elementwise operators and reductions count.
+        warmup_steps: steps after the counted one that are not timed.
+        latency_steps: steps after those that are; 0 times nothing.
+        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
+            device. `"measure"` measures it once by a matrix product.
+        batch_size_fn: from the first argument of the model (its keyword arguments where it has none) to its number of
+            samples; by default what the tensors given to the model agree on as their first dimension.
+        prefix: stands in front of all names.
+        report_dir: a folder for the report's files, besides what `to` says.
+        summary: print a line, once and on rank 0, or the whole table where `to` is folders alone.
+        strict: raise what fails instead of warning.
+
+    Raises:
+        ValueError: an argument is not what it is to be.
+        TypeError: `model` is no module, `optimizer` no optimizer of PyTorch's, or no tracker takes what `to` is.
+        ImportError: a package is missing that a tracker needs.
+
+    Example:
+        >>> import torch
+        >>> from flopcallback import FlopHook
+        >>> model = torch.nn.Linear(5, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with FlopHook(model, optimizer, summary=False) as hook:
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(2, 5)).sum()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> hook.metrics()["flops/forward"]  # 2 * 5 * 3
+        30
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        *,
+        to: Any = None,
+        fma: int = 1,
+        elementwise: bool = False,
+        warmup_steps: int = 5,
+        latency_steps: int = 20,
+        peak_flops: float | str | None = None,
+        batch_size_fn: Callable[[Any], int] | None = None,
+        prefix: str = "",
+        report_dir: str | Path | None = None,
+        summary: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._options = options = Options(
+            "FlopHook",
+            fma,
+            elementwise,
+            warmup_steps,
+            latency_steps,
+            peak_flops,
+            batch_size_fn,
+            prefix,
+            report_dir,
+            summary,
+            strict,
+        )
+        self._model = _unwrapped(model)
+        self._optimizers = _optimizers(optimizer)
+        self._troubles = Troubles(strict=strict)
+        is_logging = _rank() == 0
+        self._recorder = Recorder(
+            self._trackers(to) if is_logging else {},
+            convention=options.convention,
+            warmup_steps=warmup_steps,
+            latency_steps=latency_steps,
+            prefix=prefix,
+            show=_print if summary and is_logging else None,
+            troubles=self._troubles,
+            fallback=options.report_dir or REPORT,
+        )
+        self._names = ModuleNames({"": self._model})
+        self._seen: list[tuple[str, Observed]] = []  # of the counted call, by the name of the module that was called
+        self._conditions: Conditions | None = None
+        self._timed = ExitStack()  # open while a call is timed
+        self._has_called = self._has_backward = False  # in the call that is counted or timed
+        self._has_begun = False
+        self._in_step = self._is_marked = self._is_done = self._is_closed = False
+        self._stepped: set[int] = set()
+        self._steps = 0
+        self._on_model, self._on_optimizers = ExitStack(), ExitStack()
+        self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
+        for each in self._optimizers:
+            self._on_optimizers.callback(each.register_step_post_hook(self._optimizer_stepped).remove)
+
+    # --- What a user asks for -----------------------------------------------------------------------------------------
+
+    @property
+    def profile(self) -> ModelProfile | None:
+        """The profile of the first training call, with times once they are in; None before. Asking ends that call."""
+        with self._guarded():
+            self._end_call()
+        return self._recorder.profiles.get(PHASE)
+
+    def metrics(self) -> dict[str, int | float]:
+        """The numbers that are known by now, by name, to merge into what the loop logs itself; integers are exact.
+
+        Example:
+            >>> wandb.log({"loss": loss, **hook.metrics()}, step=step)  # doctest: +SKIP
+        """
+        profile = self.profile
+        scalars = {} if profile is None else profile.scalars()
+        return {self._options.prefix + name: value for name, value in scalars.items()}
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Goes around each step of a loop whose steps are not what its optimizers say."""
+        self._is_marked = True
+        try:
+            yield
+        except BaseException:
+            self._drop_call()
+            raise
+        with self._guarded():
+            self._end_step()
+
+    def close(self) -> None:
+        """Logs what a short loop has timed, and lets go of the model and the optimizers; again, it does nothing."""
+        self._close(wait=True)
+
+    def __enter__(self) -> FlopHook:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # No waiting for a device that may be dead, and nothing raised: the loop's own error is on its way.
+            self._close(wait=False)
+        except Exception as ours:  # noqa: BLE001
+            self._troubles.note("the report of a training that ended early is not complete", ours)
+
+    # --- The loop's events --------------------------------------------------------------------------------------------
+
+    def _called(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module was called, by none of the model's modules."""
+        if not (site.module.training and torch.is_grad_enabled()):
+            call()
+            return
+        self._has_begun = True
+        if self._has_backward:
+            self._end_call()
+            if not self._optimizers and not self._is_marked:
+                self._end_step(is_whole=False)
+        if not self._in_step:
+            self._in_step = True
+            self._recorder.begin_step()
+        result = self._time(call) if self._is_counted else self._count(site, call, args, kwargs)
+        self._has_called = True
+        if len(self._optimizers) < SEVERAL:
+            self._watch_backward(result)
+
+    def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._is_done or self._is_marked:
+            return
+        with self._guarded():
+            self._stepped.add(id(optimizer))
+            if len(self._stepped) == len(self._optimizers):
+                self._end_step()
+
+    def _failed(self, site: CallSite, error: Exception) -> None:
+        self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)
+
+    # --- Inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_counted(self) -> bool:
+        return PHASE in self._recorder.profiles
+
+    def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._conditions is None:
+            batch = args[0] if args else kwargs
+            self._conditions = self._options.conditions(
+                PHASE, self._model, batch, self._troubles, inputs=(args, kwargs)
+            )
+        observed = observe_module_call(site, call, self._names, args, kwargs)
+        self._seen.append((site.name, observed))
+        return observed.result
+
+    def _time(self, call: Callable[[], Any]) -> Any:
+        if not self._has_called:
+            self._timed.enter_context(self._recorder.timed_call(is_forward=False))
+        try:
+            return call()
+        except BaseException:
+            self._drop_call()
+            raise
+
+    def _watch_backward(self, result: Any) -> None:
+        """Has the first backward through any of the tensors in `result` note that it began."""
+
+        def began(_: Any) -> None:
+            self._has_backward = True
+
+        for tensor in tensors_in(result):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(began)
+
+    def _end_call(self) -> None:
+        """What was counted or timed since the last backward, or the last step, is complete."""
+        if not self._has_called:
+            return
+        self._has_called = self._has_backward = False
+        if self._is_counted:
+            self._timed.close()
+            return
+        observed = together(self._seen)
+        self._seen = []
+        if not observed.runs:
+            raise observed.failure or RuntimeError("no operator was seen in it")
+        if observed.failure is not None:
+            how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
+            self._troubles.report(f"the training call was counted {how}", observed.failure)
+        assert self._conditions is not None
+        self._recorder.record(observed, self._model, self._conditions, is_timed=True)
+
+    def _drop_call(self) -> None:
+        """Forgets the times of a call that was under way when the exception that is being handled came."""
+        self._has_called = self._has_backward = bool(self._seen)
+        self._timed.__exit__(*sys.exc_info())
+
+    def _end_step(self, *, is_whole: bool = True) -> None:
+        self._end_call()
+        self._stepped.clear()
+        step, self._steps = self._steps, self._steps + 1
+        if self._in_step:
+            self._in_step = False
+            self._recorder.end_step(step, is_whole=is_whole)
+        if self._is_counted and not self._recorder.is_timing:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leaves the model alone. The optimizers' hooks stay until the hook is closed: this may run inside of one."""
+        self._is_done = True
+        self._timed.close()
+        self._on_model.close()
+
+    def _close(self, *, wait: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            with self._guarded():
+                self._end_call()
+                self._recorder.close(self._steps, wait=wait)
+        finally:
+            self._let_go()
+            self._on_optimizers.close()
+        if wait and not self._has_begun:
+            warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the promise: training goes on
+            self._give_up("the training step could not be counted", error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        """Leaves the rest of the loop alone."""
+        self._let_go()
+        self._troubles.report(what, error)
+
+    def _trackers(self, to: Any) -> dict[str, Tracker]:
+        """A tracker for each target, by a name that says where it goes."""
+        targets = to if isinstance(to, list) else [] if to is None else [to]
+        if self._options.report_dir is not None:
+            targets = [*targets, Path(self._options.report_dir)]
+        trackers: dict[str, Tracker] = {}
+        for target in targets:
+            trackers[new_name(target, trackers)] = tracker_for(target, prefix=self._options.prefix)
+        return trackers
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module")
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, wrappers) else model
+
+
+def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    for each in several:
+        # A wrapper may be one in name alone, without the list of hooks that `Optimizer.__init__` makes.
+        if not isinstance(each, torch.optim.Optimizer) or not hasattr(each, "_optimizer_step_post_hooks"):
+            raise TypeError(
+                f"FlopHook: optimizer is {each!r:.80}, expected a torch.optim.Optimizer or a list of them. Give what a "
+                "wrapper wraps; or give none, and mark each step: `with hook.step():`"
+            )
+    return several
+
+
+def _rank() -> int:
+    """Of this process: the group's, or what `torchrun` says before there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
