@@ -223,7 +223,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("RTX 5090",),
-        _tflops(float32=104.8, tfloat32=104.8, sixteen_bit=209.5, float16_accumulate=419, float8=419),
+        _tflops(float32=104.8, sixteen_bit=209.5, float16_accumulate=419, float8=419),
         1792,
         BLACKWELL,
     ),
