@@ -16,6 +16,7 @@ from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
 from flopcallback.hook import FlopHook
+from flopcallback.measure import measure_latency
 from flopcallback.troubles import FlopCallbackWarning
 
 if typing.TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "flop_count_str",
     "flop_count_table",
+    "measure_latency",
     "parameter_count",
     "parameter_count_table",
     "register_formula",

@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "troubles": set(),
     "recorder": {"counting", "measuring", "profiling", "reporting", "trackers", "troubles"},
     "options": {"measuring", "profiling", "troubles"},
+    "measure": {"counting", "measuring", "options", "profiling", "reporting", "troubles"},
     "hook": {"counting", "options", "profiling", "recorder", "reporting", "trackers", "troubles"},
     "lightning_step": {"counting"},
     "callback": {"counting", "lightning_step", "options", "recorder", "reporting", "trackers", "troubles"},
     "fvcore": {"counting", "formulas"},
-    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "hook", "troubles"},
+    "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "hook", "measure", "troubles"},
 }
 
 

@@ -1,0 +1,215 @@
+"""measure_latency: one call of a model, counted and timed on demand, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from flopcallback.counting.attempt import Observed
+from flopcallback.counting.isolation import Found, left_as_found, private_copies
+from flopcallback.counting.regions import without_compilation
+from flopcallback.counting.run import DISPATCH, Run, filtered_warnings, observe, run_isolated
+from flopcallback.counting.scopes import find_modules
+from flopcallback.measuring.latency import Latency, LatencyWindow, quartiles
+from flopcallback.options import Options
+from flopcallback.profiling import profile_of, tensors_in
+from flopcallback.reporting import LatencySummary, ModelProfile
+from flopcallback.troubles import Troubles
+
+__all__ = ["measure_latency"]
+
+
+def measure_latency(
+    model: nn.Module | Callable[..., Any],
+    inputs: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    fma: int = 1,
+    elementwise: bool = False,
+    warmup_steps: int = 5,
+    latency_steps: int = 20,
+    peak_flops: float | str | None = None,
+    max_s: float = 60.0,
+) -> ModelProfile:
+    """FLOPs of one call of a model next to measured times, by module: the callback's table, without training.
+
+    The model is called as it is: `model.training`, grad mode, autocast and the number of threads are the caller's. For
+    inference, call this after `model.eval()` and within `torch.no_grad()`. Afterwards the model, its buffers and
+    grads, the inputs and the random states are as they were found, also when the model raises.
+
+    The time of the whole call, in `profile.latency` and in the row of the model, is that of a call as a user makes it,
+    without any clock of ours on a module: `torch.utils.benchmark` takes it, and waits for the device before and after.
+    A module has a clock around its forward, in calls that take turns with those. A clock takes time too, on a CPU about
+    a microsecond, which is part of the time of whatever contains the module; so no module is given more than the whole,
+    and shares are shares of what a user waits for. What a module's time contains stands under every table.
+
+    Two calls count FLOPs, `warmup_steps` are not timed; then each of `latency_steps` rounds makes one call with clocks
+    and three without, of which the first two warm up.
+
+    Args:
+        model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
+        kwargs: keyword arguments of the call.
+        fma: how many FLOPs a multiply-add is, 1 or 2.
+        elementwise: whether elementwise operators and reductions count.
+        warmup_steps: calls before the first that is timed.
+        latency_steps: rounds; medians are over these.
+        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
+            device. `"measure"` measures it once by a matrix product.
+        max_s: seconds after which no further round begins (half of it: no further call that warms up). The first round
+            is made in any case; `profile.latency.steps` says how many were.
+
+    Raises:
+        TypeError: `model` is no module and cannot be called.
+        ValueError: an argument is not what it is to be, or the model cannot be run: it is on the meta device, or has
+            lazy modules that are not initialised.
+        Exception: whatever the model raises by itself.
+
+    Example:
+        >>> import torch
+        >>> from flopcallback import measure_latency
+        >>> profile = measure_latency(torch.nn.Linear(3, 5), torch.ones(2, 3))
+        >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
+        (30, 20, True)
+    """
+    options = Options(
+        "measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops, None, "", None, False, True
+    )
+    _check_model(model)
+    _check_counts(latency_steps, max_s)
+    args = inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,)
+    kwargs = dict(kwargs or {})
+    root = _root(model, args)
+    _check_device(root, (args, kwargs))
+    conditions = options.conditions("call", root, (args, kwargs), Troubles(strict=True))
+    run = run_isolated(model, {"": root}, args, kwargs)
+    profile = profile_of(Observed(None, (run,)), root, conditions, options.convention)
+    if isinstance(root, _Modules):
+        profile = _named(profile, getattr(model, "__name__", type(model).__name__))
+    window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
+    latency = _timed(model, run, args, kwargs, window, warmup_steps, max_s)
+    how = f"{latency.how}, the whole call by torch.utils.benchmark"
+    summary = LatencySummary(latency.forward_ms, None, latency.steps, how)
+    return profile.with_latency(summary, latency.modules, latency.spreads)
+
+
+def _timed(
+    call: Callable[..., Any],
+    run: Run,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    window: LatencyWindow,
+    warmup_steps: int,
+    max_s: float,
+) -> Latency:
+    """The times of calls like the one that was counted."""
+    from torch.utils.benchmark import Timer
+
+    def fresh() -> Any:
+        """Inputs that carry state, such as a cache, are the same for each call."""
+        return private_copies((args, kwargs))
+
+    statement, names = "call(*inputs[0], **inputs[1])", {"call": call, "fresh": fresh}
+    timer = Timer(statement, "inputs = fresh()", globals=names, num_threads=torch.get_num_threads())  # by default 1
+    bare_ms: list[float] = []
+    with left_as_found(run.names.unique.values(), (args, kwargs)) as found:
+        _keep_what_is_written(call, run, fresh(), found)
+        begin_s = time.monotonic()
+        for _ in range(warmup_steps):
+            own_args, own_kwargs = fresh()
+            call(*own_args, **own_kwargs)
+            if time.monotonic() - begin_s > max_s / 2:
+                break
+        while window.is_open and (not bare_ms or time.monotonic() - begin_s < max_s):
+            own_args, own_kwargs = fresh()
+            window.begin_step()
+            with window.timed_call():
+                call(*own_args, **own_kwargs)
+            window.end_step()
+            bare_ms += [1e3 * seconds for seconds in timer.timeit(1).raw_times]
+        latency = window.read()
+    assert latency is not None  # at least one round was made
+    return _within(latency, bare_ms)
+
+
+def _within(latency: Latency, bare_ms: Sequence[float]) -> Latency:
+    """The whole call by times without clocks on modules, and modules with no more than that."""
+    whole_ms = statistics.median(bare_ms)
+    modules = {name: min(ms, whole_ms) for name, ms in latency.modules.items()}
+    spreads = {name: (min(low, whole_ms), high) for name, (low, high) in latency.spreads.items()}
+    return dataclasses.replace(
+        latency,
+        forward_ms=whole_ms,
+        modules={**modules, "": whole_ms},
+        spreads={**spreads, "": quartiles(bare_ms)},
+    )
+
+
+def _keep_what_is_written(call: Callable[..., Any], run: Run, inputs: Any, found: Found) -> None:
+    """Has one more call observed, so that parameters and inputs that it writes to are kept, and no others need be."""
+    args, kwargs = inputs
+    bound = functools.partial(call, *args, **kwargs)
+    with without_compilation(list(run.names.unique.values())), filtered_warnings("no_tracer_warning"):
+        observe(bound, run.names, inputs, engine=DISPATCH, found=found)
+
+
+class _Modules(nn.Module):
+    """Holds the modules that a function works on, under the names by which it calls them."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+
+def _root(model: nn.Module | Callable[..., Any], args: tuple[Any, ...]) -> nn.Module:
+    """The module whose row is the whole call."""
+    roots = find_modules(model, args)
+    root = roots[""] if "" in roots else _Modules(roots)
+    if any(is_lazy(tensor) for tensor in (*root.parameters(), *root.buffers())):
+        raise ValueError(
+            "measure_latency: the model has lazy modules that are not initialised. Call it once, as in model(*inputs), "
+            "and measure it then."
+        )
+    return root
+
+
+def _named(profile: ModelProfile, name: str) -> ModelProfile:
+    """The profile of a function: the root is no module of the user's."""
+    root, *rows = profile.modules
+    return dataclasses.replace(profile, name=name, modules=(dataclasses.replace(root, type="function"), *rows))
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        name = model.__name__
+        raise TypeError(f"measure_latency: model is the class {name}, expected a module, such as {name}(...)")
+    if not callable(model):
+        raise TypeError(f"measure_latency: model is {model!r:.80}, expected a module or another callable")
+
+
+def _check_counts(latency_steps: int, max_s: Any) -> None:
+    if latency_steps < 1:
+        raise ValueError(
+            f"measure_latency: latency_steps is {latency_steps}, expected 1 or more. FlopCountAnalysis counts and "
+            "times nothing."
+        )
+    is_number = isinstance(max_s, (int, float)) and not isinstance(max_s, bool)
+    if not is_number or math.isnan(max_s) or max_s < 0:
+        raise ValueError(f"measure_latency: max_s is {max_s!r}, expected seconds, 0 or more")
+
+
+def _check_device(root: nn.Module, inputs: Any) -> None:
+    if any(tensor.is_meta for tensor in (*root.parameters(), *tensors_in(inputs))):
+        raise ValueError(
+            "measure_latency: the model is on the meta device, where nothing is computed that could be timed. Move it, "
+            "as in model.to_empty(device='cpu'), or count it by FlopCountAnalysis."
+        )
