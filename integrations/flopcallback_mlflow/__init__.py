@@ -1,1 +1,5 @@
-"""Profiles and numbers in an MLflow run."""
+"""flopcallback's profiles and numbers in MLflow: metrics, tags, tables and files of a run that the caller owns."""
+
+from flopcallback_mlflow.tracker import MLflowTracker
+
+__all__ = ["MLflowTracker"]

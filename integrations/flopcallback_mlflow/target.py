@@ -1,0 +1,83 @@
+"""From what a user gives to the MlflowClient and the run that are written to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["client_and_run"]
+
+PAIR = "Give the pair of a client and its run: (MlflowClient(), run_id)."
+
+
+def client_and_run(target: Any, run_id: Any = None) -> tuple[MlflowClient, str]:
+    """The client and the id of the run that `target` stands for; `MLflowTracker` says what it may be, and what raises.
+
+    Never by way of the fluent functions that log: without an active run, as under Lightning's logger, they start one.
+    """
+    mlflow = _mlflow()
+    if isinstance(target, tuple) and len(target) == 2 and run_id is None:
+        target, run_id = target
+    if isinstance(target, mlflow.MlflowClient):
+        if not isinstance(run_id, str):
+            raise TypeError(f"MLflowTracker: an MlflowClient came with {run_id!r} for the id of a run. {PAIR}")
+        return target, run_id
+    if run_id is not None:
+        raise TypeError(f"MLflowTracker: a run_id goes with an MlflowClient, not with {target!r:.80}. {PAIR}")
+    if isinstance(target, str):
+        target = _active_run(target)
+    if isinstance(target, mlflow.entities.Run):
+        return _client_of(target.info.run_id), target.info.run_id
+    # Lightning's logger, of either package: the first access makes the run where there is none yet.
+    client: Any = getattr(target, "experiment", None)
+    of_logger = getattr(target, "run_id", None) if isinstance(client, mlflow.MlflowClient) else None
+    if isinstance(of_logger, str):
+        return client, of_logger
+    raise TypeError(
+        f"MLflowTracker: {target!r:.80} is no run of MLflow's. {PAIR} A Run, the string 'mlflow' for the active run, "
+        "and Lightning's MLFlowLogger do as well."
+    )
+
+
+def _mlflow() -> Any:
+    """The package; a folder `mlflow` beside the script would be imported as an empty one."""
+    try:
+        import mlflow.entities
+        from mlflow import MlflowClient  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError("MLflowTracker needs MLflow: pip install mlflow", name="mlflow") from error
+    return mlflow
+
+
+def _active_run(name: str) -> Any:
+    import mlflow
+
+    if name != "mlflow":
+        raise TypeError(f'MLflowTracker: the string {name!r:.80} is no run; "mlflow" is the active one. {PAIR}')
+    run = mlflow.active_run()
+    if run is None:
+        raise RuntimeError(
+            'MLflowTracker: "mlflow" is the active run, and none is active in this thread. Stand inside '
+            f"`with mlflow.start_run():`. Or: {PAIR[0].lower()}{PAIR[1:]}"
+        )
+    return run
+
+
+def _client_of(run_id: str) -> MlflowClient:
+    """A client of the store in use: a `Run` does not say which store it came from."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ValueError(
+            f"MLflowTracker: the run {run_id} is not in {mlflow.get_tracking_uri()}, where MLflow looks. Give the pair "
+            "of the client that made it and its id: (client, run_id)."
+        ) from error
+    return client

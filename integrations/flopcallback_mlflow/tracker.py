@@ -1,0 +1,159 @@
+"""MLflowTracker: what MLflow can show of a profile, written into a run through an MlflowClient."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.reporting import latency_chart, markdown_modules, markdown_operators, module_chart
+from flopcallback_mlflow.target import client_and_run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flopcallback.reporting import ModelProfile
+
+__all__ = ["MLflowTracker"]
+
+# What the run page reads to offer "View as table"; `MlflowClient.log_table` keeps it too, but appends to the table that
+# is there when it is called again, and imports pandas.
+LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
+
+# MLflow cuts a longer one itself, with a warning that has the whole value in it.
+LONGEST_TAG = 8000
+CUT = " … (cut; whole in report.json)"
+
+
+# A browser takes about ten seconds to open a table this long, and gives up on one ten times as long. A longer one is
+# whole in its file all the same, and the page shows that as text.
+LONGEST_TABLE = 2000
+
+# The page shows the first handful of columns beside each other and leaves the rest to scrolling.
+FIRST = ("path", "operator", "type", "flops", "flops_share", "forward_ms", "latency_share", "calls", "params")
+
+
+class MLflowTracker:
+    """Writes to a run of MLflow's: metrics, tags, two tables, figures and a report.
+
+    A metric in MLflow is a float64, and a number that is not finite is NaN there: MLflow would keep an infinity as the
+    largest float. Exact integers stand in tags, tables and `flops/report.json`. No params are written, since a later
+    fit of the run could not change them. The run belongs to the caller and is not ended.
+
+    Args:
+        target: an `MlflowClient`, with `run_id` or as a pair `(client, run_id)`; a `Run`, which has to be in the store
+            of `mlflow.get_tracking_uri()`; the string `"mlflow"`, for the active run; or Lightning's `MLFlowLogger`.
+        run_id: the run, where `target` is a client.
+        prefix: stands in front of the names of tags and of the paths of files.
+
+    Raises:
+        TypeError: `target` is none of these, or a client without a run.
+        ValueError: the run is not in the store that is in use.
+        RuntimeError: `"mlflow"` while no run is active.
+        ModuleNotFoundError: MLflow is not installed.
+    """
+
+    def __init__(self, target: Any, run_id: str | None = None, *, prefix: str = "") -> None:
+        self.client, self.run_id = client_and_run(target, run_id)
+        self.prefix = prefix
+        self._earlier: dict[str, float] | None = None
+
+    def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
+        """Adds one point to each metric.
+
+        The first value under a name is left out where it is the latest that the run has under it: what a second fit
+        counts again stays one point.
+        """
+        from mlflow.entities import Metric
+
+        if self._earlier is None:
+            self._earlier = dict(self.client.get_run(self.run_id).data.metrics)
+        now_ms = int(time.time() * 1000)
+        points = [Metric(_legal(name), _storable(value), now_ms, int(step)) for name, value in values.items()]
+        new = [point for point in points if self._earlier.pop(point.key, None) != point.value]
+        if new:
+            self.client.log_batch(self.run_id, metrics=new, synchronous=True)
+
+    def log_profile(self, profile: ModelProfile, step: int) -> None:
+        """Writes tables, tags, report and figures; what an earlier call wrote of the same phase is replaced.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed; all but the figures is written nevertheless.
+        """
+        from flopcallback.reporting import html_page
+
+        tables = {"modules.json": profile.module_records(), "operators.json": profile.operator_records()}
+        for name, records in tables.items():
+            self._write(profile, name, _table(records))
+        self._set_tags(profile, {self._path(profile, name): len(records) for name, records in tables.items()})
+        self._write(profile, "report.json", profile.to_json(indent=1) + "\n")
+        self._write(profile, "report.md", _markdown(profile, step))
+        self._write(profile, "report.html", html_page(profile))
+        self._draw(profile)
+
+    def close(self) -> None:
+        """Does nothing: every call has written what it was given, and the run is its owner's to end."""
+
+    def _write(self, profile: ModelProfile, name: str, text: str) -> None:
+        self.client.log_text(self.run_id, text, self._path(profile, name))
+
+    def _draw(self, profile: ModelProfile) -> None:
+        self.client.log_figure(self.run_id, module_chart(profile), self._path(profile, "by_module.png"))
+        if any((row.forward_ms or 0.0) > 0 for row in profile.modules):
+            self.client.log_figure(self.run_id, latency_chart(profile), self._path(profile, "latency.png"))
+
+    def _path(self, profile: ModelProfile, name: str) -> str:
+        # A colon may stand in a metric's name, and in no file's on Windows.
+        return _legal(f"{self.prefix}{profile.phase_prefix}flops/{name}").replace(":", "-")
+
+    def _set_tags(self, profile: ModelProfile, tables: Mapping[str, int]) -> None:
+        """Sets the conditions, the exact integers, and which files are tables; `tables` has the rows of each."""
+        from mlflow.entities import RunTag
+
+        front = self.prefix + profile.phase_prefix
+        integers = {name: value for name, value in profile.scalars().items() if isinstance(value, int)}
+        content = {front + key: _text(value) for key, value in profile.config.items()}
+        content |= {self.prefix + name: str(value) for name, value in integers.items()}
+        tags = [RunTag(_legal(name).replace("/", "."), value) for name, value in content.items()]
+        shown = json.loads(self.client.get_run(self.run_id).data.tags.get(LOGGED_ARTIFACTS, "[]"))
+        shown = [entry for entry in shown if entry.get("path") not in tables]
+        shown += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
+        tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(shown)))
+        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+
+
+def _legal(name: str) -> str:
+    """The name with what MLflow takes in no name replaced by `-`, and without empty or relative steps in its path."""
+    steps = re.sub(r"[^\w.\- :/]", "-", name).split("/")
+    return "/".join(step for step in steps if step not in ("", ".", ".."))
+
+
+def _storable(value: float) -> float:
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - len(CUT)] + CUT
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records in the shape that `log_table` writes; integers are exact."""
+    given = list(records[0]) if records else []
+    columns = sorted(given, key=lambda column: FIRST.index(column) if column in FIRST else len(FIRST))
+    data = [[_cell(record[column]) for column in columns] for record in records]
+    return json.dumps({"columns": columns, "data": data}, allow_nan=False)
+
+
+def _cell(value: Any) -> Any:
+    """Times and shares to four digits: the page prints all it gets. What is not finite is null, as in strict JSON."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _markdown(profile: ModelProfile, step: int) -> str:
+    title = f"# {profile.name} at step {step}"
+    return "\n\n".join([title, markdown_modules(profile), "## Operators", markdown_operators(profile)]) + "\n"
