@@ -234,12 +234,13 @@ def test_a_clock_that_fails_does_not_stop_a_forward(clock):
 
 
 class Device:
-    """A queue of work: events are marks in it, and come true when somebody waits for them."""
+    """A queue of work: events are marks in it; `done_ms` of the work is done, and all of it once somebody waits."""
 
     def __init__(self):
-        self.queued_ms = 0.0
+        self.queued_ms = self.done_ms = 0.0
         self.waits = 0
-        self.asked_before_waiting = 0
+        self.asked_too_early = 0
+        self.is_dead = False
         self.made_for = set()
 
     def event(self, device, *, enable_timing):
@@ -257,40 +258,89 @@ class Event:
 
     def synchronize(self):
         self._device.waits += 1
+        self._device.done_ms = self._device.queued_ms
+
+    def query(self):
+        if self._device.is_dead:
+            raise RuntimeError("device-side assert triggered")
+        return self._at <= self._device.done_ms
 
     def elapsed_time(self, end):
-        self._device.asked_before_waiting += self._device.waits == 0
+        self._device.asked_too_early += end._at > self._device.done_ms
         return end._at - self._at
 
 
-def test_on_a_device_events_are_read_once_the_window_is_closed():
-    device = Device()
+class Queued(nn.Module):
+    """Queues as many milliseconds of work as it is told, step by step."""
 
-    class Queued(nn.Module):
-        def __init__(self, ms):
-            super().__init__()
-            self._ms = ms
+    def __init__(self, device, *ms):
+        super().__init__()
+        self._device, self._ms = device, iter(ms)
 
-        def forward(self, x=None):
-            device.queued_ms += self._ms
-            return x
+    def forward(self, x=None):
+        self._device.queued_ms += next(self._ms)
+        return x
 
-    model = nn.Sequential(Queued(3), Queued(5))
-    cuda = torch.device("cuda", 1)
-    window = LatencyWindow(ModuleNames({"": model}), cuda, warmup_steps=1, steps=2, event=device.event)
-    for _ in range(3):
+
+CUDA = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def device():
+    return Device()
+
+
+def train_on(device, window, model, steps):
+    """Each step queues 11 ms of backward after its forward."""
+    for _ in range(steps):
         window.begin_step()
         with window.timed_call():
             model(None)
         device.queued_ms += 11
         window.end_step()
-    assert (device.waits, device.asked_before_waiting) == (0, 0)
+
+
+def test_on_a_device_events_are_read_once_the_window_is_closed(device):
+    model = nn.Sequential(Queued(device, 3, 3, 3), Queued(device, 5, 5, 5))
+    window = LatencyWindow(ModuleNames({"": model}), CUDA, warmup_steps=1, steps=2, event=device.event)
+    train_on(device, window, model, 3)
+    assert (device.waits, device.asked_too_early) == (0, 0)
     latency = window.read()
-    assert (device.waits, device.asked_before_waiting) == (1, 0)
+    assert (device.waits, device.asked_too_early) == (1, 0)
     assert latency.modules == {"": 8, "0": 3, "1": 5}
     assert (latency.forward_ms, latency.step_ms, latency.steps) == (8, 19, 2)
     assert latency.how == "events on cuda:1"
-    assert device.made_for == {cuda}
+    assert device.made_for == {CUDA}
+
+
+def test_without_waiting_the_calls_that_the_device_has_come_through_are_read(device):
+    model = nn.Sequential(Queued(device, 3, 7, 100), Queued(device, 5, 9, 100))
+    window = LatencyWindow(ModuleNames({"": model}), CUDA, warmup_steps=0, steps=20, event=device.event)
+    train_on(device, window, model, 3)
+    device.done_ms = (3 + 5 + 11) + (7 + 9 + 11) + 100  # the third call is half done
+    latency = window.read(wait=False)
+    assert (device.waits, device.asked_too_early) == (0, 0)
+    assert latency.modules == {"": 12, "0": 5, "1": 7}
+    assert (latency.steps, latency.step_ms) == (2, (19 + 27) / 2)
+
+
+def test_without_waiting_a_forward_that_is_done_counts_though_its_step_is_not(device):
+    model = Queued(device, 3)
+    window = LatencyWindow(ModuleNames({"": model}), CUDA, warmup_steps=0, steps=20, event=device.event)
+    train_on(device, window, model, 1)
+    device.done_ms = 3
+    latency = window.read(wait=False)
+    assert (latency.forward_ms, latency.step_ms) == (3, None)
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_without_waiting_a_device_that_has_come_through_nothing_or_died_has_no_times(device, is_dead):
+    model = Queued(device, 3)
+    window = LatencyWindow(ModuleNames({"": model}), CUDA, warmup_steps=0, steps=20, event=device.event)
+    train_on(device, window, model, 1)
+    device.is_dead = is_dead
+    assert window.read(wait=False) is None
+    assert device.waits == 0
 
 
 def test_a_device_other_than_a_cpu_has_events_by_itself():
