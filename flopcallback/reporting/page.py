@@ -1,0 +1,288 @@
+"""The HTML page of a profile: one file that loads nothing, for trackers that show HTML, for folders and for mail."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.reporting.caption import at_least, footer, headline, timing_includes
+from flopcallback.reporting.charts import PALETTE
+from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.page_table import table_data
+from flopcallback.reporting.profile import achieved_flops_per_s, share
+from flopcallback.reporting.scatter import scatter
+from flopcallback.reporting.tree import widest_work
+from flopcallback.reporting.units import NOTHING, milliseconds, percent, si
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from flopcallback.reporting.profile import ModelProfile
+
+__all__ = ["html_page"]
+
+TOP, TYPES, SLOW, UNKNOWN = 10, 7, 6, 100
+"""How many modules, types, slow modules and unknown operators the page lists outside of its table."""
+
+
+def html_page(profile: ModelProfile) -> str:
+    """The profile as one HTML file, styles and script inside, that a browser opens without network.
+
+    Tiles, where FLOPs and time go, FLOPs against time, every module in a table that opens, sorts and searches,
+    operators, what is unknown, and under which conditions it was counted. A profile without times goes without what
+    needs them. All names are escaped, and exact integers of any size stand in it as text.
+    """
+    return _template().render(
+        profile=profile,
+        subtitle=headline(profile).removeprefix(f"{profile.name}, "),
+        palette=PALETTE,
+        tiles=list(_tiles(profile)),
+        top=_top(profile),
+        types=_types(profile),
+        scatter=scatter(profile, len(PALETTE)),
+        agreement=_agreement(profile),
+        slow=_slow(profile),
+        table=table_data(profile) if profile.modules else None,
+        operators=[_operator(profile, record) for record in profile.operator_records()],
+        unknown=list(profile.unknown.items())[:UNKNOWN],
+        more_unknown=max(0, len(profile.unknown) - UNKNOWN),
+        meanings=_meanings(profile),
+        notes=footer(profile),
+        conditions=_conditions(profile),
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("flopcallback.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` also escapes what would end a script element.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.get_template("page.html.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A number, what it is, and in small what else there is to say of it; `is_warning` where it needs a look."""
+
+    label: str
+    value: str
+    note: str = ""
+    is_warning: bool = False
+
+
+def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
+    bound, root, latency = at_least(profile.is_lower_bound), profile.root, profile.latency
+    yield _Tile("FLOPs", bound + si(profile.forward_flops), _flops_note(profile))
+    hw_flops = profile.forward_hw_flops
+    yield _Tile("Hardware FLOPs", bound + si(hw_flops), f"{bound}{hw_flops:,}: 2 per multiply-add")
+    if root is not None:
+        trainable = "all" if root.params_trainable == root.params else si(root.params_trainable)
+        yield _Tile("Parameters", si(root.params), f"{root.params:,}, {trainable} trainable")
+    if profile.forward_ms is not None:
+        steps = f"median of {latency.steps} steps" if latency else "median"
+        yield _Tile("Forward", f"{milliseconds(profile.forward_ms)} ms", steps)
+    if latency is not None and latency.step_ms is not None:
+        yield _Tile("Step", f"{milliseconds(latency.step_ms)} ms", _forward_share(profile, latency.step_ms))
+    yield from _rate_tile(profile)
+    if root is not None and root.hw_flops and root.bytes:
+        intensity = si(profile.hw_flops_per_byte(root))
+        yield _Tile("FLOPs per byte", intensity, f"{si(root.bytes, 'B')} read and written by operators")
+    unknown = profile.unknown_calls
+    yield _Tile(
+        "Unknown calls",
+        f"{unknown:,}",
+        "operators without a count: see below" if profile.unknown or unknown else "every operator is accounted for",
+        is_warning=profile.is_lower_bound,
+    )
+
+
+def _flops_note(profile: ModelProfile) -> str:
+    bound = at_least(profile.is_lower_bound)
+    per_sample = share(profile.forward_flops, profile.batch_size)
+    of_sample = f", {bound}{si(per_sample)} per sample" if per_sample is not None and profile.batch_size != 1 else ""
+    return f"{bound}{profile.forward_flops:,}{of_sample}"
+
+
+def _forward_share(profile: ModelProfile, step_ms: float) -> str:
+    part = share(profile.forward_ms, step_ms)
+    return "" if part is None else f"forward is {percent(part)} of it"
+
+
+def _rate_tile(profile: ModelProfile) -> Iterator[_Tile]:
+    """What the forward achieved; held against the peak where that is known."""
+    rate = achieved_flops_per_s(profile.forward_hw_flops, profile.forward_ms)
+    if rate is None or not rate:
+        return
+    peak = profile.peak_flops_per_s
+    if peak is None:
+        yield _Tile("Achieved FLOP/s", si(rate), "in the forward; the device's peak is not known")
+    elif rate > peak:
+        note = f"more than the device's peak of {si(peak, 'FLOP/s')}: not believable"
+        yield _Tile("Achieved FLOP/s", "above peak", note, is_warning=True)
+    else:
+        yield _Tile("Achieved FLOP/s", si(rate), f"{percent(rate / peak)} of the peak, {si(peak, 'FLOP/s')}")
+
+
+def _top(profile: ModelProfile) -> list[dict[str, Any]]:
+    """Where the FLOPs are and what time it takes; bars share one scale, the largest share of either."""
+    nodes = widest_work(profile, TOP)
+    # What is too small to be named may be large together: its bars end at the edge.
+    named = [node for node in nodes if node.type or not node.path.startswith("…")]
+    shares = [share(node.flops, profile.forward_flops) for node in named]
+    shares += [share(node.forward_ms, profile.forward_ms) for node in named]
+    largest = max(filter(None, shares), default=1.0)
+    rows = []
+    for node in nodes:
+        flops, time = share(node.flops, profile.forward_flops), share(node.forward_ms, profile.forward_ms)
+        rows.append(
+            {
+                "name": node.path or profile.name,
+                "type": f"{node.modules:,} × {node.type}" if node.type and node.modules > 1 else node.type,
+                "flops": f"{at_least(node.unknown_calls > 0)}{si(node.flops)}",
+                "flops_share": percent(flops),
+                "flops_bar": min(100.0, 100 * (flops or 0.0) / largest),
+                "time": milliseconds(node.forward_ms),
+                "time_share": percent(time),
+                "time_bar": min(100.0, 100 * (time or 0.0) / largest),
+                "is_timed": node.forward_ms is not None,
+            }
+        )
+    return rows
+
+
+@dataclass(slots=True)
+class _Work:
+    """FLOPs and milliseconds of several modules together; `modules` is None where they are not counted."""
+
+    modules: int | None = 0
+    flops: int = 0
+    forward_ms: float = 0.0
+
+    def add(self, other: _Work) -> None:
+        self.modules = (self.modules or 0) + (other.modules or 0)
+        self.flops += other.flops
+        self.forward_ms += other.forward_ms
+
+
+def _types(profile: ModelProfile) -> list[dict[str, str]]:
+    """FLOPs and time by type of innermost module, what takes the most time first, and what is in none of them last."""
+    by_type: defaultdict[str, _Work] = defaultdict(_Work)
+    inside = _Work()
+    for row in measured_leaves(profile):
+        work = _Work(1, row.flops, row.forward_ms or 0.0)
+        by_type[row.type or row.path].add(work)
+        inside.add(work)
+    ranked = sorted(by_type.items(), key=lambda item: -item[1].forward_ms)
+    parts, small = ranked[:TYPES], ranked[TYPES:]
+    if small:
+        others = _Work()
+        for _, work in small:
+            others.add(work)
+        parts.append((f"{len(small):,} other types", others))
+    if parts:
+        # The clocks of modules inside may say more than that of the call around them.
+        rest_ms = max(0.0, (profile.forward_ms or 0.0) - inside.forward_ms)
+        parts.append(("between and around them", _Work(None, profile.forward_flops - inside.flops, rest_ms)))
+    return [
+        {
+            "type": kind,
+            "modules": "" if work.modules is None else f"{work.modules:,}",
+            "flops_share": percent(share(work.flops, profile.forward_flops)),
+            "time_share": percent(share(work.forward_ms, profile.forward_ms)),
+        }
+        for kind, work in parts
+    ]
+
+
+def _agreement(profile: ModelProfile) -> dict[str, str] | None:
+    """The rank correlation and one sentence on it; None without times."""
+    modules = len(measured_leaves(profile))
+    if not modules:
+        return None
+    correlation = rank_correlation(profile)
+    if correlation is None:
+        return {"value": "", "sentence": "Too few modules were timed, or all are alike: there is no order to compare."}
+    return {
+        "value": f"{correlation:.2f}",
+        "sentence": f"rank correlation of FLOPs and time over {modules:,} innermost modules: {_meaning(correlation)}",
+    }
+
+
+def _meaning(correlation: float) -> str:
+    """In words; the steps between them are a matter of taste."""
+    if correlation >= 0.9:
+        return "more FLOPs nearly always means more time."
+    if correlation >= 0.7:
+        return "more FLOPs mostly means more time, with exceptions."
+    if correlation >= 0.4:
+        return "FLOPs are a rough guide to time, no more."
+    return "FLOPs say little about where the time goes."
+
+
+def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
+    places = {row.path: index for index, row in enumerate(profile.modules)}
+    return [
+        {
+            "index": places[row.path],
+            "name": row.path or profile.name,
+            "type": row.type,
+            "time_share": percent(profile.latency_share(row)),
+            "flops_share": percent(profile.flops_share(row) or 0.0),
+        }
+        for row in slow_for_their_flops(profile, SLOW)
+    ]
+
+
+def _operator(profile: ModelProfile, record: dict[str, Any]) -> dict[str, Any]:
+    is_unknown, part = record["status"] == "unknown", record["flops_share"]
+    return {
+        "name": record["operator"],
+        "family": record["family"],
+        "calls": f"{record['calls']:,}",
+        "flops": "?" if is_unknown else si(record["flops"]),
+        "exact": "" if is_unknown else f"{record['flops']:,}",
+        "share": "?" if is_unknown else percent(part),
+        "bar": 0.0 if is_unknown else min(100.0, 100 * (part or 0.0)),
+        "status": record["status"],
+    }
+
+
+def _meanings(profile: ModelProfile) -> dict[str, str]:
+    """What the words of the page mean in this profile."""
+    fma = profile.config.get("flops.fma", 1)
+    elementwise = "count" if profile.config.get("flops.elementwise") else "do not count"
+    meanings = {
+        "FLOPs": f"A multiply-add counts as {fma}. Elementwise operators {elementwise}.",
+        "hardware FLOPs": "2 per multiply-add of matrix products, convolutions, attention and recurrent layers, and "
+        "nothing else: what a clock and a peak are compared with.",
+        "FLOPs per byte": "Hardware FLOPs over the bytes that operators read and write, as if nothing stayed in a "
+        "cache. Where it is low, memory sets the pace.",
+    }
+    if profile.latency is not None:
+        what = timing_includes(profile.latency.how)
+        meanings["time"] = f"{what[0].upper()}{what[1:]}. It contains the modules inside, as all figures of a row do."
+        meanings["slow for their FLOPs"] = "Innermost modules whose share of the time exceeds their share of the FLOPs."
+    if profile.is_lower_bound:
+        meanings[">="] = "Something inside has no count: the figure is a lower bound."
+    return meanings
+
+
+def _conditions(profile: ModelProfile) -> dict[str, str]:
+    known = {"phase": profile.phase, "batch size": profile.batch_size, **profile.config}
+    return {key: NOTHING if value in (None, "", []) else _as_text(value) for key, value in known.items()}
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
