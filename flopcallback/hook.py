@@ -311,6 +311,7 @@ class FlopHook:
         finally:
             self._let_go()
             self._on_optimizers.close()
+            self._optimizers.clear()
         if wait and not self._has_begun:
             warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
 
@@ -349,8 +350,9 @@ def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
     for each in several:
         # A wrapper may be one in name alone, without the list of hooks that `Optimizer.__init__` makes.
         if not isinstance(each, torch.optim.Optimizer) or not hasattr(each, "_optimizer_step_post_hooks"):
+            what = f"a {type(each).__qualname__}" if isinstance(each, torch.optim.Optimizer) else f"{each!r:.80}"
             raise TypeError(
-                f"FlopHook: optimizer is {each!r:.80}, expected a torch.optim.Optimizer or a list of them. Give what a "
+                f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
                 "wrapper wraps; or give none, and mark each step: `with hook.step():`"
             )
     return several
