@@ -296,6 +296,8 @@ def test_a_hook_that_was_closed_keeps_no_optimizer_alive():
 
 def compilations(make_hook):
     """Graphs that a loop of a compiled model compiles, and the hook."""
+    import torch._dynamo.testing
+
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     torch.manual_seed(1)
