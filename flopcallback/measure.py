@@ -52,8 +52,8 @@ def measure_latency(
     a microsecond, which is part of the time of whatever contains the module; so no module is given more than the whole,
     and shares are shares of what a user waits for. What a module's time contains stands under every table.
 
-    Two calls count FLOPs, `warmup_steps` are not timed; then each of `latency_steps` rounds makes one call with clocks
-    and three without, of which the first two warm up.
+    Two calls are observed: one is counted, the other shows what has to be put back. `warmup_steps` calls are not timed.
+    Then each of `latency_steps` rounds makes one call with clocks and three without, of which the first two warm up.
 
     Args:
         model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
