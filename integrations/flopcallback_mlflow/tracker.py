@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting import latency_chart, markdown_modules, markdown_operators, module_chart
+from flopcallback.reporting import html_page, latency_chart, markdown_modules, markdown_operators, module_chart
 from flopcallback_mlflow.target import client_and_run
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ class MLflowTracker:
         Raises:
             ModuleNotFoundError: matplotlib is not installed; all but the figures is written nevertheless.
         """
-        from flopcallback.reporting import html_page
-
         tables = {"modules.json": profile.module_records(), "operators.json": profile.operator_records()}
         for name, records in tables.items():
             self._write(profile, name, _table(records))
