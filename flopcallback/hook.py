@@ -303,7 +303,7 @@ class FlopHook:
     def _close(self, *, wait: bool) -> None:
         if self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed, was_over = True, self._is_done
         try:
             with self._guarded():
                 self._end_call()
@@ -312,7 +312,7 @@ class FlopHook:
             self._let_go()
             self._on_optimizers.close()
             self._optimizers.clear()
-        if wait and not self._has_begun:
+        if wait and not self._has_begun and not was_over:
             warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
 
     @contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import flopcallback
 
@@ -20,7 +24,8 @@ ROOTS = (str(SOURCES), str(SOURCES.parent / "integrations"))
 LAST_RESORTS = {
     "callback.py": {"setup", "on_exception", "guarded", "_let_go", "_give_up", "wrapped"},
     "counting/attempt.py": {"make_sure", "__init__", "__call__"},
-    "recorder.py": {"report", "stop_timing"},
+    "recorder.py": {"stop_timing"},
+    "troubles.py": {"report"},
     # Called in place of a module's forward: all they do around it is guarded in there.
     "measuring/latency.py": {"timed"},
     "counting/outermost.py": {"outermost", "call"},
@@ -186,6 +191,63 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
         if not ((len(told) == 1 and "injected" in told[0]) or (is_noted and not told)):
             wrong.append((code.co_name, code.co_firstlineno, told))
     assert wrong == []
+
+
+# What a loop calls itself, before and after it trains, and what is a guard or a flag in the place of one.
+OF_THE_LOOP = {
+    "__init__",
+    "_unwrapped",
+    "_optimizers",
+    "_rank",
+    "_trackers",
+    "__enter__",
+    "__exit__",
+    "close",
+    "_close",
+}
+GUARDS = {"_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
+
+
+def plain_loop(folder=None):
+    """What four steps leave, the model, and the hook's profile."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3))
+    optimizer = torch.optim.Adam(model.parameters())
+    hook = contextlib.nullcontext()
+    if folder is not None:
+        hook = flopcallback.FlopHook(model, optimizer, to=folder, warmup_steps=1, latency_steps=1)
+    with hook:
+        for step in range(4):
+            model(torch.full((4, 5), float(step)) + torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+    left = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    return left, model, getattr(hook, "profile", None)
+
+
+@pytest.mark.parametrize("where", ["hook.py", "options.py", "recorder.py"])
+def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differences, leftovers, where):
+    untouched, _, _ = plain_loop()
+    plain_loop(tmp_path)  # imports what it needs
+    wrong, broken = [], []
+    for code in reached_by(lambda: plain_loop(tmp_path)):
+        exempt = LAST_RESORTS.get(where, set()) | (OF_THE_LOOP | GUARDS if where == "hook.py" else {"__init__"})
+        if place(code) != where or code.co_name in exempt | {"__post_init__", "_check", "_is_whole", "convention"}:
+            continue
+        broken.append(code.co_name)
+        with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", flopcallback.FlopCallbackWarning)
+            assert break_function(code, monkeypatch), code
+            try:
+                left, model, _ = plain_loop(tmp_path)
+            except LookupError as error:
+                wrong.append((code.co_name, "was raised", error))
+                continue
+        wrong += [(code.co_name, line) for line in (*differences(untouched, left), *leftovers(model))]
+        messages = [str(warning.message) for warning in told]
+        if len(messages) != 1 or "injected" not in messages[0]:
+            wrong.append((code.co_name, messages))
+    assert wrong == []
+    assert broken
 
 
 def test_the_training_above_reaches_every_room(lightning, run, classifier, gan):
