@@ -204,6 +204,7 @@ OF_THE_LOOP = {
     "__exit__",
     "close",
     "_close",
+    "profile",
 }
 GUARDS = {"_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
 
