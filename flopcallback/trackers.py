@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Protocol, TypeGuard, runtime_checkable
 
-from flopcallback.reporting import ModelProfile, markdown_modules, markdown_operators, plain_table
+from flopcallback.reporting import ModelProfile, html_page, markdown_modules, markdown_operators, plain_table
 
 __all__ = [
     "GROUP",
@@ -141,7 +141,7 @@ def _packages(module: str) -> Iterator[str]:
 
 
 class LocalTracker:
-    """Files in a folder: `scalars.jsonl`, and per phase the profile as `flopcallback.json`, `.txt` and `.md`.
+    """Files in a folder: `scalars.jsonl`, and per phase the profile as `flopcallback.json`, `.html`, `.txt` and `.md`.
 
     The folder is made when the first file is written. A line of `scalars.jsonl` is one call of `log_scalars`; integers
     are exact, and numbers that are not finite stand as null. The file holds the numbers of one tracker: its first call
@@ -162,12 +162,13 @@ class LocalTracker:
             file.write(line + "\n")
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Writes the three files of the profile's phase anew; only `step` of the latest call can be read from them."""
+        """Writes the four files of the profile's phase anew; only `step` of the latest call can be read from them."""
         title = f"# {profile.name} at step {step}"
         report = [title, markdown_modules(profile), "## Operators", markdown_operators(profile)]
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in (
             (".json", profile.to_json(indent=1)),
+            (".html", html_page(profile)),
             (".txt", plain_table(profile)),
             (".md", "\n\n".join(report)),
         ):

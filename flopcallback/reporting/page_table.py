@@ -25,7 +25,7 @@ __all__ = ["table_data"]
 IN_DETAILS = 9
 """The rank of columns that have no place in the table, however wide the page: they show when a row is opened."""
 
-ROWS_AT_FIRST, WORTH_OPENING = 28, 0.15
+ROWS_AT_FIRST, WORTH_OPENING = 40, 0.15
 """How long the table may be before the reader opens anything, and the share of FLOPs from which a row stands open."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.reporting import (
+    html_page,
     latency_chart,
     markdown_operators,
     markdown_top,
@@ -30,12 +31,12 @@ _USED = ("add_scalar", "add_text", "add_image", "flush")
 class TensorBoardTracker:
     """Writes to a `SummaryWriter` of `torch.utils.tensorboard` or tensorboardX, or to Lightning's logger around one.
 
-    A scalar in TensorBoard is a float32: exact integers stand in the texts and in the JSON file beside the events.
+    A scalar in TensorBoard is a float32: exact integers stand in the texts and in the files beside the events.
     The writer belongs to the caller and stays open.
 
     Args:
         target: the writer or the logger.
-        prefix: stands in front of the tags of texts and figures, and of the file's name.
+        prefix: stands in front of the tags of texts and figures, and of the files' names.
 
     Raises:
         TypeError: `target` is neither.
@@ -59,17 +60,17 @@ class TensorBoardTracker:
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Adds texts `flops/tree`, `flops/modules`, `flops/operators`, and the figure `flops/by_module`.
 
-        A profile with times adds the figure `flops/latency`. `flopcallback.json` stands beside the events where they
-        are in a local folder.
+        A profile with times adds the figure `flops/latency`. `flopcallback.json` and `flopcallback.html`, which
+        TensorBoard itself cannot show, stand beside the events where they are in a local folder.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed; texts and file are written nevertheless.
+            ModuleNotFoundError: matplotlib is not installed; texts and files are written nevertheless.
         """
         tag = self.prefix + profile.phase_prefix
         self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile)), step)
         self.writer.add_text(f"{tag}flops/modules", markdown_top(profile), step)
         self.writer.add_text(f"{tag}flops/operators", markdown_operators(profile), step)
-        self._write_json(profile)
+        self._write_files(profile)
         self.writer.flush()
         self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
         if any((row.forward_ms or 0.0) > 0 for row in profile.modules):
@@ -84,15 +85,15 @@ class TensorBoardTracker:
         """As an image: the writers' own `add_figure` imports pyplot, and with it picks a backend for the process."""
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
-    def _write_json(self, profile: ModelProfile) -> None:
+    def _write_files(self, profile: ModelProfile) -> None:
         # torch's attribute and tensorboardX's; the latter has None where it writes nothing to disk.
         folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
         if folder is None or "://" in str(folder):
             return  # A bucket: the writer alone knows how to write there.
-        name = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}.json")
-        path = Path(folder) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(profile.to_json(indent=1) + "\n", encoding="utf-8")
+        stem = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".json", profile.to_json(indent=1)), (".html", html_page(profile))):
+            (Path(folder) / f"{stem}{suffix}").write_text(text + "\n", encoding="utf-8")
 
 
 def _fenced(text: str) -> str:

@@ -126,4 +126,5 @@ def test_the_page_names_the_files(logged, tmp_path):
     tracker.log_profile(next(profile for _, profile in logged.profiles), 0)
     text = PAGE.read_text(encoding="utf-8").partition("\n## Files\n")[2]
     written = {path.name for path in (tmp_path / "report").iterdir()}
-    assert written == {name for name in re.findall(r"`([^`]+)`", text) if re.search(r"\.(json|jsonl|txt|md)$", name)}
+    named = re.findall(r"`([^`]+)`", text)
+    assert written == {name for name in named if re.search(r"\.(html|json|jsonl|txt|md)$", name)}

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from flopcallback.reporting import ModelProfile, OperatorRow, plain_table
+from flopcallback.reporting import ModelProfile, OperatorRow, html_page, plain_table
 from flopcallback.trackers import Tracker, tracker_for
 
 pytestmark = pytest.mark.tensorboard
@@ -179,13 +179,15 @@ def test_unknown_operators_are_told_with_their_reason(writer, net):
     assert "forward: >= 5 FLOPs" in read.texts("flops/tree")[0][1]
 
 
-def test_prefix_and_phase_stand_in_front_of_tags_and_file(writer, net):
+def test_prefix_and_phase_stand_in_front_of_tags_and_files(writer, net):
     profile = dataclasses.replace(net([3, 5]), phase="validate")
     read = logged(writer, profile, prefix="student/")
     assert read.text_tags() == {f"student/validate/flops/{name}" for name in ("tree", "modules", "operators")}
     assert set(read.images()) == {"student/validate/flops/by_module"}
     with open(f"{writer.get_logdir()}/student-flopcallback-validate.json", "rb") as file:
         assert ModelProfile.from_json(file.read()) == profile
+    with open(f"{writer.get_logdir()}/student-flopcallback-validate.html", encoding="utf-8") as file:
+        assert "one validate step" in file.read()
 
 
 def test_scalars_keep_the_names_that_they_are_given(writer, net):
@@ -200,6 +202,16 @@ def test_closing_leaves_the_writer_open_for_its_owner(writer, net):
     writer.add_scalar("train/loss", 0.5, 1)
     writer.flush()
     assert Read(writer.get_logdir()).scalars() == {"train/loss": [(1, 0.5)]}
+
+
+def test_the_page_stands_beside_the_events_and_gets_the_times_later(writer, net, timed):
+    from pathlib import Path
+
+    page = Path(writer.get_logdir()) / "flopcallback.html"
+    logged(writer, net([3, 5]))
+    assert page.read_text(encoding="utf-8") == html_page(net([3, 5])) + "\n"
+    logged(writer, timed(net([3, 5])), step=25)
+    assert page.read_text(encoding="utf-8") == html_page(timed(net([3, 5]))) + "\n"
 
 
 def test_nothing_is_written_beside_events_in_a_bucket(writer, net, tmp_path, monkeypatch):
@@ -218,7 +230,7 @@ def test_what_is_no_writer_is_refused_with_the_way_out():
         tracker_for("tensorboard")
 
 
-def test_texts_and_file_are_there_even_where_figures_cannot_be_drawn(writer, net, monkeypatch):
+def test_texts_and_files_are_there_even_where_figures_cannot_be_drawn(writer, net, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -227,3 +239,5 @@ def test_texts_and_file_are_there_even_where_figures_cannot_be_drawn(writer, net
     read = Read(writer.get_logdir())
     assert read.text_tags() == {"flops/tree", "flops/modules", "flops/operators"}
     assert read.images() == {}
+    with open(f"{writer.get_logdir()}/flopcallback.html", encoding="utf-8") as file:
+        assert "Where the compute goes" in file.read()

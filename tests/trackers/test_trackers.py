@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flopcallback import trackers
-from flopcallback.reporting import ModelProfile
+from flopcallback.reporting import ModelProfile, html_page
 from flopcallback.trackers import LocalTracker, MemoryTracker, NoTrackerError, Tracker, tracker_for
 
 
@@ -189,16 +189,18 @@ def test_numbers_that_json_cannot_hold_leave_an_earlier_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2000])
-def test_a_folder_keeps_a_profile_as_json_text_and_markdown(tmp_path, net, count):
+def test_a_folder_keeps_a_profile_as_json_page_text_and_markdown(tmp_path, net, count):
     profile = net(range(1, count + 1))
     LocalTracker(tmp_path).log_profile(profile, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "flopcallback.html",
         "flopcallback.json",
         "flopcallback.md",
         "flopcallback.txt",
     ]
     assert ModelProfile.from_json((tmp_path / "flopcallback.json").read_bytes()) == profile
     assert "Net, one train step" in (tmp_path / "flopcallback.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "flopcallback.html").read_text(encoding="utf-8") == html_page(profile) + "\n"
     markdown = (tmp_path / "flopcallback.md").read_text(encoding="utf-8")
     assert markdown.startswith("# Net at step 5")
     assert markdown.count("| Linear |") == count
@@ -221,6 +223,7 @@ def test_a_profile_that_was_measured_later_replaces_the_first(tmp_path, net, tim
     tracker.log_profile(net([3, 5]), 1)
     tracker.log_profile(timed(net([3, 5])), 25)
     assert ModelProfile.from_json((tmp_path / "flopcallback.json").read_bytes()).forward_ms == 1.0
+    assert "1.00 ms" in (tmp_path / "flopcallback.html").read_text(encoding="utf-8")
 
 
 def test_no_folder_is_made_before_there_is_something_to_write(tmp_path):

@@ -1,0 +1,413 @@
+"""The HTML page in headless Chromium, driven over its DevTools pipe: no driver, no port and no package is needed."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import shutil
+
+import pytest
+
+from flopcallback.reporting import ModelProfile, OperatorRow, html_page
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # Chromium refuses to start as root with it, as which containers run.
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--remote-debugging-pipe",
+)
+ANSWER_S = 60
+TROUBLE = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Page.javascriptDialogOpening"}
+
+
+class Chromium:
+    """A browser with one page. It reads commands from its descriptor 3 and writes to 4, JSON with a NUL after each."""
+
+    def __init__(self, folder):
+        program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+        (commands, self._write), (self._read, answers) = os.pipe(), os.pipe()
+        # High numbers, so that putting the one at 3 cannot overwrite the other.
+        given = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        self._process = os.posix_spawn(
+            program,
+            [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, given[0], 3),
+                (os.POSIX_SPAWN_DUP2, given[1], 4),
+            ],
+        )
+        for end in (commands, answers, *given):
+            os.close(end)
+        self._unread, self._commands, self._session, self.events = b"", 0, {}, []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = {"sessionId": session}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method, **params):
+        self._commands += 1
+        message = {"id": self._commands, "method": method, "params": params, **self._session}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._commands:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _receive(self):
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._read], [], [], ANSWER_S)
+            assert ready, f"Chromium has not answered for {ANSWER_S} s"
+            read = os.read(self._read, 1 << 20)
+            assert read, "Chromium has ended"
+            self._unread += read
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, url):
+        self.events = []
+        self.send("Page.navigate", url=url)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._receive())
+
+    def resize(self, width, height):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=True)
+
+    def prefer(self, scheme):
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def run(self, script):
+        """The value of a JavaScript expression."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def press(self, key):
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def mouse(self, kind, x, y):
+        button = "none" if kind == "mouseMoved" else "left"
+        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
+
+    def click(self, selector):
+        """With the real mouse, in the middle of the first element that the selector finds."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+        middle = f"(r => [r.x + r.width / 2, r.y + r.height / 2])({element}.getBoundingClientRect())"
+        x, y = self.run(middle)
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.mouse(kind, x, y)
+
+    def troubles(self):
+        return [event for event in self.events if event["method"] in TROUBLE]
+
+    def requests(self):
+        return [
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
+        ]
+
+    def close(self):
+        self._session = {}
+        self.send("Browser.close")
+        os.waitpid(self._process, 0)
+        os.close(self._write)
+        os.close(self._read)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    made = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """Opens the page of a profile at 1280 × 900 in light colours, and gives the browser."""
+
+    def shown(profile):
+        chromium.resize(1280, 900)
+        chromium.prefer("light")
+        file = tmp_path / "page.html"
+        file.write_text(html_page(profile), encoding="utf-8")
+        chromium.open(file.as_uri())
+        return chromium
+
+    return shown
+
+
+# Names as they stand in the table, from top to bottom, their notes left out.
+NAMES = """[...document.querySelectorAll("#body td.module")].map(
+    cell => [...cell.childNodes].filter(n => !n.className).map(n => n.textContent).join(""))"""
+
+
+def row(name):
+    """The selector of a row by what its title says, the whole name."""
+    return f'#body td.module[title="{name}"]'
+
+
+def search(browser, text):
+    browser.run(f"document.getElementById('search').value = {json.dumps(text)}")
+    browser.run("document.getElementById('search').dispatchEvent(new Event('input'))")
+
+
+def profiles(request):
+    lenet, measured, decoder = (request.getfixturevalue(name) for name in ("lenet", "measured", "decoder"))
+    nasty = dataclasses.replace(lenet.modules[5], path="<img src=x onerror=alert(1)>", type="</script>", note="&lt;")
+    return {
+        "measured": measured(lenet),
+        "untimed": lenet,
+        "no modules": ModelProfile("Nothing"),
+        "one module": dataclasses.replace(lenet, modules=lenet.modules[:1]),
+        "506 modules": measured(decoder(46)),
+        "nasty": measured(dataclasses.replace(lenet, modules=(*lenet.modules, nasty), unknown={"<b>": "<i>"})),
+    }
+
+
+KINDS = ["measured", "untimed", "no modules", "one module", "506 modules", "nasty"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_opens_without_a_word_in_the_console_and_asks_for_nothing(show, request, kind):
+    browser = show(profiles(request)[kind])
+    assert browser.troubles() == []
+    assert [url.rpartition("/")[2] for url in browser.requests()] == ["page.html"]
+
+
+def test_the_check_of_the_console_can_fail(chromium):
+    chromium.open("data:text/html,<script>nothing()</script><img src='http://127.0.0.1:9/x.png'>")
+    assert any("nothing is not defined" in json.dumps(event) for event in chromium.troubles())
+    assert len(chromium.requests()) == 2
+
+
+@pytest.mark.parametrize("width", [320, 390])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_phone_shows_the_page_without_scrolling_sideways(show, request, kind, width):
+    browser = show(profiles(request)[kind])
+    browser.resize(width, 844)
+    browser.run("document.querySelector('#body tr')?.click(); document.getElementById('open-all')?.click()")
+    browser.run("document.querySelector('details').open = true")
+    assert browser.run("document.documentElement.scrollWidth") == width
+    # A row opened for its exact figures must not push columns out of the table.
+    assert browser.run("(t => !t || t.scrollWidth <= t.parentElement.clientWidth)(document.querySelector('.modules'))")
+
+
+def test_the_tree_opens_and_closes(show, decoder):
+    browser = show(decoder(8))
+    blocks = [str(index) for index in range(8)]
+    assert browser.run(NAMES) == ["Llama", "model", "embed_tokens", "layers", *blocks, "norm", "lm_head"]
+    browser.click(row("model.layers.1"))
+    assert browser.run(NAMES)[4:10] == ["0", "1", "input_layernorm", "self_attn", "mlp", "2"]
+    browser.click(row("model.layers.1"))
+    assert browser.run(NAMES)[4:12] == blocks
+    browser.click("#open-all")
+    assert len(browser.run(NAMES)) == len(decoder(8).modules)
+    browser.click("#close-all")
+    assert browser.run(NAMES) == ["Llama", "model", "lm_head"]
+    assert browser.troubles() == []
+
+
+def test_the_keyboard_goes_through_the_tree(show, decoder):
+    browser = show(decoder(3))
+    browser.run("document.querySelector('#body tr').focus()")
+    focus = "document.activeElement.querySelector('td.module')?.title"
+    for key, at in [("ArrowDown", "model"), ("End", "lm_head"), ("Home", "Llama"), ("ArrowRight", "model")]:
+        browser.press(key)
+        assert browser.run(focus) == at
+    browser.press("ArrowLeft")
+    assert browser.run(NAMES) == ["Llama", "model", "lm_head"]
+    browser.press("ArrowRight")
+    assert browser.run(NAMES)[:3] == ["Llama", "model", "embed_tokens"]
+    browser.press("ArrowLeft")
+    browser.press("ArrowLeft")
+    assert browser.run(focus) == "Llama"
+    browser.press("Enter")
+    assert browser.run("document.querySelector('.detail .path').textContent") == "Llama"
+
+
+def test_sorting_keeps_modules_below_the_one_that_contains_them(show, decoder):
+    browser = show(decoder(8))
+    browser.click(row("model.layers.0"))
+    browser.click(row("model.layers.0.mlp"))
+    before = browser.run(NAMES)
+    browser.click('[data-key="flops"]')
+    # Per block: MLP 3 * 64 * 176, attention 4 * 64 * 64 + 2 * 128 * 64, norm 4 * 64, all times 128 tokens.
+    first = ["0", "mlp", "gate_proj", "up_proj", "down_proj", "act_fn", "self_attn", "input_layernorm"]
+    others = [str(index) for index in range(1, 8)]
+    assert browser.run(NAMES) == ["Llama", "model", "layers", *first, *others, "norm", "embed_tokens", "lm_head"]
+    assert browser.run("document.querySelector('[aria-sort=descending]').textContent") == "FLOPs"
+    browser.click('[data-key="flops"]')
+    assert browser.run(NAMES)[:3] == ["Llama", "lm_head", "model"]
+    browser.click('[data-key="flops"]')
+    assert browser.run(NAMES) == before
+    assert browser.run("document.querySelectorAll('[aria-sort=none]').length") == browser.run(
+        "document.querySelectorAll('#heads th').length"
+    )
+
+
+def test_integers_that_javascript_cannot_tell_apart_are_sorted_and_shown(show, model_of, layer):
+    rows = [layer(name, "Linear", flops=2**60 + more) for name, more in (("b", 2), ("c", 3), ("a", 1))]
+    browser = show(model_of("Net", rows))
+    browser.click('[data-key="flops"]')
+    assert browser.run(NAMES) == ["Net", "c", "b", "a"]
+    browser.click(row("c"))
+    assert f"{2**60 + 3:,}" in browser.run("document.querySelector('.detail').textContent")
+
+
+def test_names_sort_as_people_count(show, model_of, layer):
+    browser = show(model_of("Net", [layer(name, "Linear", flops=5) for name in ("layer10", "layer9", "Layer1")]))
+    browser.click('[data-key="module"]')
+    assert browser.run(NAMES) == ["Net", "Layer1", "layer9", "layer10"]
+
+
+def test_rows_without_a_time_stand_last_whichever_way(show, lenet, measured):
+    profile = measured(lenet)
+    rows = [dataclasses.replace(row, forward_ms=None) if row.path == "conv2" else row for row in profile.modules]
+    browser = show(dataclasses.replace(profile, modules=tuple(rows)))
+    for _ in range(2):
+        browser.click('[data-key="time"]')
+        assert browser.run(NAMES)[-1] == "conv2"
+
+
+def test_the_search_finds_modules_and_shows_what_contains_them(show, decoder):
+    browser = show(decoder(3))
+    search(browser, "1.mlp gate")
+    assert browser.run(NAMES) == ["Llama", "model", "layers", "1", "mlp", "gate_proj"]
+    assert browser.run("document.getElementById('found').textContent").startswith("1 of 42 modules")
+    search(browser, "RMSNORM")
+    assert browser.run(NAMES).count("input_layernorm") == 3
+    browser.click('[data-view="all"]')
+    assert browser.run(NAMES) == [*(f"model.layers.{index}.input_layernorm" for index in range(3)), "model.norm"]
+    search(browser, "no such module")
+    assert browser.run(NAMES) == []
+    search(browser, "")
+    assert len(browser.run(NAMES)) == 6 + 3 * 12
+    assert browser.troubles() == []
+
+
+def test_what_was_searched_for_is_marked(show, lenet):
+    browser = show(lenet)
+    search(browser, "CONV")
+    assert browser.run("[...document.querySelectorAll('mark')].map(e => e.textContent)") == ["conv", "conv"]
+
+
+def test_innermost_modules_can_be_seen_without_the_tree(show, decoder):
+    browser = show(decoder(2))
+    browser.click('[data-view="leaves"]')
+    profile = decoder(2)
+    parents = {row.parent for row in profile.modules}
+    assert browser.run(NAMES) == [row.path for row in profile.modules if row.path not in parents]
+
+
+def test_a_point_says_which_module_it_is_and_leads_to_its_row(show, decoder, measured):
+    browser = show(measured(decoder(2)))
+    browser.run("document.getElementById('plot').scrollIntoView({block: 'center'})")
+    spot = "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector('circle[data-row=\"%d\"]')"
+    index = next(i for i, row in enumerate(decoder(2).modules) if row.path == "lm_head")
+    x, y = browser.run((spot % index) + ".getBoundingClientRect())")
+    browser.mouse("mouseMoved", x + 3, y + 2)
+    tokens, width, vocabulary = 128, 64, 1000
+    assert browser.run("document.querySelector('#tip b').textContent") == "lm_head"
+    assert f"{2 * tokens * width * vocabulary:,}" in browser.run("document.getElementById('tip').textContent")
+    browser.mouse("mousePressed", x, y)
+    browser.mouse("mouseReleased", x, y)
+    browser.click("#tip button")
+    assert browser.run("document.querySelector('.detail .path').textContent") == "lm_head"
+    assert browser.run("document.activeElement.querySelector('td.module').title") == "lm_head"
+
+
+def test_points_can_be_reached_by_keys(show, lenet, measured):
+    browser = show(measured(lenet))
+    browser.run("document.getElementById('plot').focus()")
+    for _ in range(7):
+        browser.press("ArrowRight")
+    assert browser.run("document.querySelector('#tip b').textContent") == "conv2"
+    browser.press("Enter")
+    assert browser.run("document.querySelector('.detail .path').textContent") == "conv2"
+
+
+def test_a_slow_module_leads_to_its_row_wherever_it_is_hidden(show, decoder, measured):
+    browser = show(measured(decoder(2)))
+    browser.click("#close-all")
+    search(browser, "lm_head")
+    name = "model.layers.0.mlp.act_fn"
+    assert name in browser.run("document.querySelector('.slow').textContent")
+    browser.click(f".slow button[data-row='{[each.path for each in decoder(2).modules].index(name)}']")
+    assert browser.run("document.activeElement.querySelector('td.module').title") == name
+
+
+def test_colours_follow_the_system_until_the_reader_says_otherwise(show, lenet):
+    browser = show(lenet)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = browser.run(ground)
+    browser.prefer("dark")
+    dark = browser.run(ground)
+    assert light != dark
+    browser.click("#theme")
+    assert browser.run(ground) == light
+    browser.click("#theme")
+    browser.prefer("light")
+    assert browser.run(ground) == dark
+
+
+def test_where_nothing_may_be_kept_the_page_works_as_well(chromium, lenet, measured):
+    """Trackers show pages in frames without an origin; a `data:` address has none either."""
+    chromium.open("data:text/html;base64," + base64.b64encode(html_page(measured(lenet)).encode()).decode())
+    chromium.click("#theme")
+    assert chromium.run(NAMES)[0] == "LeNet"
+    assert chromium.troubles() == []
+
+
+def test_names_are_shown_as_they_are(show, lenet, request):
+    browser = show(profiles(request)["nasty"])
+    browser.run("document.querySelector('#body tr:last-child td:last-child').click()")
+    assert browser.run(NAMES)[-1] == "<img src=x onerror=alert(1)>"
+    assert browser.run("document.querySelector('#body .badge').textContent") == "&lt;"
+    assert browser.run("document.images.length") == 0
+    search(browser, "<img src=x")
+    assert browser.run("document.querySelector('mark').textContent") == "<img"
+    assert browser.troubles() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", ["flat", "decoder"])
+def test_30_000_modules_are_drawn_as_far_as_they_are_looked_at(show, request, measured, make):
+    """No time is asserted: what makes a page slow is the number of its elements."""
+    profile = measured(request.getfixturevalue(make)({"flat": 30_000, "decoder": 2500}[make]))
+    browser = show(profile)
+    elements = "document.querySelectorAll('*').length"
+    assert browser.run(elements) < 12_000
+    browser.click("#open-all")
+    assert browser.run(elements) < 12_000
+    assert len(browser.run(NAMES)) == 250
+    left = len(profile.modules) - 250
+    assert browser.run("document.getElementById('more').textContent") == f"Show 1,000 of {left:,} more"
+    browser.click("#more")
+    assert len(browser.run(NAMES)) == 1250
+    last = profile.modules[-1].path
+    search(browser, last)
+    assert browser.run(NAMES)[-1] == last
+    assert browser.troubles() == []
+
+
+def test_unknown_operators_stand_with_their_reason(show, lenet):
+    operators = (*lenet.operators, OperatorRow("my::op", 3, 0, status="unknown"))
+    browser = show(dataclasses.replace(lenet, operators=operators, unknown={"my::op": "no formula"}))
+    assert "my::op" in browser.run("document.getElementById('unknown').innerText")
