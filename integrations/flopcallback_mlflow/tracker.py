@@ -110,13 +110,15 @@ class MLflowTracker:
         """Sets the conditions, the exact integers, and which files are tables; `tables` has the rows of each."""
         from mlflow.entities import RunTag
 
+        present = self.client.get_run(self.run_id).data.tags
         front = self.prefix + profile.phase_prefix
         integers = {name: value for name, value in profile.scalars().items() if isinstance(value, int)}
         content = {front + key: _text(value) for key, value in profile.config.items()}
         content |= {self.prefix + name: str(value) for name, value in integers.items()}
-        tags = [RunTag(_legal(name).replace("/", "."), value) for name, value in content.items()]
-        shown = json.loads(self.client.get_run(self.run_id).data.tags.get(LOGGED_ARTIFACTS, "[]"))
-        shown = [entry for entry in shown if entry.get("path") not in tables]
+        named = {_legal(name).replace("/", "."): text for name, text in content.items()}
+        # What is not known has no tag, but for one that an earlier fit has set.
+        tags = [RunTag(name, text) for name, text in named.items() if text or name in present]
+        shown = [entry for entry in json.loads(present.get(LOGGED_ARTIFACTS, "[]")) if entry.get("path") not in tables]
         shown += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
         tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(shown)))
         self.client.log_batch(self.run_id, tags=tags, synchronous=True)
@@ -133,7 +135,7 @@ def _storable(value: float) -> float:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - len(CUT)] + CUT
 
 

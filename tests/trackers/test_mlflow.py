@@ -214,6 +214,14 @@ def test_conditions_are_tags(run, net):
     assert run.tags() == conditions | sums | sizes
 
 
+def test_a_condition_that_is_not_known_has_no_tag_and_loses_that_of_an_earlier_fit(run, net):
+    run.tracker().log_profile(net([3], config={"flops.engine_reason": "", "flops.peak_tflops": 67.0}), 0)
+    assert run.tags()["flops.peak_tflops"] == "67.0"
+    assert "flops.engine_reason" not in run.tags()
+    run.tracker().log_profile(net([3], config={"flops.engine_reason": "", "flops.peak_tflops": None}), 0)
+    assert run.tags()["flops.peak_tflops"] == ""
+
+
 def test_a_condition_that_is_too_long_for_a_tag_says_that_it_is_cut(run, net):
     run.tracker().log_profile(net([3], config={"flops.input_shapes": [[1] * 9000], "flops.dtype": "x" * 8000}), 0)
     assert run.tags()["flops.input_shapes"].startswith("[[1, 1, ")
