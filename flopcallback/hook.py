@@ -137,7 +137,6 @@ class FlopHook:
         self._names = ModuleNames({"": self._model})
         self._seen: list[tuple[str, Observed]] = []  # of the counted call, by the name of the module that was called
         self._conditions: Conditions | None = None
-        self._timed = ExitStack()  # open while a call is timed
         self._has_called = self._has_backward = False  # in the call that is counted or timed
         self._has_begun = False
         self._in_step = self._is_marked = self._is_done = self._is_closed = False
@@ -170,12 +169,8 @@ class FlopHook:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Goes around each step of a loop whose steps are not what its optimizers say."""
-        self._is_marked = True
-        try:
-            yield
-        except BaseException:
-            self._drop_call()
-            raise
+        self._is_marked, self._in_step = True, False
+        yield
         with self._guarded():
             self._end_step()
 
@@ -243,12 +238,11 @@ class FlopHook:
         return observed.result
 
     def _time(self, call: Callable[[], Any]) -> Any:
-        if not self._has_called:
-            self._timed.enter_context(self._recorder.timed_call(is_forward=False))
         try:
-            return call()
+            with self._recorder.timed_call(continues=self._has_called):
+                return call()
         except BaseException:
-            self._drop_call()
+            self._has_called = False  # Its time was dropped: there is nothing to go on with.
             raise
 
     def _watch_backward(self, result: Any) -> None:
@@ -267,7 +261,6 @@ class FlopHook:
             return
         self._has_called = self._has_backward = False
         if self._is_counted:
-            self._timed.close()
             return
         observed = together(self._seen)
         self._seen = []
@@ -278,11 +271,6 @@ class FlopHook:
             self._troubles.report(f"the training call was counted {how}", observed.failure)
         assert self._conditions is not None
         self._recorder.record(observed, self._model, self._conditions, is_timed=True)
-
-    def _drop_call(self) -> None:
-        """Forgets the times of a call that was under way when the exception that is being handled came."""
-        self._has_called = self._has_backward = bool(self._seen)
-        self._timed.__exit__(*sys.exc_info())
 
     def _end_step(self, *, is_whole: bool = True) -> None:
         self._end_call()
@@ -297,7 +285,6 @@ class FlopHook:
     def _let_go(self) -> None:
         """Leaves the model alone. The optimizers' hooks stay until the hook is closed: this may run inside of one."""
         self._is_done = True
-        self._timed.close()
         self._on_model.close()
 
     def _close(self, *, wait: bool) -> None:

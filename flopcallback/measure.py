@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import DISPATCH, Run, filtered_warnings, observe, run_isolated
 from flopcallback.counting.scopes import find_modules
-from flopcallback.measuring.latency import Latency, LatencyWindow, quartiles
+from flopcallback.measuring.latency import Latency, LatencyWindow
 from flopcallback.options import Options
 from flopcallback.profiling import profile_of, tensors_in
 from flopcallback.reporting import LatencySummary, ModelProfile
@@ -138,20 +137,7 @@ def _timed(
             bare_ms += [1e3 * seconds for seconds in timer.timeit(1).raw_times]
         latency = window.read()
     assert latency is not None  # at least one round was made
-    return _within(latency, bare_ms)
-
-
-def _within(latency: Latency, bare_ms: Sequence[float]) -> Latency:
-    """The whole call by times without clocks on modules, and modules with no more than that."""
-    whole_ms = statistics.median(bare_ms)
-    modules = {name: min(ms, whole_ms) for name, ms in latency.modules.items()}
-    spreads = {name: (min(low, whole_ms), high) for name, (low, high) in latency.spreads.items()}
-    return dataclasses.replace(
-        latency,
-        forward_ms=whole_ms,
-        modules={**modules, "": whole_ms},
-        spreads={**spreads, "": quartiles(bare_ms)},
-    )
+    return latency.within(bare_ms)
 
 
 def _keep_what_is_written(call: Callable[..., Any], run: Run, inputs: Any, found: Found) -> None:

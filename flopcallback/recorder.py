@@ -31,7 +31,7 @@ class Recorder:
         trackers: by a name that says to the user where things go; none on ranks that do not log.
         convention: what counts as a FLOP.
         warmup_steps: steps after the counted one that are not timed.
-        latency_steps: steps after those that are.
+        latency_steps: steps after those that are; in every second one, modules are.
         prefix: stands in front of the names of numbers.
         show: prints a text; None prints nothing.
         troubles: where failures of single trackers go.
@@ -94,7 +94,8 @@ class Recorder:
                 observed.runs[0].names,
                 conditions.device,
                 warmup_steps=warmup,
-                steps=steps,
+                steps=steps - steps // 2,
+                bare_steps=steps // 2,
                 clock=self._clock,
                 event=self._event,
                 rest=conditions.step_row,
@@ -111,9 +112,11 @@ class Recorder:
             if self._window is not None:
                 self._window.begin_step()
 
-    def timed_call(self, *, is_forward: bool = True) -> AbstractContextManager[None]:
+    def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> AbstractContextManager[None]:
         """Goes around each call in a step that is like the counted one; see `LatencyWindow.timed_call`."""
-        return nullcontext() if self._window is None else self._window.timed_call(is_forward=is_forward)
+        if self._window is None:
+            return nullcontext()
+        return self._window.timed_call(is_forward=is_forward, continues=continues)
 
     def end_step(self, step: int, *, is_whole: bool = True) -> None:
         """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -59,6 +59,18 @@ class Latency:
     modules: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    def within(self, bare_ms: Sequence[float]) -> Latency:
+        """The same with the whole call by times without clocks on modules, and modules with no more than that."""
+        whole_ms = statistics.median(bare_ms)
+        modules = {name: min(ms, whole_ms) for name, ms in self.modules.items()}
+        spreads = {name: (min(low, whole_ms), high) for name, (low, high) in self.spreads.items()}
+        return replace(
+            self,
+            forward_ms=whole_ms,
+            modules={**modules, "": whole_ms},
+            spreads={**spreads, "": quartiles(bare_ms)},
+        )
+
 
 class LatencyWindow:
     """Times the forward of every module during some steps, after some that only warm up.
@@ -69,11 +81,15 @@ class LatencyWindow:
     A step is `begin_step()`, one or more calls inside `with timed_call():`, `end_step()`. Modules are wrapped within
     `timed_call` only.
 
+    The clocks on the modules take time themselves. `bare_steps` go without, in turns with those that have them: where
+    there are any, the times of the call and of the step are of these, and no module has more than the call.
+
     Args:
         names: the modules.
         device: where they run.
         warmup_steps: steps that are not timed.
-        steps: steps that are; `is_open` turns False after them.
+        steps: steps in which modules are timed.
+        bare_steps: steps that are timed as a whole; `is_open` turns False after both.
         clock: seconds, for a CPU.
         event: `torch.Event`, for other devices: `event(device, enable_timing=True)`.
         rest: the name under which the time outside of any submodule is to stand; None: it is not asked for.
@@ -86,6 +102,7 @@ class LatencyWindow:
         *,
         warmup_steps: int = 5,
         steps: int = 20,
+        bare_steps: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., DeviceEvent] | None = None,
         rest: str | None = None,
@@ -95,36 +112,40 @@ class LatencyWindow:
         self._timer = _Clock(clock) if event is None and device.type == "cpu" else _Events(device, event or torch.Event)
         self._steps_to_skip = warmup_steps
         self._steps_to_time = steps
+        self._steps_to_time_bare = bare_steps
         self._step_spans: list[_Span] = []
+        self._bare_step_spans: list[_Span] = []
         self._calls: list[_TimedCall] = []
-        self._in_step = False
+        self._in_step = self._is_bare = False
         self._began: Any = None
         self._sites = list(call_sites(names))
 
     @property
     def is_open(self) -> bool:
         """Whether there are steps left to warm up or to time."""
-        return self._steps_to_time > 0
+        return self._steps_to_time > 0 or self._steps_to_time_bare > 0
 
     def begin_step(self) -> None:
         """Starts the time of a step."""
         self._in_step = True
+        self._is_bare = self._steps_to_time_bare > self._steps_to_time
         self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
 
     @contextmanager
-    def timed_call(self, *, is_forward: bool = True) -> Iterator[None]:
-        """Times the modules, and what is inside as the counted call.
+    def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> Iterator[None]:
+        """Times the modules, and what is inside as the counted call. What raises leaves no time.
 
         Args:
             is_forward: False where more than forwards happens inside (a backward, an optimizer's step): the time of
                 the counted call is then the sum over outermost calls of modules.
+            continues: what is inside belongs to the same call as what was timed last.
         """
-        if self._began is None:
+        if self._began is None or (self._is_bare and not is_forward):
             yield
             return
-        call = _TimedCall(self._timer, is_forward)
+        call = self._calls.pop() if continues and self._calls else _TimedCall(self._timer, is_forward, self._is_bare)
         with ExitStack() as undo:
-            for site in self._sites:
+            for site in () if call.is_bare else self._sites:
                 wrap_on_instance(site.module, site.attribute, functools.partial(call.wrap, site), undo)
             with call:
                 yield
@@ -140,15 +161,19 @@ class LatencyWindow:
         """
         if self._began is not None:
             if is_whole:
-                self._step_spans.append((self._began, self._timer.mark()))
+                spans = self._bare_step_spans if self._is_bare else self._step_spans
+                spans.append((self._began, self._timer.mark()))
             self._began = None
-            self._steps_to_time -= 1
+            if self._is_bare:
+                self._steps_to_time_bare -= 1
+            else:
+                self._steps_to_time -= 1
         elif self._in_step and self._steps_to_skip > 0:
             self._steps_to_skip -= 1
         self._in_step = False
 
     def read(self, *, wait: bool = True) -> Latency | None:
-        """Medians of what was timed so far, None where nothing was.
+        """Medians of what was timed so far, None where no modules were.
 
         Args:
             wait: for the device. False where it may never come to the end of its work: calls and steps that it has not
@@ -156,19 +181,25 @@ class LatencyWindow:
         """
         if wait:
             self._timer.wait()
-        calls = [self._times(call) for call in self._calls if call.whole and all(map(self._has_passed, call.spans()))]
+        done = [call for call in self._calls if call.whole and all(map(self._has_passed, call.spans()))]
+        calls = [self._times(call) for call in done if not call.is_bare]
         if not calls:
             return None
         by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
-        steps = [self._timer.ms(*span) for span in self._step_spans if self._has_passed(span)]
-        return Latency(
+        steps = self._step_times(self._bare_step_spans) or self._step_times(self._step_spans)
+        latency = Latency(
             forward_ms=statistics.median(by_name[""]),
             step_ms=statistics.median(steps) if steps else None,
-            steps=len(calls),
+            steps=len(done),
             how=self._timer.how,
             modules={name: statistics.median(times) for name, times in by_name.items()},
             spreads={name: quartiles(times) for name, times in by_name.items()},
         )
+        bare_ms = [self._sum(call.whole) for call in done if call.is_bare]
+        return latency.within(bare_ms) if bare_ms else latency
+
+    def _step_times(self, spans: list[_Span]) -> list[float]:
+        return [self._timer.ms(*span) for span in spans if self._has_passed(span)]
 
     def _has_passed(self, span: _Span) -> bool:
         return all(map(self._timer.has_come_to, span))
@@ -249,13 +280,15 @@ class _TimedCall:
     Timing must not stop a module's forward: what fails around one is kept in `failure`.
 
     Attributes:
+        is_bare: modules carry no clock in it.
         whole: of the call; where it is not a forward, of the outermost calls of modules in it.
         modules: by canonical name.
         submodules: of those submodules that no other submodule called.
     """
 
-    def __init__(self, timer: _Clock | _Events, is_forward: bool) -> None:
+    def __init__(self, timer: _Clock | _Events, is_forward: bool, is_bare: bool) -> None:
         self.is_forward = is_forward
+        self.is_bare = is_bare
         self.failure: Exception | None = None
         self.whole: list[_Span] = []
         self.modules: dict[str, list[_Span]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -80,6 +81,47 @@ def test_a_module_has_the_median_of_its_times_with_what_it_contains(clock):
     assert (latency.steps, latency.how) == (3, "CPU clock")
     assert latency.spreads["a"] == pytest.approx((2.5, 16.5))  # half-way between 2 and 3, and between 3 and 30
     assert not window.is_open
+
+
+def test_steps_without_clocks_on_modules_take_turns_and_say_what_call_and_step_take(clock):
+    # Each look takes 1 ms. With clocks on modules, a call looks 2 * 3 times: 20 + 30 + 6 ms, and the call itself twice.
+    class Looked(Clock):
+        def __call__(self):
+            self.pass_ms(1)
+            return self.now_s
+
+    slow = Looked()
+    model = Outer(slow, 0, a=Work(slow, *[20] * 4), b=Work(slow, *[30] * 4))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=2, bare_steps=2, clock=slow)
+    wrapped = []
+    for _ in range(4):
+        window.begin_step()
+        with window.timed_call():
+            wrapped.append("forward" in vars(model))
+            model()
+        window.end_step()
+    latency = window.read()
+    assert wrapped == [True, False, True, False]
+    assert not window.is_open
+    assert latency.steps == 4
+    assert latency.forward_ms == pytest.approx(20 + 30 + 1)
+    assert latency.step_ms == pytest.approx(20 + 30 + 3)
+    assert latency.modules == pytest.approx({"": 51, "a": 21, "b": 31})
+
+
+def test_a_call_that_goes_on_is_one_call_and_what_raises_has_no_time(clock):
+    model = Work(clock, 2, 3, 7, 11)
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock)
+    window.begin_step()
+    for continues in (False, True):
+        with window.timed_call(continues=continues):
+            model()
+    with contextlib.suppress(KeyError), window.timed_call():
+        model()
+        raise KeyError
+    window.end_step()
+    assert window.read().forward_ms == pytest.approx(2 + 3)
+    assert window.read().steps == 1
 
 
 def test_steps_that_warm_up_are_not_timed(clock):
