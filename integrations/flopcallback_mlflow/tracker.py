@@ -26,9 +26,8 @@ LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 LONGEST_TAG = 8000
 CUT = " … (cut; whole in report.json)"
 
-
-# A browser takes ten seconds and more to open a table this long, and over a minute for five times as many rows. A longer
-# one is whole in its file all the same, and the page shows that as text (mlflow 3.17, 23 columns).
+# A browser takes over ten seconds to open a table this long, a minute and more for one of 10,000 rows (mlflow 3.17).
+# A longer one is whole in its file all the same, and the page shows that as text.
 LONGEST_TABLE = 2000
 
 # The page shows the first handful of columns beside each other and leaves the rest to scrolling.

@@ -119,7 +119,11 @@ def test_any_name_stands_in_the_tables_and_reports(run, net, timed):
     assert run.files() == FILES | {"latency.png"}
 
 
-@pytest.mark.parametrize("count", [0, 1, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("run", "count"),
+    [("sqlite", 1), ("server", 1), pytest.param("server", 30_000, marks=pytest.mark.slow)],
+    indirect=["run"],
+)
 def test_the_table_has_a_row_for_each_of_any_number_of_modules(run, net, count):
     run.tracker().log_profile(net(range(1, count + 1)), 0)
     assert [row["flops"] for row in run.rows()[1:]] == list(range(1, count + 1))
