@@ -1,27 +1,36 @@
-"""Two small models on the handwritten digits that scikit-learn ships, trained with FlopCallback; see the last lines."""
+"""Two small models on the digits that scikit-learn ships: one in a Trainer with FlopCallback, one in a plain loop.
+
+No account and no server: TensorBoard's files, MLflow on SQLite, W&B offline. The last lines say where to look.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 import warnings
 from pathlib import Path
 
+import mlflow
 import torch
 import torch.nn.functional as F
+import wandb
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassAccuracy
 
-from flopcallback import FlopCallback
-from flopcallback.reporting import rich_table
+from flopcallback import FlopCallback, FlopHook
+from flopcallback.reporting import ModelProfile, rich_table
 
 OUTPUT = Path("demo_output")
+STORE = f"sqlite:///{OUTPUT}/mlflow.db"
+ARTIFACTS = (OUTPUT / "mlflow").resolve().as_uri()
 DIGITS, SIDE = 10, 8
 WIDTH = 118  # columns that the whole table needs
 
@@ -105,15 +114,20 @@ def digits() -> tuple[DataLoader, DataLoader]:
     return DataLoader(train, batch_size=64, shuffle=True, drop_last=True), DataLoader(val, batch_size=256)
 
 
-def train(model_class: type[nn.Module], epochs: int) -> None:
+def train_with_lightning(epochs: int) -> None:
+    """One line in a Trainer, and each of its loggers shows the profile."""
     seed_everything(7, verbose=False)
     train_data, val_data = digits()
-    name = model_class.__name__
-    callback = FlopCallback()
+    name = ImageModel.__name__
+    callback = FlopCallback(summary=False)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        logger=TensorBoardLogger(OUTPUT, name=name, version=""),
+        logger=[
+            TensorBoardLogger(OUTPUT / "tensorboard", name=name, version=""),
+            MLFlowLogger("digits", run_name=name, tracking_uri=STORE, artifact_location=ARTIFACTS),
+            WandbLogger(name=name, project="digits", save_dir=OUTPUT, offline=True),
+        ],
         callbacks=[callback],
         log_every_n_steps=5,
         enable_progress_bar=False,
@@ -121,23 +135,65 @@ def train(model_class: type[nn.Module], epochs: int) -> None:
         enable_checkpointing=False,
     )
     start = time.perf_counter()
-    trainer.fit(Classifier(model_class()), train_data, val_data)
-    seconds, accuracy = time.perf_counter() - start, float(trainer.callback_metrics["val/accuracy"])
+    trainer.fit(Classifier(ImageModel()), train_data, val_data)
+    accuracy = float(trainer.callback_metrics["val/accuracy"])
+    show(callback.profiles["train"], f"{name}, by a Trainer: {epochs} epochs", time.perf_counter() - start, accuracy)
+    wandb.finish()
+
+
+def train_in_a_loop(epochs: int) -> None:
+    """One line around a plain loop, and each target shows the profile."""
+    torch.manual_seed(7)
+    train_data, val_data = digits()
+    model = RowTransformer()
+    name = type(model).__name__
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    client = mlflow.MlflowClient(STORE)
+    run_id = client.create_run(client.get_experiment_by_name("digits").experiment_id, run_name=name).info.run_id
+    start = time.perf_counter()
+    with (
+        SummaryWriter(OUTPUT / "tensorboard" / name) as writer,
+        FlopHook(model, optimizer, to=[writer, (client, run_id), OUTPUT / "report"], summary=False) as hook,
+    ):
+        for step, (images, labels) in enumerate(batch for _ in range(epochs) for batch in train_data):
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 5 == 0:
+                writer.add_scalar("train/loss", loss.item(), step)
+    client.set_terminated(run_id)
+    model.eval()
+    with torch.no_grad():
+        right = [(model(images).argmax(dim=1) == labels).float() for images, labels in val_data]
+    accuracy = torch.cat(right).mean().item()
+    show(hook.profile, f"{name}, in a plain loop: {epochs} epochs", time.perf_counter() - start, accuracy)
+
+
+def show(profile: ModelProfile, what: str, seconds: float, accuracy: float) -> None:
     console = Console(width=max(WIDTH, Console().width))
-    console.print(rich_table(callback.profiles["train"], width=console.width))
-    console.print(f"\n{name}: {epochs} epochs in {seconds:.0f} s, accuracy {accuracy:.1%}\n", style="bold")
+    console.print(rich_table(profile, width=console.width))
+    console.print(f"\n{what} in {seconds:.0f} s, accuracy {accuracy:.1%}\n", style="bold")
 
 
 def main() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")  # advice on data loaders' workers
+    os.environ.setdefault("WANDB_SILENT", "true")
     shutil.rmtree(OUTPUT, ignore_errors=True)
+    OUTPUT.mkdir()
     torch.set_num_threads(1)  # for models this small faster than two, and the times are steadier
-    train(ImageModel, epochs=6)
-    train(RowTransformer, epochs=8)
-    print(f"TensorBoard's files are in {OUTPUT.resolve()}. To look at them:\n")
-    print(f"    .venv/bin/tensorboard --logdir {OUTPUT}\n")
-    print("and then http://localhost:6006: TEXT has the tables, IMAGES the charts, SCALARS the totals.")
+    train_with_lightning(epochs=6)
+    train_in_a_loop(epochs=8)
+    print(f"All of it is in {OUTPUT.resolve()}. To look at it:\n")
+    for command, what in (
+        (f"{OUTPUT}/report/flopcallback.html", "in a browser: the transformer's report"),
+        (f".venv/bin/tensorboard --logdir {OUTPUT}/tensorboard", "and http://localhost:6006: TEXT, IMAGES, SCALARS"),
+        (f".venv/bin/mlflow server --backend-store-uri {STORE}", "and http://localhost:5000: the runs' artifacts"),
+        (f".venv/bin/wandb sync {OUTPUT}/wandb/offline-run-*", "with an account, to see it there"),
+    ):
+        print(f"    {command}\n        {what}")
 
 
 if __name__ == "__main__":
