@@ -100,7 +100,7 @@ class WandbTracker:
         if not self._with_axis:
             self.run.define_metric(_escaped(self._axis), hidden=True)
         for name in values.keys() - self._with_axis:
-            self.run.define_metric(_escaped(name), step_metric=self._axis, step_sync=False)
+            self.run.define_metric(_escaped(name), step_metric=self._axis)
             self._with_axis.add(name)
 
     def _summarise(self, values: Mapping[str, int | float]) -> None:

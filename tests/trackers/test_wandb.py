@@ -256,6 +256,7 @@ def test_numbers_have_an_axis_of_their_own_and_the_users_keep_theirs(run):
     tracker.log_scalars({"v1.2/perf/mfu_pct": 40.0}, 100)
     run.log({"train/loss": 1.0})
     metrics = ended(run).metrics
+    assert metrics[r"v1\.2/flops/step"]["options"]["hidden"]
     assert {name: metric.get("step_metric") for name, metric in metrics.items()} == {
         "train/*": "epoch",
         r"v1\.2/flops/step": None,
@@ -287,11 +288,30 @@ def test_the_tables_are_the_records_of_the_profile(run, net, timed):
     assert read.table("flops/operators") == profile.operator_records()
 
 
-def test_columns_keep_their_order_where_all_of_a_column_is_empty(run, net):
+def column_types(read, table):
+    """What the table's own artifact says of each column."""
+    (content,) = (files[f"{table}.table.json"] for _, _, files in read.artifacts if f"{table}.table.json" in files)
+    types = json.loads(content)["column_types"]["params"]["type_map"]
+    return {name: {each["wb_type"] for each in kind["params"]["allowed_types"]} for name, kind in types.items()}
+
+
+def test_a_column_without_any_value_has_its_type(run, net):
     profile = net([3, 5])
     read = logged(run, profile)
-    assert list(read.table("flops/modules")[0]) == list(profile.module_records()[0])
     assert {row["forward_ms"] for row in read.table("flops/modules")} == {None}
+    assert list(read.table("flops/modules")[0]) == list(profile.module_records()[0])
+    types = column_types(read, "flops/modules")
+    assert types["forward_ms"] == types["flops"] == {"none", "number"}
+    assert types["output_shape"] == types["path"] == {"none", "string"}
+
+
+def test_every_column_of_text_is_known_as_one(net):
+    from flopcallback_wandb.media import TEXTS
+
+    profile = awkward(net, unknown={"aten::linear": "no formula"})
+    records = [profile.module_records()[1], profile.operator_records()[0]]
+    texts = {name for record in records for name, value in record.items() if isinstance(value, str)}
+    assert texts | {"output_shape"} == TEXTS
 
 
 def test_a_time_that_is_not_finite_is_no_number_in_a_table(run, net):
