@@ -106,11 +106,17 @@ class WandbTracker:
     def _summarise(self, values: Mapping[str, int | float]) -> None:
         """Integers, when their names are new and where they are large; W&B itself keeps the last of the others."""
         integers = {name: value for name, value in values.items() if isinstance(value, int)}
-        large = {f"{name}_exact": str(value) for name, value in integers.items() if abs(value) > LARGEST_EXACT}
         new = {name: value for name, value in integers.items() if name not in self._in_summary}
+        # The digits of an earlier fit's large number must not outlive it.
+        stale = {name for name in new if self.run.summary.get(f"{name}_exact") is not None}
+        digits = {
+            f"{name}_exact": str(value)
+            for name, value in integers.items()
+            if abs(value) > LARGEST_EXACT or name in stale
+        }
         self._in_summary.update(new)
-        if new or large:
-            self.run.summary.update({**new, **large})
+        if new or digits:
+            self.run.summary.update({**new, **digits})
 
     def _show(self, profile: ModelProfile, stage: str) -> None:
         """Logs what `stage` has, unless the run shows that much of the profile."""

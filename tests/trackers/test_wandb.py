@@ -188,6 +188,12 @@ def test_integers_that_a_float_would_round_stand_in_the_summary_as_digits(run):
     }
 
 
+def test_digits_are_those_of_the_latest_fit(run):
+    tracker_for(run).log_scalars({"flops/forward": 2**60 + 1}, 0)
+    tracker_for(run).log_scalars({"flops/forward": 7}, 0)
+    assert ended(run).summary["flops/forward_exact"] == "7"
+
+
 def test_numbers_that_are_not_finite_are_kept(run):
     tracker_for(run).log_scalars({"perf/mfu_pct": math.nan, "perf/step_time_ms": math.inf}, 0)
     (row,) = ended(run).rows
