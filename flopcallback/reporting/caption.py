@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.profile import share
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
@@ -110,10 +111,10 @@ def _flops_and_time(profile: ModelProfile) -> str:
     if agreement is not None:
         parts.append(f"rank correlation {agreement:.2f} over {len(measured_leaves(profile)):,} modules")
     named = [
-        f"{row.path} ({percent(profile.latency_share(row))} of the time, "
-        f"{percent(profile.flops_share(row) or 0.0)} of the FLOPs)"
-        for row in slow_for_their_flops(profile, NAMED)
-        if row.path
+        f"{node.path} ({percent(share(node.forward_ms, profile.forward_ms))} of the time, "
+        f"{percent(share(node.flops, profile.forward_flops) or 0.0)} of the FLOPs)"
+        for node in slow_for_their_flops(profile, NAMED)
+        if node.path
     ]
     if named:
         parts.append(f"more time than FLOPs: {', '.join(named)}")

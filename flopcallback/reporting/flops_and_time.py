@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flopcallback.reporting.profile import share
+from flopcallback.reporting.tree import timed_leaves
+
 if TYPE_CHECKING:
     from flopcallback.reporting.profile import ModelProfile, ModuleRow
+    from flopcallback.reporting.tree import Node
 
 __all__ = ["measured_leaves", "rank_correlation", "slow_for_their_flops"]
 
@@ -60,16 +64,17 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-def slow_for_their_flops(profile: ModelProfile, limit: int = 5) -> list[ModuleRow]:
+def slow_for_their_flops(profile: ModelProfile, limit: int = 5) -> list[Node]:
     """The measured innermost modules whose share of the time exceeds their share of the FLOPs most, the first most.
 
     Where FLOPs mislead: work bound by memory or by launches, work that is no FLOPs at all, and shapes that the device
-    does slowly. A module that takes no more than its share of the FLOPs is not in the list.
+    does slowly. A run of identical modules is one (`layers.0 … 23.dropout`). A module that takes no more than its share
+    of the FLOPs is not in the list.
     """
-    excess = [(_excess(profile, row), row) for row in measured_leaves(profile)]
+    excess = [(_excess(profile, node), node) for node in timed_leaves(profile)]
     ranked = sorted(excess, key=lambda pair: -pair[0])
-    return [row for more, row in ranked[:limit] if more > 0]
+    return [node for more, node in ranked[:limit] if more > 0]
 
 
-def _excess(profile: ModelProfile, row: ModuleRow) -> float:
-    return (profile.latency_share(row) or 0.0) - (profile.flops_share(row) or 0.0)
+def _excess(profile: ModelProfile, node: Node) -> float:
+    return (share(node.forward_ms, profile.forward_ms) or 0.0) - (share(node.flops, profile.forward_flops) or 0.0)

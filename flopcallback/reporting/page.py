@@ -235,13 +235,13 @@ def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
     places = {row.path: index for index, row in enumerate(profile.modules)}
     return [
         {
-            "index": places[row.path],
-            "name": row.path or profile.name,
-            "type": row.type,
-            "time_share": percent(profile.latency_share(row)),
-            "flops_share": percent(profile.flops_share(row) or 0.0),
+            "index": places[node.first],
+            "name": node.path or profile.name,
+            "type": f"{node.modules:,} × {node.type}" if node.modules > 1 else node.type,
+            "time_share": percent(share(node.forward_ms, profile.forward_ms)),
+            "flops_share": percent(share(node.flops, profile.forward_flops) or 0.0),
         }
-        for row in slow_for_their_flops(profile, SLOW)
+        for node in slow_for_their_flops(profile, SLOW)
     ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flopcallback.reporting.profile import ModelProfile, ModuleRow
 
-__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree", "widest_work"]
+__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
 
 Number = TypeVar("Number", int, float)
 
@@ -41,6 +41,7 @@ class Node:
     Attributes:
         label: last part of the name (`conv1`), of a fold the first and the last (`0 … 23`).
         path: the whole name, with the fold in it (`layers.0 … 23.mlp`).
+        first: path of the first of its modules.
         modules: how many modules this stands for.
         params: None on a line of own operators, as `calls` and `activations` are: rows do not say it.
         forward_ms: None where any of the modules was not measured.
@@ -49,6 +50,7 @@ class Node:
     label: str
     path: str
     type: str
+    first: str = ""
     modules: int = 1
     calls: int | None = None
     params: int | None = None
@@ -113,6 +115,20 @@ def leaves(profile: ModelProfile) -> list[Node]:
     """The innermost nodes of the tree, lines of own operators among them: together they are all the work there is."""
     root = module_tree(profile)
     return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
+
+
+def timed_leaves(profile: ModelProfile) -> list[Node]:
+    """The innermost nodes of the tree that have a time above 0: none of them contains another."""
+    root = module_tree(profile)
+    return [] if root is None else list(_timed_leaves(root))
+
+
+def _timed_leaves(node: Node) -> Iterator[Node]:
+    inside = [leaf for child in node.children for leaf in _timed_leaves(child)]
+    if inside:
+        yield from inside
+    elif node.forward_ms is not None and node.forward_ms > 0:
+        yield node
 
 
 def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
@@ -190,6 +206,7 @@ def _added(nodes: Sequence[Node | ModuleRow]) -> Node:
         label="",
         path=first.path,
         type=first.type,
+        first=first.first if isinstance(first, Node) else first.path,
         modules=len(nodes),
         calls=_sum_known([node.calls for node in nodes]),
         params=_sum_known([node.params for node in nodes]),

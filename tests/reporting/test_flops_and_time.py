@@ -64,6 +64,17 @@ def test_what_takes_more_of_the_time_than_of_the_flops_is_listed_the_widest_gap_
     assert [row.path for row in slow_for_their_flops(profile, 1)] == ["a"]
 
 
+def test_identical_modules_side_by_side_are_one_in_the_list():
+    names = ["0", "1", "2", "head"]
+    flops = {"0": 0, "1": 0, "2": 0, "head": 10}
+    rows = [ModuleRow(name, "", 1, "Dropout" if name != "head" else "Linear", flops=flops[name]) for name in names]
+    top = ModuleRow("", None, 0, "Net", flops=10)
+    profile = ModelProfile("Net", modules=(top, *rows), forward_flops=10)
+    times = {"": 10.0, "0": 1.0, "1": 2.0, "2": 3.0, "head": 4.0}
+    (folded,) = slow_for_their_flops(profile.with_latency(LatencySummary(10.0, None, 1), times))
+    assert (folded.path, folded.first, folded.modules, folded.forward_ms) == ("0 … 2", "0", 3, pytest.approx(6))
+
+
 def test_the_footer_says_how_the_two_agree_and_what_a_time_contains():
     text = "\n".join(footer(side_by_side([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])))
     assert "rank correlation -1.00 over 4 modules" in text
