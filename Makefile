@@ -2,7 +2,7 @@
 # do everything: create .venv, install what constraints.txt pins, run.
 PYTHON ?= python3
 WORKERS ?= 2
-BENCHMARKS := accuracy count_time trace_scale import_time
+BENCHMARKS := accuracy count_time trace_scale import_time overhead
 BIN := .venv/bin
 CORE := .venv-core/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
