@@ -7,6 +7,7 @@ from flopcallback.reporting.markdown import escaped, markdown_modules, markdown_
 from flopcallback.reporting.page import html_page
 from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow
 from flopcallback.reporting.table import plain_table, rich_table, rich_text
+from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "rich_text",
     "si",
     "slow_for_their_flops",
+    "widest_work",
 ]

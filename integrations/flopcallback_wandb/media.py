@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import wandb
 
-from flopcallback.reporting import measured_leaves
-from flopcallback.reporting.tree import widest_work
+from flopcallback.reporting import measured_leaves, widest_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
