@@ -294,6 +294,7 @@ class FlopHook:
         try:
             with self._guarded():
                 self._end_call()
+            with self._guarded():
                 self._recorder.close(self._steps, wait=wait)
         finally:
             self._let_go()

@@ -88,7 +88,7 @@ def conditions_of(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     device = next((t.device for t in (parameter, *tensors) if t is not None), torch.device("cpu"))
     dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if batch_size is None:
         firsts = {tensor.shape[0] for tensor in tensors if tensor.dim()}
@@ -277,7 +277,8 @@ def _config(runs: Sequence[Run], counts: _Counts, conditions: Conditions, conven
 
 
 def _device_text(device: torch.device) -> str:
-    name = None if device.type == "cpu" else getattr(torch.get_device_module(device), "get_device_name", None)
+    has_name = device.type not in ("cpu", "meta")
+    name = getattr(torch.get_device_module(device), "get_device_name", None) if has_name else None
     return f"{device} ({name(device)})" if name is not None else str(device)
 
 

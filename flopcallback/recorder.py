@@ -69,7 +69,6 @@ class Recorder:
         self._event = event
         self._window: LatencyWindow | None = None
         self._timed_phase = ""
-        self._is_timed_by_events = False
         self._new: dict[str, ModelProfile] = {}
         self._logged: set[str] = set()
         self._shown: set[str] = set()
@@ -89,7 +88,6 @@ class Recorder:
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
             self._timed_phase = conditions.phase
-            self._is_timed_by_events = self._event is not None or conditions.device.type != "cpu"
             self._window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -125,12 +123,13 @@ class Recorder:
             step: where the numbers belong.
             is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
         """
-        with self._timing():
-            if self._window is not None:
+        if self._window is not None:
+            with self._timing():
                 self._window.end_step(is_whole=is_whole)
                 if not self._window.is_open:
                     self._close_window()
-        self._log(step)
+        if self._new or len(self._shown) < len(self.profiles):  # most steps have nothing to say
+            self._log(step)
 
     def stop_timing(self, error: Exception) -> None:
         """Steps cannot be timed, because of `error`: what was counted stands without times."""
@@ -142,13 +141,11 @@ class Recorder:
 
         Args:
             step: where the numbers belong.
-            wait: False where a device may never come to the end of its work: times on one are then given up, and those
-                of a CPU's clock are logged.
+            wait: False where a device may never come to the end of its work: what it has come through by now is
+                logged then.
         """
         with self._timing():
-            if not wait and self._is_timed_by_events:
-                self._window = None
-            self._close_window()
+            self._close_window(wait=wait)
         self._log(step)
         for name, tracker in self._trackers.items():
             with self._troubles.reported(f"the tracker {name} failed"):
@@ -161,9 +158,9 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - a count without times is a count
             self.stop_timing(error)
 
-    def _close_window(self) -> None:
+    def _close_window(self, *, wait: bool = True) -> None:
         window, self._window = self._window, None
-        latency = None if window is None else window.read()
+        latency = None if window is None else window.read(wait=wait)
         if latency is not None:
             summary = LatencySummary(latency.forward_ms, latency.step_ms, latency.steps, latency.how)
             profile = self.profiles[self._timed_phase]

@@ -84,7 +84,7 @@ def _clock(profile: ModelProfile) -> str:
 
 def timing_includes(how: str) -> str:
     """What a module's time contains besides its work, for a clock as `LatencySummary.how` names it."""
-    gaps = "Python and the launch of each operator" if how == CPU_CLOCK else "the gaps between kernels"
+    gaps = "Python and the launch of each operator" if how.startswith(CPU_CLOCK) else "the gaps between kernels"
     return (
         f"a module's time is its forward in eager mode with what it calls and {gaps}; a compiled module is one piece; "
         "backward is in the step's time alone"

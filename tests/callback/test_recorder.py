@@ -123,6 +123,28 @@ def test_close_without_waiting_gives_up_the_times_of_a_device_alone(model):
     assert tracker.closed
 
 
+def test_close_without_waiting_logs_what_a_device_has_come_through(model):
+    marks = iter(range(1000))
+
+    class Event(DeadEvent):
+        def record(self):
+            self.at_ms = next(marks)
+
+        def query(self):
+            return True
+
+        def elapsed_time(self, end):
+            return float(end.at_ms - self.at_ms)
+
+    tracker = MemoryTracker()
+    recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, event=Event)
+    loop(recorder, model, 3)
+    recorder.close(2, wait=False)
+    latency = recorder.profiles["train"].latency
+    assert (latency.steps, latency.how) == (2, "events on cpu")
+    assert [profile.latency for _, profile in tracker.profiles] == [None, latency]
+
+
 def test_close_without_waiting_logs_the_times_of_a_cpu(model):
     tracker = MemoryTracker()
     recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
