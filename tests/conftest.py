@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Read when torch is first imported: the tests run in several processes, and their tensors are small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# 2026-11, comet_ml 3.58: even an offline experiment asks a cloud's metadata address where it is, and has Sentry know of
+# its warnings. No test asks any address.
+os.environ.update(COMET_AUTO_LOG_ENV_DETAILS="false", COMET_INTERNAL_SENTRY_DSN="")
 
 import hypothesis
 import pytest
@@ -18,6 +21,7 @@ OPTIONAL_PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX", "matplotlib"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
+    "comet": ("comet_ml",),
     "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum", "pandas"),
     "peers": ("fvcore",),
 }
