@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import time
@@ -11,18 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from flopcallback.counting.attempt import Observed
 from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.regions import without_compilation
-from flopcallback.counting.run import DISPATCH, Run, filtered_warnings, observe, run_isolated
-from flopcallback.counting.scopes import find_modules
+from flopcallback.counting.run import DISPATCH, Run, filtered_warnings, observe
 from flopcallback.measuring.latency import Latency, LatencyWindow
+from flopcallback.on_demand import Call
 from flopcallback.options import Options
-from flopcallback.profiling import profile_of, tensors_in
+from flopcallback.profiling import tensors_in
 from flopcallback.reporting import LatencySummary, ModelProfile
-from flopcallback.troubles import Troubles
 
 __all__ = ["measure_latency"]
 
@@ -83,35 +79,23 @@ def measure_latency(
     options = Options(
         "measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops, None, "", None, False, True
     )
-    _check_model(model)
+    call = Call.of("measure_latency", model, inputs, kwargs)
     _check_counts(latency_steps, max_s)
-    args = inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,)
-    kwargs = dict(kwargs or {})
-    root = _root(model, args)
-    _check_device(root, (args, kwargs))
-    conditions = options.conditions("call", root, (args, kwargs), Troubles(strict=True))
-    run = run_isolated(model, {"": root}, args, kwargs)
-    profile = profile_of(Observed(None, (run,)), root, conditions, options.convention)
-    if isinstance(root, _Modules):
-        profile = _named(profile, getattr(model, "__name__", type(model).__name__))
+    _check_device(call.root, (call.args, call.kwargs))
+    conditions = call.conditions(options)
+    profile, run = call.count(options, conditions)
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
-    latency = _timed(model, run, args, kwargs, window, warmup_steps, max_s)
+    latency = _timed(call, run, window, warmup_steps, max_s)
     how = f"{latency.how}, the whole call by torch.utils.benchmark"
     summary = LatencySummary(latency.forward_ms, None, latency.steps, how)
     return profile.with_latency(summary, latency.modules, latency.spreads)
 
 
-def _timed(
-    call: Callable[..., Any],
-    run: Run,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    window: LatencyWindow,
-    warmup_steps: int,
-    max_s: float,
-) -> Latency:
+def _timed(counted: Call, run: Run, window: LatencyWindow, warmup_steps: int, max_s: float) -> Latency:
     """The times of calls like the one that was counted."""
     from torch.utils.benchmark import Timer
+
+    call, args, kwargs = counted.model, counted.args, counted.kwargs
 
     def fresh() -> Any:
         """Inputs that carry state, such as a cache, are the same for each call."""
@@ -146,40 +130,6 @@ def _keep_what_is_written(call: Callable[..., Any], run: Run, inputs: Any, found
     bound = functools.partial(call, *args, **kwargs)
     with without_compilation(list(run.names.unique.values())), filtered_warnings("no_tracer_warning"):
         observe(bound, run.names, inputs, engine=DISPATCH, found=found)
-
-
-class _Modules(nn.Module):
-    """Holds the modules that a function works on, under the names by which it calls them."""
-
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self._modules.update(modules)
-
-
-def _root(model: nn.Module | Callable[..., Any], args: tuple[Any, ...]) -> nn.Module:
-    """The module whose row is the whole call."""
-    roots = find_modules(model, args)
-    root = roots[""] if "" in roots else _Modules(roots)
-    if any(is_lazy(tensor) for tensor in (*root.parameters(), *root.buffers())):
-        raise ValueError(
-            "measure_latency: the model has lazy modules that are not initialised. Call it once, as in model(*inputs), "
-            "and measure it then."
-        )
-    return root
-
-
-def _named(profile: ModelProfile, name: str) -> ModelProfile:
-    """The profile of a function: the root is no module of the user's."""
-    root, *rows = profile.modules
-    return dataclasses.replace(profile, name=name, modules=(dataclasses.replace(root, type="function"), *rows))
-
-
-def _check_model(model: object) -> None:
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        name = model.__name__
-        raise TypeError(f"measure_latency: model is the class {name}, expected a module, such as {name}(...)")
-    if not callable(model):
-        raise TypeError(f"measure_latency: model is {model!r:.80}, expected a module or another callable")
 
 
 def _check_counts(latency_steps: int, max_s: Any) -> None:

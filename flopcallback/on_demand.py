@@ -1,0 +1,132 @@
+"""profile_call: one call of a model, counted on demand; what `measure_latency` times is counted here as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from flopcallback.counting.attempt import Observed
+from flopcallback.counting.run import Run, run_isolated
+from flopcallback.counting.scopes import find_modules
+from flopcallback.options import Options
+from flopcallback.profiling import Conditions, profile_of
+from flopcallback.reporting import ModelProfile
+from flopcallback.troubles import Troubles
+
+__all__ = ["Call", "profile_call"]
+
+
+def profile_call(
+    model: nn.Module | Callable[..., Any],
+    inputs: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    fma: int = 1,
+    elementwise: bool = False,
+) -> ModelProfile:
+    """One call of a model as a profile without times: what `FlopCountAnalysis` counts, ready for tables and pages.
+
+    The model runs once, as it is, and is left as it was found, also when it raises. It may be on the meta device.
+
+    Args:
+        model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
+        kwargs: keyword arguments of the call.
+        fma: how many FLOPs a multiply-add is, 1 or 2.
+        elementwise: whether elementwise operators and reductions count.
+
+    Raises:
+        TypeError: `model` is no module and cannot be called.
+        ValueError: an argument is not what it is to be, or the model has lazy modules that are not initialised.
+        Exception: whatever the model raises by itself.
+
+    Example:
+        >>> import torch
+        >>> from flopcallback.on_demand import profile_call
+        >>> profile = profile_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
+        >>> profile.forward_flops, profile.root.params
+        (30, 20)
+    """
+    options = Options("profile_call", fma, elementwise, 0, 0, None, None, "", None, False, True)
+    call = Call.of("profile_call", model, inputs, kwargs)
+    return call.count(options, call.conditions(options))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a model that is to be made for its own sake.
+
+    Attributes:
+        model: what is called.
+        root: the module whose row is the whole call.
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    model: Callable[..., Any]
+    root: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, owner: str, model: Any, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
+        """The call that a user's function, `owner`, was asked for.
+
+        Raises:
+            TypeError: `model` is no module and cannot be called.
+            ValueError: the model has lazy modules that are not initialised.
+        """
+        _check_model(owner, model)
+        args = inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,)
+        return cls(model, _root(owner, model, args), args, dict(kwargs or {}))
+
+    def conditions(self, options: Options) -> Conditions:
+        """What the call finds now."""
+        return options.conditions("call", self.root, (self.args, self.kwargs), Troubles(strict=True))
+
+    def count(self, options: Options, conditions: Conditions) -> tuple[ModelProfile, Run]:
+        """Makes the call once, leaves everything as it was found, and gives its profile and what it did."""
+        run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs)
+        profile = profile_of(Observed(None, (run,)), self.root, conditions, options.convention)
+        if isinstance(self.root, _Modules):
+            profile = _named(profile, getattr(self.model, "__name__", type(self.model).__name__))
+        return profile, run
+
+
+class _Modules(nn.Module):
+    """Holds the modules that a function works on, under the names by which it calls them."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+
+def _root(owner: str, model: nn.Module | Callable[..., Any], args: tuple[Any, ...]) -> nn.Module:
+    """The module whose row is the whole call."""
+    roots = find_modules(model, args)
+    root = roots[""] if "" in roots else _Modules(roots)
+    if any(is_lazy(tensor) for tensor in (*root.parameters(), *root.buffers())):
+        raise ValueError(
+            f"{owner}: the model has lazy modules that are not initialised. Call it once, as in model(*inputs), and "
+            f"then {owner}."
+        )
+    return root
+
+
+def _named(profile: ModelProfile, name: str) -> ModelProfile:
+    """The profile of a function: the root is no module of the user's."""
+    root, *rows = profile.modules
+    return dataclasses.replace(profile, name=name, modules=(dataclasses.replace(root, type="function"), *rows))
+
+
+def _check_model(owner: str, model: object) -> None:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        name = model.__name__
+        raise TypeError(f"{owner}: model is the class {name}, expected a module, such as {name}(...)")
+    if not callable(model):
+        raise TypeError(f"{owner}: model is {model!r:.80}, expected a module or another callable")
