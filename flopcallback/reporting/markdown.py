@@ -15,7 +15,7 @@ from flopcallback.reporting.units import percent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_top"]
+__all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_table", "markdown_top"]
 
 _HEADINGS = {
     "module": "module",
@@ -55,7 +55,8 @@ def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
 def _report(profile: ModelProfile, nodes: Sequence[Node]) -> str:
     rows = [{"module": node_name(node.path or profile.name, node), **node_cells(profile, node)} for node in nodes]
     keys = [key for key in _HEADINGS if any(row[key] for row in rows)]
-    table = [_markdown([_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows])] if rows else []
+    heads, cells = [_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows]
+    table = [markdown_table(heads, cells)] if rows else []
     notes = "\n".join(f"- {escaped(line)}" for line in footer(profile))
     return "\n\n".join([f"**{escaped(headline(profile))}**", *table, notes])
 
@@ -74,11 +75,11 @@ def markdown_operators(profile: ModelProfile) -> str:
         ]
         for row in profile.operators
     ]
-    return _markdown(heads, rows) if rows else "no operators"
+    return markdown_table(heads, rows) if rows else "no operators"
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; figures to the right."""
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with its cells escaped; figures to the right."""
     rule = ["---" if head in _TEXTS else "---:" for head in heads]
     body = [[_cell(head, cell) for head, cell in zip(heads, row, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *body])

@@ -1,0 +1,191 @@
+"""The difference of two profiles: a table for terminals, plain text, Markdown for pull requests, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.reporting.caption import at_least
+from flopcallback.reporting.diff import Change, Figures, ProfileDiff
+from flopcallback.reporting.markdown import escaped, markdown_table
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.table import one_line
+from flopcallback.reporting.units import milliseconds, percent, si
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["diff_record", "diff_text", "markdown_diff", "rich_diff", "signed_percent"]
+
+_HEADINGS = ("module", "type", "FLOPs", "change", "% of before", "params", "bytes", "forward ms")
+_TEXTS = ("module", "type")
+ARROW = " → "
+
+
+def rich_diff(diff: ProfileDiff, *, max_rows: int = 30) -> RenderableType:
+    """The totals and the modules that changed, for `rich.console.Console.print`."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, rows = _table(diff, max_rows)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    for head in heads:
+        is_text = head in _TEXTS
+        table.add_column(Text(head), justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    first, *totals = _totals(diff)
+    shown: list[RenderableType] = [Text(first, style="bold"), *map(Text, totals), ""]
+    shown += [table, ""] if rows else []
+    return Group(*shown, *(Text(note, style="yellow") for note in _notes(diff, max_rows)))
+
+
+def diff_text(diff: ProfileDiff, *, width: int = 120, max_rows: int = 30) -> str:
+    """The same as plain text."""
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(rich_diff(diff, max_rows=max_rows))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def markdown_diff(diff: ProfileDiff, *, max_rows: int = 30) -> str:
+    """The same as Markdown, to be posted where a change is reviewed."""
+    heads, rows = _table(diff, max_rows)
+    first, *totals = map(escaped, _totals(diff))
+    notes = [f"- {escaped(note)}" for note in _notes(diff, max_rows)]
+    parts = [f"**{first}**", "\n".join(f"- {line}" for line in totals), "\n".join(notes)]
+    return "\n\n".join(filter(None, [*parts[:2], markdown_table(heads, rows) if rows else "", parts[2]]))
+
+
+def diff_record(diff: ProfileDiff) -> dict[str, Any]:
+    """The same as what JSON can hold: totals of both, every change with the figures of both sides, integers exact."""
+    return {
+        "flopcallback_diff": 1,
+        "before": _record(diff.before),
+        "after": _record(diff.after),
+        "changes": [
+            {"status": change.status, **dataclasses.asdict(change), "flops_change": change.flops}
+            for change in diff.changes
+        ],
+        "notes": list(diff.notes),
+        "new_unknown": list(diff.new_unknown),
+    }
+
+
+def _record(profile: ModelProfile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "flops": profile.forward_flops,
+        "hw_flops": profile.forward_hw_flops,
+        "params": _whole(profile, "params"),
+        "activations": _whole(profile, "activations"),
+        "bytes": _whole(profile, "bytes"),
+        "forward_ms": profile.forward_ms,
+        "is_lower_bound": profile.is_lower_bound,
+        "input_shapes": profile.config.get("flops.input_shapes"),
+        "batch_size": profile.batch_size,
+    }
+
+
+def _whole(profile: ModelProfile, name: str) -> int:
+    return 0 if profile.root is None else int(getattr(profile.root, name))
+
+
+# --- Lines around the table -------------------------------------------------------------------------------------------
+
+
+def _totals(diff: ProfileDiff) -> list[str]:
+    """FLOPs of both first; then what else is known of both."""
+    before, after = diff.before, diff.after
+    bounds = at_least(before.is_lower_bound), at_least(after.is_lower_bound)
+    flops = before.forward_flops, after.forward_flops
+    first = f"{after.name}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_by(*flops)}"
+    lines = [first]
+    for name, word in (("params", "parameters"), ("activations", "activations"), ("bytes", "bytes")):
+        old, new = _whole(before, name), _whole(after, name)
+        lines.append(f"{word}: {old:,}{ARROW}{new:,}{_by(old, new)}" if old != new else f"{word}: {old:,}, as before")
+    if before.forward_ms is not None and after.forward_ms is not None:
+        times = f"{milliseconds(before.forward_ms)}{ARROW}{milliseconds(after.forward_ms)}"
+        lines.append(f"forward ms: {times} ({signed_percent(before.forward_ms, after.forward_ms)})")
+    return lines
+
+
+def _by(before: int, after: int) -> str:
+    if before == after:
+        return " (no change)"
+    return f" ({after - before:+,}, {signed_percent(before, after)})" if before else f" ({after - before:+,})"
+
+
+def _notes(diff: ProfileDiff, max_rows: int) -> list[str]:
+    """What the table leaves out, and what to know before it is believed."""
+    notes = []
+    if not diff.changes:
+        notes.append("no module changed")
+    if hidden := diff.changes[max_rows:]:
+        modules = sum(change.modules for change in hidden)
+        notes.append(f"and {modules:,} more modules, {_signed(sum(change.flops for change in hidden))} FLOPs together")
+    if diff.new_unknown:
+        notes.append(f"unknown now, so counted as 0: {', '.join(diff.new_unknown)}")
+    return [*notes, *diff.notes]
+
+
+def signed_percent(before: float, after: float) -> str:
+    """The change as a percentage of `before` with its sign, such as `"+3.1 %"`; `"new"` where there was nothing."""
+    if before == after:
+        return "0 %"
+    if not before:
+        return "new"
+    change = float((Fraction(after) - Fraction(before)) / Fraction(before))
+    return f"{'+' if change > 0 else '-'}{percent(abs(change))}"
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+def _table(diff: ProfileDiff, max_rows: int) -> tuple[list[str], list[list[str]]]:
+    """The columns that have something to say, and the cells of the first changes."""
+    rows = [_cells(diff, change) for change in diff.changes[:max_rows]]
+    heads = [head for head in _HEADINGS if any(row[head] for row in rows)]
+    return heads, [[row[head] for head in heads] for row in rows]
+
+
+def _cells(diff: ProfileDiff, change: Change) -> dict[str, str]:
+    before, after = change.before, change.after
+    return {
+        "module": _name(diff, change),
+        "type": one_line(f"{change.modules:,} × {change.type}" if change.modules > 1 else change.type),
+        "FLOPs": _flops(before) if before == after else f"{_flops(before)}{ARROW}{_flops(after)}",
+        "change": _signed(change.flops),
+        "% of before": signed_percent(before.flops, after.flops) if before and after and change.flops else "",
+        "params": _signed(_field(after, "params") - _field(before, "params")),
+        "bytes": _signed(_field(after, "bytes") - _field(before, "bytes")),
+        "forward ms": _times(before, after),
+    }
+
+
+def _name(diff: ProfileDiff, change: Change) -> str:
+    sign = {"added": "+ ", "removed": "- ", "changed": ""}[change.status]
+    own = " (own operators)" if change.is_own else ""
+    return one_line(sign + (change.path or diff.after.name) + own)
+
+
+def _field(side: Figures | None, name: str) -> int:
+    return 0 if side is None else int(getattr(side, name))
+
+
+def _flops(side: Figures | None) -> str:
+    return "–" if side is None else at_least(side.unknown_calls > 0) + si(side.flops)
+
+
+def _signed(change: int) -> str:
+    return f"{'+' if change > 0 else '-'}{si(abs(change))}" if change else ""
+
+
+def _times(before: Figures | None, after: Figures | None) -> str:
+    texts = [milliseconds(None if side is None else side.forward_ms) for side in (before, after)]
+    return "" if set(texts) == {"–"} else ARROW.join(texts)
