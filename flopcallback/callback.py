@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,8 @@ from flopcallback.troubles import Troubles
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from flopcallback.counting.whole_step import StepObserver
 
 __all__ = ["FlopCallback"]
 
@@ -133,6 +135,7 @@ class FlopCallback(Callback):
         self._recorder: Recorder | None = None
         self._files: dict[Path, LocalTracker] = {}
         self._around = ExitStack()
+        self._observed_calls: list[tuple[StepObserver, int]] = []
         self._gave_up = False
 
     @property
@@ -156,9 +159,13 @@ class FlopCallback(Callback):
         recorder = self._recorder_for(trainer)
         if TRAINING not in recorder.profiles:
             self._count_next(pl_module, TRAINING, recorder)
-        elif recorder.is_timing:
-            self._time_next(pl_module, recorder)
-            recorder.begin_step()
+        elif recorder.is_busy:
+            observer = recorder.step_observer(batch, trainer.optimizers)
+            if observer is not None:
+                self._observe_step(pl_module, observer, recorder)
+            else:
+                self._time_next(pl_module, recorder)
+                recorder.begin_step()
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -228,6 +235,7 @@ class FlopCallback(Callback):
 
     def _let_go(self) -> None:
         self._around.close()
+        self._observed_calls.clear()
         if self._recorder is not None:
             self._profiles.update(self._recorder.profiles)
         self._recorder = None
@@ -248,6 +256,9 @@ class FlopCallback(Callback):
     def _end_step(self, trainer: Trainer) -> None:
         self._around.close()
         if self._recorder is not None:
+            if self._observed_calls:
+                observer, calls = self._observed_calls.pop()
+                self._recorder.record_step(observer, calls)
             self._recorder.end_step(_step(trainer))
 
     def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
@@ -268,6 +279,20 @@ class FlopCallback(Callback):
 
         give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
         self._put_around(pl_module, METHODS[phase], around, give_up)
+
+    def _observe_step(self, pl_module: LightningModule, observer: StepObserver, recorder: Recorder) -> None:
+        """Has all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
+        calls = 0
+
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal calls
+            with observer.on(is_forward=bool(pl_module.automatic_optimization)):
+                attempt()
+            calls += 1
+            self._observed_calls[:] = [(observer, calls)]
+
+        self._around.enter_context(observer.watching())
+        self._put_around(pl_module, METHODS[TRAINING], around, recorder.give_up_step)
 
     def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
         """Has the next calls of the training step timed."""
@@ -317,25 +342,26 @@ class FlopCallback(Callback):
         trackers: dict[str, Tracker] = {}
         if not trainer.is_global_zero:
             return trackers
-        is_whole = True
+        without = []  # loggers that can show nothing
         for logger in trainer.loggers:
             name = new_name(logger, trackers)
             try:
                 trackers[name] = tracker_for(logger, prefix=self._options.prefix)
             except NoTrackerError:
-                is_whole = False
+                without.append(logger)
             except Exception as error:  # noqa: BLE001 - the other loggers get theirs
-                is_whole = False
+                without.append(logger)
                 self._troubles.report(f"the logger {name} gets nothing", error)
-        if self._options.report_dir is not None or not trackers or not is_whole:
-            folder = self._report_dir(trainer)
+        if self._options.report_dir is not None or not trackers or without:
+            folder = self._report_dir(trainer, without)
             trackers[str(folder)] = self._files.setdefault(folder, LocalTracker(folder))
         return trackers
 
-    def _report_dir(self, trainer: Trainer) -> Path:
+    def _report_dir(self, trainer: Trainer, first: Sequence[Any] = ()) -> Path:
+        """Where files go: beside what a logger writes, by preference one of those that stand `first`."""
         if self._options.report_dir is not None:
             return Path(self._options.report_dir)
-        folders = [folder for logger in trainer.loggers if (folder := folder_of(logger)) is not None]
+        folders = [folder for logger in [*first, *trainer.loggers] if (folder := folder_of(logger)) is not None]
         return Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
 
 

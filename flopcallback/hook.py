@@ -17,6 +17,7 @@ from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_module_call, together
 from flopcallback.counting.outermost import CallSite, outermost_calls
 from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.whole_step import StepObserver
 from flopcallback.options import Options
 from flopcallback.profiling import Conditions, tensors_in
 from flopcallback.recorder import Recorder
@@ -142,7 +143,9 @@ class FlopHook:
         self._in_step = self._is_marked = self._is_done = self._is_closed = False
         self._stepped: set[int] = set()
         self._steps = 0
-        self._on_model, self._on_optimizers = ExitStack(), ExitStack()
+        self._observer: StepObserver | None = None  # of the step that is under way, where it is observed whole
+        self._calls = 0  # like the counted one, in that step
+        self._on_model, self._on_optimizers, self._watching = ExitStack(), ExitStack(), ExitStack()
         self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
         for each in self._optimizers:
             self._on_optimizers.callback(each.register_step_post_hook(self._optimizer_stepped).remove)
@@ -203,9 +206,15 @@ class FlopHook:
             if not self._optimizers and not self._is_marked:
                 self._end_step(is_whole=False)
         if not self._in_step:
-            self._in_step = True
-            self._recorder.begin_step()
-        result = self._time(call) if self._is_counted else self._count(site, call, args, kwargs)
+            self._begin_step((args, kwargs))
+        if not self._is_counted:
+            result = self._count(site, call, args, kwargs)
+        elif self._observer is not None:
+            self._calls += not self._has_called
+            with self._observer.on():
+                result = call()
+        else:
+            result = self._time(call)
         self._has_called = True
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
@@ -272,19 +281,34 @@ class FlopHook:
         assert self._conditions is not None
         self._recorder.record(observed, self._model, self._conditions, is_timed=True)
 
+    def _begin_step(self, inputs: Any) -> None:
+        """A step is observed whole or timed; observing it takes time."""
+        self._in_step = True
+        if self._is_counted:
+            self._observer = self._recorder.step_observer(inputs, self._optimizers)
+        if self._observer is None:
+            self._recorder.begin_step()
+        else:
+            self._watching.enter_context(self._observer.watching())
+
     def _end_step(self, *, is_whole: bool = True) -> None:
         self._end_call()
+        self._watching.close()
+        if self._observer is not None:
+            observer, self._observer = self._observer, None
+            self._recorder.record_step(observer, self._calls)
         self._stepped.clear()
         step, self._steps = self._steps, self._steps + 1
         if self._in_step:
             self._in_step = False
             self._recorder.end_step(step, is_whole=is_whole)
-        if self._is_counted and not self._recorder.is_timing:
+        if self._is_counted and not self._recorder.is_busy:
             self._let_go()
 
     def _let_go(self) -> None:
         """Leaves the model alone. The optimizers' hooks stay until the hook is closed: this may run inside of one."""
         self._is_done = True
+        self._watching.close()
         self._on_model.close()
 
     def _close(self, *, wait: bool) -> None:

@@ -25,11 +25,11 @@ from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE, Run
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.tally import display_name
-from flopcallback.formulas.registry import Counted, Formula, lookup
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, Free, lookup
 from flopcallback.measuring.hardware import Peak
-from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow
+from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow, StepFlops
 
-__all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "tensors_in"]
+__all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "tensors_in", "with_step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,66 @@ def profile_of(
         forward_hw_flops=counts.statistics["hw_flops"][""],
         unknown=counts.unknown,
     )
+
+
+def with_step(profile: ModelProfile, runs: Mapping[str, Run], model: nn.Module, calls: int) -> ModelProfile:
+    """The profile with the hardware FLOPs of a whole training step that was observed.
+
+    Args:
+        profile: of one call of the model in training.
+        runs: what was done in each phase of the step.
+        model: the root of the modules.
+        calls: how many calls like the counted one were in the step: its forward is held against as many.
+    """
+    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in runs.items()}
+    by_module = {phase: analysis.by_module() for phase, analysis in counts.items()}
+    steps = {
+        row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_module.items()})
+        for row in profile.modules
+    }
+    unknown = sorted(
+        {name for analysis in counts.values() if analysis.is_lower_bound for name in analysis.unknown_ops()}
+    )
+    notes = [f"without a count: {', '.join(unknown)}"] if unknown else []
+    other = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.hw_flops]
+    if other:
+        notes.append(
+            f"its forward has {steps[''].forward:,} hardware FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
+            f"{calls * profile.forward_hw_flops:,}: {', '.join(other[:_NAMED])}{', ...' * (len(other) > _NAMED)} differ"
+        )
+    return profile.with_step(steps, "; ".join(notes))
+
+
+_NAMED = 4
+
+
+def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> int:
+    """FLOPs of a row; one that is no module (the step's own) has what is the root's and none of its children's."""
+    if row.type or row.parent is None:
+        return flops.get(row.path, 0)
+    siblings = [other.path for other in profile.modules if other.parent == row.parent and other is not row]
+    return flops.get("", 0) - sum(flops.get(path, 0) for path in siblings)
+
+
+class _HardwareFlops(FlopCountAnalysis):
+    """Hardware FLOPs, in which what sends tensors to other processes has no part."""
+
+    def _by_default(self, operator: str) -> Any:
+        if operator.partition("::")[0] in _COMMUNICATION:
+            return Free("communication")
+        row = lookup(operator)
+        if isinstance(row, Counted):
+            return self._hardware(row)
+        return row
+
+    @staticmethod
+    def _hardware(row: Counted) -> Any:
+        if row.family not in HARDWARE_FAMILIES:
+            return Free("not part of hardware FLOPs")
+        return lambda call: 2 * row.formula(call).fma
+
+
+_COMMUNICATION = frozenset({"c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "symm_mem"})
 
 
 # Beside FLOPs; each becomes the field of `ModuleRow` with its name.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from flopcallback.counting.attempt import Observed
+from flopcallback.counting.outermost import is_compiled
+from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.whole_step import StepObserver
 from flopcallback.measuring.latency import LatencyWindow
-from flopcallback.profiling import Conditions, Convention, profile_of
+from flopcallback.profiling import Conditions, Convention, profile_of, tensors_in, with_step
 from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import LocalTracker, Tracker
 from flopcallback.troubles import Troubles
@@ -68,8 +71,10 @@ class Recorder:
         self._clock = clock
         self._event = event
         self._window: LatencyWindow | None = None
+        self._to_observe: tuple[nn.Module, ModuleNames, tuple[tuple[int, ...], ...]] | None = None
         self._timed_phase = ""
         self._new: dict[str, ModelProfile] = {}
+        self._waiting: dict[str, ModelProfile] = {}
         self._logged: set[str] = set()
         self._shown: set[str] = set()
 
@@ -85,6 +90,8 @@ class Recorder:
         if not observed.runs:
             return
         self._renew(profile_of(observed, model, conditions, self._convention))
+        if conditions.phase == "train" and not any(map(is_compiled, model.modules())):
+            self._to_observe = (model, observed.runs[0].names, conditions.input_shapes)
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
             self._timed_phase = conditions.phase
@@ -99,10 +106,57 @@ class Recorder:
                 rest=conditions.step_row,
             )
 
+    def step_observer(self, inputs: Any, optimizers: Iterable[Any]) -> StepObserver | None:
+        """What a whole step of training is to be observed by, if this one is to be; `record_step` takes it back.
+
+        It is the first one whose inputs have the shapes of the counted call's. The dispatcher would keep a compiled
+        model from being compiled: a step of one is not observed.
+
+        Args:
+            inputs: of the step's first call.
+            optimizers: those that may step in it.
+        """
+        if self._to_observe is None or self._to_observe[2] != tuple(tuple(each.shape) for each in tensors_in(inputs)):
+            return None
+        return StepObserver(self._to_observe[1], optimizers)
+
+    def record_step(self, observer: StepObserver, calls: int) -> None:
+        """Adds what was observed of a whole step to the profile.
+
+        Args:
+            observer: after its step.
+            calls: how many calls like the counted one the step had.
+        """
+        if self._to_observe is None:
+            return
+        (model, _, _), self._to_observe = self._to_observe, None
+        if self._window is not None:
+            self._window.warm_up()
+        try:
+            profile = with_step(self.profiles["train"], observer.runs(), model, calls)
+        except Exception as error:  # noqa: BLE001 - a count without a whole step is a count
+            self.give_up_step(error)
+            return
+        self.profiles["train"] = profile
+        if self.is_timing:
+            self._waiting["train"] = profile  # It is shown together with the times.
+        else:
+            self._new["train"] = profile
+
+    def give_up_step(self, error: Exception) -> None:
+        """No whole step can be observed, because of `error`: what was counted stands without one."""
+        self._to_observe = None
+        self._troubles.report("no whole step could be observed", error)
+
     @property
     def is_timing(self) -> bool:
         """Whether steps are still to be timed."""
         return self._window is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any later step is still to be timed or to be observed whole."""
+        return self._window is not None or self._to_observe is not None
 
     def begin_step(self) -> None:
         """A step begins."""
@@ -128,7 +182,7 @@ class Recorder:
                 self._window.end_step(is_whole=is_whole)
                 if not self._window.is_open:
                     self._close_window()
-        if self._new or len(self._shown) < len(self.profiles):  # most steps have nothing to say
+        if self._new or self._waiting or len(self._shown) < len(self.profiles):  # most steps have nothing to say
             self._log(step)
 
     def stop_timing(self, error: Exception) -> None:
@@ -172,6 +226,8 @@ class Recorder:
 
     def _log(self, step: int) -> None:
         """Hands profiles that are new to the trackers, with those of their numbers that are new."""
+        if not self.is_timing:
+            self._new, self._waiting = {**self._waiting, **self._new}, {}
         new, self._new = self._new, {}
         for profile in new.values():
             scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
@@ -219,6 +275,8 @@ def _line(profile: ModelProfile) -> str:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
+    if profile.step is not None:
+        parts.insert(1, f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
     parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
     return f"flopcallback: {', '.join(parts)}"
 

@@ -125,6 +125,10 @@ class LatencyWindow:
         """Whether there are steps left to warm up or to time."""
         return self._steps_to_time > 0 or self._steps_to_time_bare > 0
 
+    def warm_up(self) -> None:
+        """A step went by that was not begun: it is one of those that warm up, if there are any left."""
+        self._steps_to_skip = max(0, self._steps_to_skip - 1)
+
     def begin_step(self) -> None:
         """Starts the time of a step."""
         self._in_step = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ABOVE_PEAK", "JSON", "PHASES", "LatencySummary", "ModelProfile", "ModuleRow", "OperatorRow"]
+__all__ = ["ABOVE_PEAK", "JSON", "PHASES", "LatencySummary", "ModelProfile", "ModuleRow", "OperatorRow", "StepFlops"]
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
@@ -21,8 +21,26 @@ PHASES = ("train", "validate", "test", "predict", "call")
 ABOVE_PEAK = "above peak"
 """Said of a row in place of FLOP/s that the device cannot do."""
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes up whenever an older reader could not read, or would misread, what `ModelProfile.to_json` writes."""
+
+READABLE = (1, SCHEMA)
+"""Schemas that `ModelProfile.from_json` reads; 1 has no training step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """Hardware FLOPs of a training step as it ran, by phase; `recompute` is what checkpointing does a second time."""
+
+    forward: int = 0
+    backward: int = 0
+    recompute: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.forward + self.backward + self.recompute + self.optimizer
 
 
 class Timed(Protocol):
@@ -52,6 +70,7 @@ class ModuleRow:
         bytes: read and written by its operators.
         forward_ms: measured time of its forward, median over steps; with what it contains, like every other number
             but `own_flops`. `forward_ms_spread` is a low and a high percentile of the same window.
+        step: hardware FLOPs in a whole training step; None until one was observed.
         unknown_calls: operator calls in it that no formula counts; above 0, its FLOPs are a lower bound.
         output_shape: as text, such as `"(32, 10)"`.
         note: what a reader of the row should know, such as `"compiled"`.
@@ -71,6 +90,7 @@ class ModuleRow:
     bytes: int = 0
     forward_ms: float | None = None
     forward_ms_spread: tuple[float, float] | None = None
+    step: StepFlops | None = None
     unknown_calls: int = 0
     output_shape: str | None = None
     note: str = ""
@@ -112,6 +132,8 @@ class ModelProfile:
         forward_flops: of the whole call under the convention, `forward_hw_flops` as hardware FLOPs.
         unknown: operator -> why it has no count.
         latency: None until it has been measured.
+        step: hardware FLOPs of a whole training step; None until one was observed.
+        step_note: what is to be known of that step: a forward other than the counted one, operators without a count.
 
     Raises:
         ValueError: an unknown phase, or a first module that is not the root.
@@ -127,6 +149,8 @@ class ModelProfile:
     forward_hw_flops: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
     latency: LatencySummary | None = None
+    step: StepFlops | None = None
+    step_note: str = ""
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
@@ -210,6 +234,14 @@ class ModelProfile:
         """
         return share(row.hw_flops, row.bytes)
 
+    def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
+        """The same profile with the hardware FLOPs of a whole training step, by module path; the root's are all of it.
+
+        A module without any in `steps` did nothing that hardware FLOPs count.
+        """
+        rows = tuple(replace(row, step=steps.get(row.path, StepFlops())) for row in self.modules)
+        return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note)
+
     def with_latency(
         self,
         latency: LatencySummary,
@@ -241,10 +273,17 @@ class ModelProfile:
             "model/params": self.root.params if self.root else None,
             "model/params_trainable": self.root.params_trainable if self.root else None,
             "model/activations": self.root.activations if self.root else None,
+            **self._step_scalars(),
             "latency/forward_ms": self.forward_ms,
             "latency/step_ms": self.latency.step_ms if self.latency else None,
         }
         return {self.phase_prefix + name: value for name, value in values.items() if value is not None}
+
+    def _step_scalars(self) -> dict[str, int]:
+        if self.step is None:
+            return {}
+        parts = {f"flops/train_step_{name.name}_hw": getattr(self.step, name.name) for name in fields(self.step)}
+        return {"flops/train_step_hw": self.step.total, **parts}
 
     @property
     def phase_prefix(self) -> str:
@@ -276,6 +315,9 @@ class ModelProfile:
             "own_flops": row.own_flops,
             "hw_flops": row.hw_flops,
             "flops_share": self.flops_share(row),
+            "step_hw_flops": row.step.total if row.step else None,
+            "step_backward_hw_flops": row.step.backward if row.step else None,
+            "step_recompute_hw_flops": row.step.recompute if row.step else None,
             "activations": row.activations,
             "bytes": row.bytes,
             "forward_ms": row.forward_ms,
@@ -334,15 +376,17 @@ class ModelProfile:
         """
         content = json.loads(text)
         schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
-        if schema != SCHEMA:
+        if schema not in READABLE:
             raise ValueError(
-                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schema {SCHEMA}. "
+                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schema "
+                f"{' and '.join(map(str, READABLE))}. "
                 "Read the file with the version of flopcallback that wrote it (config: flops.version)."
             )
         content["modules"] = [_module_row(row) for row in content["modules"]]
         content["operators"] = [OperatorRow(**row) for row in content["operators"]]
         if content["latency"] is not None:
             content["latency"] = LatencySummary(**content["latency"])
+        content["step"] = _step_flops(content.get("step"))
         return cls(**content)
 
 
@@ -369,8 +413,12 @@ def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
 
 
 def _module_row(content: dict[str, Any]) -> ModuleRow:
-    spread = content.pop("forward_ms_spread")
-    return ModuleRow(**content, forward_ms_spread=None if spread is None else tuple(spread))
+    spread, step = content.pop("forward_ms_spread"), _step_flops(content.pop("step", None))
+    return ModuleRow(**content, forward_ms_spread=None if spread is None else tuple(spread), step=step)
+
+
+def _step_flops(content: dict[str, int] | None) -> StepFlops | None:
+    return None if content is None else StepFlops(**content)
 
 
 def _plain(value: Any) -> Any:

@@ -106,15 +106,16 @@ def test_a_training_that_ends_early_shows_what_it_has(
     models = []
 
     def make(flavour, calls):
-        models.append(raising_at(4, error, classifier)(flavour, calls))
+        models.append(raising_at(5, error, classifier)(flavour, calls))
         return models[0]
 
     callback = FlopCallback(warmup_steps=0, latency_steps=9)
     with pytest.raises(surfaces):
         run(lightning, [callback], make=make)
-    # One step is counted, two are timed, the fourth raises.
+    # One step is counted, one is observed whole, two are timed, the fifth raises.
     assert callback.profiles["train"].latency.steps == 2
-    assert [step for step, _ in tracker.profiles] == [0, 3]
+    assert callback.profiles["train"].step.backward > 0
+    assert [step for step, _ in tracker.profiles] == [0, 4]
     assert tracker.closed
     assert capsys.readouterr().out.count("report: MemoryLogger (memory)") == 1
     assert leftovers(models[0]) == []

@@ -236,7 +236,7 @@ def test_a_loop_that_breaks_leaves_nothing_and_shows_what_it_has(leftovers, step
 
 
 @pytest.mark.parametrize("error", [ValueError("theirs"), KeyboardInterrupt(), RuntimeError("theirs")])
-@pytest.mark.parametrize("at", [0, 2], ids=["while it is counted", "while it is timed"])
+@pytest.mark.parametrize("at", [0, 1, 3], ids=["while it is counted", "while it is observed", "while it is timed"])
 @pytest.mark.parametrize("where", ["in the forward", "after the forward", "in the backward"])
 def test_an_exception_in_the_loop_surfaces_and_leaves_nothing(leftovers, differences, error, at, where):
     model, tracker = Net(), MemoryTracker()
@@ -266,8 +266,13 @@ def test_an_exception_in_the_loop_surfaces_and_leaves_nothing(leftovers, differe
     assert caught.value is error
     assert leftovers(model) == []
     assert len(optimizer._optimizer_step_post_hooks) == 0
-    if at:
-        assert tracker.profiles[-1][1].latency.steps == 1 + (where != "in the forward")
+    profile = tracker.profiles[-1][1] if tracker.profiles else None
+    assert (profile is None) == (at == 0 and where == "in the forward")
+    if at == 1:
+        assert profile.step is None
+    if at == 3:
+        assert profile.latency.steps == 1 + (where != "in the forward")
+        assert profile.step.backward > 0
 
 
 def test_copies_and_pickles_made_in_the_window_are_plain(leftovers):

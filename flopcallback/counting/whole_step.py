@@ -1,0 +1,185 @@
+"""The whole training step as it really ran, seen from below: forward, backward, recomputation, optimizer, by module."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from flopcallback.counting.dispatch import DispatchRecorder
+from flopcallback.counting.op_call import ROOT, OpCall, Scope
+from flopcallback.counting.record import Record
+from flopcallback.counting.regions import intercept_compiled_attention, replaced
+from flopcallback.counting.run import DISPATCH, Run
+from flopcallback.counting.scopes import ModuleNames, ModuleScopes
+from flopcallback.counting.shadows import wrap_on_instance
+
+__all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
+
+PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
+
+REASON = "a step is seen whole from below autograd"
+
+
+class StepObserver:
+    """Records every operator of one training step, with its phase and the module that it is done for.
+
+    The step is inside `with watching():`. Operators are seen in calls that are made inside `with on():`, in each
+    backward, and in the optimizers' steps; nothing of the mode is active in the user's code in between, so that no
+    exception, no `break` and no mode of the user's can meet it.
+
+    A backward operator belongs to the module whose forward made the node of the graph that it runs for. Nodes are
+    numbered in the order in which they are made, and know their number. Work that autograd does with grad mode on
+    without having been asked for a graph is a recomputation, as is any module's call within a backward.
+
+    Args:
+        names: the modules.
+        optimizers: those whose steps are to be seen.
+    """
+
+    def __init__(self, names: ModuleNames, optimizers: Iterable[Any] = ()) -> None:
+        self._names = names
+        self._optimizers = tuple(optimizers)
+        self._scopes = ModuleScopes(names)
+        self._recorder = DispatchRecorder(self._place)
+        self._phases: list[str] = []
+        self._owners: dict[int, Scope] = {}  # of the nodes of the graph, by their numbers
+        self._backwards: list[
+            tuple[str, bool, Scope]
+        ] = []  # under way: phase, whether it makes a graph, where it began
+        self._thread = threading.get_ident()
+        self._depth = self._forwards = self._optimizer_steps = 0
+        self.backwards = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Puts what tells modules, backwards and optimizers apart around a step, and takes it away again."""
+        with ExitStack() as undo:
+            undo.enter_context(self._scopes.watch())
+            undo.enter_context(replaced(torch.autograd, "_engine_run_backward", self._around_backward))
+            for optimizer in self._optimizers:
+                wrap_on_instance(optimizer, "step", self._around_optimizer, undo)
+            yield
+
+    @contextmanager
+    def on(self, *, is_forward: bool = True) -> Iterator[None]:
+        """Sees what is inside.
+
+        Args:
+            is_forward: a backward inside is part of the forward, as a penalty on gradients is; False where the step
+                calls backward itself.
+        """
+        self._forwards += is_forward
+        try:
+            with self._mode():
+                yield
+        finally:
+            self._forwards -= is_forward
+
+    def runs(self) -> Mapping[str, Run]:
+        """What was done in each phase."""
+        calls: dict[str, list[OpCall]] = {phase: [] for phase in PHASES}
+        for phase, call in zip(self._phases, self._recorder.calls, strict=True):
+            calls[phase].append(call)
+        strays = frozenset(self._scopes.strays)
+        return {
+            phase: Run(
+                Record(of_phase),
+                self._names,
+                self._scopes.calls if phase == FORWARD else Counter(),
+                frozenset(self._scopes.called),
+                strays if phase == FORWARD else frozenset(),
+                {},
+                DISPATCH,
+                REASON,
+            )
+            for phase, of_phase in calls.items()
+        }
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        if self._depth or threading.get_ident() != self._thread:
+            yield
+            return
+        self._depth += 1
+        try:
+            with intercept_compiled_attention(self._recorder.aside), self._recorder:
+                yield
+        finally:
+            self._depth -= 1
+
+    def _around_backward(self, engine: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(engine)
+        def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return engine(outputs, *args, **kwargs)
+            makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
+            if self._backwards:
+                phase = self._backwards[0][0]
+            else:
+                phase = FORWARD if self._forwards or self._scopes.current is not ROOT else BACKWARD
+                self.backwards += phase == BACKWARD
+            self._backwards.append((phase, makes_graph, self._scopes.current))
+            try:
+                with self._mode():
+                    return engine(outputs, *args, **kwargs)
+            finally:
+                self._backwards.pop()
+
+        return run_backward
+
+    def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def closure_of(closure: Any) -> Any:
+            """A closure is forward and backward again."""
+            if not callable(closure):
+                return closure
+
+            @functools.wraps(closure)
+            def outside(*args: Any, **kwargs: Any) -> Any:
+                inside, self._optimizer_steps = self._optimizer_steps, 0
+                try:
+                    return closure(*args, **kwargs)
+                finally:
+                    self._optimizer_steps = inside
+
+            return outside
+
+        @functools.wraps(step)
+        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            args = (closure_of(args[0]), *args[1:]) if args else args
+            if "closure" in kwargs:
+                kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
+            self._optimizer_steps += 1
+            try:
+                with self._mode():
+                    return step(*args, **kwargs)
+            finally:
+                self._optimizer_steps -= 1
+
+        return optimizer_step
+
+    def _place(self, arguments: tuple[Any, ...]) -> Scope:
+        """The module that an operator is done for; notes its phase."""
+        running = self._scopes.scope_of(arguments)
+        if not self._backwards:
+            self._phases.append(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD)
+            self._own_node(running)
+            return running
+        phase, makes_graph, began = self._backwards[-1]
+        node: Any = torch._C._current_autograd_node()  # None in what the engine does around its nodes
+        owner = self._owners.get(node._sequence_nr(), began) if node is not None else began
+        is_again = torch.is_grad_enabled() and not makes_graph
+        scope = running if running is not began else owner
+        self._phases.append(RECOMPUTE if phase == BACKWARD and (is_again or running is not began) else phase)
+        if torch.is_grad_enabled():
+            self._own_node(scope)
+        return scope
+
+    def _own_node(self, scope: Scope) -> None:
+        """The node that was made last is that of the operator that runs now, unless it is an earlier one's already."""
+        self._owners.setdefault(torch._C._autograd._get_sequence_nr() - 1, scope)
