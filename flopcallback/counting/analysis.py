@@ -12,8 +12,9 @@ from torch import nn
 
 from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.operator_analysis import OperatorAnalysis
+from flopcallback.counting.run import AUTO, DISPATCH, TRACE
 from flopcallback.counting.tally import Statistic, tally
-from flopcallback.formulas.cost import Cost
+from flopcallback.counting.verification import Difference, checked_cost, differences, hardware_measure
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Formula, Free, lookup
 
 __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
@@ -32,9 +33,10 @@ class FlopCountAnalysis(OperatorAnalysis):
         fma: how many FLOPs a fused multiply-add is: 1 (as the original tool and most papers count) or 2.
         elementwise: count elementwise operators and reductions too.
         prune: leave out operators whose results do not reach what the call returns.
+        engine: `"auto"`, `"trace"` or `"dispatch"`, as for `OperatorAnalysis`.
 
     Raises:
-        ValueError: `fma` is neither 1 nor 2.
+        ValueError: `fma` is neither 1 nor 2; there is no such engine; `prune` with the dispatcher.
 
     Example:
         >>> import torch
@@ -53,12 +55,13 @@ class FlopCountAnalysis(OperatorAnalysis):
         fma: int = 1,
         elementwise: bool = False,
         prune: bool = False,
+        engine: str = AUTO,
     ) -> None:
         if fma not in (1, 2) or isinstance(fma, bool):
             raise ValueError(
                 f"FlopCountAnalysis: fma is {fma!r}, expected 1 (a multiply-add is one FLOP) or 2 (it is two)"
             )
-        super().__init__(model, inputs, kwargs, prune=prune)
+        super().__init__(model, inputs, kwargs, prune=prune, engine=engine)
         self._fma = fma
         self._elementwise = elementwise
         self._use_registry = True
@@ -73,9 +76,29 @@ class FlopCountAnalysis(OperatorAnalysis):
 
         The figure that is held against a clock or a peak; `fma` and `elementwise` do not change it.
         """
-        measure = functools.partial(_hardware_measure, self._op_formulas)
+        measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
         counts = tally(self._run(), measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
-        return Counter({name: sum(by_operator.values()) for name, by_operator in counts.items()})
+        return Counter({name: sum(by_family.values()) for name, by_family in counts.items()})
+
+    def verify(self) -> tuple[Difference, ...]:
+        """Counts with both engines, and gives the differences in hardware FLOPs; none when they agree.
+
+        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom), and
+        Fourier transforms, which are no hardware FLOPs otherwise, by their operations. Below autograd, attention and
+        recurrent layers may arrive as the matrix products that they are made of: a difference in label alone, where
+        matmul, attention and recurrent add up to the same in a module, is none. Nothing is pruned.
+
+        The model runs once or twice more, isolated. What neither engine knows a formula for is not compared: see
+        `unknown_ops()`.
+
+        Raises:
+            RuntimeError: only one of the engines can count this call; the text says why.
+        """
+        trace, dispatch = (
+            self._stats if self._stats is not None and self._stats.engine == engine else self._observe(engine)
+            for engine in (TRACE, DISPATCH)
+        )
+        return differences(trace, dispatch, self._op_formulas)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         if not self._use_registry:
@@ -88,32 +111,10 @@ class FlopCountAnalysis(OperatorAnalysis):
         return self._from_cost(row.formula)
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
-        return lambda call: _checked(formula(call)).flops(fma=self._fma, elementwise=self._elementwise)
+        return lambda call: checked_cost(formula(call)).flops(fma=self._fma, elementwise=self._elementwise)
 
 
 _FlopSelf = TypeVar("_FlopSelf", bound=FlopCountAnalysis)
-
-
-def _checked(cost: Any) -> Cost:
-    """What a formula returned, if it is what a formula has to return."""
-    if not isinstance(cost, Cost):
-        raise TypeError(f"a formula returns a Cost, such as Cost(fma=30); this one returned {cost!r}")
-    if not all(isinstance(part, int) for part in (cost.fma, cost.other, cost.elementwise)):
-        raise TypeError(f"the parts of a Cost are exact integers; this formula returned {cost!r}")
-    return cost
-
-
-def _hardware_measure(
-    own: Mapping[str, Formula | None], operator: str
-) -> Callable[[OpCall], Statistic | None] | Free | None:
-    row = lookup(operator)
-    if row is None and (formula := own.get(operator)) is not None:  # an analysis' own formula for what nobody knows
-        return lambda call: 2 * _checked(formula(call)).fma
-    if isinstance(row, Counted):
-        if row.family not in HARDWARE_FAMILIES:
-            return Free("not part of hardware FLOPs")
-        return lambda call: 2 * _checked(row.formula(call)).fma
-    return row
 
 
 class ActivationCountAnalysis(OperatorAnalysis):
@@ -126,8 +127,9 @@ class ActivationCountAnalysis(OperatorAnalysis):
         kwargs: Mapping[str, Any] | None = None,
         *,
         prune: bool = False,
+        engine: str = AUTO,
     ) -> None:
-        super().__init__(model, inputs, kwargs, formula=_activations, prune=prune)
+        super().__init__(model, inputs, kwargs, formula=_activations, prune=prune, engine=engine)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         row = lookup(operator)
@@ -150,8 +152,9 @@ class BytesCountAnalysis(OperatorAnalysis):
         kwargs: Mapping[str, Any] | None = None,
         *,
         prune: bool = False,
+        engine: str = AUTO,
     ) -> None:
-        super().__init__(model, inputs, kwargs, formula=_bytes_moved, prune=prune)
+        super().__init__(model, inputs, kwargs, formula=_bytes_moved, prune=prune, engine=engine)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         if self._formula is not None and returns_view(operator):

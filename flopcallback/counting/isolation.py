@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flopcallback.counting.scopes import storage_of
 
-__all__ = ["Found", "left_as_found", "private_copies", "written_to"]
+__all__ = ["Found", "copies_of_lazy_buffers", "left_as_found", "private_copies", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -37,14 +38,17 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
         modules: all modules of the model.
         inputs: any structure of tensors; those that the run writes to get their values back.
     """
-    found = Found(modules)
-    for leaf in tree_leaves(inputs):
-        found.keep_input(leaf)
-    found.drop_grads()
+    # Past the caller's modes: under a fake mode, what is kept of a real tensor would be a fake one, and be put back.
+    with _disable_current_modes():
+        found = Found(modules)
+        for leaf in tree_leaves(inputs):
+            found.keep_input(leaf)
+        found.drop_grads()
     try:
         yield found
     finally:
-        found.put_back()
+        with _disable_current_modes():
+            found.put_back()
 
 
 def private_copies(inputs: Any) -> Any:
@@ -60,6 +64,12 @@ def _private_copy(leaf: Any) -> Any:
         return copy.deepcopy(leaf)
     except Exception:  # noqa: BLE001 - what cannot be copied is handed on as it is: the model's input is not ours
         return leaf
+
+
+def copies_of_lazy_buffers(roots: Mapping[str, nn.Module]) -> dict[int, Any]:
+    """A memo for `deepcopy`, which can copy lazy parameters but not lazy buffers (2.13)."""
+    buffers: Any = (buffer for root in roots.values() for buffer in root.buffers() if is_lazy(buffer))
+    return {id(b): type(b)(requires_grad=b.requires_grad, device=b.device, dtype=b.dtype) for b in buffers}
 
 
 def _keep_modes(undo: ExitStack) -> None:
@@ -159,7 +169,8 @@ class Found:
     def keep_written(self, tensor: torch.Tensor) -> None:
         """Keeps by value the parameters and inputs whose memory a tensor shares: it is about to be written to."""
         for kept in self._by_storage.pop(storage_of(tensor) or -1, ()):
-            self._keep_values(kept if kept.is_inference() else kept.data)
+            with _disable_current_modes():
+                self._keep_values(kept if kept.is_inference() else kept.data)
 
     def drop_grads(self) -> None:
         """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""

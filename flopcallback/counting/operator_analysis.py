@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
+from flopcallback.counting.isolation import copies_of_lazy_buffers
 from flopcallback.counting.op_call import OpCall
-from flopcallback.counting.run import TRACER_WARNINGS, Run, run_isolated
+from flopcallback.counting.real_data import needs_real_data
+from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, Run, device_mismatch, run_isolated
 from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.registry import Formula, Free, check_operator_name
@@ -42,6 +42,12 @@ class OperatorAnalysis:
         formula: from an `OpCall` to the statistic of that call: an int, a `Counter` by name, or None where it has
             none. Without a formula nothing is counted until handles are set.
         prune: leave out operators whose results do not reach what the call returns.
+        engine: what sees the operators: the `"trace"`, the `"dispatch"`er below it, or (`"auto"`) the tracer and, where
+            it cannot work, the dispatcher.
+
+    Raises:
+        ValueError: there is no such engine; `prune` with the dispatcher, which sees no data flow.
+        RuntimeError: when a result is asked for: the engine is `"trace"`, and the tracer cannot count this call.
 
     Example:
         >>> import torch
@@ -59,17 +65,24 @@ class OperatorAnalysis:
         *,
         formula: Callable[[OpCall], Statistic | None] | None = None,
         prune: bool = False,
+        engine: str = AUTO,
     ) -> None:
         if isinstance(model, type) and issubclass(model, nn.Module):
             name = model.__name__
             raise TypeError(f"{type(self).__name__}: model is the class {name}, expected a module, such as {name}(...)")
         if not callable(model):
             raise TypeError(f"{type(self).__name__}: model is {model!r}, expected a module or another callable")
+        if engine == DISPATCH and prune:
+            raise ValueError(
+                f"{type(self).__name__}: prune=True needs to know what reaches the output, and only the tracer sees "
+                f"that: use engine='auto' or engine='trace'"
+            )
         self._model = model
         self._inputs = inputs
         self._kwargs = dict(kwargs or {})
         self._formula = formula
         self._prune = prune
+        self._engine = _one_of(f"{type(self).__name__}: engine", engine, ENGINES)
         self._op_handles: dict[str, Handle | None] = {}
         self._op_formulas: dict[str, Formula | None] = {}
         self._ancestor_mode = "owner"
@@ -153,7 +166,7 @@ class OperatorAnalysis:
 
     @property
     def engine_reason(self) -> str:
-        """Why it was not the tracer; empty when it was."""
+        """Why it was the dispatcher: what the tracer cannot do here, or that it was asked for; empty for the tracer."""
         return self._run().engine_reason
 
     def canonical_module_name(self, name: str) -> str:
@@ -227,7 +240,7 @@ class OperatorAnalysis:
 
     def tracer_warnings(self: _Self, mode: str) -> _Self:
         """Which warnings of the run are shown: `"all"`, `"no_tracer_warning"` (default) or `"none"`."""
-        self._warn_trace = _one_of("tracer_warnings", mode, TRACER_WARNINGS)
+        self._warn_trace = _one_of("tracer_warnings: mode", mode, TRACER_WARNINGS)
         return self
 
     def ancestor_mode(self: _Self, mode: str) -> _Self:
@@ -236,7 +249,7 @@ class OperatorAnalysis:
         With `"caller"` it belongs to all modules that are being called as `module(...)`, and explicit `.forward()`
         calls and other methods belong to whoever makes them.
         """
-        self._ancestor_mode = _one_of("ancestor_mode", mode, ANCESTOR_MODES)
+        self._ancestor_mode = _one_of("ancestor_mode: mode", mode, ANCESTOR_MODES)
         self._tally = None
         return self
 
@@ -283,11 +296,11 @@ class OperatorAnalysis:
     def _run(self) -> Run:
         if self._stats is None:
             self._tally = None
-            self._stats = self._observe()
+            self._stats = self._observe(self._engine)
             self._report()
         return self._stats
 
-    def _observe(self) -> Run:
+    def _observe(self, engine: str) -> Run:
         model, roots, args = self._model, self._roots(), self._arguments()
         if any(is_lazy(p) for root in roots.values() for p in (*root.parameters(), *root.buffers())):
             # A first run turns a lazy module into a plain one; that is done to a copy.
@@ -296,11 +309,11 @@ class OperatorAnalysis:
                     f"{type(self).__name__}: the model has lazy modules that are not initialised, and no inputs were "
                     f"given to initialise them with: pass inputs=..."
                 )
-            model, roots = copy.deepcopy((model, roots), _copies_of_lazy_buffers(roots))
+            model, roots = copy.deepcopy((model, roots), copies_of_lazy_buffers(roots))
         try:
-            return run_isolated(model, roots, args, self._kwargs, tracer_warnings=self._warn_trace)
-        except RuntimeError as error:
-            if (message := _device_mismatch(roots, (args, self._kwargs))) is None:
+            return run_isolated(model, roots, args, self._kwargs, engine=engine, tracer_warnings=self._warn_trace)
+        except (RuntimeError, AssertionError) as error:  # a fake tensor that meets a real one is the latter
+            if (message := needs_real_data(error) or device_mismatch(roots, (args, self._kwargs))) is None:
                 raise
             raise ValueError(f"{type(self).__name__}: {message}") from error
 
@@ -364,12 +377,6 @@ class OperatorAnalysis:
 _NO_FORWARD = nn.Module.forward
 
 
-def _copies_of_lazy_buffers(roots: Mapping[str, nn.Module]) -> dict[int, Any]:
-    """A memo for `deepcopy`, which can copy lazy parameters but not lazy buffers (2.13)."""
-    buffers: Any = (buffer for root in roots.values() for buffer in root.buffers() if is_lazy(buffer))
-    return {id(b): type(b)(requires_grad=b.requires_grad, device=b.device, dtype=b.dtype) for b in buffers}
-
-
 def _pairs(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if len(args) % 2:
         raise TypeError(
@@ -384,17 +391,5 @@ def _pairs(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> d
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ValueError(f"{name}: mode is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
-
-
-def _device_mismatch(roots: Mapping[str, nn.Module], arguments: Any) -> str | None:
-    of_model = {str(parameter.device) for root in roots.values() for parameter in root.parameters()}
-    of_inputs = {str(leaf.device) for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)}
-    if not of_model or not of_inputs or of_model & of_inputs:
-        return None
-    theirs, ours = sorted(of_model), sorted(of_inputs)
-    return (
-        f"the inputs are on {', '.join(ours)}, the model is on {', '.join(theirs)}: "
-        f"move the inputs, as in inputs.to({theirs[0]!r})"
-    )

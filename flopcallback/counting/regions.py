@@ -14,7 +14,14 @@ from torch import nn
 
 from flopcallback.counting.shadows import wrap_on_instance
 
-__all__ = ["FLEX_ATTENTION", "intercept_compiled_attention", "intercept_untraceable", "replaced", "without_compilation"]
+__all__ = [
+    "FLEX_ATTENTION",
+    "intercept_compiled_attention",
+    "intercept_untraceable",
+    "replaced",
+    "without_compilation",
+    "without_fast_paths",
+]
 
 FLEX_ATTENTION = "higher_order::flex_attention"
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -158,6 +165,21 @@ def without_compilation(modules: list[nn.Module]) -> Iterator[None]:
 
 def _nothing(_: Any) -> Any:
     return None
+
+
+@contextmanager
+def without_fast_paths() -> Iterator[None]:
+    """Runs encoder layers and attention as their modules, which one fused operator would hide from the dispatcher.
+
+    The tracer needs no such thing: its function mode switches them off. They change the last digits of a result, so
+    this is for counts beside the real call.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _original_forward(module: nn.Module, _: Callable[..., Any]) -> Callable[..., Any]:

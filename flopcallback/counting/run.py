@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from flopcallback.counting.dispatch import DispatchRecorder
 from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.jit_trace import is_tracing, trace
 from flopcallback.counting.record import GraphRecord, Record
-from flopcallback.counting.regions import intercept_compiled_attention, without_compilation
+from flopcallback.counting.regions import intercept_compiled_attention, without_compilation, without_fast_paths
 from flopcallback.counting.scopes import ModuleNames, ModuleScopes
 
-__all__ = ["Run", "observe", "run_isolated", "untraceable_reason"]
+__all__ = ["ENGINES", "Run", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
 
-TRACE, DISPATCH = "trace", "dispatch"
+AUTO, TRACE, DISPATCH = "auto", "trace", "dispatch"
+ENGINES = (AUTO, TRACE, DISPATCH)
+ASKED_FOR = "asked for with engine='dispatch'"
 TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
 
 
@@ -135,23 +137,36 @@ def run_isolated(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
+    engine: str = AUTO,
     tracer_warnings: str = "no_tracer_warning",
 ) -> Run:
     """Runs `call(*args, **kwargs)` for its record alone, and leaves modules, inputs and random states as found.
 
-    The tracer goes first. Where it cannot work, the run is repeated under the dispatcher from the same state.
+    With `"auto"` the tracer goes first. Where it cannot work, the run is repeated under the dispatcher from the same
+    state.
 
     Raises:
+        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         Exception: whatever the call raises by itself.
     """
     names = ModuleNames(roots)
-    reason = untraceable_reason(names, (args, kwargs))
+    reason = ASKED_FOR if engine == DISPATCH else untraceable_reason(names, (args, kwargs))
+    error: Exception | None = None
     if not reason:
         try:
             return _isolated(call, names, args, kwargs, TRACE, "", tracer_warnings)
-        except Exception as error:  # noqa: BLE001 - the model's own error shows again in the second run
-            reason = f"the tracer stopped with {type(error).__name__}: {_first_line(error)}"
-    return _isolated(call, names, args, kwargs, DISPATCH, reason, tracer_warnings)
+        except Exception as stopped:  # noqa: BLE001 - the model's own error shows again in the second run
+            error, reason = stopped, f"the tracer stopped with {type(stopped).__name__}: {_first_line(stopped)}"
+    elif engine == TRACE:
+        raise _untraceable(reason)
+    run = _isolated(call, names, args, kwargs, DISPATCH, reason, tracer_warnings)
+    if engine == TRACE:
+        raise _untraceable(reason) from error
+    return run
+
+
+def _untraceable(reason: str) -> RuntimeError:
+    return RuntimeError(f"engine='trace' cannot count this call: {reason}; the dispatcher can, with engine='auto'")
 
 
 def _first_line(error: Exception) -> str:
@@ -172,6 +187,7 @@ def _isolated(
         left_as_found(modules, (args, kwargs)) as found,
         without_compilation(modules),
         filtered_warnings(tracer_warnings),
+        without_fast_paths() if engine == DISPATCH else nullcontext(),
     ):
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
         bound = functools.partial(call, *own_args, **own_kwargs)
@@ -198,6 +214,19 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         if (kind := _untraceable_kind(tensor)) is not None:
             return f"the tracer loses operators on {kind} tensors"
     return ""
+
+
+def device_mismatch(roots: Mapping[str, nn.Module], arguments: Any) -> str | None:
+    """What to do where no input is on a device of the modules; None where that is not so."""
+    of_model = {str(parameter.device) for root in roots.values() for parameter in root.parameters()}
+    of_inputs = {str(tensor.device) for tensor in _tensors(arguments)}
+    if not of_model or not of_inputs or of_model & of_inputs:
+        return None
+    theirs, ours = sorted(of_model), sorted(of_inputs)
+    return (
+        f"the inputs are on {', '.join(ours)}, the model is on {', '.join(theirs)}: "
+        f"move the inputs, as in inputs.to({theirs[0]!r})"
+    )
 
 
 def _untraceable_kind(tensor: torch.Tensor) -> str | None:

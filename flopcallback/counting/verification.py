@@ -1,0 +1,100 @@
+"""One count held against another: hardware FLOPs of two runs by module and by family of operators."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flopcallback.counting.op_call import OpCall
+from flopcallback.counting.run import Run
+from flopcallback.counting.tally import Statistic, tally
+from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Formula, Free, lookup
+
+__all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
+
+_COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
+# What these are called depends on where one looks: below autograd they may all be matrix products.
+_PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A family of operators in a module for which the two engines have different counts.
+
+    Attributes:
+        module: canonical name; what it owns is counted with it.
+        family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"custom"` or `"spectral"`.
+        trace: hardware FLOPs that the tracer saw.
+        dispatch: those that the dispatcher saw.
+    """
+
+    module: str
+    family: str
+    trace: int
+    dispatch: int
+
+    def __str__(self) -> str:
+        return f"{self.module or '(model)'}, {self.family}: {self.trace:,} traced, {self.dispatch:,} dispatched"
+
+
+def differences(trace: Run, dispatch: Run, own: Mapping[str, Formula | None]) -> tuple[Difference, ...]:
+    """Where two runs of the same call differ, outermost modules first.
+
+    Args:
+        trace: what the tracer saw.
+        dispatch: what the dispatcher saw.
+        own: formulas of one analysis for operators that nobody else knows.
+    """
+    measure = functools.partial(hardware_measure, _COMPARED, own)
+    traced, dispatched = (tally(run, measure, handles={}).counts for run in (trace, dispatch))
+    return tuple(
+        difference for module in traced for difference in _of_module(module, traced[module], dispatched[module])
+    )
+
+
+def _of_module(module: str, traced: Counter[str], dispatched: Counter[str]) -> Iterator[Difference]:
+    same_products = sum(traced[family] - dispatched[family] for family in _PRODUCTS) == 0
+    for family in _COMPARED:
+        is_label = family in _PRODUCTS and same_products
+        if traced[family] != dispatched[family] and not is_label:
+            yield Difference(module, family.value, traced[family], dispatched[family])
+
+
+def hardware_measure(
+    families: Collection[Family], own: Mapping[str, Formula | None], operator: str
+) -> Callable[[OpCall], Statistic | None] | Free | None:
+    """How an operator counts in hardware FLOPs, by family: 2 per multiply-add; a Fourier transform by its operations.
+
+    Args:
+        families: those that count; the others are free.
+        own: formulas of one analysis for operators that nobody else knows.
+        operator: schema name without overload.
+    """
+    row = lookup(operator)
+    if row is None and (formula := own.get(operator)) is not None:
+        row = Counted(formula, Family.CUSTOM)
+    if not isinstance(row, Counted):
+        return row
+    if row.family not in families:
+        return Free("not part of hardware FLOPs")
+    formula, family = row.formula, row.family
+    if family is Family.SPECTRAL:
+        return lambda call: {family: checked_cost(formula(call)).other}
+    return lambda call: {family: 2 * checked_cost(formula(call)).fma}
+
+
+def checked_cost(cost: Any) -> Cost:
+    """What a formula returned, if it is what a formula has to return.
+
+    Raises:
+        TypeError: it is no `Cost` of exact integers.
+    """
+    if not isinstance(cost, Cost):
+        raise TypeError(f"a formula returns a Cost, such as Cost(fma=30); this one returned {cost!r}")
+    if not all(isinstance(part, int) for part in (cost.fma, cost.other, cost.elementwise)):
+        raise TypeError(f"the parts of a Cost are exact integers; this formula returned {cost!r}")
+    return cost

@@ -1,0 +1,160 @@
+"""Which engine counts, and what both say: `engine=...` and `verify()`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, ones
+
+from flopcallback import ActivationCountAnalysis, BytesCountAnalysis, FlopCountAnalysis, OperatorAnalysis
+from flopcallback.counting.verification import Difference
+from flopcallback.formulas import registry
+from flopcallback.formulas.registry import COUNTED, Counted, Family
+
+pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
+
+ANALYSES = [OperatorAnalysis, FlopCountAnalysis, ActivationCountAnalysis, BytesCountAnalysis]
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+class TestAskingForAnEngine:
+    @pytest.mark.parametrize(("asked", "taken"), [("auto", "trace"), ("trace", "trace"), ("dispatch", "dispatch")])
+    def test_takes_it(self, analysis, asked, taken, x):
+        one = analysis(nn.Linear(3, 5), x, engine=asked)
+        assert one.engine == taken
+        assert one.engine_reason == ("asked for with engine='dispatch'" if asked == "dispatch" else "")
+
+    @pytest.mark.parametrize("engine", ["fx", "", None])
+    def test_that_does_not_exist_is_an_error(self, analysis, engine, x):
+        with pytest.raises(ValueError, match=f"engine is {engine!r}, expected one of 'auto', 'trace', 'dispatch'"):
+            analysis(nn.Linear(3, 5), x, engine=engine)
+
+    def test_that_sees_no_data_flow_does_not_prune(self, analysis, x):
+        with pytest.raises(ValueError, match="prune=True needs to know what reaches the output"):
+            analysis(nn.Linear(3, 5), x, engine="dispatch", prune=True)
+
+
+class TestTheTracerAlone:
+    def test_says_why_it_cannot_and_what_can_when_that_is_known_before(self):
+        flops = FlopCountAnalysis(nn.Linear(3, 5, device="meta"), ones(2, 3, device="meta"), engine="trace")
+        with pytest.raises(RuntimeError, match=r"loses operators on meta tensors; the dispatcher can.*engine='auto'"):
+            flops.total()
+
+    def test_says_why_it_cannot_when_it_stops(self, x):
+        product = torch.compile(lambda a, b: a @ b, backend="eager")
+        flops = FlopCountAnalysis(lambda x: product(x, ones(3, 5)), x, engine="trace")
+        with pytest.raises(RuntimeError, match=r"the tracer stopped with .*the dispatcher can"):
+            flops.total()
+
+    @pytest.mark.parametrize("engine", ["auto", "trace", "dispatch"])
+    def test_shows_an_error_of_the_model_as_it_is(self, model_of, x, engine):
+        def forward(self, x):
+            raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            FlopCountAnalysis(model_of(forward), x, engine=engine).total()
+
+
+ENCODER_LAYER = 2 * 7 * (4 * 6 * 6 + 2 * 7 * 6 + 2 * 6 * 11)  # projections, scores and values, two linear layers
+
+
+class TestTheDispatcherAlone:
+    def test_counts_by_module_what_the_tracer_counts(self, x):
+        model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 7))
+        assert FlopCountAnalysis(model, x, engine="dispatch").by_module() == {"": 100, "0": 30, "1": 0, "2": 70}
+
+    def test_keeps_the_modules_apart_that_a_fast_path_would_fuse(self):
+        layer = nn.TransformerEncoderLayer(6, 2, 11, batch_first=True).eval()
+        with torch.no_grad():
+            flops = FlopCountAnalysis(layer, ones(2, 7, 6), engine="dispatch").hardware_flops()
+        assert flops[""] == 2 * ENCODER_LAYER
+        assert flops["linear1"] == flops["linear2"] == 2 * (2 * 7 * 6 * 11)
+        assert torch.backends.mha.get_fastpath_enabled()
+
+    def test_leaves_the_fast_path_as_found_after_an_error(self, model_of, x):
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with pytest.raises(RuntimeError):
+                FlopCountAnalysis(lambda x: x @ x, x, engine="dispatch").total()
+            assert not torch.backends.mha.get_fastpath_enabled()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+
+    def test_leaves_the_model_as_found(self):
+        norm = nn.BatchNorm1d(3)
+        FlopCountAnalysis(norm, ones(2, 3), engine="dispatch").total()
+        assert norm.num_batches_tracked == 0
+        assert not norm.running_mean.any()
+
+
+class Branches(nn.Module):
+    """All families of hardware FLOPs, and Fourier transforms."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(6, 6, 3, groups=2, padding=1)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.lstm = nn.LSTM(6, 5, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Bilinear(10, 6, 3)
+
+    def forward(self, x):
+        x = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        y, _ = self.lstm(attended)
+        spectrum = torch.fft.rfft2(y)
+        return self.head(y, x), spectrum, torch.outer(y[0, 0], y[0, 1]), torch.einsum("bi,bj->bij", y[:, 0], y[:, 1])
+
+
+class TestVerifying:
+    @pytest.mark.parametrize("engine", ["auto", "trace", "dispatch"])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_gives_nothing_where_both_engines_agree(self, engine, training):
+        model, x = Branches().train(training), ones(2, 7, 6)
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.verify() == ()
+        assert flops.hardware_flops()["conv"] == 2 * (2 * 7 * 6 * 3 * 3)
+        assert flops.verify() == ()
+
+    def test_is_not_led_astray_by_other_names_for_the_same_products(self):
+        """Unfused, attention and a cell are matrix products to the dispatcher."""
+        q = ones(
+            2, 3, 7, 5, dtype=torch.float64, requires_grad=True
+        )  # no fused kernel for a mask that needs a gradient
+        mask = torch.zeros(7, 7, dtype=torch.float64, requires_grad=True)
+        cell, step = nn.LSTMCell(3, 5), ones(2, 3)
+
+        def forward():
+            return F.scaled_dot_product_attention(q, q, q, mask), cell(step)
+
+        flops = FlopCountAnalysis(forward)
+        assert flops.by_operator()["scaled_dot_product_attention"] == 2 * 3 * 7 * 7 * 2 * 5
+        assert "bmm" in FlopCountAnalysis(forward, engine="dispatch").by_operator()
+        assert flops.verify() == ()
+
+    def test_names_module_and_family_and_both_counts_of_a_difference(self, model_of, x, monkeypatch):
+        def twice(call):
+            return COUNTED[Family.MATMUL]["aten::mm"](call) + COUNTED[Family.MATMUL]["aten::mm"](call)
+
+        model = model_of(lambda self, x: self.inner(x), inner=nn.Linear(3, 5, bias=False))
+        # The tracer sees `linear`, the dispatcher `mm`, whose formula is now wrong.
+        monkeypatch.setitem(registry._BUILT_IN, "aten::mm", Counted(twice, Family.MATMUL))
+        flops = FlopCountAnalysis(model, x)
+        assert flops.verify() == (
+            Difference("", "matmul", 2 * 30, 4 * 30),
+            Difference("inner", "matmul", 2 * 30, 4 * 30),
+        )
+        assert str(flops.verify()[1]) == "inner, matmul: 60 traced, 120 dispatched"
+        assert str(flops.verify()[0]).startswith("(model), matmul")
+
+    def test_says_why_where_one_engine_alone_can_count(self):
+        flops = FlopCountAnalysis(nn.Linear(3, 5, device="meta"), ones(2, 3, device="meta"))
+        assert flops.total() == 30
+        with pytest.raises(RuntimeError, match="loses operators on meta tensors"):
+            flops.verify()
+
+    def test_prunes_nothing(self, model_of, x):
+        model = model_of(lambda self, x: (self.unused(x), x)[1], unused=nn.Linear(3, 5))
+        flops = FlopCountAnalysis(model, x, prune=True)
+        assert flops.total() == 0
+        assert flops.verify() == ()
