@@ -15,6 +15,7 @@ __all__ = [
     "is_complex",
     "is_floating",
     "items_of",
+    "multiplications",
     "multiply_adds",
     "numel_of",
     "real_multiply_adds",
@@ -29,6 +30,14 @@ def multiply_adds(count: int, *factors: Value) -> Cost:
     the work, and the figure can be set beside that of the model that was not quantized.
     """
     return Cost(fma=count * real_multiply_adds(sum(is_complex(factor) for factor in factors)))
+
+
+def multiplications(count: int, *factors: Value) -> Cost:
+    """The cost of `count` products of elements of two `factors` that no sum follows: no multiply-adds, but FLOPs.
+
+    `(a + bi)(c + di)` takes four real products and two sums; with a real factor, two products.
+    """
+    return Cost(other=count * (1, 2, 6)[sum(is_complex(factor) for factor in factors)])
 
 
 def real_multiply_adds(complex_factors: int) -> int:

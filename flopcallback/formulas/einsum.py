@@ -2,8 +2,9 @@
 
 `torch.einsum` asks opt_einsum for a path where it is installed and enabled, and hands it to `aten::einsum`; otherwise
 ATen goes from left to right. Each step is one batched matrix product: the product of all sizes that the pair has is its
-number of multiply-adds, also where nothing is contracted (an outer or elementwise product). Dimensions that only one
-side has and no one needs later are summed before, which is a reduction; a transpose or a diagonal is free.
+number of multiply-adds. Where nothing is contracted (an outer or elementwise product), it is a `mul` and its number of
+plain multiplications. Dimensions that only one side has and no one needs later are summed before, which is a reduction;
+a transpose or a diagonal is free.
 Source: `einsum` and `sumproduct_pair` in ATen's native/Linear.cpp.
 """
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flopcallback.counting.op_call import Value
-from flopcallback.formulas.arithmetic import elements, items_of, multiply_adds, shape_of
+from flopcallback.formulas.arithmetic import elements, items_of, multiplications, multiply_adds, shape_of
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def contract(left: Operand, right: Operand, kept: Collection[Label]) -> tuple[Op
     left, sum_left = left.summed_to({*kept, *right.sizes})
     right, sum_right = right.summed_to({*kept, *left.sizes})
     sizes = left.sizes | right.sizes
-    product = multiply_adds(prod(sizes.values()), left.value, right.value)
+    is_contracted = any(label not in kept for label in sizes)
+    work = multiply_adds if is_contracted else multiplications
+    product = work(prod(sizes.values()), left.value, right.value)
     result = Operand({label: size for label, size in sizes.items() if label in kept}, _common(left, right))
     return result, sum_left + sum_right + product
 

@@ -92,7 +92,7 @@ FREE_OPERATORS: Mapping[str, str] = {
         is_pinned is_coalesced is_nonzero is_set_to is_non_overlapping_and_dense is_strides_like_format is_distributed
         is_vulkan_available _is_zerotensor _has_compatible_shallow_copy_type _has_same_storage_numel result_type
         promote_types can_cast get_device _shape_as_tensor item _local_scalar_dense sparse_dim dense_dim _dimI _dimV
-        _nnz _version output_nr requires_grad requires_grad_ retain_grad retains_grad set_data qscheme q_scale
+        _nnz _version prim::device output_nr requires_grad requires_grad_ retain_grad retains_grad set_data qscheme q_scale
         q_zero_point q_per_channel_scales q_per_channel_zero_points q_per_channel_axis broadcast_shapes _infer_size
         _nested_tensor_size _nested_tensor_strides _nested_tensor_storage_offsets _nested_get_offsets
         _nested_get_lengths _nested_get_ragged_idx _nested_get_min_seqlen _nested_get_max_seqlen

@@ -1,7 +1,8 @@
 """Matrix products: `[m, k] @ [k, n]` is `m * k * n` multiply-adds.
 
-A product without a contracted dimension (`outer`, `kron`, `inner` with a scalar) is a multiply-add with `k = 1`, as it
-is when the same product runs as `bmm`. Factors `alpha`, `beta` and the scales of quantized products cost nothing.
+A product that sums nothing (`outer`, `kron`, `inner` with a scalar) has no multiply-adds: it runs as `mul`, one FLOP
+for each multiplication in either custom. Where it runs as `mm` (`matmul` and `tensordot` with `k = 1`) or adds to its
+result (`addr`), it has. Factors `alpha`, `beta` and the scales of quantized products cost nothing.
 
 Left unknown, on purpose: products of sparse matrices (their cost depends on data), factorizations and what stands on
 them (`linalg_solve`, `inverse`, `matrix_exp`, ...), and `matrix_power`.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from flopcallback.formulas.arithmetic import elements, items_of, multiply_adds, numel_of, shape_of
+from flopcallback.formulas.arithmetic import elements, items_of, multiplications, multiply_adds, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.einsum import Operand, contract
 
@@ -57,8 +58,9 @@ def list_mm(call: OpCall) -> Cost:
 def product(call: OpCall) -> Cost:
     """`matmul`, `bmm`, `mv`, `dot`, `inner`: each element of the result sums over the last dimension of the left."""
     left, right = call.inputs[:2]
-    contracted = shape_of(left)[-1] if shape_of(left) and shape_of(right) else 1
-    return multiply_adds(numel_of(call.outputs[0]) * contracted, left, right)
+    if not shape_of(left) or not shape_of(right):  # `inner` with a scalar
+        return multiplications(numel_of(call.outputs[0]), left, right)
+    return multiply_adds(numel_of(call.outputs[0]) * shape_of(left)[-1], left, right)
 
 
 def added_product(call: OpCall) -> Cost:
@@ -116,13 +118,13 @@ def linear_backward(call: OpCall) -> Cost:
 
 
 def outer(call: OpCall) -> Cost:
-    """`outer`, `ger`, `kron`: each element of one side with each of the other, a product with `k = 1`."""
+    """`outer`, `ger`, `kron`: each element of one side with each of the other, and no sum."""
     left, right = call.inputs[:2]
-    return multiply_adds(numel_of(left) * numel_of(right), left, right)
+    return multiplications(numel_of(left) * numel_of(right), left, right)
 
 
 def added_outer(call: OpCall) -> Cost:
-    """`addr`: `input + outer(left, right)`."""
+    """`addr`: `input + outer(left, right)`, one kernel with a multiply-add for each element."""
     left, right = call.inputs[1:3]
     return multiply_adds(numel_of(left) * numel_of(right), left, right)
 
@@ -205,7 +207,7 @@ def trilinear(call: OpCall) -> Cost:
     results = [dim for dim in dims if dim not in summed]
     pair, first = contract(left, middle, {*results, *right.sizes})
     _, second = contract(pair, right, results)
-    return Cost(fma=slices * (first.fma + second.fma))
+    return Cost(fma=slices * (first.fma + second.fma), other=slices * (first.other + second.other))
 
 
 def _mm(left: Value, right: Value) -> Cost:

@@ -22,18 +22,18 @@ def cost_of(call):
 
 def parts_that_run(calls):
     """Products of pairs (`bmm`, or `mul` where nothing is contracted) and the sums that are taken before."""
-    products = sums = 0
+    products = multiplications = sums = 0
     for call in calls:
         name = call.operator.removeprefix("aten::")
         if name == "bmm":
             products += call.outputs[0].numel * call.inputs[0].shape[-1]
         elif name == "mul":
-            products += call.outputs[0].numel
+            multiplications += call.outputs[0].numel
         elif name == "sum":
             sums += call.inputs[0].numel
         else:
             assert name in VIEWS, name
-    return Cost(fma=products, elementwise=sums)
+    return Cost(fma=products, other=multiplications, elementwise=sums)
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,37 @@ def parts_that_run(calls):
         ("ij,jk->ik", [(3, 5), (5, 7)], 3 * 5 * 7),
         ("bij,bjk", [(2, 3, 5), (2, 5, 7)], 2 * 3 * 5 * 7),
         ("bhqd,bhkd->bhqk", [(2, 3, 5, 7), (2, 3, 11, 7)], 2 * 3 * 5 * 11 * 7),
-        ("i,j->ij", [(3,), (5,)], 3 * 5),
-        ("ij,ij->ij", [(3, 5), (3, 5)], 3 * 5),
         ("i,i->", [(11,), (11,)], 11),
         ("nc,nchw->hw", [(2, 3), (2, 3, 5, 7)], 2 * 3 * 5 * 7),
         ("...ij,...jk->...ik", [(2, 1, 3, 5), (11, 5, 7)], 2 * 11 * 3 * 5 * 7),
-        ("i...,...j", [(3, 2), (2, 5)], 3 * 2 * 5),
         (" ij , jk -> ki ", [(3, 5), (5, 7)], 3 * 5 * 7),
         ("iij,jk->ik", [(3, 3, 5), (5, 7)], 3 * 5 * 7),
         ("ij,jk->ik", [(0, 5), (5, 7)], 0),
     ],
 )
-def test_a_pair_counts_every_combination_of_its_indices(equation, shapes, multiply_adds, tensor, op_call):
+def test_a_pair_that_sums_counts_every_combination_of_its_indices_as_a_multiply_add(
+    equation, shapes, multiply_adds, tensor, op_call
+):
     call = op_call("aten::einsum", equation, [tensor(*shape) for shape in shapes], None)
     assert cost_of(call) == Cost(fma=multiply_adds)
     assert cost_of(call).flops(fma=2) == 2 * multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "multiplications"),
+    [
+        ("i,j->ij", [(3,), (5,)], 3 * 5),
+        ("ij,ij->ij", [(3, 5), (3, 5)], 3 * 5),
+        ("i...,...j", [(3, 2), (2, 5)], 3 * 2 * 5),
+        ("ij,->ij", [(3, 5), ()], 3 * 5),
+    ],
+)
+def test_a_pair_that_sums_nothing_is_one_flop_for_each_multiplication(
+    equation, shapes, multiplications, tensor, op_call
+):
+    call = op_call("aten::einsum", equation, [tensor(*shape) for shape in shapes], None)
+    assert cost_of(call) == Cost(other=multiplications)
+    assert cost_of(call).flops(fma=2) == multiplications
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,12 @@ def test_complex_operands_count_real_multiply_adds(tensor, op_call):
     # The first product is complex, so the second multiplies complex by complex.
     operands = [whole, half, tensor(7, 11, dtype=torch.complex64)]
     assert cost_of(op_call("aten::einsum", "ij,jk,kl->il", operands, None)).fma == 2 * 3 * 5 * 7 + 4 * 3 * 7 * 11
+
+
+def test_complex_operands_of_an_outer_product_count_products_and_sums(tensor, op_call):
+    whole, half = tensor(3, dtype=torch.complex64), tensor(5)
+    assert cost_of(op_call("aten::einsum", "i,j->ij", [whole, whole], None)) == Cost(other=6 * 3 * 3)
+    assert cost_of(op_call("aten::einsum", "i,j->ij", [whole, half], None)) == Cost(other=2 * 3 * 5)
 
 
 def test_an_equation_that_does_not_fit_is_an_error_and_not_a_zero(tensor, op_call):
@@ -171,4 +193,4 @@ def test_an_outer_product_runs_as_many_multiplications_as_are_counted(
     inputs = [ones(shape) for shape in shapes]
     traced = total_cost(call for call in traced_calls(function, *inputs))
     multiplications = [call for call in dispatched_calls(function, *inputs) if call.operator == "aten::mul"]
-    assert traced == Cost(fma=sum(call.outputs[0].numel for call in multiplications))
+    assert traced == Cost(other=sum(call.outputs[0].numel for call in multiplications))

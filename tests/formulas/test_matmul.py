@@ -37,11 +37,7 @@ def fma_of(call):
         ("dot", [(11,), (11,)], (), 11),
         ("vdot", [(11,), (11,)], (), 11),
         ("inner", [(2, 3, 5), (7, 5)], (2, 3, 7), 2 * 3 * 7 * 5),
-        ("inner", [(2, 3, 5), ()], (2, 3, 5), 2 * 3 * 5),
-        ("outer", [(3,), (5,)], (3, 5), 3 * 5),
-        ("ger", [(3,), (5,)], (3, 5), 3 * 5),
         ("addr", [(3, 5), (3,), (5,)], (3, 5), 3 * 5),
-        ("kron", [(2, 3), (5, 7)], (10, 21), 2 * 3 * 5 * 7),
         ("linear", [(2, 3, 5), (7, 5)], (2, 3, 7), 2 * 3 * 5 * 7),
         ("linear", [(5,), (7, 5)], (7,), 5 * 7),
         ("linear", [(2, 5), (5,)], (2,), 2 * 5),
@@ -60,6 +56,22 @@ def test_a_product_counts_rows_by_contracted_by_columns(operator, inputs, output
     cost = lookup(call.operator).formula(call)
     assert cost.flops(fma=1) == multiply_adds
     assert cost.flops(fma=2) == 2 * multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "output", "multiplications"),
+    [
+        ("inner", [(2, 3, 5), ()], (2, 3, 5), 2 * 3 * 5),
+        ("outer", [(3,), (5,)], (3, 5), 3 * 5),
+        ("ger", [(3,), (5,)], (3, 5), 3 * 5),
+        ("kron", [(2, 3), (5, 7)], (10, 21), 2 * 3 * 5 * 7),
+    ],
+)
+def test_a_product_that_sums_nothing_has_no_multiply_add(operator, inputs, output, multiplications, tensor, op_call):
+    for dtype, operations in (torch.float32, 1), (torch.complex64, 6):
+        factors = [tensor(*shape, dtype=dtype) for shape in inputs]
+        call = op_call(f"aten::{operator}", *factors, out=tensor(*output, dtype=dtype))
+        assert lookup(call.operator).formula(call) == Cost(other=operations * multiplications)
 
 
 def test_a_bias_is_free_and_an_activation_is_elementwise(tensor, op_call):
@@ -287,8 +299,8 @@ def test_the_backward_of_bilinear_runs_as_three_products_of_three(dispatched_cal
     left, right, weight = ones(2, 3), ones(2, 5), ones(7, 3, 5).requires_grad_()
     loss = F.bilinear(left, right, weight).sum()
     (gradient,) = [call for call in dispatched_calls(loss.backward) if call.operator == "aten::_trilinear"]
-    # One slice per output: [2, 3] and the slice's gradient [2], an outer product; then the sum over 2 with [2, 5].
-    assert fma_of(gradient) == 7 * (2 * 3 + 2 * 3 * 5)
+    # One slice per output: [2, 3] by the slice's gradient [2], which sums nothing; then the sum over 2 with [2, 5].
+    assert lookup(gradient.operator).formula(gradient) == Cost(fma=7 * 2 * 3 * 5, other=7 * 2 * 3)
 
 
 @pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch without _grouped_mm")
