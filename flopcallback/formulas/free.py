@@ -92,14 +92,14 @@ FREE_OPERATORS: Mapping[str, str] = {
         is_pinned is_coalesced is_nonzero is_set_to is_non_overlapping_and_dense is_strides_like_format is_distributed
         is_vulkan_available _is_zerotensor _has_compatible_shallow_copy_type _has_same_storage_numel result_type
         promote_types can_cast get_device _shape_as_tensor item _local_scalar_dense sparse_dim dense_dim _dimI _dimV
-        _nnz _version prim::device output_nr requires_grad requires_grad_ retain_grad retains_grad set_data qscheme q_scale
+        _nnz _version output_nr requires_grad requires_grad_ retain_grad retains_grad set_data qscheme q_scale
         q_zero_point q_per_channel_scales q_per_channel_zero_points q_per_channel_axis broadcast_shapes _infer_size
         _nested_tensor_size _nested_tensor_strides _nested_tensor_storage_offsets _nested_get_offsets
         _nested_get_lengths _nested_get_ragged_idx _nested_get_min_seqlen _nested_get_max_seqlen
         _nested_get_jagged_dummy _nested_compute_contiguous_strides_offsets _fused_sdp_choice cudnn_is_acceptable
         _use_cudnn_ctc_loss _use_cudnn_rnn_flatten_weight _debug_has_internal_overlap _nnpack_available
         _get_tracing_state _get_cpu_capability is_grad_enabled is_autocast_enabled is_autocast_cpu_enabled
-        get_autocast_dtype is_scripting has_torch_function
+        get_autocast_dtype is_scripting has_torch_function prim::device
     """,
     "numbers, lists and strings of Python": """
         Int IntImplicit Float FloatImplicit Complex ComplexImplicit ScalarImplicit Bool Size Generator Delete
