@@ -10,9 +10,9 @@ from flopcallback.reporting.profile import share
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.reporting.profile import ModelProfile, StepFlops
 
-__all__ = ["at_least", "footer", "headline", "timing_includes"]
+__all__ = ["at_least", "footer", "headline", "step_parts", "timing_includes"]
 
 CPU_CLOCK = "CPU clock"
 """`LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
@@ -39,7 +39,7 @@ def at_least(is_lower_bound: bool) -> str:
 
 def footer(profile: ModelProfile) -> list[str]:
     """What a reader needs to trust the figures, line by line: convention, conditions, clock, agreement, unknowns."""
-    sections = (_convention, _conditions, _clock, _peak, _flops_and_time, _unknown)
+    sections = (_convention, _whole_step, _conditions, _clock, _peak, _flops_and_time, _unknown)
     return [line for line in (section(profile) for section in sections) if line]
 
 
@@ -51,6 +51,21 @@ def _convention(profile: ModelProfile) -> str:
         f"forward: {bound}{profile.forward_flops:,} FLOPs ({fma} per multiply-add, elementwise operators {elementwise}"
         f"counted), {bound}{profile.forward_hw_flops:,} hardware FLOPs (2 per multiply-add)"
     )
+
+
+def _whole_step(profile: ModelProfile) -> str:
+    """The training step as it ran, and what of it is not as it should be."""
+    if profile.step is None:
+        return ""
+    note = f"; {profile.step_note}" if profile.step_note else ""
+    return f"training step: {profile.step.total:,} hardware FLOPs ({step_parts(profile.step)}){note}"
+
+
+def step_parts(step: StepFlops) -> str:
+    """The phases of a training step that had any hardware FLOPs."""
+    parts = [("forward", step.forward), ("backward", step.backward), ("recomputed", step.recompute)]
+    parts.append(("optimizer", step.optimizer))
+    return ", ".join(f"{phase} {si(flops)}" for phase, flops in parts if flops) or "none"
 
 
 def _conditions(profile: ModelProfile) -> str:

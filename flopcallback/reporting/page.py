@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting.caption import at_least, footer, headline, timing_includes
+from flopcallback.reporting.caption import at_least, footer, headline, step_parts, timing_includes
 from flopcallback.reporting.charts import PALETTE
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page_table import table_data
@@ -95,6 +95,9 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
         yield _Tile("Forward", f"{milliseconds(profile.forward_ms)} ms", steps)
     if latency is not None and latency.step_ms is not None:
         yield _Tile("Step", f"{milliseconds(latency.step_ms)} ms", _forward_share(profile, latency.step_ms))
+    if profile.step is not None:
+        note = profile.step_note or f"hardware FLOPs: {step_parts(profile.step)}"
+        yield _Tile("Training step", si(profile.step.total), note, is_warning=bool(profile.step_note))
     yield from _rate_tile(profile)
     if root is not None and root.hw_flops and root.bytes:
         intensity = si(profile.hw_flops_per_byte(root))
