@@ -1,0 +1,276 @@
+"""Counting without computing: meta and fake tensors, of which only shapes are known."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from flopcallback import FlopCountAnalysis
+
+HERE = re.escape(__file__)
+EXPRESSIONS_ARE_KNOWN = hasattr(inspect.currentframe().f_code, "co_positions")  # Python 3.11
+
+
+# 2026-11, torch 2.13: a fake mode that takes real tensors looks at the grad of each, of results as of leaves.
+TAKES_REAL_TENSORS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def on_meta(*shape):
+    return torch.empty(*shape, device="meta")
+
+
+# --- What no memory could hold ---------------------------------------------------------------------------------------
+
+
+def test_a_model_of_a_trillion_parameters_is_counted_exactly():
+    wide = 2**20
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(wide, wide + 1), nn.ReLU(), nn.Linear(wide + 1, 3))
+    flops = FlopCountAnalysis(model, on_meta(5, 7, wide))
+    first, last = 5 * 7 * wide * (wide + 1), 5 * 7 * (wide + 1) * 3
+    assert flops.by_module() == {"": first + last, "0": first, "1": 0, "2": last}
+    assert flops.unknown_ops() == {}
+
+
+class EveryFamily(nn.Module):
+    """A layer of each family that multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.up = nn.ConvTranspose1d(3, 5, 2)
+        self.rnn = nn.LSTM(5, 7)
+        self.attention = nn.MultiheadAttention(7, 1)
+        self.head = nn.Linear(7, 11)
+
+    def forward(self, images):
+        pixels = self.norm(self.conv(images)).flatten(2)
+        states, _ = self.rnn(self.up(pixels).permute(2, 0, 1))
+        attended, _ = self.attention(states, states, states, need_weights=False)
+        return self.head(attended)
+
+
+# Two images of 5x7 leave 3x5 pixels each, of which the transposed convolution makes 16 steps.
+IMAGES, BATCH, PIXELS, STEPS = (2, 2, 5, 7), 2, 3 * 5, 16
+MULTIPLY_ADDS = {
+    "conv": BATCH * PIXELS * 3 * (2 * 3 * 3),
+    "norm": 0,
+    "up": BATCH * PIXELS * 3 * (5 * 2),
+    "rnn": BATCH * STEPS * 4 * 7 * (5 + 7),
+    "attention": BATCH * (4 * STEPS * 7 * 7 + 2 * STEPS * STEPS * 7),
+    "head": BATCH * STEPS * 7 * 11,
+}
+
+
+def assert_everything_is_counted(flops):
+    hardware = flops.hardware_flops()
+    assert {name: hardware[name] for name in MULTIPLY_ADDS} == {n: 2 * count for n, count in MULTIPLY_ADDS.items()}
+    assert hardware[""] == 2 * sum(MULTIPLY_ADDS.values())
+    assert flops.unknown_ops() == {}
+
+
+def test_on_meta_every_family_is_counted_as_with_real_tensors():
+    assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES)))
+    assert_everything_is_counted(FlopCountAnalysis(EveryFamily().to("meta"), on_meta(*IMAGES)))
+
+
+def test_inside_a_fake_mode_every_family_is_counted_as_with_real_tensors():
+    with FakeTensorMode():
+        assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES)))
+
+
+@TAKES_REAL_TENSORS
+def test_a_real_model_is_counted_by_a_fake_input_where_the_mode_allows_it():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = mode.from_tensor(torch.rand(IMAGES))
+    assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), fake))
+
+
+@pytest.mark.parametrize("engine", ["auto", "dispatch"])
+def test_the_dispatcher_counts_on_meta(engine):
+    flops = FlopCountAnalysis(nn.Linear(3, 5, device="meta"), on_meta(2, 3), engine=engine)
+    assert (flops.total(), flops.engine) == (2 * 3 * 5, "dispatch")
+
+
+def test_a_count_inside_a_fake_mode_leaves_a_real_model_its_values():
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), torch.rand(2, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        FlopCountAnalysis(model, mode.from_tensor(x)).total()
+    after = model.state_dict()
+    assert {type(value) for value in after.values()} == {torch.Tensor}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_parameter_written_to_inside_a_fake_mode_gets_its_values_back(model_of):
+    def forward(self, x):
+        with torch.no_grad():
+            self.fc.weight.zero_()
+        return self.fc(x)
+
+    model = model_of(forward, fc=nn.Linear(3, 5))
+    before = model.fc.weight.detach().clone()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        FlopCountAnalysis(model, mode.from_tensor(torch.rand(2, 3))).total()
+    assert torch.equal(model.fc.weight, before)
+
+
+@TAKES_REAL_TENSORS
+def test_sizes_that_are_symbols_are_said_to_be_unknown():
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    layer = nn.Linear(3, 5)
+    symbolic = FlopCountAnalysis(layer, mode.from_tensor(torch.rand(2, 3))).unsupported_ops_warnings(False)
+    assert symbolic.is_lower_bound
+    assert "exact integers" in symbolic.unknown_reasons()["aten::addmm"]
+    fixed = mode.from_tensor(torch.rand(2, 3), static_shapes=True)
+    assert FlopCountAnalysis(layer, fixed).total() == 2 * 3 * 5
+
+
+# --- Where values are asked for --------------------------------------------------------------------------------------
+
+
+def asks_item(x):
+    return x.sum().item()
+
+
+def asks_list(x):
+    return x[0].tolist()
+
+
+def asks_bool(x):
+    return bool(x.sum())
+
+
+def asks_if(x):
+    return x if x.sum() > 0 else -x
+
+
+def asks_index(x):
+    return [3, 5, 7][x.sum().long()]
+
+
+def asks_nonzero(x):
+    return x.nonzero()
+
+
+def asks_mask(x):
+    return x[x > 0]
+
+
+def asks_equal(x):
+    return torch.equal(x, x + 1)
+
+
+def asks_inside_pytorch(x):
+    return torch.nn.functional.one_hot(x[0].long())
+
+
+EXPRESSIONS = {
+    asks_item: ("x.sum().item()", "_local_scalar_dense"),
+    asks_list: ("x[0].tolist()", "_to_copy|_local_scalar_dense"),
+    asks_bool: ("bool(x.sum())", "_local_scalar_dense"),
+    asks_if: ("x.sum() > 0", "_local_scalar_dense"),
+    asks_index: ("[3, 5, 7][x.sum().long()]", "_local_scalar_dense"),
+    asks_nonzero: ("x.nonzero()", "nonzero"),
+    asks_mask: ("x[x > 0]", "index"),
+    asks_equal: ("torch.equal(x, x + 1)", "equal"),
+    asks_inside_pytorch: ("torch.nn.functional.one_hot(x[0].long())", "_local_scalar_dense"),
+}
+
+
+def line_of(function):
+    return inspect.getsourcelines(function)[1] + 1
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+@pytest.mark.parametrize("asks", EXPRESSIONS, ids=lambda asks: asks.__name__)
+def test_the_error_names_the_line_that_asks_for_a_value(model_of, asks, kind):
+    expression, operator = EXPRESSIONS[asks]
+    with torch.device("meta") if kind == "meta" else FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.ones(2, 3)
+    expression = re.escape(expression) if EXPRESSIONS_ARE_KNOWN else ".*"
+    place = rf"in {asks.__name__}, {HERE}:{line_of(asks)}: `{expression}` \(aten::({operator})\)"
+    with pytest.raises(ValueError, match=place) as caught:
+        FlopCountAnalysis(model_of(lambda self, x: asks(x)), x).total()
+    assert str(caught.value).startswith("FlopCountAnalysis: the model ")
+    assert "Count with real tensors" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_function_of_pytorch_itself_has_no_line_of_the_models():
+    with pytest.raises(ValueError, match=r"in the call itself \(aten::nonzero\)"):
+        FlopCountAnalysis(torch.nonzero, on_meta(2, 3)).total()
+
+
+def test_the_value_given_as_a_number_is_the_way_out(model_of):
+    model = model_of(lambda self, x, scale: self.fc(x) * float(scale), fc=nn.Linear(3, 5, device="meta"))
+    with pytest.raises(ValueError, match=r"or keep the model from asking: give it the value as a Python number"):
+        FlopCountAnalysis(model, (on_meta(2, 3), on_meta(1))).total()
+    assert FlopCountAnalysis(model, (on_meta(2, 3), 7.0)).total() == 2 * 3 * 5
+
+
+def test_a_fake_tensor_that_meets_a_real_one_is_told_so(model_of):
+    model = model_of(lambda self, x: self.fc(x), fc=nn.Linear(3, 5))
+    with FakeTensorMode():
+        x = torch.ones(2, 3)
+    expected = (
+        rf"a fake tensor meets one that is real, .*: in <lambda>, {HERE}:\d+: .*\. Make model and inputs under one"
+    )
+    with pytest.raises(ValueError, match=expected):
+        FlopCountAnalysis(model, x).total()
+
+
+# --- What went wrong otherwise ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda x: x @ on_meta(7, 11), "reduction dim"),
+        (lambda x: x[on_meta(7).long(), on_meta(11).long()], "[Ss]hape mismatch|broadcast"),
+    ],
+)
+def test_a_wrong_shape_on_meta_stays_pytorchs_own_error(call, complaint):
+    with pytest.raises((RuntimeError, IndexError), match=complaint) as caught:
+        FlopCountAnalysis(call, on_meta(2, 3)).total()
+    assert "FlopCountAnalysis" not in str(caught.value)
+
+
+def test_an_error_of_the_models_own_on_meta_is_raised_as_it_is(model_of):
+    def forward(self, x):
+        raise RuntimeError("the model's own")
+
+    with pytest.raises(RuntimeError, match=r"^the model's own$"):
+        FlopCountAnalysis(model_of(forward), on_meta(2, 3)).total()
+
+
+# --- A model library's configuration, without weights ----------------------------------------------------------------
+
+
+@pytest.mark.models
+def test_seventy_billion_parameters_are_counted_from_a_configuration():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, wide, heads, key_heads, hidden, vocabulary = 80, 8192, 64, 8, 28672, 128256
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=wide, num_attention_heads=heads, num_key_value_heads=key_heads,
+        intermediate_size=hidden, vocab_size=vocabulary,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    batch, tokens, keys = 3, 17, wide * key_heads // heads
+    flops = FlopCountAnalysis(model, on_meta(batch, tokens).long(), {"use_cache": True})
+
+    weights = wide * wide + 2 * wide * keys + wide * wide + 3 * wide * hidden
+    layer = batch * (tokens * weights + 2 * tokens * tokens * wide)
+    assert flops.hardware_flops()[""] == 2 * (layers * layer + batch * tokens * wide * vocabulary)
+    assert flops.hardware_flops()["model.layers.79"] == 2 * layer
+    assert flops.unknown_ops() == {}
+    parameters = layers * (weights + 2 * wide) + wide + 2 * wide * vocabulary
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
