@@ -2,12 +2,13 @@
 # do everything: create .venv, install what constraints.txt pins, run.
 PYTHON ?= python3
 WORKERS ?= 2
+ZOO_SEED ?= $(shell date +%Y%m%d)
 BENCHMARKS := accuracy count_time trace_scale import_time overhead
 BIN := .venv/bin
 CORE := .venv-core/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench package test-core clean
+.PHONY: demo test zoo lint bench package test-core clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -15,6 +16,10 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
 	@$(MAKE) --no-print-directory test-core
+
+# Every architecture in every mode, of other sizes each day: ids of failed tests name the seed to see them again with.
+zoo: .venv/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) tests/zoo --zoo $(ZOO_SEED)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

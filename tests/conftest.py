@@ -44,6 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run what needs no optional package, on an installed flopcallback, where no such package is installed",
     )
+    parser.addoption(
+        "--zoo",
+        type=int,
+        metavar="SEED",
+        help="run all of tests/zoo, in every mode, with sizes drawn by this seed, instead of a slice of it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

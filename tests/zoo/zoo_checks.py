@@ -1,0 +1,181 @@
+"""What has to hold for every model of the zoo: engines and hooks agree, sums add up, the forward is undisturbed."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from flopcallback import FlopCountAnalysis
+from flopcallback.counting.record import Operation
+from flopcallback.counting.run import filtered_warnings, observe
+from flopcallback.counting.scopes import ModuleNames, find_modules
+from flopcallback.formulas.registry import Counted, Family, lookup
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is called: in training or not, and within which context."""
+
+    training: bool
+    context: Callable[[], AbstractContextManager[Any]]
+
+
+MODES = {
+    "train": Mode(True, torch.enable_grad),
+    "eval": Mode(False, torch.enable_grad),
+    "no-grad": Mode(False, torch.no_grad),
+    "inference": Mode(False, torch.inference_mode),
+    "autocast": Mode(True, lambda: torch.autocast("cpu", torch.bfloat16)),
+}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A call to be counted, in one of the modes; every run of it gets new inputs and the same random numbers."""
+
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    context: Callable[[], AbstractContextManager[Any]]
+
+    @contextmanager
+    def prepared(self) -> Iterator[Callable[[], Any]]:
+        """Within the context, what runs the call once."""
+        arguments, keywords = self.new_inputs()
+        seed_everything()
+        with self.context():
+            yield lambda: self.call(*arguments, **keywords)
+
+    def new_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies: a cache among the inputs is written to."""
+        return copy.deepcopy((self.arguments, self.keywords))
+
+    def run(self) -> Any:
+        """The plain call."""
+        with self.prepared() as call:
+            return call()
+
+    def run_in_flight(self, engine: str) -> Any:
+        """What the call returns while an engine looks on."""
+        names = ModuleNames(find_modules(self.call, self.arguments))
+        with filtered_warnings("no_tracer_warning"), self.prepared() as call:
+            return observe(call, names, (self.arguments, self.keywords), engine=engine)[0]
+
+    def analysis(self) -> FlopCountAnalysis:
+        """The count of it, not run yet; its results are to be asked for within the context."""
+        arguments, keywords = self.new_inputs()
+        seed_everything()
+        return FlopCountAnalysis(self.call, arguments, keywords)
+
+
+def seed_everything() -> None:
+    """The same random numbers from every source that models draw from."""
+    random.seed(7)
+    torch.manual_seed(7)
+    try:
+        import numpy as np
+    except ImportError:
+        return
+    np.random.seed(7)
+
+
+def check(specimen: Specimen, *, unknown: Collection[str] = (), repeats: bool = True) -> None:
+    """Everything that has to hold.
+
+    Args:
+        specimen: the call.
+        unknown: operators that may be without a formula.
+        repeats: whether two plain runs give the same, so that a counted one has to as well.
+    """
+    model = getattr(specimen.call, "__self__", specimen.call)
+    with layers_seen_by_hooks(model) as seen:
+        plain = specimen.run()
+    flops = specimen.analysis()
+    with specimen.context():
+        assert flops.total() >= 0
+        assert flops.engine == "trace", flops.engine_reason
+        assert [str(difference) for difference in flops.verify()] == []
+    assert set(flops.unknown_ops()) <= set(unknown), flops.unknown_reasons()
+    assert sums_that_do_not_add_up(flops) == {}
+    hardware = flops.hardware_flops()
+    assert {name: hardware[name] for name in seen} == {name: 2 * count for name, count in seen.items()}
+    if repeats:
+        assert same(specimen.run(), plain), "the count left something behind"
+        assert same(specimen.run_in_flight("trace"), plain), "the tracer changes what is computed"
+        assert same(specimen.run_in_flight("dispatch"), plain), "the dispatcher's mode changes what is computed"
+
+
+def sums_that_do_not_add_up(flops: FlopCountAnalysis) -> dict[str, tuple[int, int]]:
+    """Modules whose total is not their own work and their children's: (total, sum)."""
+    totals, below, own = flops.by_module(), Counter[str](), _own_flops(flops)
+    for name, total in totals.items():
+        if name:
+            below[name.rpartition(".")[0]] += total
+    return {
+        name: (total, own[name] + below[name]) for name, total in totals.items() if total != own[name] + below[name]
+    }
+
+
+def _own_flops(flops: FlopCountAnalysis) -> Counter[str]:
+    """FLOPs by the module at work alone, straight from the record: nobody's descendants are added."""
+    own: Counter[str] = Counter()
+    for operation in flops._run().record.operations():
+        for inner, row in _counted(operation):
+            own[inner.scope.module] += row.formula(inner.call()).flops()
+    return own
+
+
+def _counted(operation: Operation) -> Iterator[tuple[Operation, Counted]]:
+    row = lookup(operation.operator)
+    if isinstance(row, Counted):
+        if row.family is not Family.ELEMENTWISE:
+            yield operation, row
+    else:
+        for inner in operation.body or ():
+            yield from _counted(inner)
+
+
+@contextmanager
+def layers_seen_by_hooks(model: Any) -> Iterator[Counter[str]]:
+    """Multiply-adds of every plain linear and convolutional layer, by a hook on each: an oracle of another kind."""
+    seen: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name, layer in model.named_modules() if isinstance(model, nn.Module) else ():
+            if type(layer) in PLAIN_LAYERS:
+                stack.callback(layer.register_forward_hook(_adding_to(seen, name)).remove)
+        yield seen
+
+
+def _adding_to(seen: Counter[str], name: str) -> Callable[..., None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        positions = args[0].numel() if isinstance(layer, TRANSPOSED) else output.numel()
+        seen[name] += positions * (layer.in_features if isinstance(layer, nn.Linear) else layer.weight[0].numel())
+
+    return hook
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two results hold the same tensors, bit by bit."""
+    pairs = list(zip(_tensors(left), _tensors(right), strict=True))
+    return bool(pairs) and all(a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """NaN is equal to NaN here."""
+    return torch.nan_to_num(tensor.detach()) if tensor.is_floating_point() else tensor.detach()
