@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +64,17 @@ def _is_composite(func: torch._ops.OpOverload) -> bool:
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
+def _as_without_a_mode(func: torch._ops.OpOverload) -> AbstractContextManager[Any]:
+    """Lets an operator that reached the mode whole mark the views that it makes, as it does where there is no mode.
+
+    A mode's handler runs past the marking. An unmarked view of a weight does not say `requires_grad`, and `matmul` then
+    multiplies in another order: the last digits of a `linear` on a transposed input would differ (2.13).
+    """
+    if not _is_composite(func):
+        return nullcontext()
+    return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
+
+
 class DispatchRecorder(TorchDispatchMode):
     """Records every operator that runs in this thread while the mode is active.
 
@@ -90,14 +102,15 @@ class DispatchRecorder(TorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload):
             return self._record_higher_order(func, args, kwargs)
         if _must_decompose(func):
-            with self:
+            with self, _as_without_a_mode(func):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if self._before_write is not None and func._schema.is_mutable:
             for tensor in _written_to(func, args, kwargs):
                 self._before_write(tensor)
-        result = func(*args, **kwargs)
+        with _as_without_a_mode(func):
+            result = func(*args, **kwargs)
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
         self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args)))
         return result
