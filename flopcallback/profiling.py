@@ -139,10 +139,10 @@ def with_step(profile: ModelProfile, runs: Mapping[str, Run], model: nn.Module, 
         row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_module.items()})
         for row in profile.modules
     }
-    unknown = sorted(
-        {name for analysis in counts.values() if analysis.is_lower_bound for name in analysis.unknown_ops()}
-    )
-    notes = [f"without a count: {', '.join(unknown)}"] if unknown else []
+    incomplete = [analysis for analysis in counts.values() if analysis.is_lower_bound]
+    unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
+    missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
+    notes = [f"without a count: {', '.join(missing)}"] if missing else []
     other = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.hw_flops]
     if other:
         notes.append(

@@ -133,6 +133,8 @@ class Recorder:
         if self._window is not None:
             self._window.warm_up()
         try:
+            if observer.failure is not None:
+                raise observer.failure
             profile = with_step(self.profiles["train"], observer.runs(), model, calls)
         except Exception as error:  # noqa: BLE001 - a count without a whole step is a count
             self.give_up_step(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.dispatch import DispatchRecorder
 from flopcallback.counting.op_call import ROOT, OpCall, Scope
 from flopcallback.counting.record import Record
@@ -24,6 +25,23 @@ __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObser
 PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
 
 REASON = "a step is seen whole from below autograd"
+
+
+class _Recorder(DispatchRecorder):
+    """Whatever it fails at, the operator has run, and its result goes on.
+
+    Attributes:
+        failure: what the record failed at; it is not complete then.
+    """
+
+    failure: Exception | None = None
+
+    def _keep(self, call: Callable[[], OpCall]) -> None:
+        if self.failure is None:
+            try:
+                super()._keep(call)
+            except Exception as error:  # noqa: BLE001 - the training step is under way
+                self.failure = error
 
 
 class StepObserver:
@@ -46,14 +64,16 @@ class StepObserver:
         self._names = names
         self._optimizers = tuple(optimizers)
         self._scopes = ModuleScopes(names)
-        self._recorder = DispatchRecorder(self._place)
-        self._phases: list[str] = []
+        self._recorder = _Recorder(self._place)
+        self._phases: dict[int, str] = {}  # by the identity of the scopes that `_placed` makes
+        self._places: dict[tuple[str, Scope], Scope] = {}
         self._owners: dict[int, Scope] = {}  # of the nodes of the graph, by their numbers
         self._backwards: list[
             tuple[str, bool, Scope]
         ] = []  # under way: phase, whether it makes a graph, where it began
         self._thread = threading.get_ident()
         self._depth = self._forwards = self._optimizer_steps = 0
+        self._failure: Exception | None = None
         self.backwards = 0
 
     @contextmanager
@@ -83,9 +103,9 @@ class StepObserver:
 
     def runs(self) -> Mapping[str, Run]:
         """What was done in each phase."""
-        calls: dict[str, list[OpCall]] = {phase: [] for phase in PHASES}
-        for phase, call in zip(self._phases, self._recorder.calls, strict=True):
-            calls[phase].append(call)
+        calls: dict[str, list[Any]] = {phase: [] for phase in PHASES}
+        for call in self._recorder.calls:
+            calls[self._phases[id(_scope_of(call))]].append(call)
         strays = frozenset(self._scopes.strays)
         return {
             phase: Run(
@@ -119,19 +139,35 @@ class StepObserver:
             if threading.get_ident() != self._thread:
                 return engine(outputs, *args, **kwargs)
             makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
-            if self._backwards:
-                phase = self._backwards[0][0]
-            else:
-                phase = FORWARD if self._forwards or self._scopes.current is not ROOT else BACKWARD
-                self.backwards += phase == BACKWARD
-            self._backwards.append((phase, makes_graph, self._scopes.current))
-            try:
-                with self._mode():
-                    return engine(outputs, *args, **kwargs)
-            finally:
-                self._backwards.pop()
+            made = make_sure(
+                functools.partial(engine, outputs, *args, **kwargs),
+                functools.partial(self._see_backward, makes_graph),
+            )
+            self._note(made.failure)
+            return made.result
 
         return run_backward
+
+    def _see_backward(self, makes_graph: bool, engine: Callable[[], Any]) -> None:
+        if self._backwards:
+            phase = self._backwards[0][0]
+        else:
+            phase = FORWARD if self._forwards or self._scopes.current is not ROOT else BACKWARD
+            self.backwards += phase == BACKWARD
+        self._backwards.append((phase, makes_graph, self._scopes.current))
+        try:
+            with self._mode():
+                engine()
+        finally:
+            self._backwards.pop()
+
+    @property
+    def failure(self) -> Exception | None:
+        """What of the step could not be seen."""
+        return self._failure or self._recorder.failure
+
+    def _note(self, failure: Exception | None) -> None:
+        self._failure = self._failure or failure
 
     def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def closure_of(closure: Any) -> Any:
@@ -149,17 +185,22 @@ class StepObserver:
 
             return outside
 
+        def see(attempt: Callable[[], Any]) -> None:
+            self._optimizer_steps += 1
+            try:
+                with self._mode():
+                    attempt()
+            finally:
+                self._optimizer_steps -= 1
+
         @functools.wraps(step)
         def optimizer_step(*args: Any, **kwargs: Any) -> Any:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            self._optimizer_steps += 1
-            try:
-                with self._mode():
-                    return step(*args, **kwargs)
-            finally:
-                self._optimizer_steps -= 1
+            made = make_sure(functools.partial(step, *args, **kwargs), see)
+            self._note(made.failure)
+            return made.result
 
         return optimizer_step
 
@@ -167,19 +208,31 @@ class StepObserver:
         """The module that an operator is done for; notes its phase."""
         running = self._scopes.scope_of(arguments)
         if not self._backwards:
-            self._phases.append(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD)
             self._own_node(running)
-            return running
+            return self._placed(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD, running)
         phase, makes_graph, began = self._backwards[-1]
         node: Any = torch._C._current_autograd_node()  # None in what the engine does around its nodes
         owner = self._owners.get(node._sequence_nr(), began) if node is not None else began
         is_again = torch.is_grad_enabled() and not makes_graph
         scope = running if running is not began else owner
-        self._phases.append(RECOMPUTE if phase == BACKWARD and (is_again or running is not began) else phase)
         if torch.is_grad_enabled():
             self._own_node(scope)
-        return scope
+        return self._placed(RECOMPUTE if phase == BACKWARD and (is_again or running is not began) else phase, scope)
+
+    def _placed(self, phase: str, scope: Scope) -> Scope:
+        """A scope that is equal to this one, and this phase's alone."""
+        own = self._places.get((phase, scope))
+        if own is None:
+            own = self._places[phase, scope] = Scope(*scope)
+            self._phases[id(own)] = phase
+        return own
 
     def _own_node(self, scope: Scope) -> None:
         """The node that was made last is that of the operator that runs now, unless it is an earlier one's already."""
         self._owners.setdefault(torch._C._autograd._get_sequence_nr() - 1, scope)
+
+
+def _scope_of(recorded: Any) -> Scope:
+    """Of an operator, or of a piece that was entered."""
+    scope: Scope = recorded.scope if isinstance(recorded, OpCall) else recorded.call.scope
+    return scope
