@@ -150,7 +150,9 @@ def signed_percent(before: float, after: float) -> str:
 def _table(diff: ProfileDiff, max_rows: int) -> tuple[list[str], list[list[str]]]:
     """The columns that have something to say, and the cells of the first changes."""
     rows = [_cells(diff, change) for change in diff.changes[:max_rows]]
-    heads = [head for head in _HEADINGS if any(row[head] for row in rows)]
+    is_timed = diff.before.forward_ms is not None and diff.after.forward_ms is not None
+    known = _HEADINGS if is_timed else _HEADINGS[:-1]
+    heads = [head for head in known if any(row[head] for row in rows)]
     return heads, [[row[head] for head in heads] for row in rows]
 
 

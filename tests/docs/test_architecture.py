@@ -31,6 +31,9 @@ MAY_IMPORT = {
     "lightning_step": {"counting"},
     "callback": {"counting", "lightning_step", "options", "recorder", "reporting", "trackers", "troubles"},
     "fvcore": {"counting", "formulas"},
+    "testing": {"on_demand", "reporting"},
+    "cli": {"_version", "counting", "measure", "on_demand", "reporting"},
+    "__main__": {"cli"},
     "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "hook", "measure", "troubles"},
 }
 

@@ -1,0 +1,1 @@
+"""The command line: `flopcallback count` and `flopcallback diff`."""

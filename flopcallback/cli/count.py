@@ -1,0 +1,167 @@
+"""`flopcallback count`: one call of a model, counted, as a table, JSON, HTML or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, users_code
+from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
+from flopcallback.cli.screen import screen
+from flopcallback.cli.sources import load_model
+from flopcallback.counting.analysis import FlopCountAnalysis
+from flopcallback.measure import measure_latency
+from flopcallback.on_demand import profile_call
+from flopcallback.reporting import (
+    ModelProfile,
+    html_page,
+    markdown_modules,
+    markdown_operators,
+    plain_table,
+    rich_table,
+)
+
+__all__ = ["count"]
+
+FORMS: dict[str, Callable[[ModelProfile], str]] = {
+    ".json": lambda profile: profile.to_json(indent=1),
+    ".html": html_page,
+    ".md": lambda profile: f"{markdown_modules(profile)}\n\n{markdown_operators(profile)}",
+    ".txt": plain_table,
+}
+
+
+def count(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL", help="module:name of a model, a class or a function; or hf:config.json.")
+    ],
+    input_: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="[NAME=]SHAPE[:DTYPE[:RANGE]]",
+            help="A tensor of random values to call it with: 1,3,224,224 or ids=1,128:int64:1000. May be repeated.",
+        ),
+    ] = [],  # noqa: B006 - typer takes it as a default and never gives it out
+    arg: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="Argument of the class, function or config. May be repeated."),
+    ] = [],  # noqa: B006
+    device: Annotated[str | None, typer.Option(help="Where to make it: cpu, cuda, or meta to compute nothing.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the model and of inputs without one, such as bfloat16.")] = None,
+    train: Annotated[
+        bool, typer.Option("--train/--eval", help="Training mode with gradients, or evaluation without.")
+    ] = False,
+    fma: Annotated[int, typer.Option(min=1, max=2, help="FLOPs of a multiply-add.")] = 1,
+    elementwise: Annotated[bool, typer.Option("--elementwise", help="Count elementwise operators too.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure times by module as well.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Count with both engines; exit code 1 where they differ.")
+    ] = False,
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels of modules in the table.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print the HTML page in place of the table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown in place of the table.")] = False,
+    output: Annotated[
+        list[Path],
+        typer.Option("--output", "-o", metavar="FILE", help="Write it to a .json, .html, .md or .txt file as well."),
+    ] = [],  # noqa: B006
+) -> None:
+    """Count the FLOPs of one call of a model, by module and by operator."""
+    with reported():
+        form = _form(json=json, html=html, markdown=markdown)
+        _check_files(output)
+        _check_device(device)
+        kind = parse_dtype(dtype, "--dtype") if dtype else None
+        torch.manual_seed(0)  # so that a model that looks at its data takes the same path each time
+        model, device = load_model(target, parse_arguments(arg), device=device)
+        _set_modes(model, kind, is_training=train)
+        args, kwargs = parse_inputs(input_, device=device, dtype=kind)
+        with users_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
+            take = measure_latency if latency else profile_call
+            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise)
+        for path in output:
+            _write(path, FORMS[path.suffix](profile) + "\n")
+        _print(profile, form, depth)
+        if verify and (code := _verdict(model, args, kwargs, is_training=train, to_stderr=bool(form))):
+            raise typer.Exit(code)
+
+
+def _form(**asked: bool) -> str:
+    """The suffix of the form to print; empty for the table."""
+    forms = [name for name, is_asked_for in asked.items() if is_asked_for]
+    if len(forms) > 1:
+        raise UsageError(
+            f"--{' and --'.join(forms)}: only one form can be printed; --output writes any number of files"
+        )
+    return {"json": ".json", "html": ".html", "markdown": ".md"}[forms[0]] if forms else ""
+
+
+def _check_files(paths: list[Path]) -> None:
+    for path in paths:
+        if path.suffix not in FORMS:
+            raise UsageError(f"--output {path}: its form is not known; a name ends in {', '.join(FORMS)}")
+
+
+def _check_device(device: str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # noqa: BLE001 - each backend raises what it likes when it is not there
+        first = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"--device {device}: {first}") from None
+
+
+def _set_modes(model: Callable[..., Any], dtype: torch.dtype | None, *, is_training: bool) -> None:
+    if isinstance(model, nn.Module):
+        with users_code("setting its mode"):
+            model.train(is_training)
+            if dtype is not None:
+                model.to(dtype)
+
+
+def _calling(model: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> str:
+    """What is being done, with what a user may have to change if it fails."""
+    texts = [str(tuple(tensor.shape)) for tensor in args]
+    texts += [f"{name}={tuple(tensor.shape)}" for name, tensor in kwargs.items()]
+    given = ", ".join(texts) if texts else "nothing (--input gives it tensors)"
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    is_meta = any(tensor.is_meta for tensor in (*args, *kwargs.values(), *weights))
+    where = " on the meta device, where nothing is computed (--device cpu computes it)" if is_meta else ""
+    return f"calling it{where} with {given}"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {path}: {error.strerror}") from None
+
+
+def _print(profile: ModelProfile, form: str, depth: int | None) -> None:
+    if form:
+        typer.echo(FORMS[form](profile))
+        return
+    console = screen()
+    console.print(rich_table(profile, width=console.width, max_depth=depth))
+
+
+def _verdict(model: Any, args: Any, kwargs: Any, *, is_training: bool, to_stderr: bool) -> int:
+    """Says whether both engines count the same, and gives the exit code of that."""
+    try:
+        with torch.set_grad_enabled(is_training):
+            differences = FlopCountAnalysis(model, args, kwargs).verify()
+    except RuntimeError as error:
+        typer.echo(f"not verified: {error}", err=True)
+        return COULD_NOT
+    if not differences:
+        typer.echo("verified: both engines count the same", err=to_stderr)
+        return 0
+    for difference in differences:
+        typer.echo(f"the engines differ: {difference}", err=to_stderr)
+    return FAILED

@@ -1,0 +1,50 @@
+"""profile_call: the rows of one call, without times; on any device, of any callable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flopcallback.on_demand import profile_call
+
+x = torch.ones(2, 3)
+
+
+def test_a_profile_has_the_counts_and_no_times():
+    profile = profile_call(nn.Sequential(nn.Linear(3, 5), nn.ReLU()), x)
+    assert (profile.phase, profile.name, profile.batch_size) == ("call", "Sequential", 2)
+    assert {row.path: row.flops for row in profile.modules} == {"": 2 * 3 * 5, "0": 2 * 3 * 5, "1": 0}
+    assert profile.forward_ms is None
+
+
+def test_the_convention_can_be_chosen():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    assert profile_call(model, x, fma=2, elementwise=True).forward_flops == 2 * (2 * 3 * 5) + 2 * 5
+
+
+def test_a_model_on_the_meta_device_is_counted():
+    profile = profile_call(nn.Linear(3, 5, device="meta"), x.to("meta"))
+    assert (profile.forward_flops, profile.config["flops.device"]) == (2 * 3 * 5, "meta")
+
+
+def test_a_function_is_a_row_around_the_modules_that_it_calls():
+    first, second = nn.Linear(3, 5), nn.Linear(5, 7)
+
+    def both(x):
+        return second(first(x))
+
+    profile = profile_call(both, x)
+    assert (profile.name, profile.root.type) == ("both", "function")
+    assert {row.path: row.flops for row in profile.modules[1:]} == {"first": 2 * 3 * 5, "second": 2 * 5 * 7}
+
+
+def test_what_cannot_be_counted_is_refused_under_this_name():
+    with pytest.raises(TypeError, match=r"profile_call: model is the class Linear, expected a module"):
+        profile_call(nn.Linear, x)
+    with pytest.raises(TypeError, match=r"profile_call: model is 3, expected a module or another callable"):
+        profile_call(3, x)
+    with pytest.raises(ValueError, match=r"profile_call: the model has lazy modules that are not initialised"):
+        profile_call(nn.LazyLinear(5), x)
+    with pytest.raises(ValueError, match=r"profile_call: fma is 3, expected 1"):
+        profile_call(nn.Linear(3, 5), x, fma=3)
