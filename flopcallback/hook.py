@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -30,6 +31,7 @@ __all__ = ["FlopHook"]
 PHASE = "train"
 REPORT = Path("flopcallback_report")
 SEVERAL = 2
+MOST_CALLS = 100  # of modules in the call that is counted: each takes memory, and an optimizer may be idle for long
 
 NOTHING_SEEN = (
     "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
@@ -139,6 +141,7 @@ class FlopHook:
         self._seen: list[tuple[str, Observed]] = []  # of the counted call, by the name of the module that was called
         self._conditions: Conditions | None = None
         self._has_called = self._has_backward = False  # in the call that is counted or timed
+        self._modules_called = 0  # in that call
         self._has_begun = False
         self._in_step = self._is_marked = self._is_done = self._is_closed = False
         self._stepped: set[int] = set()
@@ -173,7 +176,12 @@ class FlopHook:
     def step(self) -> Iterator[None]:
         """Goes around each step of a loop whose steps are not what its optimizers say."""
         self._is_marked, self._in_step = True, False
-        yield
+        try:
+            yield
+        except BaseException:
+            with self._guarded():
+                self._end_call()  # The loop may go on: the next step has a call of its own.
+            raise
         with self._guarded():
             self._end_step()
 
@@ -205,6 +213,8 @@ class FlopHook:
             self._end_call()
             if not self._optimizers and not self._is_marked:
                 self._end_step(is_whole=False)
+        elif self._modules_called == MOST_CALLS:
+            self._end_call()
         if not self._in_step:
             self._begin_step((args, kwargs))
         if not self._is_counted:
@@ -216,6 +226,7 @@ class FlopHook:
         else:
             result = self._time(call)
         self._has_called = True
+        self._modules_called += 1
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
 
@@ -238,12 +249,13 @@ class FlopHook:
 
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
+            self._names = ModuleNames({"": self._model})  # it may have others than when the hook was made
             batch = args[0] if args else kwargs
             self._conditions = self._options.conditions(
                 PHASE, self._model, batch, self._troubles, inputs=(args, kwargs)
             )
         observed = observe_module_call(site, call, self._names, args, kwargs)
-        self._seen.append((site.name, observed))
+        self._seen.append((site.name, dataclasses.replace(observed, result=None)))  # the loop's to keep or to drop
         return observed.result
 
     def _time(self, call: Callable[[], Any]) -> Any:
@@ -261,15 +273,15 @@ class FlopHook:
             self._has_backward = True
 
         for tensor in tensors_in(result):
-            if tensor.grad_fn is not None:
-                tensor.grad_fn.register_prehook(began)
+            for each in (tensor, tensor._base):  # a write to a view gives it another node, and leaves that of its base
+                if each is not None and each.grad_fn is not None:
+                    each.grad_fn.register_prehook(began)
 
     def _end_call(self) -> None:
         """What was counted or timed since the last backward, or the last step, is complete."""
-        if not self._has_called:
-            return
-        self._has_called = self._has_backward = False
-        if self._is_counted:
+        has_called, self._has_called = self._has_called, False
+        self._has_backward, self._modules_called = False, 0
+        if not has_called or self._is_counted:
             return
         observed = together(self._seen)
         self._seen = []
@@ -367,7 +379,7 @@ def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
                 f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
                 "wrapper wraps; or give none, and mark each step: `with hook.step():`"
             )
-    return several
+    return list(dict.fromkeys(several))
 
 
 def _rank() -> int:

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flopcallback.counting.scopes import storage_of
 
-__all__ = ["Found", "copies_of_lazy_buffers", "left_as_found", "private_copies", "written_to"]
+__all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -44,11 +45,21 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
         for leaf in tree_leaves(inputs):
             found.keep_input(leaf)
         found.drop_grads()
+    _isolated.depth = getattr(_isolated, "depth", 0) + 1
     try:
         yield found
     finally:
+        _isolated.depth -= 1
         with _disable_current_modes():
             found.put_back()
+
+
+_isolated = threading.local()
+
+
+def is_isolated() -> bool:
+    """Whether what runs now in this thread leaves everything as found: a count or a measurement, no training."""
+    return getattr(_isolated, "depth", 0) > 0
 
 
 def private_copies(inputs: Any) -> Any:

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from flopcallback.counting.attempt import make_sure
+from flopcallback.counting.isolation import is_isolated
+from flopcallback.counting.jit_trace import is_tracing
 from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.counting.shadows import is_reached, wrap_on_instance
 
 __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
 
@@ -71,7 +73,7 @@ def outermost_calls(
     """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
     `call()` makes the call, with those arguments; `intercept` has to make it once. Calls that a backward makes
-    (recomputation), those that are being compiled, and those of other threads pass.
+    (recomputation), those that are being compiled or traced, and those of other threads pass.
 
     Args:
         names: the modules.
@@ -80,7 +82,7 @@ def outermost_calls(
             raises reaches whoever made the call.
     """
     thread = threading.get_ident()
-    busy = False
+    busy = is_over = False
 
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -89,17 +91,26 @@ def outermost_calls(
             # First: to a compiler the rest is then dead code, and no reason to break its graph.
             if torch.compiler.is_compiling():
                 return method(*args, **kwargs)
-            # A task id: autograd is at work, and the module's call recomputes what it did before.
-            if busy or torch._C._current_graph_task_id() != -1 or threading.get_ident() != thread:
+            if is_over or busy or threading.get_ident() != thread:
                 return method(*args, **kwargs)
+            is_looked_up = False
 
             def call() -> Any:
-                # Looked up again: an engine has wrapped it by now, and sees what the module does as the module's own.
-                return getattr(site.module, site.attribute)(*args, **kwargs)
+                return (getattr(site.module, site.attribute) if is_looked_up else method)(*args, **kwargs)
+
+            def around(attempt: Callable[[], Any]) -> None:
+                nonlocal is_looked_up
+                if _is_no_step():
+                    attempt()
+                    return
+                # An engine will have wrapped it by then, and sees what the module does as the module's own. But where
+                # the user has wrapped this one, their part of the call is on its way already.
+                is_looked_up = is_reached(site.module, site.attribute, outermost)
+                intercept(site, attempt, args, kwargs)
 
             busy = True
             try:
-                made = make_sure(call, lambda attempt: intercept(site, attempt, args, kwargs))
+                made = make_sure(call, around)
             finally:
                 busy = False
             if made.failure is not None:
@@ -111,4 +122,13 @@ def outermost_calls(
     with ExitStack() as undo:
         for site in call_sites(names):
             wrap_on_instance(site.module, site.attribute, functools.partial(wrap, site), undo)
-        yield
+        try:
+            yield
+        finally:
+            is_over = True  # a user who has wrapped one of these goes on to call it
+
+
+def _is_no_step() -> bool:
+    """Whether modules are called for a recomputation, an export, or the count of a model that contains them."""
+    is_backward = torch._C._current_graph_task_id() != -1
+    return is_backward or is_tracing() or is_isolated()

@@ -210,6 +210,8 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
     """Why a run should not be traced, as far as that can be told before; empty when nothing speaks against it."""
     if is_tracing():
         return "another trace is under way, and traces cannot be nested"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "the tracer does not go through transforms of torch.func"
     for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:
             return f"the tracer loses operators on {kind} tensors"

@@ -80,13 +80,15 @@ class ModuleNames:
 def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> dict[str, nn.Module]:
     """The modules that a callable works on, by name, so that what they do can be attributed.
 
-    A module is its own root `""`, and so is the owner of a bound method. For any other function: the modules among its
-    closure, the globals that it names, its defaults, what `functools.partial` bound, and its arguments, each under its
-    variable's name. A module that another found one contains is left to its owner.
+    A module is its own root `""`, and so is the owner of a bound method, also where `functools.partial` made something
+    of them. For any other function: the modules among its closure, the globals that it names, its defaults, what
+    `functools.partial` bound, and its arguments, each under its variable's name. A module that another found one
+    contains is left to its owner.
     """
-    if isinstance(function, nn.Module):
-        return {"": function}
-    owner = getattr(function, "__self__", None)
+    whole = function
+    while isinstance(whole, functools.partial):
+        whole = whole.func
+    owner = whole if isinstance(whole, nn.Module) else getattr(whole, "__self__", None)
     if isinstance(owner, nn.Module):
         return {"": owner}
     found = {name: value for name, value in _variables(function, arguments) if isinstance(value, nn.Module)}

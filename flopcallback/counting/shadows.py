@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,15 +11,29 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["wrap_on_instance"]
+__all__ = ["is_reached", "wrap_on_instance"]
 
 _MISSING = object()
-# Where shadows stand, what stood there before the first of them, and how many there are: two counts in two threads
-# may take theirs away in another order than they put them there.
-_before: dict[tuple[int, str], Any] = {}
-_standing: Counter[tuple[int, str]] = Counter()
-_lock = threading.Lock()
 _replicate = nn.Module._replicate_for_data_parallel
+_lock = threading.Lock()
+
+
+class _Shadow:
+    """What stands in front of a method, and what stood there before: another one, something of the user's, nothing."""
+
+    __slots__ = ("__weakref__", "before", "function", "is_gone")
+
+    def __init__(self, function: Any, before: Any) -> None:
+        self.function = function
+        self.before = before
+        self.is_gone = False
+
+
+# How many shadows stand for an attribute of an instance, and all of those that may still be found there: two counts
+# in two threads may take theirs away in another order than they put them there. None is kept alive from here, since
+# it leads to its module.
+_standing: Counter[tuple[int, str]] = Counter()
+_shadows: dict[tuple[int, str], weakref.WeakValueDictionary[int, _Shadow]] = {}
 
 
 def wrap_on_instance(
@@ -30,50 +45,65 @@ def wrap_on_instance(
     """Shadows `module.attribute` by `wrap(module.attribute)` in the instance's own dictionary, until `undo` closes.
 
     `nn.Module.__setattr__` is passed by, so that a model that overrides it notices nothing. What stood in the
-    dictionary before (a `forward` that the user had replaced) is put back. A copy of the module made meanwhile has no
-    shadow: it would lead back to the original.
+    dictionary before (a `forward` that the user had replaced) is put back; what the user has put there since stays. A
+    copy of the module made meanwhile has no shadow: it would lead back to the original.
     """
     own = vars(module)
-    before = own.get(attribute, _MISSING)
-    shadow = wrap(getattr(module, attribute))
     key = (id(own), attribute)
-    _remember(key, before)
-    own[attribute] = shadow
+    before = own.get(attribute, _MISSING)
+    shadow = _Shadow(wrap(getattr(module, attribute)), _shadow_of(key, before) or before)
+    _remember(key, shadow)
+    own[attribute] = shadow.function
 
     def restore() -> None:
-        is_last, first = _forget(key)
-        if not is_last and own.get(attribute) is not shadow:
-            return  # another thread's shadow stands before this one; the last to go puts back what the first one found
-        found = first if is_last else before
+        _forget(key, shadow)
+        if own.get(attribute, _MISSING) is not shadow.function:
+            return  # below another thread's shadow, or what the user has put there since
+        found = shadow.before
+        while isinstance(found, _Shadow) and found.is_gone:
+            found = found.before
         if found is _MISSING:
             own.pop(attribute, None)
         else:
-            own[attribute] = found
+            own[attribute] = found.function if isinstance(found, _Shadow) else found
 
     undo.callback(restore)
 
 
-def _remember(key: tuple[int, str], before: Any) -> None:
+def is_reached(module: nn.Module, attribute: str, function: Any) -> bool:
+    """Whether a call of `module.attribute` comes to `function`, a shadow, by way of shadows alone.
+
+    It does not where the user has wrapped the attribute since: such a call passes what is theirs before.
+    """
+    own = vars(module)
+    found: Any = _shadow_of((id(own), attribute), own.get(attribute))
+    while isinstance(found, _Shadow) and found.function is not function:
+        found = found.before
+    return isinstance(found, _Shadow)
+
+
+def _shadow_of(key: tuple[int, str], function: Any) -> _Shadow | None:
+    return _shadows[key].get(id(function)) if key in _shadows else None
+
+
+def _remember(key: tuple[int, str], shadow: _Shadow) -> None:
     with _lock:
-        if not _before:
+        if not _standing:
             nn.Module.__reduce_ex__ = _reduce_ex  # type: ignore[method-assign,assignment]
             nn.Module._replicate_for_data_parallel = _replicate_plainly  # type: ignore[method-assign]
-        _before.setdefault(key, before)
         _standing[key] += 1
+        _shadows.setdefault(key, weakref.WeakValueDictionary())[id(shadow.function)] = shadow
 
 
-def _forget(key: tuple[int, str]) -> tuple[bool, Any]:
-    """Whether this was the last of the shadows there, and what stood there before the first."""
+def _forget(key: tuple[int, str], shadow: _Shadow) -> None:
     with _lock:
+        shadow.is_gone = True
         _standing[key] -= 1
-        if _standing[key]:
-            return False, _before[key]
-        del _standing[key]
-        first = _before.pop(key)
-        if not _before:
+        if not _standing[key]:
+            del _standing[key], _shadows[key]
+        if not _standing:
             del nn.Module.__reduce_ex__
             nn.Module._replicate_for_data_parallel = _replicate  # type: ignore[method-assign]
-        return True, first
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -92,7 +122,11 @@ def _replicate_plainly(self: nn.Module) -> nn.Module:
 
 def _without_shadows(state: dict[str, Any], owner: int) -> dict[str, Any]:
     """Of an instance's attributes, those that the model knows of: what stood where now a shadow stands."""
-    if not _before:
-        return dict(state)
-    plain = {name: _before.get((owner, name), value) for name, value in state.items()}
-    return {name: value for name, value in plain.items() if value is not _MISSING}
+    plain = {}
+    for name, value in state.items():
+        found: Any = _shadow_of((owner, name), value) or value
+        while isinstance(found, _Shadow):
+            found = found.before
+        if found is not _MISSING:
+            plain[name] = found
+    return plain

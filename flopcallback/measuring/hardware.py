@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from flopcallback.measuring.peaks import ROWS, Row
 
@@ -200,8 +201,9 @@ def _seconds_of_product(
         raise TypeError(dtype)
     synchronize = torch.get_device_module(device).synchronize
     times: list[float] = []
-    # Whoever asks may be in the middle of a training step, where autocast would change the dtype.
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    # Whoever asks may be in the middle of a training step, where autocast would change the dtype and a counter of
+    # FLOPs would count these.
+    with _disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         left = torch.linspace(-1, 1, size * size, dtype=dtype, device=device).view(size, size)
         right, out = left.flip(0), torch.empty_like(left)
         torch.mm(left, right, out=out)

@@ -68,3 +68,16 @@ def test_a_copy_keeps_a_forward_that_the_user_replaced(x):
         assert copy.deepcopy(module).forward is print
     assert module.forward is print
     assert "__reduce_ex__" not in vars(nn.Module)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=["in order", "out of order"])
+def test_a_forward_that_the_user_puts_over_shadows_stays_and_is_copied(order):
+    module, stacks = nn.Linear(3, 5), [ExitStack(), ExitStack()]
+    for stack in stacks:
+        wrap_on_instance(module, "forward", lambda method: lambda x: x, stack)
+    module.forward = print
+    assert copy.deepcopy(module).forward is print
+    for index in order:
+        stacks[index].close()
+        assert module.forward is print
+    assert "__reduce_ex__" not in vars(nn.Module)

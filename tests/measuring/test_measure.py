@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 
@@ -266,6 +267,13 @@ def test_model_inputs_and_random_states_are_as_they_were(x):
     before = state(model, x)
     measure_latency(model, x, **QUICK)
     assert len(model.log.all) == CALLS
+    assert_same(before, state(model, x))
+
+
+def test_so_they_are_for_what_partial_makes_of_a_model(x):
+    model = Restless()
+    before = state(model, x)
+    measure_latency(functools.partial(model), x, **QUICK)
     assert_same(before, state(model, x))
 
 

@@ -1,0 +1,276 @@
+"""Loops that do what the hook does not expect: they do what they would without us, and the count is right."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flopcallback import FlopCountAnalysis, FlopHook, measure_latency
+from flopcallback.hook import MOST_CALLS
+from flopcallback.measuring import hardware
+
+BATCH, WIDE, INNER, OUT, STEPS = 3, 5, 7, 2, 9
+ENCODER, HEAD = BATCH * WIDE * INNER, BATCH * INNER * OUT
+
+
+class Net(nn.Module):
+    """Counts its calls where nobody puts them back: a call that is made again is a call more."""
+
+    def __init__(self, calls=None):
+        super().__init__()
+        self.count = (lambda name: None) if calls is None else calls.append
+        self.encoder = nn.Linear(WIDE, INNER)
+        self.head = nn.Linear(INNER, OUT)
+
+    def forward(self, x):
+        self.count("Net")
+        return self.head(torch.relu(self.encoder(x)))
+
+
+def batches(steps=STEPS):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(BATCH, WIDE, generator=generator) for _ in range(steps)]
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def hooked(*args, **options):
+    return FlopHook(*args, **{"warmup_steps": 0, "latency_steps": 4, "summary": False, "strict": True, **options})
+
+
+def train(model, optimizer, steps=STEPS):
+    for x in batches(steps):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# --- What the user puts on a model after the hook was made -----------------------------------------------------------
+
+
+def doubled(module, calls):
+    """Has the module give twice what it gave, as an adapter that is put around its forward would."""
+    before = module.forward
+
+    @functools.wraps(before)
+    def forward(x):
+        calls.append("doubled")
+        return 2 * before(x)
+
+    module.forward = forward
+    return forward
+
+
+def whole(model, x):
+    return model(x)
+
+
+def in_parts(model, x):
+    return model.head(torch.relu(model.encoder(x)))
+
+
+def outcome_of_wrapping(at, call, hooks):
+    torch.manual_seed(11)
+    calls = []
+    model = Net(calls)
+    optimizer = sgd(model)
+    hooks = [hook(model, optimizer) for hook in hooks]
+    module = model.get_submodule(at)
+    mine = doubled(module, calls)
+    for x in batches():
+        call(model, x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for hook in hooks:
+        hook.close()
+    assert vars(module)["forward"] is mine
+    copied = copy.deepcopy(module)
+    assert vars(copied)["forward"] is mine
+    return {"weights": model.state_dict(), "calls": calls}, hooks
+
+
+@pytest.mark.parametrize("hooks", [1, 2])
+@pytest.mark.parametrize(("at", "call"), [("", whole), ("head", whole), ("head", in_parts)])
+def test_a_forward_that_the_user_wraps_later_runs_once_a_call_and_stays(differences, at, call, hooks):
+    without, _ = outcome_of_wrapping(at, call, [])
+    with_us, made = outcome_of_wrapping(at, call, [hooked, functools.partial(hooked, latency_steps=2)][:hooks])
+    assert differences(with_us, without) == []
+    assert [hook.profile.forward_flops for hook in made] == [ENCODER + HEAD] * hooks
+
+
+def test_a_module_that_is_replaced_later_is_the_one_that_is_counted():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        model.head = nn.Linear(INNER, 11)
+        train(model, optimizer, 1)
+    head = next(row for row in hook.profile.modules if row.path == "head")
+    assert (head.flops, head.params) == (BATCH * INNER * 11, INNER * 11 + 11)
+
+
+# --- Calls that are no training ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["before the first step", "in the window"])
+def test_a_trace_of_the_users_is_what_it_is_without_us_and_is_not_counted(steps):
+    model = Net()
+    graph = str(torch.jit.trace(model, torch.ones(1, WIDE)).inlined_graph)
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        train(model, optimizer, steps)
+        traced = torch.jit.trace(model, torch.ones(1, WIDE))
+        train(model, optimizer, STEPS)
+    assert str(traced.inlined_graph).count("\n") == graph.count("\n")
+    torch.testing.assert_close(traced(torch.ones(4, WIDE)), model(torch.ones(4, WIDE)))
+    assert hook.profile.forward_flops == ENCODER + HEAD
+
+
+@pytest.mark.parametrize("engine", ["trace", "dispatch"])
+def test_counts_and_measurements_on_demand_are_not_the_hooks(engine):
+    model = Net()
+    # The tracer does not go through sparse tensors; they are not part of the model's work.
+    extra = {"y": torch.ones(2, 2).to_sparse()} if engine == "dispatch" else {}
+    called = (lambda x, y=None: model(x)) if extra else model
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        FlopCountAnalysis(called, (torch.ones(1, WIDE), *extra.values())).total()
+        measure_latency(model, torch.ones(1, WIDE), latency_steps=1)
+        train(model, optimizer)
+    assert hook.profile.forward_flops == ENCODER + HEAD
+    assert hook.profile.batch_size == BATCH
+
+
+def test_of_a_model_and_a_part_of_it_each_hook_counts_its_own():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as outer, hooked(model.head, optimizer) as inner:
+        train(model, optimizer)
+    assert (outer.profile.forward_flops, inner.profile.forward_flops) == (ENCODER + HEAD, HEAD)
+
+
+def test_a_peak_that_is_measured_is_counted_by_nobody():
+    hardware._measured_once.cache_clear()
+    model = Net()
+    with FlopCounterMode(display=False) as counter, hooked(model, sgd(model), peak_flops="measure") as hook:
+        model(batches()[0])
+    assert hook.profile.peak_flops_per_s > 0
+    assert counter.get_total_flops() == 2 * (ENCODER + HEAD)
+
+
+def test_a_model_under_a_transform_of_torch_func_is_called_once():
+    calls = []
+    model = Net(calls)
+    optimizer = sgd(model)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).square().sum()
+
+    with warnings.catch_warnings(), hooked(model, optimizer) as hook:
+        for x in batches():
+            parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            for name, grad in torch.func.grad(loss)(parameters, x).items():
+                model.get_parameter(name).grad = grad
+            optimizer.step()
+    assert len(calls) == STEPS
+    assert hook.profile.forward_flops == ENCODER + HEAD
+    assert "torch.func" in hook.profile.config["flops.engine_reason"]
+
+
+# --- Where a call ends ------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_cut_where_an_optimizer_stays_idle(leftovers):
+    model, idle = Net(), nn.Linear(2, 2)
+    optimizers = [sgd(model), sgd(idle)]
+    with hooked(model, optimizers) as hook:
+        train(model, optimizers[0], 2 * MOST_CALLS)
+        assert hook.profile.forward_flops == MOST_CALLS * (ENCODER + HEAD)
+        for _ in range(6):
+            train(model, optimizers[0], 1)
+            optimizers[1].step()
+        assert leftovers(model) == []
+
+
+def test_what_the_model_gave_is_the_loops_alone():
+    model = Net()
+    with hooked(model, [sgd(model), sgd(nn.Linear(2, 2))]):
+        result = model(batches()[0])
+        seen = weakref.ref(result)
+        del result
+        assert seen() is None
+
+
+def test_the_same_optimizer_twice_is_one():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, [optimizer, optimizer]) as hook:
+        train(model, optimizer)
+    assert hook.profile.forward_flops == ENCODER + HEAD
+    assert hook.profile.latency.steps == 4
+
+
+def test_a_marked_step_that_raises_ends_the_call():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model) as hook:
+        with pytest.raises(ZeroDivisionError), hook.step():
+            model(batches()[0]).numel() // 0
+        for x in batches():
+            with hook.step():
+                model(x).square().sum().backward()
+                optimizer.step()
+    assert hook.profile.forward_flops == ENCODER + HEAD
+
+
+def test_a_result_that_is_a_view_and_is_written_to_still_tells_of_its_backward():
+    class View(Net):
+        def forward(self, x):
+            return super().forward(x)[:, :1]
+
+    model = View()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        for step, x in enumerate(batches()):
+            model(x).mul_(2).sum().backward()
+            if step % 2:
+                optimizer.step()
+    assert hook.profile.forward_flops == ENCODER + HEAD
+
+
+def test_who_asks_for_numbers_before_the_backward_does_not_part_later_calls():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        for step, x in enumerate(batches()):
+            loss = (model(x) * model(-x)).sum()
+            if not step:
+                assert hook.metrics()["flops/forward"] == 2 * (ENCODER + HEAD)
+            loss.backward()
+            optimizer.step()
+    assert hook.profile.latency.steps == 4
+
+
+# --- A hook that nobody closed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_model_with_a_hook_that_was_forgotten_can_go(steps):
+    model = Net()
+    optimizer = sgd(model)
+    hook = hooked(model, optimizer)
+    train(model, optimizer, steps)
+    seen = weakref.ref(model)
+    del model, optimizer, hook
+    gc.collect()
+    assert seen() is None
+    assert "__reduce_ex__" not in vars(nn.Module)
