@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.op_call import OpCall, Scope, Value
+from flopcallback.counting.record import Region
+from flopcallback.counting.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
 from flopcallback.formulas.registry import Counted, lookup
 
 __all__ = ["DispatchRecorder", "value_of"]
@@ -22,14 +24,30 @@ __all__ = ["DispatchRecorder", "value_of"]
 def value_of(argument: Any) -> Value:
     """Describes a live argument or result of an operator."""
     if isinstance(argument, torch.Tensor):
-        if is_lazy(argument) or argument.is_nested or argument.layout != torch.strided:
-            return Value(dtype=argument.dtype)  # no shape, or one that does not say how much work there is
+        if is_lazy(argument):
+            return Value(dtype=argument.dtype)
+        if argument.is_nested or argument.layout != torch.strided:
+            return _without_shape(argument)
         return Value(tuple(argument.shape), argument.dtype, argument.device)
     if isinstance(argument, (list, tuple)):
         if any(isinstance(item, torch.Tensor) for item in argument):
             return Value(items=tuple(map(value_of, argument)))
         return Value(constant=list(argument))
     return Value(constant=argument)
+
+
+def _without_shape(tensor: torch.Tensor) -> Value:
+    """Describes a nested tensor by its components, a sparse one by what it stores; neither's shape tells the work."""
+    if tensor.is_nested:
+        if tensor.layout != torch.strided:  # jagged: its operators arrive as those of the tensor that holds its values
+            return Value(dtype=tensor.dtype)
+        shapes = tensor._nested_tensor_size().tolist()
+        items = tuple(Value(tuple(shape), tensor.dtype, tensor.device) for shape in shapes)
+        return Value(dtype=tensor.dtype, items=items)
+    if tensor.dense_dim() or tensor.device.type == "meta":
+        return Value(dtype=tensor.dtype)
+    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return Value(dtype=tensor.dtype, stored=values.numel())
 
 
 @functools.cache
@@ -64,19 +82,40 @@ def _is_composite(func: torch._ops.OpOverload) -> bool:
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
+# Subclasses whose operators are made of operators on the tensors inside, which say what really runs: on this process'
+# part of a distributed tensor, on the rows that a jagged tensor has.
+_LOOKED_INTO = frozenset(
+    {("torch.distributed.tensor", "DTensor"), ("torch.nested._internal.nested_tensor", "NestedTensor")}
+)
+
+
+@functools.cache
+def _is_looked_into(cls: type) -> bool:
+    return any((base.__module__, base.__qualname__) in _LOOKED_INTO for base in cls.__mro__)
+
+
 def _as_without_a_mode(func: torch._ops.OpOverload) -> AbstractContextManager[Any]:
     """Lets an operator that reached the mode whole mark the views that it makes, as it does where there is no mode.
 
     A mode's handler runs past the marking. An unmarked view of a weight does not say `requires_grad`, and `matmul` then
     multiplies in another order: the last digits of a `linear` on a transposed input would differ (2.13).
     """
-    if not _is_composite(func):
+    if not _is_composite(func) or _marks_views(func):
         return nullcontext()
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
 
 
+@functools.cache
+def _marks_views(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator's views are marked before the mode sees it; twice is an error."""
+    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.ADInplaceOrView)
+
+
 class DispatchRecorder(TorchDispatchMode):
     """Records every operator that runs in this thread while the mode is active.
+
+    Attributes:
+        calls: what was recorded, in order.
 
     Args:
         scope: tells which modules are running, given the arguments of the operator.
@@ -92,7 +131,7 @@ class DispatchRecorder(TorchDispatchMode):
         before_write: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[OpCall] = []
+        self.calls: list[OpCall | Region] = []
         self._scope = scope
         self._thread = threading.get_ident()
         self._before_write = before_write
@@ -101,6 +140,8 @@ class DispatchRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return self._record_higher_order(func, args, kwargs)
+        if any(map(_is_looked_into, types)):
+            return NotImplemented
         if _must_decompose(func):
             with self, _as_without_a_mode(func):
                 result = func.decompose(*args, **kwargs)
@@ -111,16 +152,47 @@ class DispatchRecorder(TorchDispatchMode):
                 self._before_write(tensor)
         with _as_without_a_mode(func):
             result = func(*args, **kwargs)
-        outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
-        self.calls.append(OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args)))
+        self._keep(lambda: self._described(func, args, kwargs, result))
         return result
+
+    def _keep(self, call: Callable[[], OpCall]) -> None:
+        """Records what has run; the operator's result is there already."""
+        self.calls.append(call())
+
+    def _described(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Any, result: Any) -> OpCall:
+        outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
+        return OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args))
+
+    def _named(self, name: str, args: Any, kwargs: Any, result: Any) -> OpCall:
+        inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+        return OpCall(name, inputs, tuple(map(value_of, tree_leaves(result))), self._scope(args))
 
     def _record_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-        outputs = tuple(map(value_of, tree_leaves(result)))
-        self.calls.append(OpCall(f"higher_order::{func.name()}", inputs, outputs, self._scope(args)))
+        self._keep(lambda: self._named(f"higher_order::{func.name()}", args, kwargs, result))
         return result
+
+    def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a piece that a door leads to: an autograd function is entered, flex attention's kernel goes past."""
+        if kind == FLEX_ATTENTION:
+            return self.aside(kind, call, args, kwargs)
+        return self.enter(kind, call, args, kwargs) if kind.startswith(AUTOGRAD_FUNCTION) else call(*args, **kwargs)
+
+    def enter(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a piece that has a name of its own, and records it as one operator with what ran inside."""
+        if threading.get_ident() != self._thread:
+            return call(*args, **kwargs)
+        outer, self.calls = self.calls, []
+        outputs: list[Any] = []
+        try:
+            result = call(*args, **kwargs)
+            outputs += tree_leaves(result)
+            return result
+        finally:  # what ran before a piece raised has run, and the model may catch the error
+            body, self.calls = self.calls, outer
+            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+            tensors = tuple(value_of(leaf) for leaf in outputs if isinstance(leaf, torch.Tensor))
+            self.calls.append(Region(OpCall(kind, inputs, tensors, self._scope(())), tuple(body)))
 
     def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""
@@ -128,6 +200,5 @@ class DispatchRecorder(TorchDispatchMode):
             return call(*args, **kwargs)
         with torch.utils._python_dispatch._disable_current_modes():
             result = call(*args, **kwargs)
-        outputs = tuple(map(value_of, tree_leaves(result)))
-        self.calls.append(OpCall(kind, tuple(map(value_of, tree_leaves((args, kwargs)))), outputs, self._scope(args)))
+        self._keep(lambda: self._named(kind, args, kwargs, result))
         return result

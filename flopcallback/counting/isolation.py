@@ -241,13 +241,20 @@ class Found:
             self._tensors.append((tensor, _each_place_once(tensor).detach().clone()))
 
 
+def _has_one_place(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a plain block of memory; a nested or sparse one has parts, and no strides to ask for."""
+    return not tensor.is_nested and tensor.layout == torch.strided
+
+
 def _place_of(tensor: torch.Tensor) -> Any:
+    if not _has_one_place(tensor):
+        return None
     return storage_of(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _each_place_once(tensor: torch.Tensor) -> torch.Tensor:
     """Of an expanded tensor, one of the elements that share a place: no other view of it can be written to."""
-    if 0 not in tensor.stride():
+    if not _has_one_place(tensor) or 0 not in tensor.stride():
         return tensor
     return tensor.detach()[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
@@ -256,7 +263,7 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
     # Nothing outside inference mode may write to a tensor that was made inside of it.
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         places = _each_place_once(tensor)
-        if places.shape == before.shape:
+        if not _has_one_place(places) or places.shape == before.shape:
             places.copy_(before)
         else:
             tensor.data = before

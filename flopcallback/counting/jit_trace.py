@@ -25,6 +25,7 @@ from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, R
 from flopcallback.counting.regions import FLEX_ATTENTION, intercept_untraceable, replaced
 from flopcallback.counting.repeats import Repeats
 from flopcallback.counting.scopes import ModuleScopes
+from flopcallback.counting.threads import Threads
 
 __all__ = ["is_tracing", "trace"]
 
@@ -104,6 +105,7 @@ def trace(
     tensors: Iterable[torch.Tensor] = (),
     *,
     before_write: Callable[[torch.Tensor], None] | None = None,
+    threads: Threads | None = None,
 ) -> tuple[T, GraphRecord]:
     """Runs `call` once, for real, and returns its result together with the record of what it did.
 
@@ -112,21 +114,29 @@ def trace(
         scopes: tells which modules are running; `scopes.watch()` has to be active.
         tensors: parameters and inputs; only a matter of speed, the others are met as they appear.
         before_write: told of every tensor that is about to be written to.
+        threads: has what runs in other threads.
 
     Raises:
         Exception: whatever `call` raises, and whatever the tracer cannot do; the two cannot be told apart from here.
     """
-    return _Tracer(scopes, before_write).run(call, tensors)
+    return _Tracer(scopes, before_write, threads).run(call, tensors)
 
 
 class _Tracer:
     """One trace under way."""
 
-    def __init__(self, scopes: ModuleScopes, before_write: Callable[[torch.Tensor], None] | None) -> None:
+    def __init__(
+        self,
+        scopes: ModuleScopes,
+        before_write: Callable[[torch.Tensor], None] | None,
+        threads: Threads | None = None,
+    ) -> None:
         self._scopes = scopes
+        self._threads = threads or Threads(scopes, before_write)
         self._before_write = before_write
         self._marks: dict[Scope, int] = {}
         self._regions: list[Region] = []
+        self._recorder: DispatchRecorder | None = None  # of the region under way
         # Held, so that no other tensor can come to have the id of one of these.
         self._known: dict[int, torch.Tensor] = {}
         self._graph: torch._C.Graph
@@ -159,22 +169,25 @@ class _Tracer:
 
         with suppress(_Leave):
             torch._C._create_graph_by_tracing(traced, (), lambda _: "", True, False, None, [])
-        return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned)
+        return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned, self._threads.calls)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that cannot be traced past the tracer, under the dispatcher, and takes up its results."""
         state = _tracing_state()
         if state is None:
-            return call(*args, **kwargs)
+            aside = self._threads.recorder() or self._recorder
+            return call(*args, **kwargs) if aside is None else aside.region(kind, call, args, kwargs)
         recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
         outputs: list[torch.Tensor] = []
         _set_tracing_state(None)
+        self._recorder = recorder
         try:
             with _without_function_modes() if kind == FLEX_ATTENTION else recorder:
                 result = call(*args, **kwargs)
             outputs += (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
             return result
         finally:  # what ran before a piece raised has run, and the model may catch the error
+            self._recorder = None
             _set_tracing_state(state)
             for output in outputs:
                 self.register(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,29 +54,31 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A piece of a traced run that went past the tracer, under the dispatcher."""
+    """A piece of a run with a name of its own: an autograd function, or what went past the tracer."""
 
     call: OpCall
-    body: tuple[OpCall, ...]
+    body: tuple[OpCall | Region, ...]
 
     def operation(self) -> Operation:
         """The piece as one operation with a body."""
         return Operation(self.call.operator, self.call.scope, seen=self.call, body=tuple(map(_seen, self.body)))
 
 
-def _seen(call: OpCall) -> Operation:
-    return Operation(call.operator, call.scope, seen=call)
+def _seen(call: OpCall | Region) -> Operation:
+    return call.operation() if isinstance(call, Region) else Operation(call.operator, call.scope, seen=call)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the dispatcher saw."""
+    """What the dispatcher saw; `beside`: in other threads."""
 
-    calls: list[OpCall]
+    calls: Sequence[OpCall | Region]
+    beside: Sequence[OpCall | Region] = ()
 
     def operations(self, *, prune: bool = False) -> Iterator[Operation]:
         """All operators in order; the dispatcher sees no data flow, so `prune` has nothing to go by."""
-        return map(_seen, self.calls)
+        yield from map(_seen, self.calls)
+        yield from map(_seen, self.beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,21 @@ class GraphRecord:
         scopes: what the scope marks in the graph point to.
         regions: what the region marks in the graph point to.
         results: the graph's values for the tensors that the run returned.
+        beside: what ran in other threads.
     """
 
     graph: torch._C.Graph
     scopes: list[Scope]
     regions: list[Region]
     results: list[torch._C.Value]
+    beside: Sequence[OpCall | Region] = ()
+
+    def lost(self) -> str | None:
+        """Tensors that the run made and that have no shape in the graph, nor has what is computed of them."""
+        for kind, _ in _nodes(self.graph):
+            if kind.startswith(_MAKERS):
+                return "nested" if "nested" in kind else "sparse"
+        return None
 
     def operations(self, *, prune: bool = False) -> Iterator[Operation]:
         """All operators in order; with `prune`, only those whose results reach what the run returned."""
@@ -109,6 +120,17 @@ class GraphRecord:
                 yield self.regions[node.i("index")].operation()
             elif not kind.startswith("prim::") and (live is None or index in live) and _has_run(kind, node):
                 yield Operation(kind, scope, node, values)
+        yield from map(_seen, self.beside)
+
+
+_MAKERS = (
+    "aten::_nested_",
+    "aten::to_sparse",
+    "aten::_to_sparse",
+    "aten::sparse_c",
+    "aten::_sparse_c",
+    "aten::sparse_b",
+)
 
 
 def _has_run(kind: str, node: torch._C.Node) -> bool:

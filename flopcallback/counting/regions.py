@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import _SingleLevelFunction
 
 from flopcallback.counting.shadows import wrap_on_instance
 
 __all__ = [
+    "AUTOGRAD_FUNCTION",
     "FLEX_ATTENTION",
+    "RunRegion",
     "intercept_compiled_attention",
+    "intercept_named",
     "intercept_untraceable",
     "replaced",
     "without_compilation",
@@ -24,12 +28,14 @@ __all__ = [
 ]
 
 FLEX_ATTENTION = "higher_order::flex_attention"
+AUTOGRAD_FUNCTION = "prim::PythonOp."  # as the tracer calls it; its class' name follows
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 _lock = threading.Lock()
 # (owner, name) -> what stood there before the first of the replacements that stand, and how many do.
 _originals: dict[tuple[int, str], tuple[Any, int]] = {}
+_INHERITED = object()
 
 
 @contextmanager
@@ -37,10 +43,9 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
     """Replaces `owner.name` by `replacement(original)` for the time of the context, in whatever order contexts end."""
     key = (id(owner), name)
     with _lock:
-        own = vars(owner).get(name)
-        original = own if own is not None else getattr(owner, name)
-        mine = replacement(original)
-        first, standing = _originals.get(key, (original, 0))
+        own = vars(owner).get(name, _INHERITED)
+        mine = replacement(getattr(owner, name) if own is _INHERITED else own)
+        first, standing = _originals.get(key, (own, 0))
         _originals[key] = first, standing + 1
         setattr(owner, name, mine)
     try:
@@ -50,10 +55,9 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
             first, standing = _originals.pop(key)
             if standing > 1:
                 _originals[key] = first, standing - 1
-            if standing == 1:
-                setattr(owner, name, first)
-            elif vars(owner).get(name) is mine:
-                setattr(owner, name, original)
+            if standing == 1 or vars(owner).get(name) is mine:
+                before = first if standing == 1 else own
+                delattr(owner, name) if before is _INHERITED else setattr(owner, name, before)
 
 
 @contextmanager
@@ -63,11 +67,21 @@ def intercept_untraceable(region: RunRegion) -> Iterator[None]:
     These are process-wide replacements; `region` passes straight through in a thread that traces nothing.
     """
     with ExitStack() as stack:
-        stack.enter_context(replaced(torch.autograd.Function, "apply", functools.partial(_autograd_function, region)))
+        stack.enter_context(intercept_named(region))
         for owner, name, kind in _doors():
             if hasattr(owner, name):  # they are private, and another version of torch may not have them all
                 stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
-        stack.enter_context(intercept_compiled_attention(region))
+        yield
+
+
+@contextmanager
+def intercept_named(region: RunRegion) -> Iterator[None]:
+    """Sends what has a name that no operator bears through `region`: autograd functions, flex attention's kernel."""
+    # Below `Function.apply`, which many take hold of when a module is imported: `swish = Swish.apply`.
+    with (
+        replaced(_SingleLevelFunction, "apply", functools.partial(_autograd_function, region)),
+        intercept_compiled_attention(region),
+    ):
         yield
 
 
@@ -138,11 +152,18 @@ def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Cal
 
 
 def _autograd_function(region: RunRegion, original: Any) -> Any:
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        call = original.__get__(None, cls) if isinstance(original, classmethod) else _built_in_apply(cls)
+        if not issubclass(cls, torch.autograd.Function):  # what a transform of torch.func makes of one
+            return call(*args, **kwargs)
         # Named as the tracer would name it, so that a handle for `prim::PythonOp.<Name>` is found.
-        return region(f"prim::PythonOp.{cls.__name__}", functools.partial(original.__func__, cls), args, kwargs)
+        return region(f"{AUTOGRAD_FUNCTION}{cls.__name__}", call, args, kwargs)
 
     return classmethod(apply)
+
+
+def _built_in_apply(cls: Any) -> Callable[..., Any]:
+    return super(_SingleLevelFunction, cls).apply  # type: ignore[no-any-return]
 
 
 @contextmanager

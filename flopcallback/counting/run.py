@@ -21,8 +21,9 @@ from flopcallback.counting.dispatch import DispatchRecorder
 from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.jit_trace import is_tracing, trace
 from flopcallback.counting.record import GraphRecord, Record
-from flopcallback.counting.regions import intercept_compiled_attention, without_compilation, without_fast_paths
+from flopcallback.counting.regions import intercept_named, without_compilation, without_fast_paths
 from flopcallback.counting.scopes import ModuleNames, ModuleScopes
+from flopcallback.counting.threads import Threads
 
 __all__ = ["ENGINES", "Run", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
 
@@ -41,7 +42,7 @@ class Run:
         names: the modules' names.
         calls: how often each module was entered, by canonical name.
         called: modules that were called as `module(...)`.
-        strays: modules that ran in another thread, where nothing they did was seen.
+        strays: modules that were at work in another thread, where what they did was not seen, or not to its end.
         output_shapes: shape of the last tensor that each module returned.
         engine: `"trace"` or `"dispatch"`.
         engine_reason: why it was not the tracer; empty when it was.
@@ -65,6 +66,7 @@ def observe(
     engine: str = TRACE,
     reason: str = "",
     found: Found | None = None,
+    threads: bool = False,
 ) -> tuple[Any, Run]:
     """Runs `call` once, for real, where it stands, and returns its result and what it did.
 
@@ -77,22 +79,28 @@ def observe(
         engine: `"trace"` or `"dispatch"`.
         reason: why the engine is not the tracer.
         found: what is told before a tensor is written to, where the run is to leave no trace.
+        threads: see into threads that the call starts; one that it leaves at work keeps a mode that does nothing.
     """
     scopes = ModuleScopes(names)
     before_write = None if found is None else found.keep_written
     record: GraphRecord | Record
+    others = Threads(scopes, before_write)
     with ExitStack() as stack:
         stack.enter_context(_twice_as_deep())
         stack.enter_context(scopes.watch())
+        if threads:
+            stack.enter_context(others.watched())
         if engine == TRACE:
             tensors = [*_parameters(names), *_buffers(names), *_tensors(arguments)]
-            result, record = trace(call, scopes, tensors, before_write=before_write)
+            result, record = trace(call, scopes, tensors, before_write=before_write, threads=others)
         else:
             recorder = DispatchRecorder(scopes.scope_of, before_write)
-            stack.enter_context(intercept_compiled_attention(recorder.aside))
+            stack.enter_context(intercept_named(others.region_of(recorder)))
             with recorder:
                 result = call()
-            record = Record(recorder.calls)
+            record = Record(recorder.calls, others.calls)
+    if others.at_work:
+        scopes.strays.add("")
     scopes.calls[""] += 1
     scopes.called.add("")
     if isinstance(result, torch.Tensor) and not result.is_nested:
@@ -154,7 +162,10 @@ def run_isolated(
     error: Exception | None = None
     if not reason:
         try:
-            return _isolated(call, names, args, kwargs, TRACE, "", tracer_warnings)
+            run = _isolated(call, names, args, kwargs, TRACE, "", tracer_warnings)
+            if not isinstance(run.record, GraphRecord) or (kind := run.record.lost()) is None:
+                return run
+            reason = _loses(kind)
         except Exception as stopped:  # noqa: BLE001 - the model's own error shows again in the second run
             error, reason = stopped, f"the tracer stopped with {type(stopped).__name__}: {_first_line(stopped)}"
     elif engine == TRACE:
@@ -191,7 +202,7 @@ def _isolated(
     ):
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
         bound = functools.partial(call, *own_args, **own_kwargs)
-        _, run = observe(bound, names, (own_args, own_kwargs), engine=engine, reason=reason, found=found)
+        _, run = observe(bound, names, (own_args, own_kwargs), engine=engine, reason=reason, found=found, threads=True)
     return run
 
 
@@ -214,8 +225,12 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         return "the tracer does not go through transforms of torch.func"
     for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:
-            return f"the tracer loses operators on {kind} tensors"
+            return _loses(kind)
     return ""
+
+
+def _loses(kind: str) -> str:
+    return f"the tracer loses operators on {kind} tensors"
 
 
 def device_mismatch(roots: Mapping[str, nn.Module], arguments: Any) -> str | None:

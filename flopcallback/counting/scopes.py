@@ -138,7 +138,7 @@ class ModuleScopes:
         calls: how often each module was entered from outside itself, by canonical name.
         called: modules that were called as `module(...)`, not only through `.forward()` or another method.
         output_shapes: shape of the last tensor that each module returned.
-        strays: modules that ran in a thread where no engine could see them.
+        strays: modules that ran in a thread where no engine could see them; the root for what it left at work in one.
         on_change: told each time `current` changes.
     """
 
@@ -151,6 +151,7 @@ class ModuleScopes:
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.on_change: Callable[[Scope], None] = lambda scope: None
         self._thread = threading.get_ident()
+        self._elsewhere: dict[int, Scope] = {}
         self._scripted = {
             storage_of(parameter): name
             for name, module in names.unique.items()
@@ -166,8 +167,23 @@ class ModuleScopes:
         for argument in arguments if self._scripted else ():
             if isinstance(argument, torch.Tensor) and (owner := self._scripted.get(storage_of(argument))) is not None:
                 self.calls.setdefault(owner, 1)  # how often cannot be seen from here
-                return Scope(owner, (*self.current.called, owner))
-        return self.current
+                return Scope(owner, (*self.here.called, owner))
+        return self.here
+
+    @property
+    def here(self) -> Scope:
+        """The modules that are running in this thread."""
+        return self._elsewhere.get(threading.get_ident(), self.current) if self._elsewhere else self.current
+
+    @contextmanager
+    def elsewhere(self, scope: Scope) -> Iterator[None]:
+        """Follows the modules of another thread too, this one, from `scope` on, which is where it was started."""
+        thread = threading.get_ident()
+        self._elsewhere[thread] = scope
+        try:
+            yield
+        finally:
+            del self._elsewhere[thread]
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -187,10 +203,11 @@ class ModuleScopes:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                if threading.get_ident() != self._thread:
+                thread = threading.get_ident()
+                if thread != self._thread and thread not in self._elsewhere:
                     self.strays.add(name)
                     return method(*args, **kwargs)
-                outer = self.current
+                outer = self.here
                 is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
                 if outer.module == name and (not is_call or outer.called[-1] == name):
                     return method(*args, **kwargs)  # a module's own method, called by itself
@@ -211,6 +228,9 @@ class ModuleScopes:
         return wrap
 
     def _enter(self, scope: Scope) -> None:
+        if (thread := threading.get_ident()) != self._thread:
+            self._elsewhere[thread] = scope
+            return
         self.current = scope
         self.on_change(scope)
 

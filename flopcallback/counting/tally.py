@@ -13,7 +13,7 @@ from flopcallback.counting.op_call import OpCall, Scope, Value
 from flopcallback.counting.record import Operation
 from flopcallback.counting.run import Run
 from flopcallback.counting.scopes import ModuleNames
-from flopcallback.formulas.registry import Free
+from flopcallback.formulas.registry import Free, lookup
 
 __all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]
 
@@ -95,7 +95,7 @@ class _Summing:
         for operation in operations:
             self._add(operation)
         for name in self._run.strays:
-            reason = f"module {name!r} ran in another thread, where operators are not seen"
+            reason = f"module {name!r} was at work in another thread, which was not seen, or not to its end"
             self._miss("thread::" + name, Scope(name, ("",)), reason, True)
         return self._tally
 
@@ -114,7 +114,7 @@ class _Summing:
         elif isinstance(rule, Free):
             self._unsupported(operator, operation.scope)
         else:
-            self._evaluate(operation, lambda: rule(operation.call()))
+            self._evaluate(operation, lambda: _statistic(operation, rule))
 
     def _add_by_handle(self, operation: Operation, handle: Handle | None) -> None:
         if handle is not None:
@@ -139,7 +139,8 @@ class _Summing:
         """What ran inside an autograd function or a scripted module, in place of the whole."""
         assert operation.body is not None
         self._unsupported(operation.operator, operation.scope)
-        if not operation.body and _is_floating_point(operation.call()) and not _hands_on(operation.call()):
+        is_work = _is_floating_point(operation.call()) and not _hands_on(operation.call())
+        if is_work and _leaves_memory_empty(operation.body):
             self._miss(operation.operator, operation.scope, "nothing that ran inside it could be seen", True)
         for inner in operation.body:
             self._add(inner)
@@ -159,6 +160,17 @@ class _Summing:
 
     def _modules(self, scope: Scope) -> set[str] | tuple[str, ...]:
         return set(scope.called) if self._by_caller else ModuleNames.owners(scope.module)
+
+
+def _statistic(operation: Operation, rule: Callable[[OpCall], Statistic | None]) -> Statistic | None:
+    """The statistic of a call; of each component of nested tensors, summed."""
+    call = operation.call()
+    if not any(value.is_nested for value in (*call.inputs, *call.outputs)):
+        return rule(call)
+    summed: Counter[str] = Counter()
+    for component in call.components():
+        summed.update(_as_counts(call.operator, rule(component)))
+    return summed
 
 
 def _as_counts(operator: str, value: Any) -> Mapping[str, int]:
@@ -184,6 +196,22 @@ def _has_floats(value: Value) -> bool:
     if value.items is not None:
         return any(map(_has_floats, value.items))
     return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+_EMPTY = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+
+
+def _leaves_memory_empty(body: tuple[Operation, ...]) -> bool:
+    """Whether nothing that ran can have computed a result: the work was done past PyTorch's operators, by a kernel.
+
+    That is so where nothing ran at all, or where memory was made and no operator that ran counts or writes.
+    """
+    names = {inner.operator for inner in body}
+    makes = not names or bool(names & _EMPTY)
+    return makes and not any(name.endswith("_") or not isinstance(lookup(name), Free) for name in names)
 
 
 def _hands_on(call: OpCall) -> bool:

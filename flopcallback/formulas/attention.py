@@ -132,12 +132,13 @@ def with_causal(formulas: Mapping[str, Callable[[OpCall], Cost]], causal: Causal
 def multi_head_attention(call: OpCall) -> Cost:
     """`nn.MultiheadAttention` on the fast path: three projections in, attention, one projection out.
 
-    `(query: [batch, queries, embed], key, value, embed, heads, weights in: [3 embed, embed], ...)`.
+    `(query: [batch, queries, embed], key, value, embed, heads, weights in: [3 embed, embed], ...)`; a component of a
+    nested tensor has no batch.
     """
     query, key, _, _, heads = call.inputs[:5]
-    batch, queries, embed = shape_of(query)
-    _, keys, _ = shape_of(key)
-    return _multi_head_attention(batch, queries, keys, embed, heads.constant)
+    *batch, queries, embed = shape_of(query)
+    *_, keys, _ = shape_of(key)
+    return _multi_head_attention(prod(batch), queries, keys, embed, heads.constant)
 
 
 def transformer_encoder_layer(call: OpCall) -> Cost:
@@ -146,7 +147,8 @@ def transformer_encoder_layer(call: OpCall) -> Cost:
     `(source: [batch, tokens, embed], embed, heads, ..., [14] first linear weight: [hidden, embed], ...)`.
     """
     source, _, heads = call.inputs[:3]
-    batch, tokens, embed = shape_of(source)
+    *batches, tokens, embed = shape_of(source)
+    batch = prod(batches)
     hidden, _ = shape_of(call.inputs[14])
     norms = 2 * (MEAN_AND_VARIANCE + NORMALIZE + SCALE) * batch * tokens * embed
     linears = 2 * batch * tokens * embed * hidden

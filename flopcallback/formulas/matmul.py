@@ -4,8 +4,10 @@ A product that sums nothing (`outer`, `kron`, `inner` with a scalar) has no mult
 for each multiplication in either custom. Where it runs as `mm` (`matmul` and `tensordot` with `k = 1`) or adds to its
 result (`addr`), it has. Factors `alpha`, `beta` and the scales of quantized products cost nothing.
 
-Left unknown, on purpose: products of sparse matrices (their cost depends on data), factorizations and what stands on
-them (`linalg_solve`, `inverse`, `matrix_exp`, ...), and `matrix_power`.
+A sparse matrix does as many multiply-adds as it has stored elements, times the columns of the dense one.
+
+Left unknown, on purpose: products of two sparse matrices (their cost depends on data), factorizations and what stands
+on them (`linalg_solve`, `inverse`, `matrix_exp`, ...), and `matrix_power`.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ __all__ = [
 
 
 def mm(call: OpCall) -> Cost:
-    """`mm` and its integer form: `[m, k] @ [k, n]`."""
+    """`mm` and its integer form: `[m, k] @ [k, n]`; each stored element of a sparse factor meets a row or a column."""
     left, right = call.inputs[:2]
-    return _mm(left, right)
+    return _sparse(left, right) or _mm(left, right)
 
 
 def list_mm(call: OpCall) -> Cost:
@@ -58,6 +60,8 @@ def list_mm(call: OpCall) -> Cost:
 def product(call: OpCall) -> Cost:
     """`matmul`, `bmm`, `mv`, `dot`, `inner`: each element of the result sums over the last dimension of the left."""
     left, right = call.inputs[:2]
+    if (sparse := _sparse(left, right)) is not None:
+        return sparse
     if not shape_of(left) or not shape_of(right):  # `inner` with a scalar
         return multiplications(numel_of(call.outputs[0]), left, right)
     return multiply_adds(numel_of(call.outputs[0]) * shape_of(left)[-1], left, right)
@@ -66,6 +70,8 @@ def product(call: OpCall) -> Cost:
 def added_product(call: OpCall) -> Cost:
     """`addmm`, `baddbmm`, `addbmm`, `addmv`: `input + left @ right`, with a batch or without."""
     left, right = call.inputs[1:3]
+    if (sparse := _sparse(left, right)) is not None:
+        return sparse
     *batch, m, k = shape_of(left)
     columns = shape_of(right)[len(batch) + 1 :]
     return multiply_adds(prod(batch) * m * k * prod(columns), left, right)
@@ -208,6 +214,19 @@ def trilinear(call: OpCall) -> Cost:
     pair, first = contract(left, middle, {*results, *right.sizes})
     _, second = contract(pair, right, results)
     return Cost(fma=slices * (first.fma + second.fma), other=slices * (first.other + second.other))
+
+
+def _sparse(left: Value, right: Value) -> Cost | None:
+    """The product of a sparse and a dense matrix (of batches, of a matrix and a vector); None where none is sparse.
+
+    Of two sparse factors it depends on where the elements are, so that it stays unknown.
+    """
+    if left.stored is not None and right.is_tensor:
+        *_, columns = shape_of(right) if len(shape_of(right)) > 1 else (1,)
+        return multiply_adds(left.stored * columns, left, right)
+    if right.stored is not None and left.is_tensor:
+        return multiply_adds(shape_of(left)[-2] * right.stored, left, right)
+    return None
 
 
 def _mm(left: Value, right: Value) -> Cost:

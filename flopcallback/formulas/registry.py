@@ -106,6 +106,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::_int_mm": matmul.mm,
         "aten::_foreach_mm": matmul.list_mm,
         "aten::addmm": matmul.added_product,
+        "aten::_sparse_addmm": matmul.added_product,
         "aten::addbmm": matmul.added_product,
         "aten::baddbmm": matmul.added_product,
         "aten::addmv": matmul.added_product,

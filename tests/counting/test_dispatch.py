@@ -41,7 +41,7 @@ def test_a_formula_registered_after_a_first_count_is_asked(x):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-def test_flex_attention_of_another_thread_is_not_counted():
+def test_flex_attention_of_a_thread_that_the_call_did_not_start_is_not_counted():
     from torch.nn.attention.flex_attention import flex_attention
 
     q = torch.ones(1, 2, 16, 8)
@@ -49,13 +49,21 @@ def test_flex_attention_of_another_thread_is_not_counted():
     layer = nn.Linear(3, 5, device="meta")
 
     def forward(x):
-        thread = threading.Thread(target=lambda: flex_attention(q, q, q))
-        thread.start()
-        thread.join()
+        begin.set()
+        assert ended.wait(60)
         return layer(x)
 
+    def beside():
+        begin.wait(60)
+        flex_attention(q, q, q)
+        ended.set()
+
+    begin, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=beside)
+    thread.start()
     flops = FlopCountAnalysis(forward, torch.ones(2, 3, device="meta"))
     assert flops.by_operator() == {"addmm": 30}
+    thread.join()
 
 
 def test_replacements_may_end_in_another_order_than_they_began():

@@ -302,20 +302,6 @@ def test_two_counts_at_the_same_time_leave_nothing_replaced(model_of, x):
     assert after == before
 
 
-def test_work_in_another_thread_makes_the_total_a_lower_bound(model_of, x):
-    def forward(self, x):
-        results = []
-        worker = threading.Thread(target=lambda: results.append(self.aside(x.detach())))
-        worker.start()
-        worker.join()
-        return self.fc(x)
-
-    flops = FlopCountAnalysis(model_of(forward, fc=nn.Linear(3, 5), aside=nn.Linear(3, 7)), x)
-    assert flops.total() == 30
-    assert flops.is_lower_bound
-    assert "another thread" in flops.unknown_reasons()["thread::aside"]
-
-
 def test_recursion_counts_every_operator_once(model_of, x):
     def forward(self, x, depth=3):
         return x if depth == 0 else self(self.fc(x), depth - 1)
