@@ -1,0 +1,152 @@
+"""Operators of a user's own: an autograd function by body or formula, a custom operator by formula, in both engines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn, ones
+
+from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
+
+pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
+ENGINES = pytest.mark.parametrize("engine", ["trace", "dispatch"])
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError
+
+
+class OfModules(torch.autograd.Function):
+    """With the context set up apart, which other machinery of PyTorch's leads to."""
+
+    @staticmethod
+    def forward(x, weight, module):
+        return module(Product.apply(x, weight))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+product, of_modules = Product.apply, OfModules.apply  # as many do when a module is imported
+
+
+@torch.library.custom_op("flopcallback_tests::banded", mutates_args=())
+def banded(x: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x.roll(shift, dims=-1) * band for shift, band in enumerate(bands)]).sum(0)
+
+
+@pytest.fixture
+def formula_for():
+    names = []
+
+    def register(name, formula):
+        register_formula(name, formula)
+        names.append(name)
+
+    yield register
+    for name in names:
+        unregister_formula(name)
+
+
+@ENGINES
+class TestAnAutogradFunction:
+    @pytest.mark.parametrize("apply", [lambda x, w: Product.apply(x, w), product], ids=["by its class", "by its apply"])
+    def test_is_counted_by_its_body(self, model_of, x, engine, apply):
+        model = model_of(lambda self, x: apply(self.fc(x), ones(5, 7)), fc=nn.Linear(3, 5))
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.by_module() == {"": 30 + 70, "fc": 30}
+        assert flops.unsupported_ops()["prim::PythonOp.Product"] == 1
+        assert flops.unknown_ops() == {}
+
+    def test_that_calls_modules_and_others_gives_each_its_own(self, model_of, x, engine):
+        model = model_of(lambda self, x: of_modules(x, ones(3, 5), self.fc), fc=nn.Linear(5, 7))
+        assert FlopCountAnalysis(model, x, engine=engine).by_module() == {"": 30 + 70, "fc": 70}
+
+    @pytest.mark.parametrize("apply", [lambda x, w: Product.apply(x, w), product], ids=["by its class", "by its apply"])
+    def test_is_counted_by_a_registered_formula_instead(self, x, engine, apply, formula_for):
+        formula_for("prim::PythonOp.Product", lambda call: Cost(fma=call.inputs[0].numel * call.outputs[0].shape[1]))
+        flops = FlopCountAnalysis(lambda x: apply(x, ones(3, 7)), x, engine=engine)
+        assert flops.by_operator() == {"PythonOp.Product": 6 * 7}
+        assert flops.hardware_flops()[""] == 2 * 6 * 7
+        assert flops.verify() == ()
+
+    def test_in_another_by_the_formula_of_the_inner(self, x, engine, formula_for):
+        formula_for("prim::PythonOp.Product", lambda call: Cost(fma=1000))
+        flops = FlopCountAnalysis(lambda x: of_modules(x, ones(3, 5), nn.Linear(5, 7)), x, engine=engine)
+        assert flops.total() == 1000 + 70
+
+    def test_in_another_by_the_formula_of_the_outer_alone(self, x, engine, formula_for):
+        formula_for("prim::PythonOp.OfModules", lambda call: Cost(fma=1000))
+        formula_for("prim::PythonOp.Product", lambda call: Cost(fma=1))
+        flops = FlopCountAnalysis(lambda x: of_modules(x, ones(3, 5), nn.Linear(5, 7)), x, engine=engine)
+        assert flops.by_operator() == {"PythonOp.OfModules": 1000}
+
+    def test_is_counted_by_the_formula_of_one_analysis(self, x, engine):
+        flops = FlopCountAnalysis(lambda x: product(x, ones(3, 7)), x, engine=engine)
+        assert flops.set_formula("prim::PythonOp.Product", lambda call: Cost(fma=17)).total() == 17
+        assert flops.set_formula("prim::PythonOp.Product", None).total() == 0
+
+    def test_is_left_as_found(self, x, engine):
+        before = torch.autograd.Function.apply, vars(torch.autograd.function._SingleLevelFunction).get("apply")
+        FlopCountAnalysis(lambda x: product(x, ones(3, 7)), x, engine=engine).total()
+        after = torch.autograd.Function.apply, vars(torch.autograd.function._SingleLevelFunction).get("apply")
+        assert after == before
+        assert torch.equal(product(x, ones(3, 7)), x @ ones(3, 7))
+
+
+@ENGINES
+class TestACustomOperator:
+    def test_is_unknown_without_a_formula(self, x, engine):
+        """Its body is not entered: what it hands to a kernel of its own could not be seen, and would be missing."""
+        flops = FlopCountAnalysis(banded, (x, ones(5, 3)), engine=engine)
+        assert flops.unknown_ops() == {"flopcallback_tests::banded": 1}
+        assert flops.is_lower_bound
+
+    def test_is_counted_by_a_registered_formula(self, model_of, x, engine, formula_for):
+        formula_for("flopcallback_tests::banded", lambda call: Cost(fma=call.inputs[0].numel * call.inputs[1].shape[0]))
+        model = model_of(lambda self, x: self.fc(banded(x, ones(5, 3))), fc=nn.Linear(3, 7))
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.by_operator()["banded"] == 6 * 5
+        assert flops.by_module() == {"": 6 * 5 + 2 * 3 * 7, "fc": 2 * 3 * 7}
+        assert not flops.is_lower_bound
+        assert flops.verify() == ()
+
+    def test_in_an_autograd_function_and_under_inference_mode(self, x, engine, formula_for):
+        class Banded(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return banded(x, ones(5, 3))
+
+        formula_for("flopcallback_tests::banded", lambda call: Cost(fma=30))
+        with torch.inference_mode():
+            assert FlopCountAnalysis(lambda x: Banded.apply(x), x, engine=engine).total() == 30
+
+    def test_of_pytorchs_own_registry_counts_too(self, x, engine, monkeypatch):
+        from torch.utils import flop_counter
+
+        packet = torch.ops.flopcallback_tests.banded
+        monkeypatch.setitem(flop_counter.flop_registry, packet, lambda x, bands, *, out_val: 2 * x.numel() * len(bands))
+        assert FlopCountAnalysis(banded, (x, ones(5, 3)), engine=engine).total() == 6 * 5
+
+
+@ENGINES
+@pytest.mark.skipif(not hasattr(torch.library, "triton_op"), reason="torch without triton_op")
+def test_a_triton_operator_is_one_by_its_name(x, engine, formula_for):
+    """Without Triton, its body is PyTorch's: it is not looked at where the operator has a name."""
+
+    @torch.library.triton_op("flopcallback_tests::scaled", mutates_args=())
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    unknown = FlopCountAnalysis(scaled, x, engine=engine)
+    assert unknown.unknown_ops() == {"flopcallback_tests::scaled": 1}
+    assert unknown.is_lower_bound
+    formula_for("flopcallback_tests::scaled", lambda call: Cost(other=call.inputs[0].numel))
+    assert FlopCountAnalysis(scaled, x, engine=engine).total() == 6
