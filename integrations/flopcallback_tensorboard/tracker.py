@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.reporting import (
+    LatencySummary,
+    ModelProfile,
     html_page,
     latency_chart,
     markdown_operators,
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from flopcallback.reporting import ModelProfile
-
 __all__ = ["TensorBoardTracker"]
 
 _USED = ("add_scalar", "add_text", "add_image", "flush")
@@ -33,6 +34,10 @@ class TensorBoardTracker:
 
     A scalar in TensorBoard is a float32: exact integers stand in the texts and in the files beside the events.
     The writer belongs to the caller and stays open.
+
+    TensorBoard shows every text that was ever written under a tag. So a second fit or a resumed run adds its profile
+    only where `flopcallback.json` beside the events is not of the same counts, or has no times or no whole step yet.
+    Without that file, all is written anew.
 
     Args:
         target: the writer or the logger.
@@ -66,6 +71,8 @@ class TensorBoardTracker:
         Raises:
             ModuleNotFoundError: matplotlib is not installed; texts and files are written nevertheless.
         """
+        if self._shows(profile):
+            return
         tag = self.prefix + profile.phase_prefix
         self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile)), step)
         self.writer.add_text(f"{tag}flops/modules", markdown_top(profile), step)
@@ -85,15 +92,47 @@ class TensorBoardTracker:
         """As an image: the writers' own `add_figure` imports pyplot, and with it picks a backend for the process."""
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
+    def _shows(self, profile: ModelProfile) -> bool:
+        """Whether the folder has the same counts from before, with times and a whole step where this one has them."""
+        files = self._files(profile)
+        if files is None or not files[0].is_file():
+            return False
+        try:
+            earlier = ModelProfile.from_json(files[0].read_bytes())
+        except ValueError:  # Not one of ours, or of another schema.
+            return False
+        is_more = (earlier.latency is None and profile.latency is not None) or (
+            earlier.step is None and profile.step is not None
+        )
+        return not is_more and _counted(earlier) == _counted(profile)
+
     def _write_files(self, profile: ModelProfile) -> None:
+        files = self._files(profile)
+        if files is None:
+            return
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file, text in zip(files, (profile.to_json(indent=1), html_page(profile)), strict=True):
+            file.write_text(text + "\n", encoding="utf-8")
+
+    def _files(self, profile: ModelProfile) -> tuple[Path, Path] | None:
+        """JSON and page beside the events; None for a bucket, to which the writer alone knows how to write."""
         # torch's attribute and tensorboardX's; the latter has None where it writes nothing to disk.
         folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
         if folder is None or "://" in str(folder):
-            return  # A bucket: the writer alone knows how to write there.
+            return None
         stem = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", profile.to_json(indent=1)), (".html", html_page(profile))):
-            (Path(folder) / f"{stem}{suffix}").write_text(text + "\n", encoding="utf-8")
+        return Path(folder) / f"{stem}.json", Path(folder) / f"{stem}.html"
+
+
+def _counted(profile: ModelProfile) -> str:
+    """The same for two profiles of one count, of which one may have more: times, a whole step, another measured peak.
+
+    Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
+    """
+    config = {name: value for name, value in profile.config.items() if not name.startswith("flops.peak")}
+    counted = profile.with_step({}).with_latency(LatencySummary(None))
+    rows = tuple(dataclasses.replace(row, bytes=0) for row in counted.modules)
+    return dataclasses.replace(counted, modules=rows, config=config).to_json()
 
 
 def _fenced(text: str) -> str:

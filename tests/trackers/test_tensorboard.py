@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from flopcallback.reporting import ModelProfile, OperatorRow, html_page, plain_table
+from flopcallback.reporting import ModelProfile, OperatorRow, StepFlops, html_page, plain_table
 from flopcallback.trackers import Tracker, tracker_for
 
 pytestmark = pytest.mark.tensorboard
@@ -212,6 +212,27 @@ def test_the_page_stands_beside_the_events_and_gets_the_times_later(writer, net,
     assert page.read_text(encoding="utf-8") == html_page(net([3, 5])) + "\n"
     logged(writer, timed(net([3, 5])), step=25)
     assert page.read_text(encoding="utf-8") == html_page(timed(net([3, 5]))) + "\n"
+
+
+def test_what_the_folder_shows_is_not_shown_again_and_more_of_it_is(writer, net, timed):
+    counted = net([3, 5], config={"flops.peak_tflops": 1.25})
+    again = net([3, 5], config={"flops.peak_tflops": 1.5})
+    whole = timed(again).with_step({"": StepFlops(forward=16, backward=32)})
+    for step, profile in enumerate([counted, again, timed(counted), timed(again), counted, whole, timed(again), whole]):
+        read = logged(writer, profile, step)
+    assert [step for step, _ in read.texts("flops/tree")] == [0, 2, 5]
+    assert [step for step, _ in logged(writer, net([3, 7]), 9).texts("flops/tree")] == [0, 2, 5, 9]
+
+
+def test_where_there_is_no_file_of_ours_all_is_shown(writer, net):
+    from pathlib import Path
+
+    logged(writer, net([3, 5]), 0)
+    file = Path(writer.get_logdir()) / "flopcallback.json"
+    file.write_text("{}")
+    logged(writer, net([3, 5]), 1)
+    file.unlink()
+    assert [step for step, _ in logged(writer, net([3, 5]), 2).texts("flops/tree")] == [0, 1, 2]
 
 
 def test_nothing_is_written_beside_events_in_a_bucket(writer, net, tmp_path, monkeypatch):
