@@ -23,6 +23,9 @@ LARGEST_EXACT = 2**53
 STAGES = ("report", "tables", "times")
 """How much of a profile a run shows: the report; tables and charts too; all of it, with times."""
 
+WITH_STEP = " with a whole step"
+"""Behind the stage, where what is shown has what a whole training step did."""
+
 
 class WandbTracker:
     """Writes to a run of W&B's: its history, summary and config, tables, charts, an HTML report and an artifact.
@@ -35,9 +38,9 @@ class WandbTracker:
     Integers are exact in history and summary below 2**63; from 2**53 on, where a browser rounds them, the summary has
     the digits as well, as a string under `<name>_exact`. They are exact at any size in the tables and the artifact.
 
-    A second fit or a resumed run shows its profile only where the run does not show it yet, or not with times: the
-    config's `flops.logged` says what it shows, by a hash of what was counted. So the same model is not shown twice,
-    and another one is.
+    A second fit or a resumed run shows its profile only where the run does not show it yet, or not with times, or not
+    with a whole step: the config's `flops.logged` says what it shows, by a hash of what was counted. So the same model
+    is not shown twice, and another one is.
 
     Args:
         target: a run, as `wandb.init()` returns it; Lightning's `WandbLogger`; or the string `"wandb"`, for the active
@@ -122,11 +125,12 @@ class WandbTracker:
         """Logs what `stage` has, unless the run shows that much of the profile."""
         tag = self._tag(profile)
         shown, mine = f"{tag}flops.logged", f"{self.run.id} {_fingerprint(profile)}"
-        if self.run.config.get(shown) in [f"{mine} {each}" for each in STAGES[STAGES.index(stage) :]]:
+        steps = (WITH_STEP,) if profile.step is not None else ("", WITH_STEP)
+        if self.run.config.get(shown) in [f"{mine} {each}{step}" for each in _from(stage) for step in steps]:
             return
         self._log_media(profile, tag, stage)
         # With the run's id, since configs are handed on to new runs, which show nothing yet.
-        self.run.config.update({shown: f"{mine} {stage}"}, allow_val_change=True)
+        self.run.config.update({shown: f"{mine} {stage}{steps[0]}"}, allow_val_change=True)
 
     def _log_media(self, profile: ModelProfile, tag: str, stage: str) -> None:
         # It imports W&B, whose absence `run_of` explains.
@@ -148,8 +152,18 @@ def _escaped(name: str) -> str:
     return re.sub(r"([\\.])", r"\\\1", name)
 
 
+def _from(stage: str) -> tuple[str, ...]:
+    """The stages that show as much as this one."""
+    return STAGES[STAGES.index(stage) :]
+
+
 def _fingerprint(profile: ModelProfile) -> str:
-    """The same for two profiles that differ in nothing but what was measured: times, and maybe the device's peak."""
-    counted = {name: value for name, value in profile.config.items() if not name.startswith("flops.peak")}
-    untimed = dataclasses.replace(profile.with_latency(LatencySummary(None)), latency=None, config=counted)
-    return hashlib.sha256(untimed.to_json().encode()).hexdigest()[:16]
+    """The same for two profiles of one count, of which one may have more: times, a whole step, another measured peak.
+
+    Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
+    """
+    config = {name: value for name, value in profile.config.items() if not name.startswith("flops.peak")}
+    counted = profile.with_step({}).with_latency(LatencySummary(None))
+    rows = tuple(dataclasses.replace(row, bytes=0) for row in counted.modules)
+    text = dataclasses.replace(counted, modules=rows, config=config).to_json()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
