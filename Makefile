@@ -14,7 +14,7 @@ demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 	@$(MAKE) --no-print-directory test-core
 
 # Every architecture in every mode, of other sizes each day: ids of failed tests name the seed to see them again with.

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import runpy
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,7 +10,9 @@ import pytest
 from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+stores = runpy.run_path(str(Path(__file__).with_name("mlflow_stores.py")))
 
 
 def net(flops: Sequence[int], names: Sequence[str] = (), **more: object) -> ModelProfile:
@@ -46,3 +51,26 @@ def timed() -> Callable[[ModelProfile], ModelProfile]:
         return profile.with_latency(LatencySummary(forward_ms=0.5 * len(times), step_ms=9.0, steps=20), times)
 
     return with_times
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of MLflow's without runs, to copy."""
+    return stores["make_database"](tmp_path_factory.mktemp("mlflow") / "empty.db")
+
+
+@pytest.fixture(scope="session")
+def sqlite(empty_database: Path) -> str:
+    """The address of a bare SQLite store."""
+    database = empty_database.with_name("store.db")
+    shutil.copy(empty_database, database)
+    return f"sqlite:///{database}"
+
+
+@pytest.fixture(scope="session")
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server on loopback; tests that ask for it are in one group, so that there is one server."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    shutil.copy(empty_database, folder / "store.db")
+    with stores["serving"](folder, folder / "store.db") as address:
+        yield address

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback import FlopCallback, FlopCountAnalysis, FlopHook
+import flopcallback
+from flopcallback import FlopCountAnalysis, FlopHook
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import tracker_for
 
 pytestmark = [
     pytest.mark.mlflow,
     pytest.mark.lightning,
+    pytest.mark.xdist_group("mlflow"),
     # 2026-11, mlflow 3.17 on SQLAlchemy 2.1: its own tables, when they are first imported.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
@@ -27,14 +29,9 @@ BATCH, WIDE, HIDDEN, OUT = 2, 7, 5, 3
 FORWARD = BATCH * WIDE * HIDDEN + BATCH * HIDDEN * OUT
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    return f"sqlite:///{stores['make_database'](tmp_path_factory.mktemp('mlflow') / 'store.db')}"
-
-
 @pytest.fixture
-def run(store, tmp_path):
-    return stores["Run"](store, tmp_path / "artifacts")
+def run(sqlite, tmp_path):
+    return stores["Run"](sqlite, tmp_path / "artifacts")
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +86,7 @@ def logger_of(flavour, run):
 
 
 def trainer_of(flavour, logger, **more):
-    callback = FlopCallback(warmup_steps=1, latency_steps=2, summary=False, strict=True)
+    callback = flopcallback.FlopCallback(warmup_steps=1, latency_steps=2, summary=False, strict=True)
     settings = {"max_epochs": 1, "limit_val_batches": 0, "log_every_n_steps": 1, **more}
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return flavour.Trainer(accelerator="cpu", logger=logger, callbacks=[callback], **quiet, **settings)
@@ -127,14 +124,14 @@ def test_a_training_leaves_numbers_times_and_the_users_own_metrics_in_the_one_ru
     assert run.number_in_experiment() == 1
 
 
-def test_the_logger_makes_the_run_and_nobody_makes_another(flavour, store, tmp_path):
+def test_the_logger_makes_the_run_and_nobody_makes_another(flavour, sqlite, tmp_path):
     from mlflow import MlflowClient
 
     loggers = importlib.import_module(f"{flavour.__name__}.loggers")
     where = {"experiment_name": str(tmp_path), "artifact_location": (tmp_path / "artifacts").as_uri()}
-    logger = loggers.MLFlowLogger(tracking_uri=store, **where)
+    logger = loggers.MLFlowLogger(tracking_uri=sqlite, **where)
     trainer_of(flavour, logger).fit(make_model(flavour))
-    (found,) = MlflowClient(store).search_runs([logger.experiment_id])
+    (found,) = MlflowClient(sqlite).search_runs([logger.experiment_id])
     assert found.info.run_id == logger.run_id
     assert found.info.status == "FINISHED"
     assert found.data.tags["flops.forward"] == str(FORWARD)
