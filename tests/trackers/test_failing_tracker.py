@@ -1,0 +1,201 @@
+"""A tracker that raises in the middle of others: one warning, the others complete, files, and the same weights."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import runpy
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import flopcallback
+from flopcallback import FlopHook
+from flopcallback.reporting import html_page
+from flopcallback.troubles import FlopCallbackWarning
+
+pytestmark = [
+    *(pytest.mark.wandb, pytest.mark.tensorboard, pytest.mark.mlflow, pytest.mark.lightning),
+    pytest.mark.xdist_group("mlflow"),
+    # 2026-11, mlflow 3.17 on SQLAlchemy 2.1: its own tables, when they are first imported.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
+]
+
+here = Path(__file__).parent
+known_net = runpy.run_path(str(here / "known_net.py"))
+places = runpy.run_path(str(here / "places.py"))
+stores = runpy.run_path(str(here / "mlflow_stores.py"))
+
+SHORT = {"warmup_steps": 1, "latency_steps": 2, "summary": False}
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    with stores["fluent_state_put_back"]():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Here, and not in a test of another file, which knows nothing of the folders that W&B leaves to the collector."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """An address that no server listens at; a client would go on asking for four minutes."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def kept(sqlite, tmp_path):
+    return stores["Run"](sqlite, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "events")) as made:
+        yield made
+
+
+def finished_run(folder):
+    run = places["start_wandb"](folder)
+    run.finish()
+    return run
+
+
+def loop(hook_options=None):
+    """A plain loop; the hook, if there is one, and the weights."""
+    model = known_net["Whole"]()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    hook = None if hook_options is None else FlopHook(model, optimizer, **hook_options, **SHORT)
+    for _ in range(6):
+        model(known_net["batch"]()).square().mean().backward()
+        optimizer.step()
+    if hook is not None:
+        hook.close()
+    return hook, weights(model)
+
+
+def weights(model):
+    return {name: value.tolist() for name, value in model.state_dict().items()}
+
+
+def our_warnings(caught):
+    return [str(each.message) for each in caught if issubclass(each.category, FlopCallbackWarning)]
+
+
+def assert_complete(found, profile):
+    assert found.profiles == {"train": profile}
+    assert found.pages == {"train": html_page(profile)}
+    assert found.scalars.keys() >= profile.scalars().keys()
+
+
+def test_a_server_that_is_gone_stops_neither_a_plain_loop_nor_the_other_targets(nobody, kept, writer, tmp_path):
+    from mlflow import MlflowClient
+
+    to = [writer, (MlflowClient(nobody), "the-run"), (kept.client, kept.id)]
+    with pytest.warns(FlopCallbackWarning) as caught:
+        hook, trained = loop({"to": to})
+    (warning,) = our_warnings(caught)
+    assert warning.startswith("the tracker MlflowClient (the-run) failed: MlflowException: API request to http://127.")
+    assert trained == loop()[1]
+    for found in (
+        places["in_tensorboard"](tmp_path / "events"),
+        places["in_mlflow"](kept.client, kept.id),
+        places["in_folder"](tmp_path / "flopcallback_report"),
+    ):
+        assert_complete(found, hook.profile)
+
+
+def test_a_run_that_is_over_stops_neither_a_plain_loop_nor_the_other_targets(writer, kept, tmp_path):
+    to = [finished_run(tmp_path), writer, (kept.client, kept.id)]
+    with pytest.warns(FlopCallbackWarning) as caught:
+        hook, trained = loop({"to": to})
+    (warning,) = our_warnings(caught)
+    assert "the tracker Run (" in warning
+    assert trained == loop()[1]
+    assert_complete(places["in_tensorboard"](tmp_path / "events"), hook.profile)
+    assert_complete(places["in_folder"](tmp_path / "flopcallback_report"), hook.profile)
+
+
+def test_a_run_that_is_deleted_meanwhile_keeps_the_times_in_files(writer, kept, tmp_path):
+    model = known_net["Whole"]()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with FlopHook(model, optimizer, to=[(kept.client, kept.id), writer], **SHORT) as hook:
+            for step in range(6):
+                model(known_net["batch"]()).square().mean().backward()
+                optimizer.step()
+                if step == 1:
+                    kept.client.delete_run(kept.id)
+    (warning,) = our_warnings(caught)
+    assert f"the tracker MlflowClient ({kept.id}) failed: MlflowException: " in warning
+    assert hook.profile.latency is not None
+    assert_complete(places["in_tensorboard"](tmp_path / "events"), hook.profile)
+    assert places["in_folder"](tmp_path / "flopcallback_report").profiles == {"train": hook.profile}
+
+
+def make_model(flavour):
+    class Regression(flavour.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = known_net["make_net"]()
+
+        def training_step(self, batch, _):
+            return self.net(batch).square().mean()
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.ones(12, 7), batch_size=2)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    return Regression()
+
+
+def fit(flavour, loggers, *callbacks):
+    model = make_model(flavour)
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = flavour.Trainer(
+        accelerator="cpu", max_epochs=1, log_every_n_steps=1, logger=loggers, callbacks=list(callbacks), **quiet
+    )
+    trainer.fit(model)
+    return weights(model)
+
+
+def test_a_run_that_is_over_stops_neither_a_trainer_nor_its_other_loggers(sqlite, tmp_path):
+    flavour = importlib.import_module("lightning.pytorch")
+    kinds = importlib.import_module("lightning.pytorch.loggers")
+    board = kinds.TensorBoardLogger(tmp_path / "tensorboard")
+    over = kinds.WandbLogger(save_dir=tmp_path, settings=places["wandb_settings"]())
+    where = {"experiment_name": str(tmp_path), "artifact_location": (tmp_path / "artifacts").as_uri()}
+    mlflow = kinds.MLFlowLogger(tracking_uri=sqlite, **where)
+    over.experiment.finish()
+    callback = flopcallback.FlopCallback(**SHORT)
+    with pytest.warns(FlopCallbackWarning) as caught:
+        trained = fit(flavour, [board, over, mlflow], callback)
+    (warning,) = our_warnings(caught)
+    assert warning.startswith("the tracker WandbLogger (")
+    assert trained == fit(flavour, False)
+    profile = callback.profiles["train"]
+    for found in (
+        places["in_tensorboard"](Path(board.log_dir)),
+        places["in_mlflow"](mlflow.experiment, mlflow.run_id),
+        places["in_folder"](Path(board.log_dir) / "flopcallback_report"),
+    ):
+        assert_complete(found, profile)
