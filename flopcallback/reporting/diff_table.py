@@ -85,6 +85,7 @@ def _record(profile: ModelProfile) -> dict[str, Any]:
         "params": _whole(profile, "params"),
         "activations": _whole(profile, "activations"),
         "bytes": _whole(profile, "bytes"),
+        "train_step_hw_flops": None if profile.step is None else profile.step.total,
         "forward_ms": profile.forward_ms,
         "is_lower_bound": profile.is_lower_bound,
         "input_shapes": profile.config.get("flops.input_shapes"),
@@ -109,6 +110,9 @@ def _totals(diff: ProfileDiff) -> list[str]:
     for name, word in (("params", "parameters"), ("activations", "activations"), ("bytes", "bytes")):
         old, new = _whole(before, name), _whole(after, name)
         lines.append(f"{word}: {old:,}{ARROW}{new:,}{_by(old, new)}" if old != new else f"{word}: {old:,}, as before")
+    if before.step is not None and after.step is not None:
+        steps = before.step.total, after.step.total
+        lines.append(f"train step: {steps[0]:,}{ARROW}{steps[1]:,} hardware FLOPs{_by(*steps)}")
     if before.forward_ms is not None and after.forward_ms is not None:
         times = f"{milliseconds(before.forward_ms)}{ARROW}{milliseconds(after.forward_ms)}"
         lines.append(f"forward ms: {times} ({signed_percent(before.forward_ms, after.forward_ms)})")

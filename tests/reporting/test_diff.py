@@ -10,7 +10,7 @@ import pytest
 
 from flopcallback.reporting.diff import diff_profiles, parse_share
 from flopcallback.reporting.diff_table import diff_record, diff_text, markdown_diff, signed_percent
-from flopcallback.reporting.profile import ModelProfile, OperatorRow
+from flopcallback.reporting.profile import ModelProfile, OperatorRow, StepFlops
 
 
 def with_config(profile, **values):
@@ -248,6 +248,13 @@ def test_times_stand_in_the_text_where_both_were_measured(lenet, measured):
     once = measured(lenet)
     assert "forward ms:" in diff_text(diff_profiles(once, once))
     assert "forward ms:" not in diff_text(diff_profiles(lenet, once))
+
+
+def test_training_steps_are_compared_where_both_were_observed(lenet):
+    once = lenet.with_step({"": StepFlops(forward=30, backward=60)})
+    more = lenet.with_step({"": StepFlops(forward=30, backward=60, recompute=45)})
+    assert "train step: 90 → 135 hardware FLOPs (+45, +50.0 %)" in diff_text(diff_profiles(once, more))
+    assert "train step" not in diff_text(diff_profiles(lenet, more))
 
 
 def test_the_record_is_strict_json_with_exact_integers():
