@@ -67,12 +67,17 @@ def einsum(call: OpCall) -> Cost:
     return _contract_all(operands, output, _steps(path, len(tensors)))
 
 
-def contract(left: Operand, right: Operand, kept: Collection[Label]) -> tuple[Operand, Cost]:
-    """The product of two operands summed over what is not `kept`, and its cost."""
+def contract(
+    left: Operand, right: Operand, kept: Collection[Label], *, as_matrices: bool = False
+) -> tuple[Operand, Cost]:
+    """The product of two operands summed over what is not `kept`, and its cost.
+
+    With `as_matrices` it runs as a matrix product even where nothing is summed but dimensions of size 1.
+    """
     left, sum_left = left.summed_to({*kept, *right.sizes})
     right, sum_right = right.summed_to({*kept, *left.sizes})
     sizes = left.sizes | right.sizes
-    is_contracted = any(label not in kept for label in sizes)
+    is_contracted = as_matrices or any(label not in kept for label in sizes)
     work = multiply_adds if is_contracted else multiplications
     product = work(prod(sizes.values()), left.value, right.value)
     result = Operand({label: size for label, size in sizes.items() if label in kept}, _common(left, right))

@@ -29,8 +29,13 @@ __all__ = [
     "bilinear",
     "covariance",
     "grouped_mm",
+    "half_stored_addmm",
+    "half_stored_linear",
+    "half_stored_mm",
     "linear",
     "linear_backward",
+    "linear_backward_of_input",
+    "linear_backward_of_weight",
     "linear_packed",
     "list_mm",
     "mm",
@@ -38,6 +43,7 @@ __all__ = [
     "multi_dot",
     "outer",
     "product",
+    "product_backward",
     "scaled_mm",
     "tensordot",
     "trilinear",
@@ -121,6 +127,43 @@ def linear_backward(call: OpCall) -> Cost:
     wants_source, wants_weight, wants_bias = mask.constant
     products = (wants_source + wants_weight) * numel_of(source) * shape_of(weight)[0]
     return multiply_adds(products, source, weight) + Cost(elementwise=wants_bias * elements(grad))
+
+
+def linear_backward_of_input(call: OpCall) -> Cost:
+    """`mkldnn_linear_backward_input(sizes, grad: [..., out], weight: [out, in])`."""
+    grad, weight = call.inputs[1:3]
+    return multiply_adds(numel_of(grad) * shape_of(weight)[1], grad, weight)
+
+
+def linear_backward_of_weight(call: OpCall) -> Cost:
+    """`mkldnn_linear_backward_weights(grad: [..., out], input: [..., in], weight, wants_bias)`."""
+    grad, source = call.inputs[:2]
+    bias = Cost(elementwise=elements(grad) if call.inputs[3].constant else 0)
+    return multiply_adds(numel_of(grad) * shape_of(source)[-1], grad, source) + bias
+
+
+def product_backward(call: OpCall) -> Cost:
+    """`matmul_backward(grad, left, right, mask)`: a product of the same size for each gradient."""
+    grad, left, right, mask = call.inputs[:4]
+    return multiply_adds(sum(mask.constant) * numel_of(grad) * shape_of(left)[-1], left, right)
+
+
+def half_stored_linear(call: OpCall) -> Cost:
+    """`_sparse_semi_structured_linear(input, weight: [out, in / 2], ...)`: two of four elements are stored."""
+    source, weight = call.inputs[:2]
+    return multiply_adds(prod(shape_of(source)[:-1]) * numel_of(weight), source, weight)
+
+
+def half_stored_mm(call: OpCall) -> Cost:
+    """`_sparse_semi_structured_mm(left: [m, k / 2], where, right: [k, n])`."""
+    left, right = call.inputs[0], call.inputs[2]
+    return multiply_adds(numel_of(left) * shape_of(right)[1], left, right)
+
+
+def half_stored_addmm(call: OpCall) -> Cost:
+    """`_sparse_semi_structured_addmm(input, left: [m, k / 2], where, right: [k, n])`."""
+    left, right = call.inputs[1], call.inputs[3]
+    return multiply_adds(numel_of(left) * shape_of(right)[1], left, right)
 
 
 def outer(call: OpCall) -> Cost:
@@ -211,8 +254,10 @@ def trilinear(call: OpCall) -> Cost:
         for operand in named
     )
     results = [dim for dim in dims if dim not in summed]
-    pair, first = contract(left, middle, {*results, *right.sizes})
-    _, second = contract(pair, right, results)
+    sums_of_pair = [dim for dim in summed if dim in hidden[2] and dim != unrolled]
+    sums_of_all = [dim for dim in summed if dim not in hidden[2] and dim != unrolled]
+    pair, first = contract(left, middle, {*results, *right.sizes}, as_matrices=bool(sums_of_pair))
+    _, second = contract(pair, right, results, as_matrices=bool(sums_of_all))
     return Cost(fma=slices * (first.fma + second.fma), other=slices * (first.other + second.other))
 
 
