@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from models import MODELS, Case, TensorsOnly, build
+from cases import Case, TensorsOnly
+from models import MODELS, build
 from report import environment, markdown
 from torch.utils.flop_counter import FlopCounterMode
 

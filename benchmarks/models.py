@@ -1,6 +1,6 @@
 """The models of the benchmarks: real architectures with random weights, each beside its multiply-adds on paper.
 
-Nothing is downloaded: the models of `transformers` are built from their configurations, the others here.
+Nothing is downloaded: the models of `transformers` are built from their configurations, the others here and in `nasty`.
 """
 
 from __future__ import annotations
@@ -14,48 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import truth
+from cases import Case
+from nasty import NASTY
 from torch import nn
 
 # Configurations alone are used: nothing may be fetched, and advice about faster kernels is beside the point.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-__all__ = ["MODELS", "Case", "TensorsOnly", "build", "small_llama"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model with inputs, and what counting it should give.
-
-    Attributes:
-        model: with random weights, in evaluation mode.
-        inputs: by keyword, in the order of the forward's parameters.
-        multiply_adds: of one call, by the formulas of `truth`.
-        grad: whether the call is made with autograd on.
-    """
-
-    model: nn.Module
-    inputs: Mapping[str, Any]
-    multiply_adds: int
-    grad: bool = False
-
-    def call(self) -> Any:
-        """One forward."""
-        with torch.set_grad_enabled(self.grad):
-            return self.model(**self.inputs)
-
-
-class TensorsOnly(nn.Module):
-    """Positional tensors in, a tuple of tensors out: what counters on `torch.jit.trace` ask for."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        self.model, self.names = case.model, tuple(case.inputs)
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.model(**dict(zip(self.names, tensors, strict=True)))
-        leaves = torch.utils._pytree.tree_leaves(outputs)
-        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+__all__ = ["MODELS", "build", "small_llama"]
 
 
 def build(name: str, *, small: bool = False) -> Case:
@@ -497,4 +464,5 @@ MODELS: Mapping[str, Callable[[bool], Case]] = {
     "ConvNeXt": convnext,
     "GRU tagger": gru_tagger,
     "transposed decoder": decoder,
+    **NASTY,
 }
