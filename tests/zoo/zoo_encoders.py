@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo_names import encoder
-from zoo_sizes import Architecture, padded_text, text, token_ids
+from zoo_sizes import Architecture, long_text, padded_text, text, token_ids
 
 ENCODERS = {
     "bert": Architecture("BertForMaskedLM", "BertConfig", encoder, padded_text),
@@ -74,7 +74,7 @@ ENCODERS = {
         "BigBirdModel",
         "BigBirdConfig",
         lambda s: encoder(s, block_size=2, num_random_blocks=1),
-        lambda s, c: {"input_ids": text(s, c)["input_ids"].repeat(1, 8)[:, :22]},
+        long_text,
     ),
     "canine": Architecture(
         "CanineModel",

@@ -177,7 +177,7 @@ STATE_SPACES = {
     "rwkv": Architecture(
         "RwkvForCausalLM",
         "RwkvConfig",
-        lambda s: {"vocab_size": 97, "hidden_size": s.width, "num_hidden_layers": s.layers, "context_length": 32},
+        lambda s: {"vocab_size": 97, "hidden_size": s.width, "num_hidden_layers": s.layers + 1, "context_length": 32},
         text,
     ),
     "lfm2": Architecture(

@@ -76,7 +76,10 @@ IMAGES = {
         image,
     ),
     "mobilevitv2": Architecture(
-        "MobileViTV2Model", "MobileViTV2Config", lambda s: {"image_size": s.side, "width_multiplier": 0.25}, image
+        "MobileViTV2Model",
+        "MobileViTV2Config",
+        lambda s: {"image_size": 64, "width_multiplier": 0.25},
+        lambda s, c: {"pixel_values": torch.randn(s.batch, 3, 64, 64)},
     ),
     "efficientnet": Architecture(
         "EfficientNetModel",

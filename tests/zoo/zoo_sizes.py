@@ -132,6 +132,11 @@ def two_texts(sizes: Sizes, config: Any) -> Inputs:
     return {"input_ids": token_ids(sizes), "decoder_input_ids": token_ids(sizes, sizes.pick(2, 5, 7))}
 
 
+def long_text(sizes: Sizes, config: Any) -> Inputs:
+    """As many tokens as sparse attention needs, lest it turn itself into the dense one."""
+    return {"input_ids": token_ids(sizes, 22)}
+
+
 def image(sizes: Sizes, config: Any) -> Inputs:
     """`[batch, 3, side, side]`."""
     return {"pixel_values": torch.randn(sizes.batch, 3, sizes.side, sizes.side)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo_names import t5, translator
-from zoo_sizes import Architecture, to_continue, two_texts
+from zoo_sizes import Architecture, long_text, to_continue, two_texts
 
 ENCODER_DECODERS = {
     "t5": Architecture("T5ForConditionalGeneration", "T5Config", t5, two_texts),
@@ -67,6 +67,6 @@ ENCODER_DECODERS = {
         "BigBirdPegasusForConditionalGeneration",
         "BigBirdPegasusConfig",
         lambda s: translator(s, block_size=2, num_random_blocks=1),
-        two_texts,
+        lambda s, c: {**two_texts(s, c), **long_text(s, c)},
     ),
 }
