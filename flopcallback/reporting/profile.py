@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -233,6 +234,17 @@ class ModelProfile:
         "Roofline", 2009). A kernel that keeps data on the chip moves fewer bytes than its operators read and write.
         """
         return share(row.hw_flops, row.bytes)
+
+    def fingerprint(self) -> str:
+        """The same for two profiles of one count, of which one may have more: times, a whole step, another peak.
+
+        Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
+        """
+        config = {name: value for name, value in self.config.items() if not name.startswith("flops.peak")}
+        counted = self.with_step({}).with_latency(LatencySummary(None))
+        rows = tuple(replace(row, bytes=0) for row in counted.modules)
+        text = replace(counted, modules=rows, config=config).to_json()
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
         """The same profile with the hardware FLOPs of a whole training step, by module path; the root's are all of it.

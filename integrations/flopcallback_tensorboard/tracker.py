@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.reporting import (
-    LatencySummary,
     ModelProfile,
     html_page,
     latency_chart,
@@ -104,7 +102,7 @@ class TensorBoardTracker:
         is_more = (earlier.latency is None and profile.latency is not None) or (
             earlier.step is None and profile.step is not None
         )
-        return not is_more and _counted(earlier) == _counted(profile)
+        return not is_more and earlier.fingerprint() == profile.fingerprint()
 
     def _write_files(self, profile: ModelProfile) -> None:
         files = self._files(profile)
@@ -122,17 +120,6 @@ class TensorBoardTracker:
             return None
         stem = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
         return Path(folder) / f"{stem}.json", Path(folder) / f"{stem}.html"
-
-
-def _counted(profile: ModelProfile) -> str:
-    """The same for two profiles of one count, of which one may have more: times, a whole step, another measured peak.
-
-    Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
-    """
-    config = {name: value for name, value in profile.config.items() if not name.startswith("flops.peak")}
-    counted = profile.with_step({}).with_latency(LatencySummary(None))
-    rows = tuple(dataclasses.replace(row, bytes=0) for row in counted.modules)
-    return dataclasses.replace(counted, modules=rows, config=config).to_json()
 
 
 def _fenced(text: str) -> str:

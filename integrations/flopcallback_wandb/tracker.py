@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting import LatencySummary, html_page
+from flopcallback.reporting import html_page
 from flopcallback_wandb.target import run_of
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ class WandbTracker:
     def _show(self, profile: ModelProfile, stage: str) -> None:
         """Logs what `stage` has, unless the run shows that much of the profile."""
         tag = self._tag(profile)
-        shown, mine = f"{tag}flops.logged", f"{self.run.id} {_fingerprint(profile)}"
+        shown, mine = f"{tag}flops.logged", f"{self.run.id} {profile.fingerprint()}"
         steps = (WITH_STEP,) if profile.step is not None else ("", WITH_STEP)
         if self.run.config.get(shown) in [f"{mine} {each}{step}" for each in _from(stage) for step in steps]:
             return
@@ -155,15 +153,3 @@ def _escaped(name: str) -> str:
 def _from(stage: str) -> tuple[str, ...]:
     """The stages that show as much as this one."""
     return STAGES[STAGES.index(stage) :]
-
-
-def _fingerprint(profile: ModelProfile) -> str:
-    """The same for two profiles of one count, of which one may have more: times, a whole step, another measured peak.
-
-    Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
-    """
-    config = {name: value for name, value in profile.config.items() if not name.startswith("flops.peak")}
-    counted = profile.with_step({}).with_latency(LatencySummary(None))
-    rows = tuple(dataclasses.replace(row, bytes=0) for row in counted.modules)
-    text = dataclasses.replace(counted, modules=rows, config=config).to_json()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
