@@ -94,6 +94,11 @@ def _is_looked_into(cls: type) -> bool:
     return any((base.__module__, base.__qualname__) in _LOOKED_INTO for base in cls.__mro__)
 
 
+def _fake_mode() -> Any:
+    """The mode that gives tensors without values, if one is on."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+
+
 def _as_without_a_mode(func: torch._ops.OpOverload) -> AbstractContextManager[Any]:
     """Lets an operator that reached the mode whole mark the views that it makes, as it does where there is no mode.
 
@@ -135,9 +140,17 @@ class DispatchRecorder(TorchDispatchMode):
         self._scope = scope
         self._thread = threading.get_ident()
         self._before_write = before_write
+        self._is_past = False  # a piece is running past the mode
+        self._fake_mode = _fake_mode()
+
+    def __enter__(self) -> Any:
+        self._fake_mode = _fake_mode()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _fake_mode() is not self._fake_mode:  # asks for a shape: how a distributed tensor finds out what it will be
+            return func(*args, **kwargs)
         if not isinstance(func, torch._ops.OpOverload):
             return self._record_higher_order(func, args, kwargs)
         if any(map(_is_looked_into, types)):
@@ -180,7 +193,7 @@ class DispatchRecorder(TorchDispatchMode):
 
     def enter(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that has a name of its own, and records it as one operator with what ran inside."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or self._is_past:
             return call(*args, **kwargs)
         outer, self.calls = self.calls, []
         outputs: list[Any] = []
@@ -198,7 +211,11 @@ class DispatchRecorder(TorchDispatchMode):
         """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""
         if threading.get_ident() != self._thread:
             return call(*args, **kwargs)
-        with torch.utils._python_dispatch._disable_current_modes():
-            result = call(*args, **kwargs)
+        self._is_past, before = True, self._is_past
+        try:
+            with torch.utils._python_dispatch._disable_current_modes():
+                result = call(*args, **kwargs)
+        finally:
+            self._is_past = before
         self._keep(lambda: self._named(kind, args, kwargs, result))
         return result

@@ -1,4 +1,4 @@
-"""Collectives inside a counted call: they run, they cost no FLOPs, and the tracer goes on behind them."""
+"""Collectives inside a counted call cost no FLOPs and run; distributed tensors count what this process does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from flopcallback import FlopCountAnalysis
 
@@ -41,3 +44,39 @@ def test_a_distributed_model_with_buffers_is_traced(x):
     flops = FlopCountAnalysis(model, x)
     assert flops.by_module() == {"": 30 + 50, "module": 80, "module.0": 30, "module.1": 5 * (2 * 5)}
     assert flops.engine == "trace", flops.engine_reason
+
+
+@pytest.fixture
+def mesh(process_group):
+    if not dist.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    return dist.init_device_mesh("cpu", (1,))
+
+
+@pytest.mark.parametrize("engine", ["auto", "dispatch"])
+class TestDistributedTensors:
+    def test_a_sharded_weight_counts_what_this_process_multiplies(self, mesh, engine, x):
+        weight = distribute_tensor(torch.ones(3, 5), mesh, [Shard(1)])
+        x = distribute_tensor(x, mesh, [Replicate()])
+        flops = FlopCountAnalysis(torch.mm, (x, weight), engine=engine)
+        assert flops.total() == 2 * 3 * 5
+        assert flops.engine == "dispatch"
+        assert not flops.is_lower_bound, flops.unknown_reasons()
+
+    def test_a_tensor_parallel_model_is_counted_by_module(self, mesh, engine, x):
+        model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 7))
+        parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.by_module() == {"": 30 + 70, "0": 30, "1": 0, "2": 70}
+        assert not flops.is_lower_bound, flops.unknown_reasons()
+
+    def test_a_fully_sharded_model_is_counted_by_module(self, mesh, engine, x):
+        model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 7))
+        for layer in model[0], model[2], model:
+            fully_shard(layer, mesh=mesh)
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.by_module() == {"": 30 + 70, "0": 30, "1": 0, "2": 70}
+        assert not flops.is_lower_bound, flops.unknown_reasons()
+        assert type(model[0].weight) is DTensor  # sharded again
+        model(x).sum().backward()
+        assert model[0].weight.grad is not None

@@ -158,3 +158,43 @@ class TestVerifying:
         flops = FlopCountAnalysis(model, x, prune=True)
         assert flops.total() == 0
         assert flops.verify() == ()
+
+
+class Scaled(torch.Tensor):
+    """A tensor with another inside, as quantized weights are: its operators are seen whole, on its own shape."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def unwrapped(value):
+            return value.inner * 2 if isinstance(value, Scaled) else value
+
+        return func(*map(unwrapped, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("engine", ["auto", "dispatch"])
+class TestRuns:
+    def test_under_inference_mode_are_counted_whoever_made_the_weights(self, x, engine):
+        outside = nn.Linear(3, 5)
+        with torch.inference_mode():
+            model = nn.Sequential(outside, nn.Linear(5, 7))
+            flops = FlopCountAnalysis(model, x.clone(), engine=engine)
+            assert flops.by_module() == {"": 30 + 70, "0": 30, "1": 70}
+            assert flops.verify() == ()
+
+    def test_with_weights_of_a_subclass_with_a_dispatch_of_its_own(self, model_of, x, engine):
+        model = model_of(lambda self, x: F.linear(self.fc(x), Scaled(ones(7, 5))), fc=nn.Linear(3, 5))
+        flops = FlopCountAnalysis(model, x, engine=engine)
+        assert flops.by_module() == {"": 30 + 70, "fc": 30}
+
+    def test_under_a_fake_mode_of_the_users(self, engine):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            assert FlopCountAnalysis(nn.Linear(3, 5), ones(2, 3), engine=engine).total() == 30

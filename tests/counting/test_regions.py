@@ -25,10 +25,16 @@ class MatmulWithGradient(torch.autograd.Function):
 
 
 def counted(model, x, expected, engine="trace"):
+    """Checks the count with the engine that takes the call by itself, and with the dispatcher alone."""
     flops = FlopCountAnalysis(model, x)
     assert flops.by_module() == expected
     assert flops.engine == engine, flops.engine_reason
     assert not flops.is_lower_bound, flops.unknown_reasons()
+    dispatched = FlopCountAnalysis(model, x, engine="dispatch")
+    assert dispatched.by_module() == expected
+    assert not dispatched.is_lower_bound, dispatched.unknown_reasons()
+    if engine == "trace":
+        assert flops.verify() == ()
     return flops
 
 
