@@ -38,6 +38,8 @@ __all__ = [
     "Causal",
     "cudnn",
     "cudnn_backward",
+    "cudnn_kernel",
+    "cudnn_kernel_backward",
     "efficient",
     "efficient_backward",
     "efficient_tokens_first",
@@ -48,6 +50,8 @@ __all__ = [
     "flash_inplace",
     "flash_tokens_first",
     "flash_tokens_first_backward",
+    "flex",
+    "flex_backward",
     "multi_head_attention",
     "overrideable_backward",
     "scaled_dot_product_attention",
@@ -173,12 +177,6 @@ def _heads_first(call: OpCall) -> _Sizes:
     return _Sizes(_widest(query_batch, key_batch), prod(batch), queries, keys, width, value_width)
 
 
-def _heads_first_backward(call: OpCall) -> _Sizes:
-    """`(gradient, query, key, value, ...)`: kernels broadcast nothing but the heads of keys and values."""
-    (*batch, queries, width), (*_, keys, _), (*_, value_width) = map(shape_of, call.inputs[1:4])
-    return _Sizes(prod(batch), prod(batch), queries, keys, width, value_width)
-
-
 def _tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
     """`query: [batch, queries, heads, width]`, or packed: `[tokens, heads, width]` and cumulative lengths.
 
@@ -188,6 +186,19 @@ def _tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
     if call.inputs[longest_key - 3].is_tensor:
         keys = call.inputs[longest_key].constant
     return _Sizes(prod(batch) * heads, prod(batch) * heads, queries, keys, width, value_width)
+
+
+def _rank_tells(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
+    """`query: [batch, heads, queries, width]`, or packed as `[tokens, heads, width]`."""
+    if len(shape_of(call.inputs[query])) == 4:
+        return _named_first(call, query=query)
+    return _tokens_first(call, query=query, longest_key=longest_key)
+
+
+def _named_first(call: OpCall, *, query: int) -> _Sizes:
+    """`query: [..., heads, queries, width]`, key and value behind it; only heads of keys and values are broadcast."""
+    (*batch, queries, width), (*_, keys, _), (*_, value_width) = map(shape_of, call.inputs[query : query + 3])
+    return _Sizes(prod(batch), prod(batch), queries, keys, width, value_width)
 
 
 def _widest(*batches: Iterable[int]) -> int:
@@ -221,10 +232,16 @@ scaled_dot_product_attention = Attention(_heads_first, is_causal=5)
 flash = Attention(_heads_first, is_causal=4)
 efficient = Attention(_heads_first, is_causal=6)
 cudnn = Attention(_heads_first, is_causal=6)
+cudnn_kernel = Attention(partial(_rank_tells, query=0, longest_key=7), 10)
+# A mask is a function there, or a table of blocks: a tensor in the place of a flag, so never "causal".
+flex = Attention(_heads_first, is_causal=0)
+flex_backward = Attention(partial(_named_first, query=0), 0, _BACKWARD)
+_heads_first_backward = partial(_named_first, query=1)  # behind the gradient
 flash_backward = Attention(_heads_first_backward, 11, _BACKWARD)
 flash_for_cpu_backward = Attention(_heads_first_backward, 7, _BACKWARD)
 efficient_backward = Attention(_heads_first_backward, 11, _BACKWARD)
 cudnn_backward = Attention(_heads_first_backward, 14, _BACKWARD)
+cudnn_kernel_backward = Attention(partial(_rank_tells, query=1, longest_key=12), 14, _BACKWARD)
 overrideable_backward = Attention(_heads_first_backward, 13, _BACKWARD)
 flash_tokens_first = Attention(partial(_tokens_first, query=0, longest_key=6), 8)
 flash_inplace = Attention(partial(_tokens_first, query=1, longest_key=7), 9)

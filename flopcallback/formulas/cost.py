@@ -1,10 +1,28 @@
-"""What a formula returns: the work of one operator call, kinds of work apart."""
+"""What a formula returns: the work of one operator call, kinds of work apart; and what families of work there are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
-__all__ = ["Cost"]
+__all__ = ["HARDWARE_FAMILIES", "Cost", "Family"]
+
+
+class Family(str, Enum):
+    """What kind of work an operator does; `HARDWARE_FAMILIES` make up hardware FLOPs."""
+
+    CONVOLUTION = "convolution"
+    MATMUL = "matmul"
+    ATTENTION = "attention"
+    RECURRENT = "recurrent"
+    NORMALIZATION = "normalization"
+    RESAMPLING = "resampling"
+    SPECTRAL = "spectral"
+    ELEMENTWISE = "elementwise"
+    CUSTOM = "custom"
+
+
+HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
 
 
 @dataclass(frozen=True, slots=True)

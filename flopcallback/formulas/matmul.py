@@ -30,12 +30,9 @@ __all__ = [
     "covariance",
     "grouped_mm",
     "half_stored_addmm",
-    "half_stored_linear",
     "half_stored_mm",
     "linear",
     "linear_backward",
-    "linear_backward_of_input",
-    "linear_backward_of_weight",
     "linear_packed",
     "list_mm",
     "mm",
@@ -129,33 +126,14 @@ def linear_backward(call: OpCall) -> Cost:
     return multiply_adds(products, source, weight) + Cost(elementwise=wants_bias * elements(grad))
 
 
-def linear_backward_of_input(call: OpCall) -> Cost:
-    """`mkldnn_linear_backward_input(sizes, grad: [..., out], weight: [out, in])`."""
-    grad, weight = call.inputs[1:3]
-    return multiply_adds(numel_of(grad) * shape_of(weight)[1], grad, weight)
-
-
-def linear_backward_of_weight(call: OpCall) -> Cost:
-    """`mkldnn_linear_backward_weights(grad: [..., out], input: [..., in], weight, wants_bias)`."""
-    grad, source = call.inputs[:2]
-    bias = Cost(elementwise=elements(grad) if call.inputs[3].constant else 0)
-    return multiply_adds(numel_of(grad) * shape_of(source)[-1], grad, source) + bias
-
-
 def product_backward(call: OpCall) -> Cost:
     """`matmul_backward(grad, left, right, mask)`: a product of the same size for each gradient."""
     grad, left, right, mask = call.inputs[:4]
     return multiply_adds(sum(mask.constant) * numel_of(grad) * shape_of(left)[-1], left, right)
 
 
-def half_stored_linear(call: OpCall) -> Cost:
-    """`_sparse_semi_structured_linear(input, weight: [out, in / 2], ...)`: two of four elements are stored."""
-    source, weight = call.inputs[:2]
-    return multiply_adds(prod(shape_of(source)[:-1]) * numel_of(weight), source, weight)
-
-
 def half_stored_mm(call: OpCall) -> Cost:
-    """`_sparse_semi_structured_mm(left: [m, k / 2], where, right: [k, n])`."""
+    """`_sparse_semi_structured_mm(left: [m, k / 2], where, right: [k, n])`: two of four elements are stored."""
     left, right = call.inputs[0], call.inputs[2]
     return multiply_adds(numel_of(left) * shape_of(right)[1], left, right)
 

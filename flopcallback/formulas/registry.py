@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from flopcallback.counting.op_call import OpCall
 from flopcallback.formulas import (
@@ -18,31 +17,23 @@ from flopcallback.formulas import (
     resampling,
     spectral,
 )
-from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.cost import HARDWARE_FAMILIES, Cost, Family
 from flopcallback.formulas.elementwise import ELEMENTWISE, per_input
 from flopcallback.formulas.free import FREE_OPERATORS
 from flopcallback.formulas.pytorch import pytorch_formula
 
-__all__ = ["Counted", "Family", "Formula", "Free", "lookup", "register_formula", "unregister_formula"]
+__all__ = [
+    "HARDWARE_FAMILIES",
+    "Counted",
+    "Family",
+    "Formula",
+    "Free",
+    "lookup",
+    "register_formula",
+    "unregister_formula",
+]
 
 Formula = Callable[[OpCall], Cost]
-
-
-class Family(str, Enum):
-    """What kind of work an operator does; `HARDWARE_FAMILIES` make up hardware FLOPs."""
-
-    CONVOLUTION = "convolution"
-    MATMUL = "matmul"
-    ATTENTION = "attention"
-    RECURRENT = "recurrent"
-    NORMALIZATION = "normalization"
-    RESAMPLING = "resampling"
-    SPECTRAL = "spectral"
-    ELEMENTWISE = "elementwise"
-    CUSTOM = "custom"
-
-
-HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +128,9 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::mkldnn_linear": matmul.linear,
         "aten::linear_backward": matmul.linear_backward,
         "aten::mkldnn_linear_backward": matmul.linear_backward,
+        "aten::matmul_backward": matmul.product_backward,
+        "aten::_sparse_semi_structured_mm": matmul.half_stored_mm,
+        "aten::_sparse_semi_structured_addmm": matmul.half_stored_addmm,
         "aten::bilinear": matmul.bilinear,
         "aten::_trilinear": matmul.trilinear,
         "aten::_scaled_mm": matmul.scaled_mm,
@@ -163,7 +157,8 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     Family.ATTENTION: {
         "aten::scaled_dot_product_attention": attention.scaled_dot_product_attention,
         # Flex attention's kernel: query, key and value come first; a block mask does not make it cheaper here.
-        "higher_order::flex_attention": attention.scaled_dot_product_attention,
+        "higher_order::flex_attention": attention.flex,
+        "higher_order::flex_attention_backward": attention.flex_backward,
         "aten::_scaled_dot_product_attention_math": attention.scaled_dot_product_attention,
         "aten::_scaled_dot_product_attention_math_for_mps": attention.scaled_dot_product_attention,
         "aten::_scaled_dot_product_fused_attention_overrideable": attention.scaled_dot_product_attention,
@@ -176,6 +171,8 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::_scaled_dot_product_efficient_attention_backward": attention.efficient_backward,
         "aten::_scaled_dot_product_cudnn_attention": attention.cudnn,
         "aten::_scaled_dot_product_cudnn_attention_backward": attention.cudnn_backward,
+        "aten::_cudnn_attention_forward": attention.cudnn_kernel,
+        "aten::_cudnn_attention_backward": attention.cudnn_kernel_backward,
         "aten::_flash_attention_forward": attention.flash_tokens_first,
         "aten::_flash_attention_forward_no_dropout_inplace": attention.flash_inplace,
         "aten::_flash_attention_backward": attention.flash_tokens_first_backward,

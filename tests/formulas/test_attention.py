@@ -175,6 +175,30 @@ class TestKernelsOfOtherDevices:
         cost = total_cost(dispatched_calls(kernel, query, query, key, value, *rest))
         assert cost.fma == 2 * 6 * 5 * 11 * (3 * 16 + 2 * 16)
 
+    def test_the_cudnn_kernel_packed_and_its_backward(self, tensor, op_call):
+        query, key, starts = tensor(17, 6, 16), tensor(23, 6, 16), tensor(3, dtype=torch.int)
+        rest = None, starts, starts, 13, 19, True, 0.0, False
+        forward = op_call("aten::_cudnn_attention_forward", query, key, key, *rest, out=query)
+        assert attention.cudnn_kernel(forward).fma == 6 * 17 * 19 * (16 + 16)
+        saved = query, starts, starts, starts, None, starts, starts, 13, 19, 0.0, False
+        backward = op_call("aten::_cudnn_attention_backward", query, query, key, key, *saved, out=[query, key, key])
+        assert attention.cudnn_kernel_backward(backward).fma == 6 * 17 * 19 * (3 * 16 + 2 * 16)
+        query, key, value = tensor(2, 6, 5, 7), tensor(2, 3, 11, 7), tensor(2, 3, 11, 13)
+        saved = query, starts, starts, starts, None, None, None, 5, 11, 0.0, False
+        backward = op_call("aten::_cudnn_attention_backward", query, query, key, value, *saved, out=[query, key, value])
+        assert attention.cudnn_kernel_backward(backward).fma == 2 * 6 * 5 * 11 * (3 * 7 + 2 * 13)
+
+    def test_flex_attention_and_its_backward(self, tensor, op_call):
+        query, key, value = tensor(2, 6, 5, 7), tensor(2, 3, 11, 7), tensor(2, 3, 11, 13)
+        forward = op_call("higher_order::flex_attention", query, key, value, 1.0, 0.5, True, out=tensor(2, 6, 5, 13))
+        saved = tensor(2, 6, 5, 13), tensor(2, 6, 5), tensor(2, 6, 5, 13), tensor(2, 6, 5)
+        backward = op_call("higher_order::flex_attention_backward", query, key, value, *saved, out=[query, key, value])
+        pairs = 2 * 6 * 5 * 11
+        for causal in "dense", "half":
+            formulas = attention.with_causal(COUNTED[Family.ATTENTION], causal)
+            assert formulas[forward.operator](forward).fma == pairs * (7 + 13)
+            assert formulas[backward.operator](backward).fma == pairs * (3 * 7 + 2 * 13)
+
     def test_sequences_of_unequal_length_count_as_long_as_the_longest(self, tensor, op_call):
         query, key, starts = tensor(17, 6, 16), tensor(23, 6, 16), tensor(3, dtype=torch.int)
         rest = starts, starts, 13, 19, 0.0, False, False

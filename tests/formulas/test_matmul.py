@@ -145,6 +145,21 @@ def test_the_backward_of_a_linear_layer_follows_its_mask(mask, products, bias, t
     assert lookup(call.operator).formula(call) == Cost(fma=products * 3 * 5 * 7, elementwise=bias)
 
 
+def test_the_backward_of_a_product_counts_one_for_each_gradient(tensor, op_call):
+    grad, source, weight = tensor(2, 3, 5), tensor(2, 3, 7), tensor(7, 5)
+    product = 2 * 3 * 5 * 7
+    for mask, products in ([True, True], 2), ([False, True], 1):
+        call = op_call("aten::matmul_backward", grad, source, weight, mask, out=[source, weight])
+        assert fma_of(call) == products * product
+
+
+def test_a_factor_with_two_of_four_elements_stored_does_half_of_the_work(tensor, op_call):
+    half, where = tensor(6, 4), tensor(6, 1, dtype=torch.int16)
+    mm = op_call("aten::_sparse_semi_structured_mm", half, where, tensor(8, 5), out=tensor(6, 5))
+    addmm = op_call("aten::_sparse_semi_structured_addmm", tensor(6, 5), half, where, tensor(8, 5), out=tensor(6, 5))
+    assert fma_of(mm) == fma_of(addmm) == 6 * 8 * 5 // 2
+
+
 def test_bilinear_multiplies_one_side_with_the_weight_and_then_with_the_other(tensor, op_call):
     call = op_call("aten::bilinear", tensor(2, 3, 5), tensor(2, 3, 7), tensor(11, 5, 7), Value(), out=tensor(2, 3, 11))
     assert fma_of(call) == 2 * 3 * 11 * (5 * 7 + 7)

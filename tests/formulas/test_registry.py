@@ -65,6 +65,44 @@ def test_what_no_one_knows_is_none_and_not_free(operator):
     assert lookup(operator) is None
 
 
+# What multiplies and has no row, by reason.
+WITHOUT_A_ROW = {
+    "their work depends on data": """
+        _sparse_mm _sparse_sparse_matmul _sparse_mm_reduce_impl _sparse_mm_reduce_impl_backward smm hspmm sspaddmm
+        sparse_sampled_addmm _cslt_sparse_mm _cslt_sparse_mm_search
+    """,
+    "made of operators that the dispatcher sees": """
+        _convolution_double_backward conv_tbc_backward _thnn_differentiable_gru_cell_backward
+        _thnn_differentiable_lstm_cell_backward
+    """,
+    "quantized layers as a whole, of a backend that is going away": """
+        quantized_gru quantized_gru_cell quantized_lstm quantized_lstm_cell quantized_rnn_relu_cell
+        quantized_rnn_tanh_cell _wrapped_linear_prepack _wrapped_quantized_linear_prepacked
+        fbgemm_linear_quantize_weight _sparse_semi_structured_linear
+    """,
+    "run inside of an operator that has a row, where no mode is": """
+        convolution_backward_overrideable _slow_conv2d_backward mps_convolution_backward
+        mps_convolution_transpose_backward mkldnn_linear_backward_input mkldnn_linear_backward_weights
+    """,
+    "experiments that no function of torch calls": "_triton_multi_head_attention _triton_scaled_dot_attention",
+    "no products": """
+        _compute_linear_combination gamma _convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo
+        _use_miopen_ctc_loss miopen_ctc_loss mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
+    """,
+}
+MULTIPLIES = re.compile(
+    r"mm|matmul|mv$|dot|conv|attention|rnn|lstm|gru|linear$|linear_|einsum|addr$|outer|kron|cudnn|mkldnn"
+)
+
+
+def test_whatever_multiplies_by_its_name_has_a_row_or_a_reason():
+    """Those of other devices among them: cuDNN, MIOpen, oneDNN, MPS, flash and memory-efficient attention."""
+    excepted = {f"aten::{name}" for names in WITHOUT_A_ROW.values() for name in names.split()}
+    unknown = {name for name in ATEN if MULTIPLIES.search(name) and lookup(name) is None and "bilinear" not in name}
+    assert unknown - excepted == set()
+    assert {name for name in excepted if lookup(name) is not None} == set()
+
+
 @pytest.mark.parametrize(
     ("in_place", "plain"),
     [
