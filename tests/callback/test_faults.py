@@ -32,7 +32,7 @@ LAST_RESORTS = {
     "counting/whole_step.py": {"run_backward", "optimizer_step", "closure_of", "outside", "_note", "_keep"},
     # Before an operator runs, they look up how; what is kept of it after it has run is guarded.
     "counting/dispatch.py": {"__torch_dispatch__", "_must_decompose", "_is_composite", "_is_looked_into"}
-    | {"_as_without_a_mode"},
+    | {"_as_without_a_mode", "_marks_views"},
     # Take away a wrapper.
     "counting/shadows.py": {"restore", "_forget"},
 }
