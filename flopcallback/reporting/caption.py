@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
@@ -12,13 +13,16 @@ from flopcallback.reporting.units import milliseconds, percent, si
 if TYPE_CHECKING:
     from flopcallback.reporting.profile import ModelProfile, StepFlops
 
-__all__ = ["at_least", "footer", "headline", "step_parts", "timing_includes"]
+__all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
 
 CPU_CLOCK = "CPU clock"
 """`LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
 
 NAMED = 3
-"""How many modules a line of the footer names; a table has them all."""
+"""How many modules the footer names for one reason; tables have them all."""
+
+WORTH_NAMING, WORTH_SAYING = 0.01, 0.1
+"""Shares of the time: what a module takes beyond its FLOPs to be named, and what is outside of modules to be said."""
 
 
 def headline(profile: ModelProfile) -> str:
@@ -39,8 +43,9 @@ def at_least(is_lower_bound: bool) -> str:
 
 def footer(profile: ModelProfile) -> list[str]:
     """What a reader needs to trust the figures, line by line: convention, conditions, clock, agreement, unknowns."""
-    sections = (_convention, _whole_step, _conditions, _clock, _peak, _flops_and_time, _unknown)
-    return [line for line in (section(profile) for section in sections) if line]
+    head = (_convention(profile), _whole_step(profile), _conditions(profile), _clock(profile), _module_times(profile))
+    tail = (_outside(profile), _peak(profile), _unknown(profile))
+    return [line for line in (*head, _agreement(profile), *_slow(profile), *tail) if line]
 
 
 def _convention(profile: ModelProfile) -> str:
@@ -48,8 +53,8 @@ def _convention(profile: ModelProfile) -> str:
     elementwise = "" if profile.config.get("flops.elementwise") else "not "
     bound = at_least(profile.is_lower_bound)
     return (
-        f"forward: {bound}{profile.forward_flops:,} FLOPs ({fma} per multiply-add, elementwise operators {elementwise}"
-        f"counted), {bound}{profile.forward_hw_flops:,} hardware FLOPs (2 per multiply-add)"
+        f"forward: {bound}{profile.forward_flops:,} FLOPs ({fma} per multiply-add, elementwise {elementwise}counted), "
+        f"{bound}{profile.forward_hw_flops:,} hardware FLOPs (2 per multiply-add)"
     )
 
 
@@ -93,17 +98,26 @@ def _clock(profile: ModelProfile) -> str:
         return ""
     step = "" if latency.step_ms is None else f", step {milliseconds(latency.step_ms)} ms"
     how = f", {latency.how}" if latency.how else ""
-    medians = f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
-    return f"{medians}; {timing_includes(latency.how)}"
+    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
+
+
+def _module_times(profile: ModelProfile) -> str:
+    """What a module's time is, in fewer words than `timing_includes`."""
+    if profile.latency is None or not measured_leaves(profile):
+        return ""
+    return f"module times: forward in eager mode with {_gaps(profile.latency.how)}"
 
 
 def timing_includes(how: str) -> str:
     """What a module's time contains besides its work, for a clock as `LatencySummary.how` names it."""
-    gaps = "Python and the launch of each operator" if how.startswith(CPU_CLOCK) else "the gaps between kernels"
     return (
-        f"a module's time is its forward in eager mode with what it calls and {gaps}; a compiled module is one piece; "
-        "backward is in the step's time alone"
+        f"a module's time is its forward in eager mode with what it calls and {_gaps(how)}; a compiled module is one "
+        "piece; backward is in the step's time alone"
     )
+
+
+def _gaps(how: str) -> str:
+    return "Python and the launch of each operator" if how.startswith(CPU_CLOCK) else "the gaps between kernels"
 
 
 def _peak(profile: ModelProfile) -> str:
@@ -119,21 +133,45 @@ def _peak(profile: ModelProfile) -> str:
     return f"{text}; above it, so not believable: {', '.join(beyond[:NAMED])}{more}"
 
 
-def _flops_and_time(profile: ModelProfile) -> str:
-    """Whether FLOPs say where the time goes, and where they say it least."""
-    parts = []
-    agreement = rank_correlation(profile)
-    if agreement is not None:
-        parts.append(f"rank correlation {agreement:.2f} over {len(measured_leaves(profile)):,} modules")
-    named = [
-        f"{node.path} ({percent(share(node.forward_ms, profile.forward_ms))} of the time, "
-        f"{percent(share(node.flops, profile.forward_flops) or 0.0)} of the FLOPs)"
-        for node in slow_for_their_flops(profile, NAMED)
-        if node.path
-    ]
-    if named:
-        parts.append(f"more time than FLOPs: {', '.join(named)}")
-    return f"FLOPs and time: {'; '.join(parts)}" if parts else ""
+def _agreement(profile: ModelProfile) -> str:
+    """Whether FLOPs say where the time goes."""
+    correlation = rank_correlation(profile)
+    if correlation is None:
+        return ""
+    modules = len(measured_leaves(profile))
+    return f"FLOPs and time: rank correlation {correlation:.2f} over {modules:,} modules; {in_words(correlation)}"
+
+
+def in_words(correlation: float) -> str:
+    """What a rank correlation of FLOPs and time means; the steps between the words are a matter of taste."""
+    if correlation >= 0.9:
+        return "more FLOPs nearly always means more time"
+    if correlation >= 0.7:
+        return "more FLOPs mostly means more time, with exceptions"
+    if correlation >= 0.4:
+        return "FLOPs are a rough guide to time, no more"
+    return "FLOPs say little about where the time goes"
+
+
+def _slow(profile: ModelProfile) -> list[str]:
+    """The modules of which FLOPs say least how long they take, a line each; gaps that may be chance are left out."""
+    slow = []
+    for node in slow_for_their_flops(profile, NAMED):
+        time = share(node.forward_ms, profile.forward_ms) or 0.0
+        flops = share(node.flops, profile.forward_flops) or 0.0
+        if node.path and time - flops >= WORTH_NAMING:
+            shares = f"{percent(time)} of the time, {percent(flops)} of the FLOPs"
+            slow.append(f"slow for {'their' if node.modules > 1 else 'its'} FLOPs: {node.path} ({shares})")
+    return slow
+
+
+def _outside(profile: ModelProfile) -> str:
+    """The share of the time that no innermost module has, where it is more than clocks and medians make."""
+    modules = measured_leaves(profile)
+    inside = share(math.fsum(row.forward_ms or 0.0 for row in modules), profile.forward_ms)
+    if not modules or inside is None or not 1 - inside >= WORTH_SAYING:
+        return ""
+    return f"outside of innermost modules: {percent(1 - inside)} of the time (functions that a forward calls, Python)"
 
 
 def _unknown(profile: ModelProfile) -> str:

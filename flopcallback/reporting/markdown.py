@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.table import node_cells, node_name, one_line
+from flopcallback.reporting.table import legend, node_cells, node_name, one_line
 from flopcallback.reporting.tree import Node, leaves, lines
 from flopcallback.reporting.units import percent
 
@@ -29,6 +29,9 @@ _HEADINGS = {
     "hw FLOP/s": "hw FLOP/s",
     "output": "output",
 }
+_TOP = ("module", "type", "FLOPs", "FLOPs %", "forward ms", "time %", "hw FLOP/s")
+"""As many as a page of TensorBoard's shows without breaking figures apart."""
+
 _TEXTS = {"module", "type", "output", "operator", "family", "status"}
 
 
@@ -40,7 +43,7 @@ def escaped(text: str) -> str:
 
 def markdown_modules(profile: ModelProfile) -> str:
     """The whole module tree, runs of identical modules folded, with whole names, between headline and footer."""
-    return _report(profile, [line.node for line in lines(profile, max_depth=sys.maxsize)])
+    return _report(profile, [line.node for line in lines(profile, max_depth=sys.maxsize)], tuple(_HEADINGS))
 
 
 def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
@@ -49,15 +52,15 @@ def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
     No FLOP stands in two rows, so the shares may be added up.
     """
     ranked = sorted(leaves(profile), key=lambda node: -node.flops)
-    return _report(profile, [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0])
+    return _report(profile, [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0], _TOP)
 
 
-def _report(profile: ModelProfile, nodes: Sequence[Node]) -> str:
+def _report(profile: ModelProfile, nodes: Sequence[Node], columns: Sequence[str]) -> str:
     rows = [{"module": node_name(node.path or profile.name, node), **node_cells(profile, node)} for node in nodes]
-    keys = [key for key in _HEADINGS if any(row[key] for row in rows)]
+    keys = [key for key in columns if any(row[key] for row in rows)]
     heads, cells = [_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows]
     table = [markdown_table(heads, cells)] if rows else []
-    notes = "\n".join(f"- {escaped(line)}" for line in footer(profile))
+    notes = "\n".join(f"- {escaped(line)}" for line in [*legend(nodes), *footer(profile)])
     return "\n\n".join([f"**{escaped(headline(profile))}**", *table, notes])
 
 

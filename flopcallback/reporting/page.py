@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting.caption import at_least, footer, headline, step_parts, timing_includes
+from flopcallback.reporting.caption import at_least, footer, headline, in_words, step_parts, timing_includes
 from flopcallback.reporting.charts import PALETTE
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page_table import table_data
@@ -219,19 +219,8 @@ def _agreement(profile: ModelProfile) -> dict[str, str] | None:
         return {"value": "", "sentence": "Too few modules were timed, or all are alike: there is no order to compare."}
     return {
         "value": f"{correlation:.2f}",
-        "sentence": f"rank correlation of FLOPs and time over {modules:,} innermost modules: {_meaning(correlation)}",
+        "sentence": f"rank correlation of FLOPs and time over {modules:,} innermost modules: {in_words(correlation)}.",
     }
-
-
-def _meaning(correlation: float) -> str:
-    """In words; the steps between them are a matter of taste."""
-    if correlation >= 0.9:
-        return "more FLOPs nearly always means more time."
-    if correlation >= 0.7:
-        return "more FLOPs mostly means more time, with exceptions."
-    if correlation >= 0.4:
-        return "FLOPs are a rough guide to time, no more."
-    return "FLOPs say little about where the time goes."
 
 
 def _slow(profile: ModelProfile) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 from flopcallback.reporting.caption import at_least, footer, headline
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from flopcallback.reporting.profile import ModelProfile
     from flopcallback.reporting.tree import Line, Node
 
-__all__ = ["node_cells", "node_name", "one_line", "plain_table", "rich_table", "rich_text"]
+__all__ = ["legend", "node_cells", "node_name", "one_line", "plain_table", "rich_table", "rich_text"]
 
 BAR_WIDTH = 8
 LONGEST_TYPE = 32
-NARROWEST_NAME = 12
+NARROWEST_NAME, NARROWEST_NOTES = 12, 80
+ESSENTIAL = 3
+"""For columns up to this rank a narrow terminal shortens long names; the others are there where names are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,18 @@ class _Column:
 
 _COLUMNS = (
     _Column("module", "module", right=False),
-    _Column("type", "type", right=False, rank=3, style="dim"),
-    _Column("calls", "calls", rank=6),
-    _Column("params", "params"),
-    _Column("params %", "%", rank=7, style="dim"),
+    _Column("type", "type", right=False, rank=5, style="dim"),
+    _Column("calls", "calls", rank=7),
+    _Column("params", "params", rank=4),
+    _Column("params %", "%", rank=8, style="dim"),
     _Column("FLOPs", "FLOPs", style="bold"),
     _Column("FLOPs %", "%"),
     _Column("FLOPs bar", "", right=False, rank=1, style="cyan"),
     _Column("forward ms", "forward ms", style="bold"),
     _Column("time %", "%", rank=2),
-    _Column("time bar", "", right=False, rank=4, style="magenta"),
-    _Column("hw FLOP/s", "hw FLOP/s", rank=5),
-    _Column("output", "output", right=False, rank=8, style="dim"),
+    _Column("time bar", "", right=False, rank=3, style="magenta"),
+    _Column("hw FLOP/s", "hw FLOP/s", rank=6),
+    _Column("output", "output", right=False, rank=9, style="dim"),
 )
 
 
@@ -97,6 +100,15 @@ def node_name(name: str, node: Node, hidden: int = 0) -> str:
     return one_line(name + inside + note)
 
 
+def legend(nodes: Iterable[Node], hidden: int = 0) -> list[str]:
+    """What the marks in a table mean, in one line; none where it has none. `hidden` is a number that stands in it."""
+    folded = (node.path.split(".") for node in nodes if node.modules > 1 and not node.label.startswith("…"))
+    fold = next((part for parts in folded for part in parts if " … " in part), "")
+    inside = f"[+{hidden:,}]: {hidden:,} modules inside are not shown" if hidden else ""
+    marks = [inside, f"{fold}: identical modules, added up" if fold else ""]
+    return ["; ".join(filter(None, marks))] if any(marks) else []
+
+
 def one_line(text: str) -> str:
     """The text without line breaks, which would tear a table row apart."""
     return " ".join(text.splitlines())
@@ -115,24 +127,44 @@ def _width(column: _Column, rows: Iterable[dict[str, str]]) -> int:
     return max(display_width(text) for text in [column.heading, *(row[column.key] for row in rows)])
 
 
-def plain_table(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int = 60) -> str:
+def plain_table(
+    profile: ModelProfile, *, width: int | None = None, max_depth: int | None = None, max_rows: int = 60
+) -> str:
     """The module tree in monospace: numbers to the right, bars, `>=` where the FLOPs are a lower bound.
 
     Args:
         profile: what to show.
+        width: columns as they fit into so many characters; None for all.
         max_depth: levels below the model; None for as many as fit into `max_rows`.
         max_rows: how many modules to show at most, where `max_depth` is None. Where even the first level is too
             long, its modules with the fewest FLOPs share one row.
     """
-    columns, rows = _table(profile, lines(profile, max_depth=max_depth, max_rows=max_rows))
+    tree = lines(profile, max_depth=max_depth, max_rows=max_rows)
+    columns, rows = _table(profile, tree)
     if not rows:
         return "\n".join([headline(profile), *footer(profile)])
+    if width is not None:
+        columns = _fitting(columns, rows, width)
+        longest = _name_width(columns, rows, width)
+        rows = [{**row, "module": _cut(row["module"], longest)} for row in rows]
     widths = {column.key: _width(column, rows) for column in columns}
     texts = [{column.key: column.heading for column in columns}, *rows]
     written = ["  ".join(_padded(row[column.key], widths[column.key], column) for column in columns) for row in texts]
     rule = "─" * max(map(display_width, written))
     head, *body = (line.rstrip() for line in written)
-    return "\n".join([headline(profile), "", head, rule, *body, rule, *footer(profile)])
+    notes = _wrapped(_notes(profile, tree), max(NARROWEST_NOTES, width or len(rule)))
+    return "\n".join([headline(profile), "", head, rule, *body, rule, *notes])
+
+
+def _notes(profile: ModelProfile, tree: Sequence[Line]) -> list[str]:
+    hidden = next((line.hidden for line in tree if line.hidden), 0)
+    return [*legend((line.node for line in tree), hidden), *footer(profile)]
+
+
+def _wrapped(notes: Iterable[str], width: int) -> list[str]:
+    """Each note in as many lines as it needs, all but its first set in; what has no space in it is never cut."""
+    form = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return [line for note in notes for line in wrap(note, width, **form)]  # type: ignore[arg-type]
 
 
 def _padded(cell: str, width: int, column: _Column) -> str:
@@ -149,16 +181,17 @@ def rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    columns, rows = _table(profile, lines(profile, max_depth=max_depth, max_rows=max_rows))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    tree = lines(profile, max_depth=max_depth, max_rows=max_rows)
+    columns, rows = _table(profile, tree)
     columns = _fitting(columns, rows, width)
-    others = sum(_width(column, rows) + 2 for column in columns if column.key != "module")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold")
+    longest = _name_width(columns, rows, width)
     for column in columns:
         table.add_column(
             Text(column.heading),
             justify="right" if column.right else "left",
             style=column.style,
-            max_width=max(NARROWEST_NAME, width - others - 1) if column.key == "module" else None,
+            max_width=longest if column.key == "module" else None,
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -166,18 +199,39 @@ def rich_table(
         table.add_row(*(Text(row[column.key]) for column in columns))
     shown: list[RenderableType] = [Text(headline(profile), style="bold"), ""]
     shown += [table, ""] if rows else []
-    shown += [Text(line, style="yellow" if line.startswith("unknown") else "dim") for line in footer(profile)]
+    for note in _notes(profile, tree):
+        shown.append(Text("\n".join(_wrapped([note], width)), style="yellow" if note.startswith("unknown") else "dim"))
     return Group(*shown)
 
 
 def _fitting(columns: list[_Column], rows: Sequence[dict[str, str]], width: int) -> list[_Column]:
-    """Without the columns of the highest rank, one after the other, as long as they are too wide together."""
-    while columns and sum(_width(column, rows) + 2 for column in columns) > width:
-        last = max(column.rank for column in columns)
-        if last == 0:
+    """Without the columns of the highest rank, one after the other, as long as they are too wide together.
+
+    For the essential ones a name may be cut down to a third of the width.
+    """
+    names, others = columns[:1], columns[1:]
+    whole = max((_width(column, rows) for column in names), default=0)
+    while others:
+        last = max(column.rank for column in others)
+        name = whole if last > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
+        if last == 0 or name + sum(2 + _width(column, rows) for column in others) <= width:
             break
-        columns = [column for column in columns if column.rank < last]
-    return columns
+        others = [column for column in others if column.rank < last]
+    return names + others
+
+
+def _name_width(columns: Sequence[_Column], rows: Sequence[dict[str, str]], width: int) -> int:
+    """What the other columns leave to the names."""
+    return max(NARROWEST_NAME, width - sum(_width(column, rows) + 2 for column in columns if column.key != "module"))
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, its end cut off where it is wider than that."""
+    if display_width(text) <= width:
+        return text
+    while display_width(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def rich_text(

@@ -44,7 +44,8 @@ class Node:
         first: path of the first of its modules.
         modules: how many modules this stands for.
         params: None on a line of own operators, as `calls` and `activations` are: rows do not say it.
-        forward_ms: None where any of the modules was not measured.
+        forward_ms: None where any of the modules was not measured. On a line of own operators, what the times of the
+            modules inside leave of the module's.
     """
 
     label: str
@@ -124,7 +125,7 @@ def timed_leaves(profile: ModelProfile) -> list[Node]:
 
 
 def _timed_leaves(node: Node) -> Iterator[Node]:
-    inside = [leaf for child in node.children for leaf in _timed_leaves(child)]
+    inside = [leaf for child in node.children if child.label != OWN for leaf in _timed_leaves(child)]
     if inside:
         yield from inside
     elif node.forward_ms is not None and node.forward_ms > 0:
@@ -283,7 +284,16 @@ class _Folder:
 
 def _own_line(node: Node, own: int, children: Sequence[Node]) -> Node:
     hw_flops = max(0, node.hw_flops - sum(child.hw_flops for child in children))
-    return Node(OWN, f"{node.path} {OWN}".strip(), type="", modules=0, flops=own, hw_flops=hw_flops)
+    path, rest_ms = f"{node.path} {OWN}".strip(), _remaining_ms(node, children)
+    return Node(OWN, path, type="", modules=0, flops=own, hw_flops=hw_flops, forward_ms=rest_ms)
+
+
+def _remaining_ms(node: Node, children: Sequence[Node]) -> float | None:
+    """The node's time without its children's; None where one that ran was not measured, or nothing is left."""
+    if node.forward_ms is None or any(child.forward_ms is None and child.calls for child in children):
+        return None
+    rest_ms = node.forward_ms - sum(child.forward_ms or 0.0 for child in children)
+    return rest_ms if rest_ms > 0 else None
 
 
 def leaf_name(row: ModuleRow) -> str:

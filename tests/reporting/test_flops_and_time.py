@@ -79,7 +79,20 @@ def test_the_footer_says_how_the_two_agree_and_what_a_time_contains():
     text = "\n".join(footer(side_by_side([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])))
     assert "rank correlation -1.00 over 4 modules" in text
     assert "a (40.0 % of the time, 10.0 % of the FLOPs)" in text
+    assert "FLOPs say little about where the time goes" in text
     assert "Python and the launch of each operator" in text
+
+
+def test_a_gap_of_less_than_a_hundredth_of_the_time_is_not_named():
+    # Shares of FLOPs 0.5 each; of time 0.505 and 0.495.
+    assert not any(line.startswith("slow") for line in footer(side_by_side([1, 1], [5.05, 4.95])))
+
+
+def test_time_outside_of_innermost_modules_is_said_where_it_is_much():
+    profile = side_by_side([1, 2], [4.0, 3.0])
+    outside = profile.with_latency(LatencySummary(10.0, None, 1), {"": 10.0, "a": 4.0, "b": 3.0})
+    assert any(line.startswith("outside of innermost modules: 30.0 % of the time") for line in footer(outside))
+    assert not any(line.startswith("outside") for line in footer(profile))
 
 
 def test_arithmetic_intensity_is_hardware_flops_per_byte_and_absent_without_bytes():

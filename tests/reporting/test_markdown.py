@@ -41,13 +41,19 @@ def test_names_cannot_smuggle_a_line_break(model_of, layer):
 
 
 def test_the_top_lists_innermost_modules_by_flops_and_repeats_no_flop(lenet):
-    rows = table(markdown_top(lenet))[2:]
+    heads, _, *rows = table(markdown_top(lenet))
+    assert heads == ["module", "type", "FLOPs", "%"]
     assert [row[0] for row in rows] == ["conv2", "fc1", "conv1", "fc2", "fc3"]
-    assert sum(float(row[5].removesuffix("\N{NO-BREAK SPACE}%")) for row in rows) == pytest.approx(100, abs=0.3)
+    assert sum(float(row[3].removesuffix("\N{NO-BREAK SPACE}%")) for row in rows) == pytest.approx(100, abs=0.3)
 
 
 def test_the_top_is_as_long_as_asked_for(flat):
     assert len(table(markdown_top(flat(2000), limit=20))) == 2 + 20
+
+
+def test_a_run_of_identical_modules_is_explained_where_there_is_one(decoder, lenet):
+    assert "- 0 … 23: identical modules, added up" in markdown_top(decoder())
+    assert "identical" not in markdown_top(lenet)
 
 
 def test_all_modules_stand_under_their_whole_names(decoder):

@@ -43,7 +43,7 @@ def test_a_table_names_every_module_with_its_flops_and_share(lenet, render):
 @pytest.mark.parametrize("render", RENDERERS)
 def test_a_table_says_convention_engine_and_conditions(lenet, render):
     text = " ".join(render(lenet, **({"width": 200} if render is rich_text else {})).split())
-    assert "forward: 274,656 FLOPs (1 per multiply-add, elementwise operators not counted)" in text
+    assert "forward: 274,656 FLOPs (1 per multiply-add, elementwise not counted)" in text
     assert "549,312 hardware FLOPs (2 per multiply-add)" in text
     assert "counted by trace, on cpu, in float32, batch of 1, inputs [[1, 1, 32, 32]]" in text
     assert "nothing unknown" in text
@@ -130,8 +130,27 @@ def test_a_fold_says_how_many_of_which_type(decoder):
     assert "24 × DecoderLayer" in line_of(plain_table(decoder()), "0 … 23")
 
 
-def test_what_a_depth_hides_is_said_in_the_row(decoder):
-    assert "model [+" in plain_table(decoder(), max_depth=1)
+@pytest.mark.parametrize("render", RENDERERS)
+def test_what_a_depth_hides_is_said_in_the_row_and_below(decoder, render):
+    # Three around the blocks; in each of 24 blocks 11: itself, norm, attention and 4 projections, MLP and 4 inside.
+    hidden = 3 + 24 * (3 + 4 + 1 + 4)
+    text = render(decoder(), max_depth=1)
+    assert f"model [+{hidden}]" in text
+    assert f"[+{hidden}]: {hidden} modules inside are not shown" in text
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+def test_a_run_of_identical_modules_is_explained_below(decoder, lenet, render):
+    assert "0 … 23: identical modules, added up" in render(decoder())
+    assert "identical" not in render(lenet)
+    assert "[+" not in render(lenet)
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+def test_notes_that_need_several_lines_are_set_in(lenet, render):
+    text = render(lenet, width=80).splitlines()
+    assert any(line.startswith("  ") and "hardware FLOPs" in line for line in text[-5:])
+    assert max(map(display_width, text)) <= 80
 
 
 def test_a_note_stands_behind_the_name():
@@ -146,6 +165,23 @@ def test_a_rich_table_keeps_to_its_width_and_to_names_flops_and_times(decoder, m
     assert "FLOPs" in text
     assert "forward ms" in text
     assert "lm_head" in text
+
+
+def test_eighty_columns_show_both_shares_and_cut_long_names(container, layer, model_of, measured):
+    inside = [layer("encoder.a_name_of_forty_characters_and_some_more", "Linear", flops=3)]
+    profile = measured(model_of("Net", [container("encoder", "Encoder", inside), *inside]))
+    for text in (rich_text(profile, width=80), plain_table(profile, width=80)):
+        assert line_of(text, "forward ms").count("%") == 2
+        assert "█" in text
+        assert "a_name_of_" in text
+        assert "and_some_more" not in text
+        assert max(map(display_width, text.splitlines())) <= 80
+
+
+def test_a_column_that_fits_is_whole_to_its_last_character(lenet, measured):
+    # 74 columns are what names, FLOPs and times with shares and bars need here.
+    widest = max(map(display_width, rich_text(measured(lenet), width=80).splitlines()[2:10]))
+    assert "…" not in "".join(rich_text(measured(lenet), width=widest).splitlines()[2:10])
 
 
 def test_a_wide_terminal_shows_bars_types_and_rates(decoder, measured):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flopcallback.reporting import ModelProfile
+from flopcallback.reporting import LatencySummary, ModelProfile
 from flopcallback.reporting.tree import OWN, leaves, lines, module_tree, widest_work
 
 DEEP = 100
@@ -37,6 +37,21 @@ def test_children_add_up_to_their_parent_with_its_own_operators_among_them(decod
         if line.node.children:
             assert sum(child.flops for child in line.node.children) == line.node.flops
             assert sum(child.hw_flops for child in line.node.children) == line.node.hw_flops
+
+
+def test_own_operators_have_the_time_that_the_modules_inside_leave(container, layer, model_of):
+    inside = [layer("attn.q", "Linear", flops=3), layer("attn.out", "Linear", flops=5)]
+    profile = model_of("Net", [container("attn", "Attention", inside, own_flops=7), *inside])
+    times = {"": 10.0, "attn": 9.0, "attn.q": 2.0, "attn.out": 4.0}
+
+    def own_ms(**more):
+        shown = lines(profile.with_latency(LatencySummary(10.0), {**times, **more}), max_depth=DEEP)
+        return next(line.node.forward_ms for line in shown if line.node.label == OWN)
+
+    assert own_ms() == pytest.approx(9 - 2 - 4)
+    assert own_ms(attn=5.9) is None
+    del times["attn.q"]
+    assert own_ms() is None
 
 
 def test_two_alike_are_not_folded(decoder):
