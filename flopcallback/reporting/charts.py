@@ -15,16 +15,17 @@ from flopcallback.reporting.caption import at_least, headline
 from flopcallback.reporting.flops_and_time import measured_leaves
 from flopcallback.reporting.profile import share
 from flopcallback.reporting.tree import OWN, widest_work
-from flopcallback.reporting.units import percent, si
+from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
     from flopcallback.reporting.profile import ModelProfile, ModuleRow
     from flopcallback.reporting.tree import Node
@@ -34,12 +35,20 @@ __all__ = ["latency_chart", "module_chart", "pixels"]
 INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
 PALETTE = ("#2f6fde", "#e8833a", "#2a9d6f", "#8a5cd1", "#d64550", "#17a2b8", "#b5892d")
 
-LONGEST_NAME = 48
+DPI = 112
+"""Nine inches are then a thousand pixels: what TensorBoard has room for in a window of 1400."""
+
+LONGEST_NAME, LONGEST_LABEL = 48, 32
 LABELLED = 6
+BAR, THIN_BAR = 0.72, 0.16
+LINE = 13
+"""Points from one name in the scatter to the next."""
 
 
 def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     """Bars of the modules that the FLOPs are in (`widest_work`), the largest on top, coloured by type.
+
+    Where there are times, a thin bar below each is its share of the time, on the same scale as the shares of FLOPs.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -47,31 +56,48 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     nodes = widest_work(profile, limit)
     types = [_kind(node) for node in nodes]
     colours = _colours(types, [node.flops for node in nodes])
+    is_timed = any(share(node.forward_ms, profile.forward_ms) is not None for node in nodes)
+    # What is left over, which has no type, is cut where it is longer than all that has a name.
+    longest = max((max(_shares(profile, node)) for node, kind in zip(nodes, types, strict=True) if kind), default=0.0)
     with _style():
-        figure, axes = _canvas(width=9, height=1.4 + 0.33 * max(len(nodes), 3))
+        figure, axes = _canvas(width=9, height=1.4 + (0.4 if is_timed else 0.33) * max(len(nodes), 3))
         _title(axes, "Where the compute goes", headline(profile))
-        largest = max((node.flops for node, kind in zip(nodes, types, strict=True) if kind), default=1)
         for place, (node, kind) in enumerate(zip(nodes, types, strict=True)):
-            length = share(node.flops, largest) or 0.0
-            cut = "   (longer than drawn)" if length > 1 else ""
-            length = min(length, 1.0)
-            axes.barh(place, length, height=0.72, color=colours.get(kind, GREY), alpha=1 if kind else 0.4, zorder=2)
-            axes.text(length + 0.008, place, _amount(profile, node) + cut, va="center", color=INK, fontsize=10.5)
+            lengths = [part / (longest or 1.0) for part in _shares(profile, node)]
+            _draw_bars(axes, place, lengths, colours.get(kind, GREY), alpha=1 if kind else 0.4, is_timed=is_timed)
+            text = _amount(profile, node) + ("   (longer than drawn)" if max(lengths) > 1 else "")
+            axes.text(min(1.0, max(lengths)) + 0.008, place, text, va="center", color=INK, fontsize=10.5)
         names = [drawable(_shortened(node.path or profile.name)) for node in nodes]
         axes.set_yticks(range(len(nodes)), labels=names, fontsize=10.5, color=INK)
         axes.set_ylim(max(len(nodes), 3) - 0.4, -0.6)
-        axes.set_xlim(0, 1.28)
+        axes.set_xlim(0, 1.8 if is_timed else 1.28)
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
-        _legend(axes, colours, types, loc="lower right")
+        _legend(axes, colours, types, extra={"share of the time": INK} if is_timed else {}, loc="lower right")
         if not nodes:
             axes.text(0.5, 0.5, "no FLOPs were counted", transform=axes.transAxes, ha="center", color=PALE)
     return figure
 
 
+def _draw_bars(axes: Axes, place: int, lengths: Sequence[float], colour: str, *, alpha: float, is_timed: bool) -> None:
+    """FLOPs, and time below them; what is longer than the axis ends there."""
+    flops, time = (min(length, 1.0) for length in lengths)
+    thin = THIN_BAR if is_timed else 0.0
+    axes.barh(place - thin / 2, flops, height=BAR - thin, color=colour, alpha=alpha, zorder=2)
+    if is_timed:
+        axes.barh(place + (BAR - thin) / 2, time, height=thin, color=INK, zorder=2)
+
+
+def _shares(profile: ModelProfile, node: Node) -> tuple[float, float]:
+    """Of the FLOPs, and of the time where that is known."""
+    return share(node.flops, profile.forward_flops) or 0.0, share(node.forward_ms, profile.forward_ms) or 0.0
+
+
 def _amount(profile: ModelProfile, node: Node) -> str:
     bound = at_least(node.unknown_calls > 0)
-    return f"{bound}{si(node.flops)}   {percent(share(node.flops, profile.forward_flops))}"
+    flops = f"{bound}{si(node.flops)}   {percent(share(node.flops, profile.forward_flops))}"
+    time = share(node.forward_ms, profile.forward_ms)
+    return flops if time is None else f"{flops}   {milliseconds(node.forward_ms)} ms   {percent(time)}"
 
 
 def _kind(node: Node) -> str:
@@ -184,12 +210,13 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
                 break
             chosen.setdefault((each[1].type, each[1].hw_flops), each)
     middle = math.sqrt(math.prod(axes.get_xlim()))
-    for height, (time, row, place) in zip(_apart(axes, chosen.values()), chosen.values(), strict=True):
+    names = []
+    for time, row, place in chosen.values():
         left_half = place < middle
-        axes.annotate(
-            drawable(_shortened(row.path or row.type)),
+        name = axes.annotate(
+            drawable(_end_of(row.path or row.type)),
             (place, time),
-            xytext=(10 if left_half else -10, height),
+            xytext=(10 if left_half else -10, 0),
             textcoords="offset points",
             ha="left" if left_half else "right",
             va="center",
@@ -198,19 +225,23 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
             zorder=4,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
+        names.append(name)
+    _move_apart(axes, names)
 
 
-def _apart(axes: Axes, chosen: Iterable[tuple[float, ModuleRow, float]]) -> list[float]:
-    """How far up or down each name has to go, in points, so that no two share a line."""
+def _move_apart(axes: Axes, names: Iterable[Annotation]) -> None:
+    """Moves names down as far as they have to go so that no two are written over each other."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     to_points = 72 / axes.figure.dpi
-    heights = [axes.transData.transform((place, time))[1] * to_points for time, _, place in chosen]
-    offsets = [0.0] * len(heights)
-    ceiling = math.inf
-    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
-        ceiling = min(heights[index], ceiling - 13)
-        offsets[index] = ceiling - heights[index]
-    return offsets
+    placed: list[tuple[float, float, float]] = []  # left, right, height
+    boxes = [(name, name.get_window_extent()) for name in names]
+    for name, box in sorted(boxes, key=lambda pair: -pair[1].y0):
+        height = box.y0
+        for left, right, other in sorted(placed, key=lambda each: -each[2]):
+            if box.x0 < right and left < box.x1 and abs(height - other) < LINE / to_points:
+                height = other - LINE / to_points
+        placed.append((box.x0, box.x1, height))
+        name.set_position((name.get_position()[0], (height - box.y0) * to_points))
 
 
 def _style() -> AbstractContextManager[None]:
@@ -226,7 +257,7 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.spines[:].set_visible(False)
@@ -234,16 +265,16 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _title(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_title(f"{title}\n", loc="left", fontsize=14, fontweight="bold", color=INK)
-    axes.annotate(
-        drawable(_shortened(subtitle, 96)),
-        (0, 1),
-        xytext=(0, 9),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        color=PALE,
-        fontsize=10,
-    )
+    """From the left edge of the figure on: names of modules may leave the axes little of it."""
+    axes.set_title(" \n ", fontsize=16)  # Only the room: a title cannot start left of its axes.
+    _above(axes, title, 27, fontsize=14, fontweight="bold", color=INK)
+    _above(axes, drawable(_shortened(subtitle, 96)), 9, fontsize=10, color=PALE)
+
+
+def _above(axes: Axes, text: str, points: int, **form: Any) -> None:
+    where = ("figure fraction", "axes fraction")
+    note = axes.annotate(text, (0, 1), xytext=(6, points), xycoords=where, textcoords="offset points", **form)
+    note.set_in_layout(False)
 
 
 def _colours(kinds: Sequence[str], weights: Sequence[float]) -> dict[str, str]:
@@ -255,12 +286,15 @@ def _colours(kinds: Sequence[str], weights: Sequence[float]) -> dict[str, str]:
     return dict(zip(ranked, PALETTE, strict=False))
 
 
-def _legend(axes: Axes, colours: dict[str, str], kinds: Sequence[str], **where: Any) -> None:
+def _legend(
+    axes: Axes, colours: dict[str, str], kinds: Sequence[str], extra: Mapping[str, str] | None = None, **where: Any
+) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=drawable(_shortened(kind, 28))) for kind, colour in colours.items()]
     if set(kinds) - {*colours, ""}:
         patches.append(Patch(color=GREY, label="others"))
+    patches += [Patch(color=colour, label=label) for label, colour in (extra or {}).items()]
     if len(patches) > 1:
         axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=10.5, handlelength=0.9, **where)
 
@@ -271,6 +305,15 @@ def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
         return text
     head = longest // 3
     return f"{text[:head]}…{text[head + 1 - longest :]}"
+
+
+def _end_of(path: str) -> str:
+    """The last parts of a dotted name, as many as a label has room for."""
+    end, parts = path, path.split(".")
+    while len(parts) > 1 and len(end) >= LONGEST_LABEL:
+        parts = parts[1:]
+        end = ".".join(parts)
+    return _shortened(end if end == path else f"…{end}", LONGEST_LABEL)
 
 
 def drawable(text: str) -> str:

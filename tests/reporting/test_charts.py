@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flopcallback.reporting import ModelProfile, latency_chart, module_chart
+from flopcallback.reporting import LatencySummary, ModelProfile, latency_chart, module_chart
 
 pytestmark = pytest.mark.tensorboard
 
@@ -29,6 +29,35 @@ def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["conv2", "fc1", "conv1", "fc2", "fc3"]
     assert "146 k   53.2 %" in texts(figure)
+
+
+def test_thin_bars_are_the_shares_of_the_time_on_the_scale_of_the_flops(model_of, layer):
+    profile = model_of("Net", [layer("conv", "Conv2d", flops=7), layer("fc", "Linear", flops=3)])
+    figure = module_chart(profile.with_latency(LatencySummary(10.0), {"": 10.0, "conv": 2.0, "fc": 8.0}))
+    wide = [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() > 0.4]
+    thin = [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() < 0.4]
+    assert wide == pytest.approx([0.7 / 0.8, 0.3 / 0.8])
+    assert thin == pytest.approx([0.2 / 0.8, 1])
+    assert "7   70.0 %   2.00 ms   20.0 %" in texts(figure)
+    assert "share of the time" in texts(figure)
+
+
+def test_a_long_headline_is_whole_whatever_the_names_leave_to_the_bars(model_of, layer):
+    profile = model_of("N" * 31, [layer("x" * 48, "Linear", flops=7)])
+    figure = module_chart(profile)
+    figure.canvas.draw()
+    headline = next(text for text in figure.axes[0].texts if text.get_text().startswith("NNN"))
+    assert headline.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_names_in_the_scatter_keep_their_ends_and_stand_apart(container, layer, model_of, measured):
+    rows = [layer(f"stack.of.many.levels.{index}.depthwise_conv", "Conv2d", flops=10_000 + index) for index in range(5)]
+    figure = latency_chart(measured(model_of("Net", [container("stack", "Stack", rows), *rows])))
+    figure.canvas.draw()
+    names = [text for text in figure.axes[0].texts if text.get_text().endswith("_conv")]
+    assert {text.get_text() for text in names} == {f"…of.many.levels.{index}.depthwise_conv" for index in range(5)}
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
 
 
 def test_modules_of_one_type_have_one_colour_and_the_legend_names_it(lenet):
