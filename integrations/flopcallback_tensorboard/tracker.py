@@ -26,6 +26,9 @@ __all__ = ["TensorBoardTracker"]
 
 _USED = ("add_scalar", "add_text", "add_image", "flush")
 
+TREE_WIDTH = 120
+"""Characters that the card of a text shows in a window 1400 pixels wide; what is beyond has to be scrolled."""
+
 
 class TensorBoardTracker:
     """Writes to a `SummaryWriter` of `torch.utils.tensorboard` or tensorboardX, or to Lightning's logger around one.
@@ -63,18 +66,22 @@ class TensorBoardTracker:
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Adds texts `flops/tree`, `flops/modules`, `flops/operators`, and the figure `flops/by_module`.
 
-        A profile with times adds the figure `flops/latency`. `flopcallback.json` and `flopcallback.html`, which
-        TensorBoard itself cannot show, stand beside the events where they are in a local folder.
+        A profile with times adds the figure `flops/latency`. Operators have no times, and are not written again where
+        the same are shown. `flopcallback.json` and `flopcallback.html`, which TensorBoard itself cannot show, stand
+        beside the events where they are in a local folder.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed; texts and files are written nevertheless.
         """
-        if self._shows(profile):
+        earlier = self._earlier(profile)
+        if earlier is not None and _shows(earlier, profile):
             return
         tag = self.prefix + profile.phase_prefix
-        self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile)), step)
+        self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile, width=TREE_WIDTH)), step)
         self.writer.add_text(f"{tag}flops/modules", markdown_top(profile), step)
-        self.writer.add_text(f"{tag}flops/operators", markdown_operators(profile), step)
+        operators = markdown_operators(profile)
+        if earlier is None or operators != markdown_operators(earlier):
+            self.writer.add_text(f"{tag}flops/operators", operators, step)
         self._write_files(profile)
         self.writer.flush()
         self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
@@ -90,19 +97,15 @@ class TensorBoardTracker:
         """As an image: the writers' own `add_figure` imports pyplot, and with it picks a backend for the process."""
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
-    def _shows(self, profile: ModelProfile) -> bool:
-        """Whether the folder has the same counts from before, with times and a whole step where this one has them."""
+    def _earlier(self, profile: ModelProfile) -> ModelProfile | None:
+        """What the folder shows already, of the same phase and prefix."""
         files = self._files(profile)
         if files is None or not files[0].is_file():
-            return False
+            return None
         try:
-            earlier = ModelProfile.from_json(files[0].read_bytes())
+            return ModelProfile.from_json(files[0].read_bytes())
         except ValueError:  # Not one of ours, or of another schema.
-            return False
-        is_more = (earlier.latency is None and profile.latency is not None) or (
-            earlier.step is None and profile.step is not None
-        )
-        return not is_more and earlier.fingerprint() == profile.fingerprint()
+            return None
 
     def _write_files(self, profile: ModelProfile) -> None:
         files = self._files(profile)
@@ -120,6 +123,13 @@ class TensorBoardTracker:
             return None
         stem = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
         return Path(folder) / f"{stem}.json", Path(folder) / f"{stem}.html"
+
+
+def _shows(earlier: ModelProfile, profile: ModelProfile) -> bool:
+    """Whether the earlier one has the same counts, with times and a whole step where the other has them."""
+    has_times = earlier.latency is not None or profile.latency is None
+    has_step = earlier.step is not None or profile.step is None
+    return has_times and has_step and earlier.fingerprint() == profile.fingerprint()
 
 
 def _fenced(text: str) -> str:

@@ -121,7 +121,7 @@ def test_integers_are_exact_in_text_and_file(writer, net):
 def test_the_tree_is_the_plain_table_in_a_fenced_block(writer, net):
     ((step, text),) = logged(writer, net([3, 5]), step=7).texts("flops/tree")
     assert step == 7
-    assert text == f"```\n{plain_table(net([3, 5]))}\n```"
+    assert text == f"```\n{plain_table(net([3, 5]), width=120)}\n```"
 
 
 def test_backticks_in_a_name_cannot_end_the_block(writer, net):
@@ -222,6 +222,20 @@ def test_what_the_folder_shows_is_not_shown_again_and_more_of_it_is(writer, net,
         read = logged(writer, profile, step)
     assert [step for step, _ in read.texts("flops/tree")] == [0, 2, 5]
     assert [step for step, _ in logged(writer, net([3, 7]), 9).texts("flops/tree")] == [0, 2, 5, 9]
+
+
+def test_operators_are_not_written_again_when_times_come(writer, net, timed):
+    for step, profile in enumerate([net([3, 5]), timed(net([3, 5])), net([3, 7])]):
+        read = logged(writer, profile, step)
+    assert [step for step, _ in read.texts("flops/operators")] == [0, 2]
+    assert [step for step, _ in read.texts("flops/modules")] == [0, 1, 2]
+
+
+def test_a_line_of_the_tree_fits_on_the_page(writer, net, timed):
+    profile = timed(net([3, 5], names=["encoder" * 12, "head"]))
+    ((_, text),) = logged(writer, profile).texts("flops/tree")
+    assert max(map(len, text.splitlines())) <= 120
+    assert "█" in text
 
 
 def test_where_there_is_no_file_of_ours_all_is_shown(writer, net):
