@@ -11,6 +11,7 @@ from flopcallback.counting.analysis import (
     OperatorAnalysis,
 )
 from flopcallback.counting.op_call import OpCall, Value
+from flopcallback.counting.verification import Difference
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
@@ -26,6 +27,7 @@ __all__ = [
     "ActivationCountAnalysis",
     "BytesCountAnalysis",
     "Cost",
+    "Difference",
     "FlopCallbackWarning",
     "FlopCountAnalysis",
     "FlopHook",

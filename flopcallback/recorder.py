@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.outermost import is_compiled
+from flopcallback.counting.run import TRACE
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import StepObserver
 from flopcallback.measuring.latency import LatencyWindow
@@ -22,6 +24,9 @@ from flopcallback.trackers import LocalTracker, Tracker
 from flopcallback.troubles import Troubles
 
 __all__ = ["Recorder"]
+
+CASTS_INSIDE = frozenset({"bilinear", "affine_grid_generator"})
+"""Operators whose kernels call others that autocast casts; observed, they would stay in full precision."""
 
 
 class Recorder:
@@ -89,8 +94,11 @@ class Recorder:
         """
         if not observed.runs:
             return
-        self._renew(profile_of(observed, model, conditions, self._convention))
-        if conditions.phase == "train" and not any(map(is_compiled, model.modules())):
+        profile = profile_of(observed, model, conditions, self._convention)
+        self._renew(profile)
+        # What the tracer could not do may be a compiled function, which the mode would keep from being compiled.
+        is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
+        if conditions.phase == "train" and is_plain and not _casts_inside(profile, conditions):
             self._to_observe = (model, observed.runs[0].names, conditions.input_shapes)
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
@@ -260,6 +268,11 @@ class Recorder:
             is_in_files_alone = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
             text = _table(profile) + "\n" if self._trackers and is_in_files_alone else _line(profile) + "; "
             self._show(f"{text}report: {', '.join(self._trackers)}" if self._trackers else _line(profile))
+
+
+def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:
+    """Whether autocast does something below the dispatcher's mode, where the mode switches it off (2.13)."""
+    return conditions.dtype != torch.float32 and any(row.operator in CASTS_INSIDE for row in profile.operators)
 
 
 def _give(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile, step: int) -> None:

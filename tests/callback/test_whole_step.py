@@ -123,6 +123,27 @@ def test_a_step_of_a_compiled_model_is_left_alone(model):
     assert profile.forward_hw_flops == FIRST + SECOND
 
 
+def test_a_step_whose_digits_the_dispatcher_would_change_is_left_alone():
+    """Below a mode, autocast does not reach the products that `bilinear` is made of."""
+
+    def weights(steps_are_watched):
+        torch.manual_seed(3)
+        model = nn.Bilinear(5, 7, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        hook = FlopHook(model, optimizer, latency_steps=0, summary=False, strict=True) if steps_are_watched else None
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = model(torch.randn(3, 5), torch.randn(3, 7))
+            y.float().sum().backward()
+            optimizer.step()
+        if hook is not None:
+            hook.close()
+            assert hook.profile.step is None
+        return model.weight.detach().clone()
+
+    assert torch.equal(weights(True), weights(False))
+
+
 def test_the_line_that_is_printed_says_it(model, capsys):
     train(model, [BATCH] * 8, summary=True, warmup_steps=1, latency_steps=2)
     step = 2 * FIRST + 3 * SECOND
