@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.profile import ModelProfile
 from flopcallback.reporting.table import legend, node_cells, node_name, one_line
-from flopcallback.reporting.tree import Node, leaves, lines
+from flopcallback.reporting.tree import Node, end_of, leaves, lines
 from flopcallback.reporting.units import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_table", "markdown_top"]
 
@@ -29,8 +29,9 @@ _HEADINGS = {
     "hw FLOP/s": "hw FLOP/s",
     "output": "output",
 }
-_TOP = ("module", "type", "FLOPs", "FLOPs %", "forward ms", "time %", "hw FLOP/s")
-"""As many as a page of TensorBoard's shows without breaking figures apart."""
+_TOP = ("module", "FLOPs", "FLOPs %", "forward ms", "time %", "hw FLOP/s")
+LONGEST_NAME = 58
+"""More than this, in columns or in characters of a name, and TensorBoard's page breaks figures apart."""
 
 _TEXTS = {"module", "type", "output", "operator", "family", "status"}
 
@@ -43,20 +44,34 @@ def escaped(text: str) -> str:
 
 def markdown_modules(profile: ModelProfile) -> str:
     """The whole module tree, runs of identical modules folded, with whole names, between headline and footer."""
-    return _report(profile, [line.node for line in lines(profile, max_depth=sys.maxsize)], tuple(_HEADINGS))
+    nodes = [line.node for line in lines(profile, max_depth=sys.maxsize)]
+    return _report(profile, nodes, [_cells(profile, node) for node in nodes], tuple(_HEADINGS))
 
 
 def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
     """The modules that do the most work, innermost ones only, the largest first, between headline and footer.
 
-    No FLOP stands in two rows, so the shares may be added up.
+    No FLOP stands in two rows, so the shares may be added up. Long names have their last parts alone; the type stands
+    behind the name where there is room.
     """
     ranked = sorted(leaves(profile), key=lambda node: -node.flops)
-    return _report(profile, [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0], _TOP)
+    nodes = [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0]
+    rows = [_cells(profile, node) for node in nodes]
+    return _report(profile, nodes, [{**row, "module": _brief(row)} for row in rows], _TOP)
 
 
-def _report(profile: ModelProfile, nodes: Sequence[Node], columns: Sequence[str]) -> str:
-    rows = [{"module": node_name(node.path or profile.name, node), **node_cells(profile, node)} for node in nodes]
+def _brief(row: Mapping[str, str]) -> str:
+    with_type = ": ".join(filter(None, (row["module"], row["type"])))
+    return with_type if len(with_type) <= LONGEST_NAME else end_of(row["module"], LONGEST_NAME)
+
+
+def _cells(profile: ModelProfile, node: Node) -> dict[str, str]:
+    return {"module": node_name(node.path or profile.name, node), **node_cells(profile, node)}
+
+
+def _report(
+    profile: ModelProfile, nodes: Sequence[Node], rows: Sequence[Mapping[str, str]], columns: Sequence[str]
+) -> str:
     keys = [key for key in columns if any(row[key] for row in rows)]
     heads, cells = [_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows]
     table = [markdown_table(heads, cells)] if rows else []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flopcallback.reporting.profile import ModelProfile, ModuleRow
 
-__all__ = ["Line", "Node", "crowd", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
+__all__ = ["Line", "Node", "crowd", "end_of", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
 
 Number = TypeVar("Number", int, float)
 
@@ -299,3 +299,12 @@ def _remaining_ms(node: Node, children: Sequence[Node]) -> float | None:
 def leaf_name(row: ModuleRow) -> str:
     """The row's name within its parent."""
     return row.path.removeprefix(f"{row.parent}.") if row.parent else row.path
+
+
+def end_of(path: str, longest: int) -> str:
+    """As many of the last parts of a dotted name as that many characters hold, one at least."""
+    end, parts = path, path.split(".")
+    while len(parts) > 1 and len(end) >= longest:
+        parts = parts[1:]
+        end = ".".join(parts)
+    return end if end == path else f"…{end}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -42,9 +43,17 @@ def test_names_cannot_smuggle_a_line_break(model_of, layer):
 
 def test_the_top_lists_innermost_modules_by_flops_and_repeats_no_flop(lenet):
     heads, _, *rows = table(markdown_top(lenet))
-    assert heads == ["module", "type", "FLOPs", "%"]
-    assert [row[0] for row in rows] == ["conv2", "fc1", "conv1", "fc2", "fc3"]
-    assert sum(float(row[3].removesuffix("\N{NO-BREAK SPACE}%")) for row in rows) == pytest.approx(100, abs=0.3)
+    assert heads == ["module", "FLOPs", "%"]
+    assert [row[0] for row in rows] == ["conv2: Conv2d", "fc1: Linear", "conv1: Conv2d", "fc2: Linear", "fc3: Linear"]
+    assert sum(float(row[2].removesuffix("\N{NO-BREAK SPACE}%")) for row in rows) == pytest.approx(100, abs=0.3)
+
+
+def test_long_names_of_the_top_keep_their_ends_and_leave_out_the_type(model_of, layer):
+    path = ".".join(["encoder"] * 6 + ["7", "depthwise_conv"])
+    deep = dataclasses.replace(layer(path, "Conv2d", flops=7), parent="")
+    rows = [deep, layer("head", "Linear", flops=5), layer("x" * 48, "Conv2d", flops=3)]
+    names = [row[0] for row in table(markdown_top(model_of("Net", rows)))[2:]]
+    assert names == ["…" + path[8:].replace("_", "\\_"), "head: Linear", "x" * 48 + ": Conv2d"]
 
 
 def test_the_top_is_as_long_as_asked_for(flat):
