@@ -27,7 +27,7 @@ net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
 
 
 def leave(weights, profile):
-    digest = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in weights)).hexdigest()
+    digest = hashlib.sha256(repr([tensor.tolist() for tensor in weights]).encode()).hexdigest()
     rows = {} if profile is None else {row.path: row.flops for row in profile.modules}
     (folder / f"rank{rank}.json").write_text(json.dumps({"weights": digest, "rows": rows}))
 """

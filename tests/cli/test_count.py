@@ -188,7 +188,9 @@ def test_what_cannot_be_verified_is_not_passed_over(flopcallback):
         (("some_net:make", "--json", "--html"), "--json and --html: only one form can be printed"),
         (("some_net:make", "--output", "a.pdf"), "--output a.pdf: its form is not known"),
         (("some_net:make", *INPUT, "--output", "gone/a.md"), "--output gone/a.md: No such file or directory"),
-        (("hf:./gone.json",), "hf:./gone.json: there is no file or folder gone.json"),
+        pytest.param(
+            ("hf:./gone.json",), "hf:./gone.json: there is no file or folder gone.json", marks=pytest.mark.models
+        ),
         (("some_net:make", "--fma", "3"), "--fma"),
         (
             ("some_net:make", "--latency", "--device", "meta", *INPUT),
