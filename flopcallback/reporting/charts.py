@@ -41,6 +41,9 @@ DPI = 106
 LONGEST_NAME, LONGEST_LABEL = 48, 32
 LABELLED = 6
 BAR, THIN_BAR = 0.72, 0.16
+CHARACTER, LEAST_BAR = 0.0083, 0.12
+"""Of the width of the figure of bars: a character of its texts, and the longest bar, however long the texts are."""
+
 LINE = 13
 """Points from one name in the scatter to the next."""
 
@@ -62,18 +65,21 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     with _style():
         figure, axes = _canvas(width=9, height=1.4 + (0.4 if is_timed else 0.33) * max(len(nodes), 3))
         _title(axes, "Where the compute goes", headline(profile))
+        texts = []
         for place, (node, kind) in enumerate(zip(nodes, types, strict=True)):
             lengths = [part / (longest or 1.0) for part in _shares(profile, node)]
             _draw_bars(axes, place, lengths, colours.get(kind, GREY), alpha=1 if kind else 0.4, is_timed=is_timed)
-            text = _amount(profile, node) + ("   (longer than drawn)" if max(lengths) > 1 else "")
-            axes.text(min(1.0, max(lengths)) + 0.008, place, text, va="center", color=INK, fontsize=10.5)
+            texts.append(_amount(profile, node) + ("   (bar cut)" if max(lengths) > 1 else ""))
+            axes.text(min(1.0, max(lengths)) + 0.008, place, texts[-1], va="center", color=INK, fontsize=10.5)
         names = [drawable(_shortened(node.path or profile.name)) for node in nodes]
         axes.set_yticks(range(len(nodes)), labels=names, fontsize=10.5, color=INK)
         axes.set_ylim(max(len(nodes), 3) - 0.4, -0.6)
-        axes.set_xlim(0, 1.8 if is_timed else 1.28)
+        beside, behind = (0.01 + CHARACTER * max(map(len, each), default=0) for each in (names, texts))
+        axes.set_xlim(0, (1 - beside) / max(1 - beside - behind, LEAST_BAR))
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
-        _legend(axes, colours, types, extra={"share of the time": INK} if is_timed else {}, loc="lower right")
+        extra = {"share of the time": INK} if is_timed else {}
+        _legend(axes, colours, types, extra=extra, loc="upper right", bbox_to_anchor=(1, 0), ncols=3)
         if not nodes:
             axes.text(0.5, 0.5, "no FLOPs were counted", transform=axes.transAxes, ha="center", color=PALE)
     return figure

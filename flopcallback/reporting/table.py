@@ -30,7 +30,7 @@ ESSENTIAL = 3
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A key of `node_cells` and how it stands; a narrow terminal goes without the columns of the highest `rank`."""
+    """A key of `node_cells` and how it stands; a narrow terminal goes without columns of high `rank`."""
 
     key: str
     heading: str
@@ -205,19 +205,19 @@ def rich_table(
 
 
 def _fitting(columns: list[_Column], rows: Sequence[dict[str, str]], width: int) -> list[_Column]:
-    """Without the columns of the highest rank, one after the other, as long as they are too wide together.
+    """Those of rank 0, and of the others, the lowest ranks first, what there is room for.
 
     For the essential ones a name may be cut down to a third of the width.
     """
     names, others = columns[:1], columns[1:]
     whole = max((_width(column, rows) for column in names), default=0)
-    while others:
-        last = max(column.rank for column in others)
-        name = whole if last > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
-        if last == 0 or name + sum(2 + _width(column, rows) for column in others) <= width:
-            break
-        others = [column for column in others if column.rank < last]
-    return names + others
+    room = {column.key: 2 + _width(column, rows) for column in others}
+    kept = {column.key for column in others if column.rank == 0}
+    for column in sorted(others, key=lambda column: column.rank):
+        name = whole if column.rank > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
+        if name + sum(room[key] for key in {*kept, column.key}) <= width:
+            kept.add(column.key)
+    return names + [column for column in others if column.key in kept]
 
 
 def _name_width(columns: Sequence[_Column], rows: Sequence[dict[str, str]], width: int) -> int:

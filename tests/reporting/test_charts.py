@@ -23,6 +23,10 @@ def bars(figure):
     return [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() == pytest.approx(0.72)]
 
 
+def bars_above_time(figure):
+    return [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() > 0.4]
+
+
 def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
     figure = module_chart(lenet)
     assert bars(figure) == pytest.approx([flops / 146_016 for flops in (146_016, 69_120, 48_600, 10_080, 840)])
@@ -34,7 +38,7 @@ def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
 def test_thin_bars_are_the_shares_of_the_time_on_the_scale_of_the_flops(model_of, layer):
     profile = model_of("Net", [layer("conv", "Conv2d", flops=7), layer("fc", "Linear", flops=3)])
     figure = module_chart(profile.with_latency(LatencySummary(10.0), {"": 10.0, "conv": 2.0, "fc": 8.0}))
-    wide = [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() > 0.4]
+    wide = bars_above_time(figure)
     thin = [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() < 0.4]
     assert wide == pytest.approx([0.7 / 0.8, 0.3 / 0.8])
     assert thin == pytest.approx([0.2 / 0.8, 1])
@@ -48,6 +52,15 @@ def test_a_long_headline_is_whole_whatever_the_names_leave_to_the_bars(model_of,
     figure.canvas.draw()
     headline = next(text for text in figure.axes[0].texts if text.get_text().startswith("NNN"))
     assert headline.get_window_extent().x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 48])
+def test_figures_behind_bars_are_whole_whatever_the_names_leave(model_of, layer, measured, name):
+    rows = [layer(f"{name}{'abcdefghijklmnopqrstuvwxyz'[index]}", "Linear", flops=9000 + index) for index in range(26)]
+    figure = module_chart(measured(model_of("Net", rows)))
+    figure.canvas.draw()
+    assert max(text.get_window_extent().x1 for text in figure.axes[0].texts) <= figure.bbox.x1
+    assert min(bars_above_time(figure)) > 0.99
 
 
 def test_names_in_the_scatter_keep_their_ends_and_stand_apart(container, layer, model_of, measured):
@@ -71,7 +84,7 @@ def test_modules_of_one_type_have_one_colour_and_the_legend_names_it(lenet):
 def test_a_rest_that_dwarfs_the_named_modules_is_cut_and_says_so(flat):
     figure = module_chart(flat(2000))
     assert max(bars(figure)) == 1
-    assert any("longer than drawn" in text for text in texts(figure))
+    assert any("(bar cut)" in text for text in texts(figure))
 
 
 def test_a_lower_bound_is_marked_at_its_bar(lenet):

@@ -184,6 +184,12 @@ def test_a_column_that_fits_is_whole_to_its_last_character(lenet, measured):
     assert "…" not in "".join(rich_text(measured(lenet), width=widest).splitlines()[2:10])
 
 
+def test_a_column_that_is_too_wide_does_not_keep_later_ones_out(model_of, layer, measured):
+    text = rich_text(measured(model_of("Net", [layer("fc", "T" * 32, flops=10_007)])), width=100)
+    assert "TTT" not in text
+    assert "hw FLOP/s" in text
+
+
 def test_a_wide_terminal_shows_bars_types_and_rates(decoder, measured):
     text = rich_text(measured(decoder()), width=160)
     assert "█" in text
