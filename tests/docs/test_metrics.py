@@ -1,4 +1,4 @@
-"""`docs/metrics.md` names what is logged: all of it, and nothing else."""
+"""`docs/metrics.md` names what is logged, and `docs/tensorboard.md` its tags: all of it, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.lightning
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-def names_in_table(heading: str) -> set[str]:
+def names_in_table(heading: str, page: Path = PAGE) -> set[str]:
     """What stands in backticks in the first column of the table below a heading."""
-    section = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    section = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
     return set(re.findall(r"`([^`]+)`", " ".join(cells)))
 
@@ -97,7 +97,7 @@ def test_the_page_names_the_columns_and_the_conditions(logged):
 
 
 @pytest.mark.tensorboard
-def test_the_page_names_tensorboards_tags(logged):
+def test_the_page_on_tensorboard_names_its_tags(logged):
     from flopcallback_tensorboard import TensorBoardTracker
 
     class Writer:
@@ -115,7 +115,7 @@ def test_the_page_names_tensorboards_tags(logged):
     writer = Writer()
     timed = next(profile for _, profile in logged.profiles if profile.latency is not None)
     TensorBoardTracker(writer).log_profile(timed, 0)
-    assert writer.tags == names_in_table("TensorBoard")
+    assert writer.tags == names_in_table("What stands where", PAGE.with_name("tensorboard.md"))
 
 
 def test_the_page_names_the_files(logged, tmp_path):
