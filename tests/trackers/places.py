@@ -110,7 +110,12 @@ def in_tensorboard(folder: Path) -> Found:
 def _markdown_rows(text: str) -> list[tuple[str, str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     heads, _, *rows = [[_unescaped(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines] or [[], []]
-    return [(row[heads.index("module")], row[heads.index("FLOPs")]) for row in rows]
+    return [(_name(row[heads.index("module")]), row[heads.index("FLOPs")]) for row in rows]
+
+
+def _name(cell: str) -> str:
+    """Without the type, which stands behind the name where there is room."""
+    return cell.rpartition(": ")[0] or cell
 
 
 def _unescaped(cell: str) -> str:
