@@ -288,10 +288,10 @@ def _line(profile: ModelProfile) -> str:
     parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')} ({fma} per multiply-add)"]
     if profile.forward_ms is not None:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
+    if profile.step is not None:
+        parts.append(f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
-    if profile.step is not None:
-        parts.insert(1, f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
     parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
     return f"flopcallback: {', '.join(parts)}"
 
