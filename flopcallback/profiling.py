@@ -25,7 +25,8 @@ from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE, Run
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.tally import display_name
-from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, Free, lookup
+from flopcallback.counting.verification import hardware_measure
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, lookup
 from flopcallback.measuring.hardware import Peak
 from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow, StepFlops
 
@@ -163,25 +164,11 @@ def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> 
     return flops.get("", 0) - sum(flops.get(path, 0) for path in siblings)
 
 
-class _HardwareFlops(FlopCountAnalysis):
-    """Hardware FLOPs, in which what sends tensors to other processes has no part."""
+class _HardwareFlops(OperatorAnalysis):
+    """Hardware FLOPs, and which operators have no count of them."""
 
     def _by_default(self, operator: str) -> Any:
-        if operator.partition("::")[0] in _COMMUNICATION:
-            return Free("communication")
-        row = lookup(operator)
-        if isinstance(row, Counted):
-            return self._hardware(row)
-        return row
-
-    @staticmethod
-    def _hardware(row: Counted) -> Any:
-        if row.family not in HARDWARE_FAMILIES:
-            return Free("not part of hardware FLOPs")
-        return lambda call: 2 * row.formula(call).fma
-
-
-_COMMUNICATION = frozenset({"c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "symm_mem"})
+        return hardware_measure(HARDWARE_FAMILIES, {}, operator)
 
 
 # Beside FLOPs; each becomes the field of `ModuleRow` with its name.
