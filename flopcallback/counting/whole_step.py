@@ -68,13 +68,11 @@ class StepObserver:
         self._phases: dict[int, str] = {}  # by the identity of the scopes that `_placed` makes
         self._places: dict[tuple[str, Scope], Scope] = {}
         self._owners: dict[int, Scope] = {}  # of the nodes of the graph, by their numbers
-        self._backwards: list[
-            tuple[str, bool, Scope]
-        ] = []  # under way: phase, whether it makes a graph, where it began
+        # Those under way: the phase, whether it makes a graph, and the modules that were running when it began.
+        self._backwards: list[tuple[str, bool, Scope]] = []
         self._thread = threading.get_ident()
         self._depth = self._forwards = self._optimizer_steps = 0
         self._failure: Exception | None = None
-        self.backwards = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -153,7 +151,6 @@ class StepObserver:
             phase = self._backwards[0][0]
         else:
             phase = FORWARD if self._forwards or self._scopes.current is not ROOT else BACKWARD
-            self.backwards += phase == BACKWARD
         self._backwards.append((phase, makes_graph, self._scopes.current))
         try:
             with self._mode():
