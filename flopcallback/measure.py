@@ -76,9 +76,7 @@ def measure_latency(
         >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
         (30, 20, True)
     """
-    options = Options(
-        "measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops, None, "", None, False, True
-    )
+    options = Options("measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops)
     call = Call.of("measure_latency", model, inputs, kwargs)
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))

@@ -52,7 +52,7 @@ def profile_call(
         >>> profile.forward_flops, profile.root.params
         (30, 20)
     """
-    options = Options("profile_call", fma, elementwise, 0, 0, None, None, "", None, False, True)
+    options = Options("profile_call", fma, elementwise)
     call = Call.of("profile_call", model, inputs, kwargs)
     return call.count(options, call.conditions(options))[0]
 

@@ -28,16 +28,16 @@ class Options:
     """
 
     owner: str
-    fma: int
-    elementwise: bool
-    warmup_steps: int
-    latency_steps: int
-    peak_flops: float | str | None
-    batch_size_fn: Callable[[Any], int] | None
-    prefix: str
-    report_dir: str | Path | None
-    summary: bool
-    strict: bool
+    fma: int = 1
+    elementwise: bool = False
+    warmup_steps: int = 5
+    latency_steps: int = 20
+    peak_flops: float | str | None = None
+    batch_size_fn: Callable[[Any], int] | None = None
+    prefix: str = ""
+    report_dir: str | Path | None = None
+    summary: bool = True
+    strict: bool = False
 
     def __post_init__(self) -> None:
         is_fma = _is_whole(self.fma) and self.fma in (1, 2)
