@@ -267,17 +267,13 @@ class FlopCallback(Callback):
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._around.close()
             observed = way_to_observe(pl_module, phase, args, kwargs)(attempt)
-            if not observed.runs:
-                raise observed.failure or RuntimeError("no module was called in it")
-            if observed.failure is not None:
-                how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
-                self._troubles.report(f"the {phase} step was counted {how}", observed.failure)
             batch = args[0] if args else kwargs
             row = f"({METHODS[phase]})"
             conditions = self._options.conditions(phase, pl_module, batch, self._troubles, step_row=row)
-            recorder.record(observed, pl_module, conditions, is_timed=phase == TRAINING)
+            recorder.record(observed, pl_module, conditions, what=what, is_timed=phase == TRAINING)
 
-        give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
+        what = f"the {phase} step"
+        give_up = functools.partial(self._give_up, f"{what} could not be counted")
         self._put_around(pl_module, METHODS[phase], around, give_up)
 
     def _observe_step(self, pl_module: LightningModule, observer: StepObserver, recorder: Recorder) -> None:

@@ -181,6 +181,7 @@ class FlopHook:
         except BaseException:
             with self._guarded():
                 self._end_call()  # The loop may go on: the next step has a call of its own.
+                self._end_watch()
             raise
         with self._guarded():
             self._end_step()
@@ -285,13 +286,8 @@ class FlopHook:
             return
         observed = together(self._seen)
         self._seen = []
-        if not observed.runs:
-            raise observed.failure or RuntimeError("no operator was seen in it")
-        if observed.failure is not None:
-            how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
-            self._troubles.report(f"the training call was counted {how}", observed.failure)
         assert self._conditions is not None
-        self._recorder.record(observed, self._model, self._conditions, is_timed=True)
+        self._recorder.record(observed, self._model, self._conditions, what="the training call", is_timed=True)
 
     def _begin_step(self, inputs: Any) -> None:
         """A step is observed whole or timed; observing it takes time."""
@@ -303,12 +299,17 @@ class FlopHook:
         else:
             self._watching.enter_context(self._observer.watching())
 
+    def _end_watch(self) -> StepObserver | None:
+        """What the step was observed by, if it was; the next one is begun anew."""
+        self._watching.close()
+        observer, self._observer, self._calls = self._observer, None, 0
+        return observer
+
     def _end_step(self, *, is_whole: bool = True) -> None:
         self._end_call()
-        self._watching.close()
-        if self._observer is not None:
-            observer, self._observer = self._observer, None
-            self._recorder.record_step(observer, self._calls)
+        calls, observer = self._calls, self._end_watch()
+        if observer is not None:
+            self._recorder.record_step(observer, calls)
         self._stepped.clear()
         step, self._steps = self._steps, self._steps + 1
         if self._in_step:

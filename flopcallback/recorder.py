@@ -78,22 +78,37 @@ class Recorder:
         self._window: LatencyWindow | None = None
         self._to_observe: tuple[nn.Module, ModuleNames, tuple[tuple[int, ...], ...]] | None = None
         self._timed_phase = ""
-        self._new: dict[str, ModelProfile] = {}
-        self._waiting: dict[str, ModelProfile] = {}
+        self._new: set[str] = set()  # phases whose profile the trackers do not have yet
+        self._waiting: set[str] = set()  # those that they get together with the times
         self._logged: set[str] = set()
         self._shown: set[str] = set()
 
-    def record(self, observed: Observed, model: nn.Module, conditions: Conditions, *, is_timed: bool = False) -> None:
-        """Makes the profile of an observed call.
+    def record(
+        self,
+        observed: Observed,
+        model: nn.Module,
+        conditions: Conditions,
+        *,
+        what: str = "the call",
+        is_timed: bool = False,
+    ) -> None:
+        """Makes the profile of an observed call, and reports where it was not seen whole, or not by the tracer.
 
         Args:
-            observed: the call; one of which nothing was seen makes no profile.
+            observed: the call.
             model: the root of the modules.
             conditions: under which it was counted.
+            what: the call, in words.
             is_timed: whether the steps from here on are to be timed for it.
+
+        Raises:
+            Exception: nothing of the call was seen, and why.
         """
         if not observed.runs:
-            return
+            raise observed.failure or RuntimeError("no module was called in it")
+        if observed.failure is not None:
+            how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
+            self._troubles.report(f"{what} was counted {how}", observed.failure)
         profile = profile_of(observed, model, conditions, self._convention)
         self._renew(profile)
         # What the tracer could not do may be a compiled function, which the mode would keep from being compiled.
@@ -148,10 +163,7 @@ class Recorder:
             self.give_up_step(error)
             return
         self.profiles["train"] = profile
-        if self.is_timing:
-            self._waiting["train"] = profile  # It is shown together with the times.
-        else:
-            self._new["train"] = profile
+        (self._waiting if self.is_timing else self._new).add("train")
 
     def give_up_step(self, error: Exception) -> None:
         """No whole step can be observed, because of `error`: what was counted stands without one."""
@@ -232,14 +244,14 @@ class Recorder:
 
     def _renew(self, profile: ModelProfile) -> None:
         self.profiles[profile.phase] = profile
-        self._new[profile.phase] = profile
+        self._new.add(profile.phase)
 
     def _log(self, step: int) -> None:
         """Hands profiles that are new to the trackers, with those of their numbers that are new."""
         if not self.is_timing:
-            self._new, self._waiting = {**self._waiting, **self._new}, {}
-        new, self._new = self._new, {}
-        for profile in new.values():
+            self._new, self._waiting = self._new | self._waiting, set()
+        new, self._new = [profile for phase, profile in self.profiles.items() if phase in self._new], set()
+        for profile in new:
             scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
             scalars = {name: value for name, value in scalars.items() if name not in self._logged}
             self._logged.update(scalars)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,18 @@ def test_accumulated_micro_batches_are_one_step(model):
     assert profile.forward_hw_flops == FIRST + SECOND
     assert profile.step == StepFlops(forward=3 * (FIRST + SECOND), backward=3 * (FIRST + 2 * SECOND))
     assert profile.step_note == ""
+
+
+def test_a_step_that_raised_while_it_was_watched_is_forgotten(model):
+    with FlopHook(model, latency_steps=0, summary=False, strict=True) as hook:
+        for fails in (False, True, False):
+            with contextlib.suppress(KeyError), hook.step():
+                loss = model(torch.ones(BATCH, WIDE)).sum()
+                if fails:
+                    raise KeyError
+                loss.backward()
+    assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND)
+    assert hook.profile.step_note == ""
 
 
 def test_checkpointing_shows_as_recomputation():
