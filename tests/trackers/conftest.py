@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import runpy
 import shutil
 from pathlib import Path
@@ -51,6 +52,22 @@ def timed() -> Callable[[ModelProfile], ModelProfile]:
         return profile.with_latency(LatencySummary(forward_ms=0.5 * len(times), step_ms=9.0, steps=20), times)
 
     return with_times
+
+
+@pytest.fixture(scope="module")
+def _collected() -> Iterator[None]:
+    """Here, and not in a test of another file, which knows nothing of the folders that W&B leaves to the collector."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def wandb_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _collected: None) -> None:
+    """What W&B would write elsewhere stays in the test's folder; Lightning's logger sets the mode by itself."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import runpy
@@ -42,24 +41,13 @@ SHORT = {"warmup_steps": 1, "latency_steps": 2, "summary": False, "strict": True
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
+def apart(wandb_folders):
     """What trackers would write elsewhere stays in the test's folder, and MLflow's global address is put back."""
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
     import wandb
 
     with stores["fluent_state_put_back"]():
         yield
     wandb.finish()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected():
-    """Here, and not in a test of another file, which knows nothing of the folders that W&B leaves to the collector."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import json
 import math
@@ -28,23 +27,12 @@ FLAVOURS = ("lightning.pytorch", "pytorch_lightning")
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """What W&B would write elsewhere stays in the test's folder; Lightning's logger sets the mode by itself."""
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
+def finished(wandb_folders):
+    """No run is left open for another test."""
     import wandb
 
     yield
     wandb.finish()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected():
-    """Here, and not in a test of another file, which knows nothing of the folders that W&B leaves to the collector."""
-    yield
-    gc.collect()
 
 
 def settings(**more):
