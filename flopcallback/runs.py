@@ -1,0 +1,172 @@
+"""Where finished and running trainings are read back from: readers found by entry point, and the one for folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.run_record import RunRecord, Series
+
+__all__ = ["GROUP", "FoundRun", "RunRecord", "RunsError", "Series", "find_runs", "folder_name", "series_of"]
+
+GROUP = "flopcallback.runs"
+"""The entry-point group. An entry loads to `find_runs(place) -> Sequence[FoundRun]`, and imports its tracker only for
+places that are its own; a sequence without runs says that the place, a path or an address, is not."""
+
+REPORT = "flopcallback_report"
+PROFILE, SCALARS, METRICS = "flopcallback.json", "scalars.jsonl", "metrics.csv"
+
+_NO_METRICS = ("step", "epoch")
+"""Columns of Lightning's `metrics.csv` that say where a row stands."""
+
+
+class RunsError(ValueError):
+    """A place has no runs, or one of them cannot be read; the text says why, and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run that is there, not read yet.
+
+    Attributes:
+        place: the folder or address that it is at.
+        read: reads it; raises `RunsError` where that cannot be done.
+    """
+
+    place: str
+    read: Callable[[], RunRecord]
+
+
+def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
+    """The runs at a place: a folder with one run or with several at any depth, a file of a store, an address.
+
+    Raises:
+        RunsError: there are none, or what they are in cannot be opened.
+    """
+    place = os.fspath(place)
+    missing: list[str] = []
+    found: list[FoundRun] = []
+    for entry in sorted(entry_points(group=GROUP)):
+        try:
+            found += entry.load()(place)
+        except ModuleNotFoundError as error:  # what its runs are read with
+            missing.append(str(error))
+    taken = [Path(run.place) for run in found]
+    found += [run for run in _folders(place) if not any(Path(run.place).is_relative_to(other) for other in taken)]
+    if found:
+        return found
+    if missing:
+        raise RunsError(f"{place}: {'; '.join(missing)}")
+    if "://" not in place and not Path(place).exists():
+        raise RunsError(f"{place}: there is no such file or folder")
+    raise RunsError(
+        f"{place}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
+        "folder offline-run-…, or a run in an MLflow store (mlflow.db, sqlite:///mlflow.db, http://…)."
+    )
+
+
+def folder_name(folder: Path, root: Path) -> str:
+    """What the run in a folder is called: the way to it from `root`, or its own name where it is the root."""
+    run = folder.parent if folder.name == REPORT else folder
+    relative = run.relative_to(root) if run.is_relative_to(root) else Path()
+    return relative.as_posix() if relative.parts else run.resolve().name
+
+
+def series_of(points: Iterable[tuple[str, int, int | float]]) -> dict[str, Series]:
+    """Triples of name, step and value as series by name; those of one step keep their order."""
+    series: defaultdict[str, list[tuple[int, int | float]]] = defaultdict(list)
+    for name, step, value in points:
+        series[name].append((step, value))
+    return {name: tuple(sorted(values, key=lambda point: point[0])) for name, values in series.items()}
+
+
+# --- Folders ----------------------------------------------------------------------------------------------------------
+
+
+def _folders(place: str) -> Sequence[FoundRun]:
+    """The folders at or below `place` that `LocalTracker` wrote; or a single profile, which any count may have left."""
+    path = Path(place)
+    if path.is_file():
+        if path.name in (PROFILE, SCALARS):
+            return [_found(path.parent, path.parent)]
+        return [FoundRun(place, lambda: _of_profile(path))] if path.suffix == ".json" else []
+    folders = {file.parent for name in (PROFILE, SCALARS) for file in path.rglob(name)} if path.is_dir() else ()
+    return [_found(folder, path) for folder in sorted(folders)]
+
+
+def _found(folder: Path, root: Path) -> FoundRun:
+    return FoundRun(str(folder), lambda: _of_folder(folder, folder_name(folder, root)))
+
+
+def _of_profile(path: Path) -> RunRecord:
+    profile = _profile(path)
+    return RunRecord(path.stem, str(path), figures=profile.scalars(), config=profile.config)
+
+
+def _of_folder(folder: Path, name: str) -> RunRecord:
+    """Our own numbers are exact where they stand in our own files, so these come last."""
+    profile = _profile(folder / PROFILE) if (folder / PROFILE).is_file() else None
+    logged = folder.parent if folder.name == REPORT else folder
+    series = {**series_of(_csv_points(logged / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
+    figures = {name: values[-1][1] for name, values in series.items()}
+    return RunRecord(
+        name,
+        str(folder),
+        figures={**(profile.scalars() if profile else {}), **figures},
+        series=series,
+        config=profile.config if profile else {},
+    )
+
+
+def _profile(path: Path) -> ModelProfile:
+    try:
+        return ModelProfile.from_json(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunsError(f"{path} is no profile of flopcallback's: {error}") from error
+
+
+def _scalar_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
+    """What `LocalTracker` wrote; a last line that a killed training left unfinished is passed over."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            step = values.pop("step")
+        except (ValueError, KeyError, AttributeError) as error:
+            if number == len(lines):
+                return
+            raise RunsError(f"{path}, line {number}: {line!r:.60} is no line of numbers with their step") from error
+        for name, value in values.items():
+            yield name, step, math.nan if value is None else value
+
+
+def _csv_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
+    """What Lightning's `CSVLogger` wrote: a row per step and kind of metric, empty where nothing was logged."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            step = _number(row.get("step"))
+            if step is None or not math.isfinite(step):
+                continue
+            for name, text in row.items():
+                value = None if name in _NO_METRICS else _number(text)
+                if value is not None:
+                    yield name, int(step), value
+
+
+def _number(text: object) -> float | None:
+    try:
+        return float(text) if isinstance(text, str) else None
+    except ValueError:
+        return None

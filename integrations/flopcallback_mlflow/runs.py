@@ -1,0 +1,149 @@
+"""Runs of MLflow's, read back from their store through an MlflowClient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
+
+__all__ = ["find_runs"]
+
+DATABASE = "mlflow.db"
+"""What MLflow calls its store where nobody says otherwise."""
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+
+_ONCE = ("flops/", "model/", "latency/")
+"""Logged at one step: the run itself has their values, and their history costs a query each."""
+
+
+def find_runs(place: str) -> list[FoundRun]:
+    """The active runs of a store: `sqlite:///…`, `http://…`, a file `….db`, a folder with `mlflow.db`, or `mlruns`.
+
+    `#name` behind it takes the runs of one experiment alone.
+
+    Raises:
+        RunsError: the store cannot be opened, or has no such experiment.
+        ModuleNotFoundError: it is a store, and MLflow is not installed.
+    """
+    store, _, experiment = (place, "", "") if Path(place).exists() else place.partition("#")
+    uri = _uri(store)
+    if uri is None:
+        return []
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:  # a folder of that name is imported as an empty package
+        raise ModuleNotFoundError("MLflow's runs are read with MLflow: pip install mlflow", name="mlflow") from error
+    try:
+        client = MlflowClient(uri)
+        return [_found(client, run, store) for run in _runs(client, _experiments(client, experiment, store))]
+    except MlflowException as error:
+        raise RunsError(f"{store}: MLflow could not read it: {str(error).strip()}") from error
+
+
+def _uri(store: str) -> str | None:
+    """The store's address; None where the place is something else.
+
+    Raises:
+        RunsError: a database that is not there: MLflow would make an empty one.
+    """
+    scheme, separator, rest = store.partition("://")
+    if separator:
+        if scheme == "sqlite" and not Path(rest[1:]).is_file():
+            raise RunsError(f"{store}: there is no file {rest[1:]}; an absolute path has four slashes, sqlite:////…")
+        return store if scheme.partition("+")[0] in SCHEMES else None
+    path = Path(store)
+    if path.is_file():
+        return f"sqlite:///{path}" if path.suffix in (".db", ".sqlite") else None
+    # `mlruns` has the files of runs whose numbers are in the database beside it; in MLflow 2 it had the numbers too.
+    beside = [path / DATABASE, *([path.with_name(DATABASE)] if path.name == "mlruns" else [])]
+    database = next((file for file in beside if file.is_file()), None)
+    if database is not None:
+        return f"sqlite:///{database}"
+    return path.resolve().as_uri() if any(path.glob("*/meta.yaml")) else None
+
+
+def _experiments(client: MlflowClient, name: str, store: str) -> list[Experiment]:
+    experiments = list(_pages(client.search_experiments))
+    if not name:
+        return experiments
+    chosen = [experiment for experiment in experiments if experiment.name == name]
+    if not chosen:
+        names = ", ".join(experiment.name for experiment in experiments) or "none"
+        raise RunsError(f"{store}#{name}: there is no active experiment {name!r}; there are: {names}")
+    return chosen
+
+
+def _runs(client: MlflowClient, experiments: list[Experiment]) -> Iterator[Run]:
+    """Oldest first."""
+    ids = [experiment.experiment_id for experiment in experiments]
+    return _pages(client.search_runs, experiment_ids=ids, order_by=["attributes.start_time ASC"])
+
+
+def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(**arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _found(client: MlflowClient, run: Run, store: str) -> FoundRun:
+    place = f"{store}/{run.info.run_id}"
+    return FoundRun(place, lambda: _read(client, run, place))
+
+
+def _read(client: MlflowClient, run: Run, place: str) -> RunRecord:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        series = series_of(_points(client, run))
+    except MlflowException as error:
+        raise RunsError(f"{place}: MLflow could not read it: {str(error).strip()}") from error
+    metrics, tags = dict(run.data.metrics), run.data.tags
+    return RunRecord(
+        run.info.run_name or run.info.run_id,
+        place,
+        figures={name: _exact(name, value, tags) for name, value in metrics.items()},
+        series=series,
+        config={**run.data.params, **dict(_conditions(tags))},
+    )
+
+
+def _points(client: MlflowClient, run: Run) -> Iterator[tuple[str, int, float]]:
+    for name in run.data.metrics:
+        if not any(f"/{group}" in f"/{name}" for group in _ONCE):
+            for point in client.get_metric_history(run.info.run_id, name):
+                yield name, point.step, point.value
+
+
+def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:
+    """The integer in the tag of the same name, where the metric is its float64; tags have dots for slashes."""
+    text = tags.get(name.replace("/", "."), "")
+    exact = int(text) if text.lstrip("-").isdecimal() else None
+    return exact if exact is not None and float(exact) == value else value
+
+
+def _conditions(tags: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """What `MLflowTracker` wrote as `flops.fma`, its JSON read; a prefix `mine/` is `mine.` in a tag."""
+    for name, text in tags.items():
+        front, found, key = f".{name}".partition(".flops.")
+        if found:
+            yield f"{front[1:]}/flops.{key}".lstrip("/"), _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
