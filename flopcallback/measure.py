@@ -13,7 +13,7 @@ from torch import nn
 
 from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.regions import without_compilation
-from flopcallback.counting.run import DISPATCH, Run, filtered_warnings, observe
+from flopcallback.counting.run import AUTO, DISPATCH, Run, filtered_warnings, observe
 from flopcallback.measuring.latency import Latency, LatencyWindow
 from flopcallback.on_demand import Call
 from flopcallback.options import Options
@@ -34,6 +34,7 @@ def measure_latency(
     latency_steps: int = 20,
     peak_flops: float | str | None = None,
     max_s: float = 60.0,
+    engine: str = AUTO,
 ) -> ModelProfile:
     """FLOPs of one call of a model next to measured times, by module: the callback's table, without training.
 
@@ -62,11 +63,13 @@ def measure_latency(
             device. `"measure"` measures it once by a matrix product.
         max_s: seconds after which no further round begins (half of it: no further call that warms up). The first round
             is made in any case; `profile.latency.steps` says how many were.
+        engine: what counts, `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
         ValueError: an argument is not what it is to be, or the model cannot be run: it is on the meta device, or has
             lazy modules that are not initialised.
+        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         Exception: whatever the model raises by itself.
 
     Example:
@@ -81,7 +84,7 @@ def measure_latency(
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))
     conditions = call.conditions(options)
-    profile, run = call.count(options, conditions)
+    profile, run = call.count(options, conditions, engine)
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
     latency = _timed(call, run, window, warmup_steps, max_s)
     how = f"{latency.how}, the whole call by torch.utils.benchmark"

@@ -1,4 +1,4 @@
-"""profile_call: one call of a model, counted on demand; what `measure_latency` times is counted here as well."""
+"""profile_call and verify_call: one call of a model, counted on demand by one engine, or by both."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from flopcallback.counting.analysis import FlopCountAnalysis
 from flopcallback.counting.attempt import Observed
-from flopcallback.counting.run import Run, run_isolated
+from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
 from flopcallback.counting.scopes import find_modules
 from flopcallback.options import Options
 from flopcallback.profiling import Conditions, profile_of
-from flopcallback.reporting import ModelProfile
+from flopcallback.reporting import EngineDifference, ModelProfile, Verdict
 from flopcallback.troubles import Troubles
 
-__all__ = ["Call", "profile_call"]
+__all__ = ["Call", "profile_call", "verify_call"]
 
 
 def profile_call(
@@ -28,6 +29,7 @@ def profile_call(
     *,
     fma: int = 1,
     elementwise: bool = False,
+    engine: str = AUTO,
 ) -> ModelProfile:
     """One call of a model as a profile without times: what `FlopCountAnalysis` counts, ready for tables and pages.
 
@@ -39,10 +41,12 @@ def profile_call(
         kwargs: keyword arguments of the call.
         fma: how many FLOPs a multiply-add is, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
+        engine: `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
         ValueError: an argument is not what it is to be, or the model has lazy modules that are not initialised.
+        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         Exception: whatever the model raises by itself.
 
     Example:
@@ -54,7 +58,40 @@ def profile_call(
     """
     options = Options("profile_call", fma, elementwise)
     call = Call.of("profile_call", model, inputs, kwargs)
-    return call.count(options, call.conditions(options))[0]
+    return call.count(options, call.conditions(options), engine)[0]
+
+
+def verify_call(
+    model: nn.Module | Callable[..., Any], inputs: Any = (), kwargs: Mapping[str, Any] | None = None
+) -> Verdict:
+    """What comes of counting one call of a model with both engines: `FlopCountAnalysis.verify()` as data for a profile.
+
+    The model runs once with each, and is left as it was found. Where only one of them can count it, the verdict says
+    why, and nothing is raised.
+
+    Args:
+        model: a module, a method of one, or any callable on modules.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
+        kwargs: keyword arguments of the call.
+
+    Raises:
+        TypeError: `model` is no module and cannot be called.
+        Exception: whatever the model raises by itself.
+
+    Example:
+        >>> import torch
+        >>> from flopcallback.on_demand import verify_call
+        >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
+        Verdict(differences=(), reason='')
+    """
+    analysis = FlopCountAnalysis(model, inputs, kwargs)
+    if analysis.engine == DISPATCH:
+        return Verdict(reason=f"only the dispatcher can count this call: {analysis.engine_reason}")
+    try:
+        found = analysis.verify()
+    except RuntimeError as error:
+        return Verdict(reason=f"only the tracer can count this call: {error}")
+    return Verdict(tuple(EngineDifference(each.module, each.family, each.trace, each.dispatch) for each in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +126,16 @@ class Call:
         """What the call finds now."""
         return options.conditions("call", self.root, (self.args, self.kwargs), Troubles(strict=True))
 
-    def count(self, options: Options, conditions: Conditions) -> tuple[ModelProfile, Run]:
-        """Makes the call once, leaves everything as it was found, and gives its profile and what it did."""
-        run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs)
+    def count(self, options: Options, conditions: Conditions, engine: str = AUTO) -> tuple[ModelProfile, Run]:
+        """Makes the call once, leaves everything as it was found, and gives its profile and what it did.
+
+        Raises:
+            ValueError: there is no such engine.
+            RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
+        """
+        if engine not in ENGINES:
+            raise ValueError(f"{options.owner}: engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+        run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs, engine=engine)
         profile = profile_of(Observed(None, (run,)), self.root, conditions, options.convention)
         if isinstance(self.root, _Modules):
             profile = _named(profile, getattr(self.model, "__name__", type(self.model).__name__))

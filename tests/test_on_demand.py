@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback.on_demand import profile_call
+from flopcallback import FlopCountAnalysis
+from flopcallback.counting.verification import Difference
+from flopcallback.on_demand import profile_call, verify_call
+from flopcallback.reporting import EngineDifference, Verdict
 
 x = torch.ones(2, 3)
 
@@ -37,6 +40,40 @@ def test_a_function_is_a_row_around_the_modules_that_it_calls():
     profile = profile_call(both, x)
     assert (profile.name, profile.root.type) == ("both", "function")
     assert {row.path: row.flops for row in profile.modules[1:]} == {"first": 2 * 3 * 5, "second": 2 * 5 * 7}
+
+
+def test_an_engine_can_be_asked_for():
+    profile = profile_call(nn.Linear(3, 5), x, engine="dispatch")
+    assert (profile.config["flops.engine"], profile.forward_flops) == ("dispatch", 2 * 3 * 5)
+    with pytest.raises(RuntimeError, match="the tracer loses operators on meta tensors"):
+        profile_call(nn.Linear(3, 5, device="meta"), x.to("meta"), engine="trace")
+    with pytest.raises(ValueError, match="profile_call: engine is 'fast', expected one of 'auto', "):
+        profile_call(nn.Linear(3, 5), x, engine="fast")
+
+
+def test_a_verdict_says_that_the_engines_agree():
+    assert verify_call(nn.TransformerEncoderLayer(6, 2, 11), torch.rand(7, 2, 6)) == Verdict()
+
+
+def test_a_verdict_lists_differences_as_plain_data(monkeypatch):
+    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis: (Difference("fc", "matmul", 60, 0),))
+    assert verify_call(nn.Linear(3, 5), x) == Verdict((EngineDifference("fc", "matmul", 60, 0),))
+
+
+def test_a_verdict_says_which_engine_alone_can_count_and_why(monkeypatch):
+    only = verify_call(nn.Linear(3, 5, device="meta"), x.to("meta"))
+    assert only.reason == "only the dispatcher can count this call: the tracer loses operators on meta tensors"
+
+    def refuse(analysis):
+        raise RuntimeError("a mode is in the way")
+
+    monkeypatch.setattr(FlopCountAnalysis, "verify", refuse)
+    assert verify_call(nn.Linear(3, 5), x).reason == "only the tracer can count this call: a mode is in the way"
+
+
+def test_what_the_model_raises_is_no_verdict():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        verify_call(nn.Linear(5, 3), x)
 
 
 def test_what_cannot_be_counted_is_refused_under_this_name():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +16,9 @@ from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, u
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import screen
 from flopcallback.cli.sources import load_model
-from flopcallback.counting.analysis import FlopCountAnalysis
+from flopcallback.counting.run import AUTO, ENGINES, TRACE
 from flopcallback.measure import measure_latency
-from flopcallback.on_demand import profile_call
+from flopcallback.on_demand import profile_call, verify_call
 from flopcallback.reporting import (
     ModelProfile,
     html_page,
@@ -24,6 +26,7 @@ from flopcallback.reporting import (
     markdown_operators,
     plain_table,
     rich_table,
+    verdict_line,
 )
 
 __all__ = ["count"]
@@ -34,6 +37,12 @@ FORMS: dict[str, Callable[[ModelProfile], str]] = {
     ".md": lambda profile: f"{markdown_modules(profile)}\n\n{markdown_operators(profile)}",
     ".txt": plain_table,
 }
+
+
+class Engine(str, Enum):
+    """What `--engine` takes."""
+
+    AUTO, TRACE, DISPATCH = ENGINES
 
 
 def count(
@@ -60,6 +69,9 @@ def count(
     ] = False,
     fma: Annotated[int, typer.Option(min=1, max=2, help="FLOPs of a multiply-add.")] = 1,
     elementwise: Annotated[bool, typer.Option("--elementwise", help="Count elementwise operators too.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What counts: the tracer, the dispatcher, or whichever can.")
+    ] = Engine.AUTO,
     latency: Annotated[bool, typer.Option("--latency", help="Measure times by module as well.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Count with both engines; exit code 1 where they differ.")
@@ -85,12 +97,16 @@ def count(
         args, kwargs = parse_inputs(input_, device=device, dtype=kind)
         with users_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
             take = measure_latency if latency else profile_call
-            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise)
+            # With "auto", so that a call which cannot be traced is told from one that fails.
+            by = AUTO if engine.value == TRACE else engine.value
+            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=by)
+            _check_engine(engine.value, profile)
+            if verify:
+                profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))
         for path in output:
             _write(path, FORMS[path.suffix](profile) + "\n")
         _print(profile, form, depth)
-        if verify and (code := _verdict(model, args, kwargs, is_training=train, to_stderr=bool(form))):
-            raise typer.Exit(code)
+        _end(profile, is_said=not form)
 
 
 def _form(**asked: bool) -> str:
@@ -115,6 +131,13 @@ def _check_device(device: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - each backend raises what it likes when it is not there
         first = next(iter(str(error).splitlines()), "")
         raise UsageError(f"--device {device}: {first}") from None
+
+
+def _check_engine(engine: str, profile: ModelProfile) -> None:
+    """Refuses what the other engine has counted."""
+    if engine == TRACE != profile.config["flops.engine"]:
+        reason = profile.config["flops.engine_reason"]
+        raise UsageError(f"--engine trace: {reason}; the dispatcher can count this call, with --engine auto")
 
 
 def _set_modes(model: Callable[..., Any], dtype: torch.dtype | None, *, is_training: bool) -> None:
@@ -151,17 +174,12 @@ def _print(profile: ModelProfile, form: str, depth: int | None) -> None:
     console.print(rich_table(profile, width=console.width, max_depth=depth))
 
 
-def _verdict(model: Any, args: Any, kwargs: Any, *, is_training: bool, to_stderr: bool) -> int:
-    """Says whether both engines count the same, and gives the exit code of that."""
-    try:
-        with torch.set_grad_enabled(is_training):
-            differences = FlopCountAnalysis(model, args, kwargs).verify()
-    except RuntimeError as error:
-        typer.echo(f"not verified: {error}", err=True)
-        return COULD_NOT
-    if not differences:
-        typer.echo("verified: both engines count the same", err=to_stderr)
-        return 0
-    for difference in differences:
-        typer.echo(f"the engines differ: {difference}", err=to_stderr)
-    return FAILED
+def _end(profile: ModelProfile, *, is_said: bool) -> None:
+    """Ends with the exit code of the verdict, if there is one; on stderr where it is bad, or said nowhere else."""
+    verdict = profile.verdict
+    if verdict is None:
+        return
+    code = COULD_NOT if verdict.reason else FAILED if verdict.differences else 0
+    if code or not is_said:
+        typer.echo({0: "", FAILED: "Failed: ", COULD_NOT: "Error: "}[code] + verdict_line(profile), err=True)
+    raise typer.Exit(code)

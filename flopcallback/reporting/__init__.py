@@ -9,13 +9,16 @@ from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleR
 from flopcallback.reporting.table import plain_table, rich_table, rich_text
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
+from flopcallback.reporting.verdict import EngineDifference, Verdict, verdict_line
 
 __all__ = [
+    "EngineDifference",
     "LatencySummary",
     "ModelProfile",
     "ModuleRow",
     "OperatorRow",
     "StepFlops",
+    "Verdict",
     "escaped",
     "footer",
     "headline",
@@ -35,5 +38,6 @@ __all__ = [
     "rich_text",
     "si",
     "slow_for_their_flops",
+    "verdict_line",
     "widest_work",
 ]

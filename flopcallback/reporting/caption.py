@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.profile import share
 from flopcallback.reporting.units import milliseconds, percent, si
+from flopcallback.reporting.verdict import verdict_lines
 
 if TYPE_CHECKING:
     from flopcallback.reporting.profile import ModelProfile, StepFlops
@@ -42,10 +43,10 @@ def at_least(is_lower_bound: bool) -> str:
 
 
 def footer(profile: ModelProfile) -> list[str]:
-    """What a reader needs to trust the figures, line by line: convention, conditions, clock, agreement, unknowns."""
-    head = (_convention(profile), _whole_step(profile), _conditions(profile), _clock(profile), _module_times(profile))
-    tail = (_outside(profile), _peak(profile), _unknown(profile))
-    return [line for line in (*head, _agreement(profile), *_slow(profile), *tail) if line]
+    """What a reader needs to trust the figures, line by line: convention, conditions, both engines, clock, unknowns."""
+    counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
+    times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow(profile), _outside(profile))
+    return [line for line in (*counts, *times, _peak(profile), _unknown(profile)) if line]
 
 
 def _convention(profile: ModelProfile) -> str:

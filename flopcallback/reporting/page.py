@@ -17,6 +17,7 @@ from flopcallback.reporting.profile import achieved_flops_per_s, share
 from flopcallback.reporting.scatter import scatter
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import NOTHING, milliseconds, percent, si
+from flopcallback.reporting.verdict import verdict_line
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -39,6 +40,8 @@ def html_page(profile: ModelProfile) -> str:
     return _template().render(
         profile=profile,
         subtitle=headline(profile).removeprefix(f"{profile.name}, "),
+        engines=_engines(profile),
+        differences=[] if profile.verdict is None else profile.verdict.differences,
         palette=PALETTE,
         tiles=list(_tiles(profile)),
         top=_top(profile),
@@ -70,6 +73,18 @@ def _template() -> Template:
     # `tojson` also escapes what would end a script element.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("page.html.jinja")
+
+
+def _engines(profile: ModelProfile) -> dict[str, Any] | None:
+    """Who counted and why, and whether the other engine agrees; None where the profile does not say."""
+    engine, reason = profile.config.get("flops.engine"), profile.config.get("flops.engine_reason")
+    verdict = verdict_line(profile) or profile.step_note
+    if not engine and not verdict:
+        return None
+    who = f"counted by {engine}{'' if verdict else ' alone'}" if engine else ""
+    because = f", because {reason}" if reason else ""
+    is_difference = bool(profile.verdict and profile.verdict.differences) or verdict == profile.step_note != ""
+    return {"text": "; ".join(filter(None, (who + because, verdict))), "is_warning": is_difference}
 
 
 @dataclass(frozen=True, slots=True)

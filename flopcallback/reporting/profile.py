@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flopcallback.reporting.verdict import Verdict
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,11 +24,11 @@ PHASES = ("train", "validate", "test", "predict", "call")
 ABOVE_PEAK = "above peak"
 """Said of a row in place of FLOP/s that the device cannot do."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Goes up whenever an older reader could not read, or would misread, what `ModelProfile.to_json` writes."""
 
-READABLE = (1, SCHEMA)
-"""Schemas that `ModelProfile.from_json` reads; 1 has no training step."""
+READABLE = (1, 2, SCHEMA)
+"""Schemas that `ModelProfile.from_json` reads; 1 has no training step, and neither 1 nor 2 a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class ModelProfile:
         latency: None until it has been measured.
         step: hardware FLOPs of a whole training step; None until one was observed.
         step_note: what is to be known of that step: a forward other than the counted one, operators without a count.
+        verdict: what came of counting the call with both engines; None where only one was asked.
 
     Raises:
         ValueError: an unknown phase, or a first module that is not the root.
@@ -152,6 +155,7 @@ class ModelProfile:
     latency: LatencySummary | None = None
     step: StepFlops | None = None
     step_note: str = ""
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
@@ -236,14 +240,14 @@ class ModelProfile:
         return share(row.hw_flops, row.bytes)
 
     def fingerprint(self) -> str:
-        """The same for two profiles of one count, of which one may have more: times, a whole step, another peak.
+        """The same for two profiles of one count, of which one may have more: times, a step, a verdict, another peak.
 
         Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
         """
         config = {name: value for name, value in self.config.items() if not name.startswith("flops.peak")}
         counted = self.with_step({}).with_latency(LatencySummary(None))
         rows = tuple(replace(row, bytes=0) for row in counted.modules)
-        text = replace(counted, modules=rows, config=config).to_json()
+        text = replace(counted, modules=rows, config=config, verdict=None).to_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
@@ -390,8 +394,8 @@ class ModelProfile:
         schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
         if schema not in READABLE:
             raise ValueError(
-                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schema "
-                f"{' and '.join(map(str, READABLE))}. "
+                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schemas "
+                f"{READABLE[0]} to {SCHEMA}. "
                 "Read the file with the version of flopcallback that wrote it (config: flops.version)."
             )
         content["modules"] = [_module_row(row) for row in content["modules"]]
@@ -399,6 +403,8 @@ class ModelProfile:
         if content["latency"] is not None:
             content["latency"] = LatencySummary(**content["latency"])
         content["step"] = _step_flops(content.get("step"))
+        verdict = content.pop("verdict", None)
+        content["verdict"] = None if verdict is None else Verdict.of_content(verdict)
         return cls(**content)
 
 

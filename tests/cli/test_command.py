@@ -76,8 +76,16 @@ def test_an_unknown_command_is_exit_code_2(flopcallback):
     assert "cuont" in result.stderr
 
 
-def test_a_shell_can_complete_the_command(folder, monkeypatch):
-    for name, value in (("_FLOPCALLBACK_COMPLETE", "complete_bash"), ("COMP_WORDS", "flopcallback count --ver")):
+@pytest.mark.parametrize(
+    ("typed", "place", "completed"),
+    [
+        ("flopcallback count --ver", 2, ["--verify"]),
+        ("flopcallback count --eng", 2, ["--engine"]),
+        ("flopcallback count net:Net --engine d", 4, ["dispatch"]),
+    ],
+)
+def test_a_shell_can_complete_the_command(folder, monkeypatch, typed, place, completed):
+    for name, value in (("_FLOPCALLBACK_COMPLETE", "complete_bash"), ("COMP_WORDS", typed)):
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COMP_CWORD", "2")
-    assert run(folder, SCRIPT).stdout.split() == ["--verify"]
+    monkeypatch.setenv("COMP_CWORD", str(place))
+    assert run(folder, SCRIPT).stdout.split() == completed

@@ -8,7 +8,7 @@ import pytest
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.counting.verification import Difference
-from flopcallback.reporting import ModelProfile
+from flopcallback.reporting import ModelProfile, Verdict
 
 BATCH, IN, WIDTH, OUT = 2, 3, 5, 7
 NET_FLOPS = BATCH * (IN * WIDTH + WIDTH * OUT)
@@ -139,28 +139,75 @@ def test_a_lower_bound_says_so(flopcallback):
 def test_engines_that_agree_say_so(flopcallback):
     result = flopcallback("count", "some_net:make", *INPUT, "--verify")
     assert result.exit_code == 0
-    assert result.stdout.rstrip().endswith("verified: both engines count the same")
+    assert "verified: both engines count the same" in result.stdout.splitlines()
 
 
-def test_engines_that_differ_are_exit_code_1(flopcallback, monkeypatch):
-    difference = Difference("last", "matmul", 140, 0)
-    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis: (difference,))
+@pytest.fixture
+def two_differences(monkeypatch):
+    """Both engines see the same of any model that we can name, so a difference has to be made up."""
+    found = (Difference("", "matmul", 200, 60), Difference("last", "matmul", 140, 0))
+    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis: found)
+
+
+@pytest.mark.usefixtures("two_differences")
+def test_engines_that_differ_are_exit_code_1_and_listed(flopcallback):
     result = flopcallback("count", "some_net:make", *INPUT, "--verify")
     assert result.exit_code == 1
-    assert f"the engines differ: {difference}" in result.stdout
+    assert "the engines differ in 2 places" in result.stdout.splitlines()
+    assert "the engines differ: (model), matmul: 200 traced, 60 dispatched" in result.stdout
+    assert "the engines differ: last, matmul: 140 traced, 0 dispatched" in result.stdout
+    assert result.stderr.splitlines()[-1] == "Failed: the engines differ in 2 places"
+
+
+@pytest.mark.usefixtures("two_differences")
+@pytest.mark.parametrize("form", ["--json", "--html", "--markdown"])
+def test_the_verdict_is_in_every_form_and_said_on_stderr(flopcallback, form):
+    result = flopcallback("count", "some_net:make", *INPUT, "--verify", form)
+    assert result.exit_code == 1
+    assert "the engines differ in 2 places" in result.stderr
+    if form == "--json":
+        assert [each.dispatch for each in ModelProfile.from_json(result.stdout).verdict.differences] == [60, 0]
+    else:
+        assert "the engines differ in 2 places" in result.stdout
+
+
+def test_files_have_the_verdict_too(flopcallback, folder):
+    files = ("--output", "a.json", "--output", "a.html", "--output", "a.md")
+    assert flopcallback("count", "some_net:make", *INPUT, "--verify", *files).exit_code == 0
+    assert ModelProfile.from_json((folder / "a.json").read_bytes()).verdict == Verdict()
+    for name in ("a.html", "a.md"):
+        assert "verified: both engines count the same" in (folder / name).read_text(encoding="utf-8")
 
 
 def test_the_verdict_keeps_out_of_json(flopcallback):
     result = flopcallback("count", "some_net:make", *INPUT, "--verify", "--json")
     assert profile_of(result).forward_flops == NET_FLOPS
-    assert "verified" in result.stderr
+    assert result.stderr.splitlines()[-1] == "verified: both engines count the same"
+
+
+def test_without_being_asked_for_there_is_no_verdict(flopcallback):
+    assert profile_of(flopcallback("count", "some_net:make", *INPUT, "--json")).verdict is None
+    assert "verified" not in flopcallback("count", "some_net:make", *INPUT).output
 
 
 def test_what_cannot_be_verified_is_not_passed_over(flopcallback):
     result = flopcallback("count", "some_net:make", "--device", "meta", *INPUT, "--verify")
     assert result.exit_code == 2
-    assert "not verified: " in result.stderr
-    assert "meta tensors" in result.stderr
+    why = "not verified: only the dispatcher can count this call: the tracer loses operators on meta tensors"
+    assert why in result.stdout
+    assert result.stderr.splitlines()[-1] == f"Error: {why}"
+
+
+# --- The engine -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [((), "trace"), (("--engine", "trace"), "trace"), (("--engine", "dispatch", "--latency"), "dispatch")],
+)
+def test_an_engine_can_be_chosen_and_counts_the_same(flopcallback, options, engine):
+    profile = profile_of(flopcallback("count", "some_net:make", *INPUT, "--json", *options))
+    assert (profile.config["flops.engine"], profile.forward_flops) == (engine, NET_FLOPS)
 
 
 # --- What it refuses --------------------------------------------------------------------------------------------------
@@ -192,6 +239,12 @@ def test_what_cannot_be_verified_is_not_passed_over(flopcallback):
             ("hf:./gone.json",), "hf:./gone.json: there is no file or folder gone.json", marks=pytest.mark.models
         ),
         (("some_net:make", "--fma", "3"), "--fma"),
+        (("some_net:make", "--engine", "tracer"), "'tracer' is not one of 'auto', 'trace', 'dispatch'"),
+        (
+            ("some_net:make", "--engine", "trace", "--device", "meta", *INPUT),
+            "--engine trace: the tracer loses operators on meta tensors; the dispatcher can count this call, with "
+            "--engine auto",
+        ),
         (
             ("some_net:make", "--latency", "--device", "meta", *INPUT),
             "measure_latency: the model is on the meta device",

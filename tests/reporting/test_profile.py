@@ -165,11 +165,11 @@ def test_json_is_strict_where_times_are_not_finite():
     assert content["config"] == {"flops.peak": None}
 
 
-@pytest.mark.parametrize("schema", [0, 3, None])
+@pytest.mark.parametrize("schema", [0, 4, None])
 def test_another_schema_is_refused_by_name(schema):
     content = json.loads(ModelProfile("Net").to_json())
     content["flopcallback_profile"] = schema
-    with pytest.raises(ValueError, match=rf"flopcallback_profile is {schema}; this version reads schema 1 and 2"):
+    with pytest.raises(ValueError, match=rf"flopcallback_profile is {schema}; this version reads schemas 1 to 3"):
         ModelProfile.from_json(json.dumps(content))
 
 

@@ -44,8 +44,8 @@ def test_a_step_comes_back_from_json(stepped):
 
 
 def test_a_profile_of_an_earlier_version_has_none(profile):
-    text = profile.to_json().replace('"flopcallback_profile": 2', '"flopcallback_profile": 1')
-    without = text.replace(', "step": null, "step_note": ""', "").replace('"step": null, ', "")
+    text = profile.to_json().replace('"flopcallback_profile": 3', '"flopcallback_profile": 1')
+    without = text.replace(', "step": null, "step_note": "", "verdict": null', "").replace('"step": null, ', "")
     assert "step" not in without
     assert ModelProfile.from_json(without) == profile
 
