@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flopcallback._version import __version__
+from flopcallback.cli.compare import compare
 from flopcallback.cli.count import count
 from flopcallback.cli.diff import diff
 
@@ -16,6 +17,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(name="flopcallback", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(count)
 app.command()(diff)
+app.command()(compare)
 
 
 def _show_version(is_asked_for: bool) -> None:

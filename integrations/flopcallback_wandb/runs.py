@@ -50,7 +50,7 @@ def _core() -> str:
 def _read(log: Path) -> RunRecord:
     records = list(_records(log))
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    run = next((record["run"] for record in records if record["type"] == "run"), {})
+    run: dict[str, Any] = next((record["run"] for record in records if record["type"] == "run"), {})
     summary = _updates(records, "summary")
     digits = {name.removesuffix(_EXACT): int(text) for name, text in summary.items() if _is_exact(name, text)}
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
@@ -72,8 +72,8 @@ def _records(log: Path) -> Iterator[dict[str, Any]]:
     if ran.returncode:
         reason = next(iter(ran.stderr.strip().splitlines()), "no reason given")
         raise RunsError(
-            f"{log}: W&B could not read it ({reason}). If it says that it does not know `leet inspect`, a newer version "
-            "does: pip install --upgrade wandb."
+            f"{log}: W&B could not read it ({reason}). If it does not know `leet inspect`, a newer version does: pip "
+            "install --upgrade wandb."
         )
     yield from map(json.loads, ran.stdout.splitlines())
 
@@ -98,8 +98,9 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
     media = tuple(name.removesuffix("_type") for name in values if name.endswith("._type"))
     for name, value in values.items():
         number = _NOT_FINITE.get(value) if isinstance(value, str) else value
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if is_number and not name.startswith(("_", *media)):
+        if isinstance(number, bool) or name.startswith(("_", *media)):
+            continue
+        if isinstance(number, (int, float)):
             yield name, number
 
 

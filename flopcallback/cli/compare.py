@@ -1,0 +1,138 @@
+"""`flopcallback compare`: runs held against each other by what they cost and what they reached."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flopcallback.cli.failures import UsageError, reported
+from flopcallback.cli.screen import screen
+from flopcallback.reporting.comparison import COLUMNS, Comparison, compare_runs, shared_metrics
+from flopcallback.reporting.comparison_page import comparison_page
+from flopcallback.reporting.comparison_table import comparison_csv, rich_comparison
+from flopcallback.runs import FoundRun, RunRecord, RunsError, find_runs
+
+__all__ = ["compare"]
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs (ours, TensorBoard's, W&B's, Lightning's), or an MLflow store: sqlite:///mlflow.db, "
+            "http://host#experiment. A folder may hold any number of them.",
+            show_default=False,
+        ),
+    ],
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What was to be reached, such as val/loss.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(metavar="min|max", help="What is better; by default as the metric's name says.")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help=f"The best first, by: {', '.join(COLUMNS)}. By default metric or compute."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a CSV file, integers exact.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", "-o", metavar="FILE", help="Write the HTML page with its figures.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="The prefix= that the runs were logged with; by default it is looked for.")
+    ] = None,
+) -> None:
+    """Compare trainings by compute: a table, the Pareto front of a metric, curves, FLOPs against time."""
+    with reported():
+        _check(mode, sort)
+        records = [_without_prefix(record, prefix) for record in _records(_found(runs))]
+        chosen = metric or _the_metric(records)
+        try:
+            comparison = compare_runs(records, metric=chosen, mode=mode or "", sort=sort or "")
+        except ValueError as error:
+            raise UsageError(f"--metric {chosen}: {error}") from None
+        screen().print(rich_comparison(comparison))
+        if not chosen:
+            _say_what_to_pick(records)
+        _write(comparison, csv, html)
+
+
+def _check(mode: str | None, sort: str | None) -> None:
+    """Before anything is read, which may take a while."""
+    if mode not in (None, "min", "max"):
+        raise UsageError(f"--mode {mode}: it is min or max")
+    if sort is not None and sort not in COLUMNS:
+        raise UsageError(f"--sort {sort}: there is no such column; there are {', '.join(COLUMNS)}")
+
+
+def _found(places: Sequence[str]) -> list[FoundRun]:
+    """What is at the places, each run once."""
+    found: dict[str, FoundRun] = {}
+    for place in places:
+        try:
+            for run in find_runs(place):
+                found.setdefault(os.path.realpath(run.place) if "://" not in run.place else run.place, run)
+        except RunsError as error:
+            raise UsageError(str(error)) from None
+    return list(found.values())
+
+
+def _records(found: Sequence[FoundRun]) -> list[RunRecord]:
+    """The runs that can be read; of the others, it says why they cannot."""
+    from rich.console import Console
+    from rich.progress import track
+
+    records, console = [], Console(stderr=True)
+    shown = track(found, "Reading runs", console=console, transient=True, disable=not sys.stderr.isatty())
+    for run in shown:
+        try:
+            records.append(run.read())
+        except RunsError as error:
+            typer.echo(f"Left out: {error}", err=True)
+    if not records:
+        raise UsageError("none of the runs could be read")
+    return records
+
+
+def _without_prefix(record: RunRecord, given: str | None) -> RunRecord:
+    if given is not None:
+        return record.without_prefix(given)
+    prefixes = record.prefixes()
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise UsageError(
+            f"{record.place} has figures under several prefixes ({', '.join(prefixes)}): give one as --prefix"
+        )
+    return record.without_prefix(prefixes[0]) if prefixes else record
+
+
+def _the_metric(records: Sequence[RunRecord]) -> str:
+    """The one that all runs share, or the one among them that is of validation; empty where that is not one."""
+    shared = shared_metrics(records)
+    for metrics in (shared, [name for name in shared if name.lower().startswith("val")]):
+        if len(metrics) == 1:
+            return metrics[0]
+    return ""
+
+
+def _say_what_to_pick(records: Sequence[RunRecord]) -> None:
+    names = shared_metrics(records) or sorted(set().union(*(record.own_metrics() for record in records)))
+    if names:
+        typer.echo(f"No metric was chosen; --metric takes one of: {', '.join(names)}", err=True)
+    else:
+        typer.echo("The runs have no metric of their own, so there is no Pareto front.", err=True)
+
+
+def _write(comparison: Comparison, csv: Path | None, html: Path | None) -> None:
+    for path, form in ((csv, comparison_csv), (html, comparison_page)):
+        if path is not None:
+            try:
+                path.write_text(form(comparison), encoding="utf-8", newline="")
+            except OSError as error:
+                raise UsageError(f"{path}: {error.strerror}") from None
+            typer.echo(f"Written: {path}", err=True)

@@ -1,0 +1,81 @@
+"""The HTML page of a comparison: one file that loads nothing, with the table of runs and three figures."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from flopcallback.reporting.charts import PALETTE
+from flopcallback.reporting.comparison import COLUMNS, Comparison, RunRow
+from flopcallback.reporting.comparison_plot import curves, flops_against_latency, metric_and_compute
+from flopcallback.reporting.comparison_table import MISSING, footnotes, heading, shown
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["comparison_page"]
+
+MOST_NUMBERED = 40
+"""Points have the number of their run in them up to so many runs, and are small and bare beyond."""
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The comparison as one HTML file, styles and script inside, that a browser opens without network.
+
+    The table of runs, which sorts; the metric against compute with its Pareto front; the metric's way there; FLOPs
+    against latency. A figure says which runs are not in it, for what they did not log. All names are escaped.
+    """
+    return _template().render(
+        comparison=comparison,
+        palette=PALETTE,
+        columns={column: heading(comparison, column) for column in _columns(comparison)},
+        rows=[_row(comparison, row, place) for place, row in enumerate(comparison.rows)],
+        front=[row.name for row in comparison.rows if row.is_on_front],
+        front_plot=metric_and_compute(comparison),
+        curve_plot=curves(comparison),
+        latency_plot=flops_against_latency(comparison),
+        footnotes=footnotes(comparison),
+        is_numbered=len(comparison.rows) <= MOST_NUMBERED,
+        missing=MISSING,
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("flopcallback.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison.html.jinja")
+
+
+def _columns(comparison: Comparison) -> list[str]:
+    return [column for column in COLUMNS if column != "metric" or comparison.metric]
+
+
+def _row(comparison: Comparison, row: RunRow, place: int) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "place": row.place,
+        "is_on_front": row.is_on_front,
+        # Colours go to the first runs of the table; the others are grey and have their number.
+        "colour": place if place < len(PALETTE) else None,
+        "cells": [_cell(row, column) for column in _columns(comparison) if column != "run"],
+    }
+
+
+def _cell(row: RunRow, column: str) -> dict[str, Any]:
+    """What is shown, the exact figure for who points at it, and a number to sort by."""
+    value = row.value(column)
+    is_number = value is not None and math.isfinite(value)
+    return {
+        "text": shown(row, column),
+        "exact": f"{value:,}" if value is not None else "",
+        "sort": repr(float(value)) if value is not None and is_number else "",
+    }
