@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.batches import tensors_in
 from flopcallback.counting.isolation import Found, left_as_found, private_copies
 from flopcallback.counting.regions import without_compilation
 from flopcallback.counting.run import AUTO, DISPATCH, Run, filtered_warnings, observe
 from flopcallback.measuring.latency import Latency, LatencyWindow
 from flopcallback.on_demand import Call
 from flopcallback.options import Options
-from flopcallback.profiling import tensors_in
 from flopcallback.reporting import LatencySummary, ModelProfile
 
 __all__ = ["measure_latency"]
@@ -79,7 +79,7 @@ def measure_latency(
         >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
         (30, 20, True)
     """
-    options = Options("measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops)
+    options = Options("measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops=peak_flops)
     call = Call.of("measure_latency", model, inputs, kwargs)
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))

@@ -82,7 +82,7 @@ def _engines(profile: ModelProfile) -> dict[str, Any] | None:
     if not engine and not verdict:
         return None
     who = f"counted by {engine}{'' if verdict else ' alone'}" if engine else ""
-    because = f", because {reason}" if reason else ""
+    because = f", because {reason}" if reason and not (profile.verdict and profile.verdict.reason) else ""  # said once
     is_difference = bool(profile.verdict and profile.verdict.differences) or verdict == profile.step_note != ""
     return {"text": "; ".join(filter(None, (who + because, verdict))), "is_warning": is_difference}
 
