@@ -20,7 +20,8 @@ function point(event) {
   const marked = event.target.closest?.("[data-run]");
   light(marked?.dataset.run);
   tip.hidden = true;
-  if (marked?.closest(".plot")) tell(marked.dataset.run, event.clientX, event.clientY);
+  // A tap on a row shows the columns that a phone has no room for.
+  if (marked && (event.type === "click" || marked.closest(".plot"))) tell(marked.dataset.run, event.clientX, event.clientY);
 }
 
 document.addEventListener("pointerover", point);

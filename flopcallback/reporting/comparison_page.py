@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flopcallback.reporting.charts import PALETTE
 from flopcallback.reporting.comparison import COLUMNS, Comparison, RunRow
 from flopcallback.reporting.comparison_plot import curves, flops_against_latency, metric_and_compute
-from flopcallback.reporting.comparison_table import MISSING, footnotes, heading, shown
+from flopcallback.reporting.comparison_table import footnotes, heading, shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -18,6 +18,18 @@ __all__ = ["comparison_page"]
 
 MOST_NUMBERED = 40
 """Points have the number of their run in them up to so many runs, and are small and bare beyond."""
+
+WIDE = ("params", "forward_ms", "step_ms", "mfu")
+"""Columns that a phone has no room for; a tap on the run shows them."""
+
+MEANINGS = {
+    "FLOPs": "Of one forward of the counted batch, under the run's convention for a multiply-add.",
+    "compute": "Hardware FLOPs, 2 per multiply-add, of all training steps together: forward, backward, recomputation, "
+    "optimizer; validation is not in it.",
+    "MFU": "Hardware FLOPs per second without recomputation, over the device's peak; the median of what was logged.",
+    "front": "The Pareto front of the metric against compute: whoever wants a better one has to spend more.",
+    "fwd ms, step ms": "Medians over the measured window at the beginning of the training, on the device.",
+}
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -29,15 +41,15 @@ def comparison_page(comparison: Comparison) -> str:
     return _template().render(
         comparison=comparison,
         palette=PALETTE,
-        columns={column: heading(comparison, column) for column in _columns(comparison)},
+        columns=[(heading(comparison, column), column in WIDE) for column in _columns(comparison)],
         rows=[_row(comparison, row, place) for place, row in enumerate(comparison.rows)],
         front=[row.name for row in comparison.rows if row.is_on_front],
         front_plot=metric_and_compute(comparison),
         curve_plot=curves(comparison),
         latency_plot=flops_against_latency(comparison),
-        footnotes=footnotes(comparison),
+        footnotes=footnotes(comparison, front_mark="front:"),
+        meanings=MEANINGS,
         is_numbered=len(comparison.rows) <= MOST_NUMBERED,
-        missing=MISSING,
     )
 
 
@@ -77,5 +89,6 @@ def _cell(row: RunRow, column: str) -> dict[str, Any]:
     return {
         "text": shown(row, column),
         "exact": f"{value:,}" if value is not None else "",
+        "is_wide": column in WIDE,
         "sort": repr(float(value)) if value is not None and is_number else "",
     }

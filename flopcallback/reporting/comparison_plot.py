@@ -12,7 +12,7 @@ from flopcallback.reporting.units import si
 
 __all__ = ["Plot", "PlotLine", "PlotPoint", "curves", "flops_against_latency", "metric_and_compute"]
 
-MOST_TICKS = 6
+MOST_TICKS = 7
 
 LOG_FROM = 20
 """An axis is logarithmic where its largest value is so many times the smallest."""
@@ -154,7 +154,8 @@ class _Axis:
         yield from ((self.percent(value), _label(value)) for value in values)
 
     def _powers(self) -> list[float]:
-        parts = (1, 2, 5) if self.high - self.low < 2 else (1,)
+        decades = self.high - self.low
+        parts = (1, 2, 5) if decades < 1.8 else (1, 3) if decades < 3.2 else (1,)
         tens = range(math.floor(self.low), math.ceil(self.high) + 1)
         values = [part * 10.0**ten for ten in tens for part in parts]
         inside = [value for value in values if self.low <= math.log10(value) <= self.high]

@@ -48,6 +48,8 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     columns = [column for column in COLUMNS if column != "metric" or comparison.metric]
+    if any(row.is_on_front for row in comparison.rows):
+        table.add_column()
     for column in columns:
         is_text = column == "run"
         table.add_column(
@@ -59,6 +61,8 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
         )
     for row in comparison.rows:
         cells = [one_line(shown(row, column)) for column in columns]
+        if len(table.columns) > len(columns):
+            cells.insert(0, FRONT if row.is_on_front else "")
         table.add_row(*map(Text, cells), style="bold" if row.is_on_front else "")
     return Group(
         table, "", *(Text(note, style="yellow" if is_warning else "") for note, is_warning in footnotes(comparison))
@@ -73,7 +77,7 @@ def heading(comparison: Comparison, column: str) -> str:
 def shown(row: RunRow, column: str) -> str:
     """What the table says of a run in one of its columns, with the marks that `footnotes` explains."""
     if column == "run":
-        return f"{FRONT if row.is_on_front else ' '} {row.name}"
+        return row.name
     value = row.value(column)
     if value is None:
         return MISSING
@@ -89,14 +93,14 @@ def shown(row: RunRow, column: str) -> str:
     return f"{bound}{ESTIMATED if column == 'compute' and row.estimated_pct > 0 else ''}{si(value)}"
 
 
-def footnotes(comparison: Comparison) -> list[tuple[str, bool]]:
+def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[tuple[str, bool]]:
     """What the marks in the table mean, as far as there are any, and warnings; the latter with True."""
     rows, lines = comparison.rows, []
     if any(row.is_on_front for row in rows):
         better = "lower" if comparison.mode == "min" else "higher"
         lines.append(
             (
-                f"{FRONT} no other run has as good a {comparison.metric} ({better} is better) for as little compute",
+                f"{front_mark} no other run has as good a {comparison.metric} ({better} is better) for as little compute",
                 False,
             )
         )
@@ -107,7 +111,8 @@ def footnotes(comparison: Comparison) -> list[tuple[str, bool]]:
         lines.append((f"{ESTIMATED} partly estimated from the size of the input, up to {most:.3g} % of it", False))
     if any(row.is_lower_bound for row in rows):
         lines.append((">= a lower bound: operators without a count are in it", False))
-    if any(row.value(column) is None for row in rows for column in COLUMNS if column not in ("run", "metric")):
+    columns = [column for column in COLUMNS if column != "run" and (column != "metric" or comparison.metric)]
+    if any(row.value(column) is None for row in rows for column in columns):
         lines.append((f"{MISSING} not logged by that run", False))
     return [*lines, *((note, True) for note in comparison.notes)]
 
