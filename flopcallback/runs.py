@@ -8,7 +8,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -114,16 +114,17 @@ def _of_profile(path: Path) -> RunRecord:
 def _of_folder(folder: Path, name: str) -> RunRecord:
     """Our own numbers are exact where they stand in our own files, so these come last."""
     profile = _profile(folder / PROFILE) if (folder / PROFILE).is_file() else None
-    logged = folder.parent if folder.name == REPORT else folder
-    series = {**series_of(_csv_points(logged / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
-    figures = {name: values[-1][1] for name, values in series.items()}
-    return RunRecord(
-        name,
-        str(folder),
-        figures={**(profile.scalars() if profile else {}), **figures},
-        series=series,
-        config=profile.config if profile else {},
-    )
+    beside = folder.parent if folder.name == REPORT else folder
+    series = {**series_of(_csv_points(beside / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
+    logged_last = {name: values[-1][1] for name, values in series.items()}
+    run = RunRecord(name, str(folder), figures=logged_last, series=series)
+    if profile is None:
+        return run
+    # A user's prefix stands in front of what was logged, and not in the profile, which knows of none.
+    front = next(iter(run.prefixes()), "")
+    counted = {front + key: value for key, value in profile.scalars().items()}
+    config = {front + key: value for key, value in profile.config.items()}
+    return replace(run, figures={**counted, **logged_last}, config=config)
 
 
 def _profile(path: Path) -> ModelProfile:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,25 +52,39 @@ def find_runs(place: str) -> list[FoundRun]:
 
 
 def _uri(store: str) -> str | None:
-    """The store's address; None where the place is something else.
-
-    Raises:
-        RunsError: a database that is not there: MLflow would make an empty one.
-    """
+    """The store's address; None where the place is something else."""
     scheme, separator, rest = store.partition("://")
     if separator:
-        if scheme == "sqlite" and not Path(rest[1:]).is_file():
-            raise RunsError(f"{store}: there is no file {rest[1:]}; an absolute path has four slashes, sqlite:////…")
+        if scheme == "sqlite":
+            return _database(Path(rest[1:]))
         return store if scheme.partition("+")[0] in SCHEMES else None
     path = Path(store)
     if path.is_file():
-        return f"sqlite:///{path}" if path.suffix in (".db", ".sqlite") else None
+        return _database(path) if path.suffix in (".db", ".sqlite") else None
     # `mlruns` has the files of runs whose numbers are in the database beside it; in MLflow 2 it had the numbers too.
     beside = [path / DATABASE, *([path.with_name(DATABASE)] if path.name == "mlruns" else [])]
     database = next((file for file in beside if file.is_file()), None)
     if database is not None:
-        return f"sqlite:///{database}"
+        return _database(database)
     return path.resolve().as_uri() if any(path.glob("*/meta.yaml")) else None
+
+
+def _database(file: Path) -> str:
+    """The address of a database that is MLflow's: of a missing one and in any other, MLflow would make its tables.
+
+    Raises:
+        RunsError: it is neither there nor MLflow's.
+    """
+    if not file.is_file():
+        raise RunsError(f"sqlite:///{file}: there is no file {file}; an absolute path has four slashes, sqlite:////…")
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            is_store = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise RunsError(f"{file} is no database that MLflow could read: {error}") from error
+    if not is_store:
+        raise RunsError(f"{file} is no database of MLflow's: it has no table of experiments")
+    return f"sqlite:///{file}"
 
 
 def _experiments(client: MlflowClient, name: str, store: str) -> list[Experiment]:

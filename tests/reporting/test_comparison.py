@@ -1,4 +1,4 @@
-"""Which runs are on the front, which compute stands behind a metric, which metric is meant: with numbers made by hand."""
+"""Which runs are on the front, what compute stands behind a metric, which metric is meant: numbers made by hand."""
 
 from __future__ import annotations
 

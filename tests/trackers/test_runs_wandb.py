@@ -1,0 +1,104 @@
+"""Runs read back from W&B's own offline folders."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+
+from flopcallback.runs import RunsError, find_runs
+from flopcallback.trackers import tracker_for
+
+pytestmark = [
+    pytest.mark.wandb,
+    # 2026-11, wandb 0.31: it leaves the temporary folder of a table's artifact to the garbage collector.
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+]
+
+RunFiles = runpy.run_path(str(Path(__file__).with_name("wandb_files.py")))["RunFiles"]
+
+COMPUTE = "compute/hw_flops_total"
+STEP = 2**53 + 1
+"""Hardware FLOPs of a step: more than a browser keeps exactly."""
+
+
+@pytest.fixture
+def train(wandb_folders, net, tmp_path):
+    """Makes a run, as a user's loop would, and gives its folder."""
+    import wandb
+
+    def trained(name=None, *, prefix=""):
+        quiet = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True}
+        settings = wandb.Settings(**quiet, disable_job_creation=True)
+        run = wandb.init(dir=tmp_path, mode="offline", project="p", name=name, config={"lr": 0.1}, settings=settings)
+        tracker = tracker_for(run, prefix=prefix)
+        profile = net((7, 11), phase="train", config={"flops.fma": 2})
+        tracker.log_scalars({prefix + key: value for key, value in profile.scalars().items()}, 0)
+        tracker.log_profile(profile, 0)
+        for step in (1, 2, 3):
+            if step < 3:
+                tracker.log_scalars({f"{prefix}{COMPUTE}": STEP * step}, step)
+            run.log({"val/loss": 1 / step if step < 3 else math.nan, "kind": "text"})
+        tracker.close()
+        run.finish()
+        folder = Path(run.dir).parent
+        RunFiles(folder)  # another process writes it, and waits for nobody; this waits for that
+        return folder
+
+    return trained
+
+
+def test_an_offline_run_is_read_with_history_summary_and_config(train):
+    (found,) = find_runs(train("width 8"))
+    run = found.read()
+    assert run.name == "width 8"
+    assert run.figures["flops/forward"] == 7 + 11
+    assert run.figures[COMPUTE] == STEP * 2
+    assert run.series[COMPUTE] == ((0, STEP), (1, STEP * 2))
+    assert [value for _, value in run.series["val/loss"][:2]] == [1.0, 0.5]
+    assert math.isnan(run.figures["val/loss"])
+    assert (run.config["flops.fma"], run.config["lr"]) == (2, 0.1)
+    assert run.own_metrics() == {"val/loss"}
+
+
+def test_a_metric_stands_at_the_compute_of_its_own_row(train):
+    from flopcallback.reporting.comparison import metric_against_compute
+
+    (found,) = find_runs(train())
+    assert metric_against_compute(found.read(), "val/loss") == [(STEP, 1.0), (STEP * 2, 0.5)]
+
+
+def test_a_folder_of_runs_has_each_of_them_once(train, tmp_path):
+    for name in ("one", "two"):
+        train(name)
+    assert (tmp_path / "wandb" / "latest-run").is_symlink()
+    for place in (tmp_path, tmp_path / "wandb"):
+        assert sorted(found.read().name for found in find_runs(place)) == ["one", "two"]
+
+
+def test_a_prefix_is_found(train):
+    (found,) = find_runs(train(prefix="mine/"))
+    run = found.read()
+    assert run.prefixes() == ["mine/"]
+    bare = run.without_prefix("mine/")
+    assert (bare.figures["flops/forward"], bare.config["flops.fma"]) == (7 + 11, 2)
+    assert bare.figures[COMPUTE] == STEP * 2
+
+
+def test_a_run_that_was_cut_off_is_read_as_far_as_it_goes(train):
+    folder = train()
+    (log,) = folder.glob("run-*.wandb")
+    log.write_bytes(log.read_bytes()[:-40])
+    (found,) = find_runs(folder)
+    assert found.read().figures["flops/forward"] == 7 + 11
+
+
+def test_a_log_that_is_none_is_said(tmp_path, wandb_folders):
+    folder = tmp_path / "offline-run-1"
+    folder.mkdir()
+    (folder / "run-1.wandb").write_text("nothing of the kind, at some length")
+    (found,) = find_runs(folder)
+    with pytest.raises(RunsError, match=r"run-1\.wandb: W&B could not read it"):
+        found.read()
