@@ -22,7 +22,13 @@ from flopcallback.counting.dispatch import DispatchRecorder, value_of
 from flopcallback.counting.isolation import written_to
 from flopcallback.counting.op_call import OpCall, Scope
 from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
-from flopcallback.counting.regions import FLEX_ATTENTION, intercept_untraceable, replaced
+from flopcallback.counting.regions import (
+    FLEX_ATTENTION,
+    META_CONVOLUTION,
+    intercept_untraceable,
+    is_meta_convolution,
+    replaced,
+)
 from flopcallback.counting.repeats import Repeats
 from flopcallback.counting.scopes import ModuleScopes
 from flopcallback.counting.threads import Threads
@@ -188,11 +194,11 @@ class _Tracer:
             return result
         finally:  # what ran before a piece raised has run, and the model may catch the error
             self._recorder = None
+            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
+            seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             _set_tracing_state(state)
             for output in outputs:
                 self.register(output)
-            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-            seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             self._mark(REGION_MARK, len(self._regions))
             self._regions.append(Region(seen, tuple(recorder.calls)))
 
@@ -288,6 +294,8 @@ class _TracingMode(TorchFunctionMode):
             func(*args, **kwargs)
             self._tracer.register(args[0])
             return None
+        if is_meta_convolution(func, args, kwargs):
+            return self._tracer.region(META_CONVOLUTION, func, args, kwargs)
         try:
             if type(func) is types.FunctionType:
                 # Many operators: a second try after a complaint would count the first ones twice.

@@ -18,16 +18,19 @@ from flopcallback.counting.shadows import wrap_on_instance
 __all__ = [
     "AUTOGRAD_FUNCTION",
     "FLEX_ATTENTION",
+    "META_CONVOLUTION",
     "RunRegion",
     "intercept_compiled_attention",
     "intercept_named",
     "intercept_untraceable",
+    "is_meta_convolution",
     "replaced",
     "without_compilation",
     "without_fast_paths",
 ]
 
 FLEX_ATTENTION = "higher_order::flex_attention"
+META_CONVOLUTION = "flopcallback::meta_convolution"
 AUTOGRAD_FUNCTION = "prim::PythonOp."  # as the tracer calls it; its class' name follows
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -164,6 +167,31 @@ def _autograd_function(region: RunRegion, original: Any) -> Any:
 
 def _built_in_apply(cls: Any) -> Callable[..., Any]:
     return super(_SingleLevelFunction, cls).apply  # type: ignore[no-any-return]
+
+
+_CONVOLUTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))
+_CONVOLUTION_FUNCTIONS = frozenset(getattr(torch, name) for name in _CONVOLUTIONS)
+_CONVOLUTION_OPERATORS = frozenset(f"aten::{name}" for name in _CONVOLUTIONS)
+
+
+def is_meta_convolution(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is a convolution of a meta tensor.
+
+    The tracer writes no node for `convolution`: it relies on the operators below, which the other devices have (2.13,
+    `DONT_RECORD_TRACE` in tools/autograd/gen_trace_type.py). Meta has a function in Python there, which meets traced
+    sizes. Of the operators that multiply it is the only one.
+    """
+    if function not in _CONVOLUTION_FUNCTIONS and _operator_name(function) not in _CONVOLUTION_OPERATORS:
+        return False
+    source = args[0] if args else kwargs.get("input")
+    return isinstance(source, torch.Tensor) and source.is_meta
+
+
+def _operator_name(function: Any) -> str:
+    """Of an operator that is called as `torch.ops.aten...`; empty for other functions."""
+    if isinstance(function, torch._ops.OpOverload):
+        return str(function._schema.name)
+    return function._qualified_op_name if isinstance(function, torch._ops.OpOverloadPacket) else ""
 
 
 @contextmanager

@@ -251,8 +251,6 @@ def _untraceable_kind(tensor: torch.Tensor) -> str | None:
         return "nested"
     if tensor.layout != torch.strided:
         return "sparse"
-    if tensor.device.type == "meta":
-        return "meta"
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return type(tensor).__name__
     return None

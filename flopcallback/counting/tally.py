@@ -11,6 +11,7 @@ from typing import Any
 from flopcallback.counting.jit_values import jit_values
 from flopcallback.counting.op_call import OpCall, Scope, Value
 from flopcallback.counting.record import Operation
+from flopcallback.counting.regions import META_CONVOLUTION
 from flopcallback.counting.run import Run
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.formulas.registry import Free, lookup
@@ -31,7 +32,7 @@ _SILENT = frozenset(
     new_empty new_full new_zeros nonzero ones permute relu relu_ remainder reshape roll select size slice split
     split_with_sizes squeeze stack t to transpose type_as unbind unsqueeze unsqueeze_ view zeros zeros_like
     """.split()  # noqa: SIM905 - fifty-eight names are easier read without quotes
-)
+) | {META_CONVOLUTION}  # ours, and counted by what is in it
 
 _DISPLAY_NAMES = {"_convolution": "conv", "_convolution_mode": "conv", "convolution": "conv"}
 

@@ -191,9 +191,9 @@ def test_without_being_asked_for_there_is_no_verdict(flopcallback):
 
 
 def test_what_cannot_be_verified_is_not_passed_over(flopcallback):
-    result = flopcallback("count", "some_net:make", "--device", "meta", *INPUT, "--verify")
+    result = flopcallback("count", "some_net:Sparse", *INPUT, "--verify")
     assert result.exit_code == 2
-    why = "not verified: only the dispatcher can count this call: the tracer loses operators on meta tensors"
+    why = "not verified: only the dispatcher can count this call: the tracer loses operators on sparse tensors"
     assert why in result.stdout
     assert result.stderr.splitlines()[-1] == f"Error: {why}"
 
@@ -241,8 +241,8 @@ def test_an_engine_can_be_chosen_and_counts_the_same(flopcallback, options, engi
         (("some_net:make", "--fma", "3"), "--fma"),
         (("some_net:make", "--engine", "tracer"), "'tracer' is not one of 'auto', 'trace', 'dispatch'"),
         (
-            ("some_net:make", "--engine", "trace", "--device", "meta", *INPUT),
-            "--engine trace: the tracer loses operators on meta tensors; the dispatcher can count this call, with "
+            ("some_net:Sparse", "--engine", "trace", *INPUT),
+            "--engine trace: the tracer loses operators on sparse tensors; the dispatcher can count this call, with "
             "--engine auto",
         ),
         (

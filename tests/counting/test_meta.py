@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -66,21 +67,80 @@ MULTIPLY_ADDS = {
 }
 
 
-def assert_everything_is_counted(flops):
+def assert_everything_is_counted(flops, engine=None):
+    assert engine in (None, flops.engine), flops.engine_reason
     hardware = flops.hardware_flops()
     assert {name: hardware[name] for name in MULTIPLY_ADDS} == {n: 2 * count for n, count in MULTIPLY_ADDS.items()}
     assert hardware[""] == 2 * sum(MULTIPLY_ADDS.values())
     assert flops.unknown_ops() == {}
 
 
-def test_on_meta_every_family_is_counted_as_with_real_tensors():
-    assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES)))
-    assert_everything_is_counted(FlopCountAnalysis(EveryFamily().to("meta"), on_meta(*IMAGES)))
+@pytest.mark.parametrize(("engine", "counts"), [("auto", "trace"), ("trace", "trace"), ("dispatch", "dispatch")])
+def test_on_meta_every_family_is_counted_as_with_real_tensors_by_either_engine(engine, counts):
+    real = FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES), engine=engine)
+    meta = FlopCountAnalysis(EveryFamily().to("meta"), on_meta(*IMAGES), engine=engine)
+    assert_everything_is_counted(real, counts)
+    assert_everything_is_counted(meta, counts)
+    assert meta.by_module() == real.by_module()
+    assert meta.verify() == ()
+
+
+CONVOLUTIONS = {
+    "torch.conv2d": lambda x, w: torch.conv2d(x, w),
+    "by keywords": lambda x, w: torch.conv2d(input=x, weight=w),
+    "a padding by its name": lambda x, w: torch.conv2d(F.pad(x, (-1, -1, -1, -1)), w, padding="same"),
+    "torch.convolution": lambda x, w: torch.convolution(x, w, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1),
+    "an operator": lambda x, w: torch.ops.aten.conv2d(x, w),
+    "its overload": lambda x, w: torch.ops.aten.convolution.default(
+        x, w, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1
+    ),
+    "transposed": lambda x, w: torch.conv_transpose2d(F.pad(x, (-1, -1, -1, -1)), w.transpose(0, 1), padding=1),
+}
+
+
+@pytest.mark.parametrize("engine", ["trace", "dispatch"])
+@pytest.mark.parametrize("call", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_on_meta_is_counted_however_it_is_called(call, engine, caplog):
+    """Each does 3 x 5 products per image and kernel: the transposed one reads as many pixels as the others write."""
+    weight = on_meta(11, 2, 3, 3).requires_grad_()
+    flops = FlopCountAnalysis(lambda x: call(x, weight), on_meta(*IMAGES), engine=engine)
+    assert flops.by_operator() == {"conv": BATCH * PIXELS * 11 * (2 * 3 * 3)}
+    assert (flops.engine, flops.unknown_ops(), flops.is_lower_bound) == (engine, {}, False)
+    assert set(flops.unsupported_ops()) <= {"aten::pad"}
+
+
+OPERATORS = {
+    "interpolation": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), (2, 3, 5, 7)),
+    "adaptive pooling": (lambda x: F.adaptive_avg_pool2d(x, 3), (2, 3, 5, 7)),
+    "group norm": (lambda x: F.group_norm(x, 3), (2, 3, 5, 7)),
+    "rms norm": (lambda x: F.rms_norm(x, (7,)), (2, 3, 5, 7)),
+    "grid sampling": (lambda x: F.grid_sample(x, x.new_empty(2, 3, 2, 2), align_corners=False), (2, 3, 5, 7)),
+    "a Fourier transform": (torch.fft.rfft2, (2, 3, 5, 7)),
+    "an einsum": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), (2, 3, 5, 7)),
+    "grouped queries": (lambda x: F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True), (2, 3, 5, 7)),
+    "a gradient inside": (lambda x: torch.autograd.grad((x.requires_grad_() @ x.mT).sum(), x), (2, 3, 5, 7)),
+    "a transform": (torch.vmap(lambda x: x @ x.mT), (2, 3, 5, 7)),
+    "a bilinear layer": (lambda x: F.bilinear(x, x, x.new_empty(11, 7, 7)), (2, 3, 5, 7)),
+    "a cell": (lambda x: torch.gru_cell(x, x, x.new_empty(21, 7), x.new_empty(21, 7)), (5, 7)),
+    "a distance": (lambda x: torch.cdist(x, x), (5, 7)),
+}
+
+
+@pytest.mark.parametrize(("call", "shape"), OPERATORS.values(), ids=OPERATORS)
+def test_on_meta_a_trace_says_what_it_says_with_real_tensors(call, shape):
+    meta = FlopCountAnalysis(call, on_meta(*shape), engine="trace", elementwise=True)
+    real = FlopCountAnalysis(call, torch.ones(shape), engine="trace", elementwise=True)
+    assert meta.by_operator() == real.by_operator() != {}
+    assert meta.hardware_flops() == real.hardware_flops()
+    assert meta.unknown_ops() == real.unknown_ops() == {}
+    assert meta.verify() == ()
 
 
 def test_inside_a_fake_mode_every_family_is_counted_as_with_real_tensors():
     with FakeTensorMode():
-        assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES)))
+        flops = FlopCountAnalysis(EveryFamily(), torch.rand(IMAGES))
+        assert_everything_is_counted(flops, "dispatch")
+        assert flops.engine_reason == "the tracer loses operators on FakeTensor tensors"
 
 
 @TAKES_REAL_TENSORS
@@ -88,12 +148,6 @@ def test_a_real_model_is_counted_by_a_fake_input_where_the_mode_allows_it():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = mode.from_tensor(torch.rand(IMAGES))
     assert_everything_is_counted(FlopCountAnalysis(EveryFamily(), fake))
-
-
-@pytest.mark.parametrize("engine", ["auto", "dispatch"])
-def test_the_dispatcher_counts_on_meta(engine):
-    flops = FlopCountAnalysis(nn.Linear(3, 5, device="meta"), on_meta(2, 3), engine=engine)
-    assert (flops.total(), flops.engine) == (2 * 3 * 5, "dispatch")
 
 
 def test_a_count_inside_a_fake_mode_leaves_a_real_model_its_values():
@@ -254,7 +308,8 @@ def test_an_error_of_the_models_own_on_meta_is_raised_as_it_is(model_of):
 
 
 @pytest.mark.models
-def test_seventy_billion_parameters_are_counted_from_a_configuration():
+@pytest.mark.parametrize("engine", ["trace", "dispatch"])
+def test_seventy_billion_parameters_are_counted_from_a_configuration(engine):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     layers, wide, heads, key_heads, hidden, vocabulary = 80, 8192, 64, 8, 28672, 128256
@@ -265,7 +320,7 @@ def test_seventy_billion_parameters_are_counted_from_a_configuration():
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     batch, tokens, keys = 3, 17, wide * key_heads // heads
-    flops = FlopCountAnalysis(model, on_meta(batch, tokens).long(), {"use_cache": True})
+    flops = FlopCountAnalysis(model, on_meta(batch, tokens).long(), {"use_cache": True}, engine=engine)
 
     weights = wide * wide + 2 * wide * keys + wide * wide + 3 * wide * hidden
     layer = batch * (tokens * weights + 2 * tokens * tokens * wide)
