@@ -12,7 +12,7 @@ import typer
 
 from flopcallback.cli.failures import UsageError, reported
 from flopcallback.cli.screen import screen
-from flopcallback.reporting.comparison import COLUMNS, Comparison, compare_runs, shared_metrics
+from flopcallback.reporting.comparison import COLUMNS, Comparison, compare_runs, direction_of, shared_metrics
 from flopcallback.reporting.comparison_page import comparison_page
 from flopcallback.reporting.comparison_table import comparison_csv, rich_comparison
 from flopcallback.runs import FoundRun, RunRecord, RunsError, find_runs
@@ -53,6 +53,8 @@ def compare(
         _check(mode, sort)
         records = [_without_prefix(record, prefix) for record in _records(_found(runs))]
         chosen = metric or _the_metric(records)
+        if mode is None and direction_of(chosen) is None and any(chosen in record.figures for record in records):
+            raise UsageError(f"--metric {chosen}: the name does not say what is better; give --mode min or --mode max")
         try:
             comparison = compare_runs(records, metric=chosen, mode=mode or "", sort=sort or "")
         except ValueError as error:

@@ -64,9 +64,8 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
         if len(table.columns) > len(columns):
             cells.insert(0, FRONT if row.is_on_front else "")
         table.add_row(*map(Text, cells), style="bold" if row.is_on_front else "")
-    return Group(
-        table, "", *(Text(note, style="yellow" if is_warning else "") for note, is_warning in footnotes(comparison))
-    )
+    notes = [*map(Text, footnotes(comparison)), *(Text(note, style="yellow") for note in comparison.notes)]
+    return Group(table, "", *notes)
 
 
 def heading(comparison: Comparison, column: str) -> str:
@@ -93,28 +92,22 @@ def shown(row: RunRow, column: str) -> str:
     return f"{bound}{ESTIMATED if column == 'compute' and row.estimated_pct > 0 else ''}{si(value)}"
 
 
-def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[tuple[str, bool]]:
-    """What the marks in the table mean, as far as there are any, and warnings; the latter with True."""
+def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
+    """What the words and marks in the table mean, as far as there are any."""
     rows, lines = comparison.rows, []
     if any(row.is_on_front for row in rows):
         better = "lower" if comparison.mode == "min" else "higher"
-        lines.append(
-            (
-                f"{front_mark} no other run has as good a {comparison.metric} ({better} is better) for as little compute",
-                False,
-            )
-        )
-    lines.append(("compute: hardware FLOPs that the training spent; MFU: median over the training", False))
-    estimated = [row for row in rows if row.estimated_pct > 0]
-    if estimated:
-        most = max(row.estimated_pct for row in estimated)
-        lines.append((f"{ESTIMATED} partly estimated from the size of the input, up to {most:.3g} % of it", False))
+        reached = f"as good a {comparison.metric} ({better} is better)"
+        lines.append(f"{front_mark} no other run has {reached} for as little compute")
+    lines.append("compute: hardware FLOPs that the training spent; MFU: median over the training")
+    if estimated := [row.estimated_pct for row in rows if row.estimated_pct > 0]:
+        lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
     if any(row.is_lower_bound for row in rows):
-        lines.append((">= a lower bound: operators without a count are in it", False))
+        lines.append(">= a lower bound: operators without a count are in it")
     columns = [column for column in COLUMNS if column != "run" and (column != "metric" or comparison.metric)]
     if any(row.value(column) is None for row in rows for column in columns):
-        lines.append((f"{MISSING} not logged by that run", False))
-    return [*lines, *((note, True) for note in comparison.notes)]
+        lines.append(f"{MISSING} not logged by that run")
+    return lines
 
 
 def comparison_csv(comparison: Comparison) -> str:

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "reporting": set(),
     "profiling": {"_version", "counting", "formulas", "measuring", "reporting"},
     "trackers": {"reporting"},
+    "runs": {"reporting"},
     "troubles": set(),
     "recorder": {"counting", "measuring", "profiling", "reporting", "trackers", "troubles"},
     "options": {"measuring", "profiling", "troubles"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "callback": {"counting", "lightning_step", "options", "recorder", "reporting", "trackers", "troubles"},
     "fvcore": {"counting", "formulas"},
     "testing": {"on_demand", "reporting"},
-    "cli": {"_version", "counting", "measure", "on_demand", "reporting"},
+    "cli": {"_version", "counting", "measure", "on_demand", "reporting", "runs"},
     "__main__": {"cli"},
     "__init__": {"_version", "callback", "counting", "formulas", "fvcore", "hook", "measure", "troubles"},
 }
