@@ -84,7 +84,7 @@ def verify_call(
         >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
         Verdict(differences=(), reason='')
     """
-    analysis = FlopCountAnalysis(model, inputs, kwargs)
+    analysis = FlopCountAnalysis(model, inputs, kwargs).unsupported_ops_warnings(False)  # a profile has them all
     if analysis.engine == DISPATCH:
         return Verdict(reason=f"only the dispatcher can count this call: {analysis.engine_reason}")
     try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, users_code
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
@@ -85,17 +86,18 @@ def count(
         typer.Option("--output", "-o", metavar="FILE", help="Write it to a .json, .html, .md or .txt file as well."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Count the FLOPs of one call of a model, by module and by operator."""
+    """Count the FLOPs of one call of a model, module by module."""
     with reported():
         form = _form(json=json, html=html, markdown=markdown)
         _check_files(output)
         _check_device(device)
-        kind = parse_dtype(dtype, "--dtype") if dtype else None
+        kind = _model_dtype(dtype)
         torch.manual_seed(0)  # so that a model that looks at its data takes the same path each time
         model, device = load_model(target, parse_arguments(arg), device=device)
         _set_modes(model, kind, is_training=train)
         args, kwargs = parse_inputs(input_, device=device, dtype=kind)
         with users_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
+            _initialise(model, args, kwargs)
             take = measure_latency if latency else profile_call
             # With "auto", so that a call which cannot be traced is told from one that fails.
             by = AUTO if engine.value == TRACE else engine.value
@@ -123,6 +125,8 @@ def _check_files(paths: list[Path]) -> None:
     for path in paths:
         if path.suffix not in FORMS:
             raise UsageError(f"--output {path}: its form is not known; a name ends in {', '.join(FORMS)}")
+        if not path.parent.is_dir():  # said before a model is counted that may take minutes
+            raise UsageError(f"--output {path}: there is no folder {path.parent}")
 
 
 def _check_device(device: str | None) -> None:
@@ -138,6 +142,21 @@ def _check_engine(engine: str, profile: ModelProfile) -> None:
     if engine == TRACE != profile.config["flops.engine"]:
         reason = profile.config["flops.engine_reason"]
         raise UsageError(f"--engine trace: {reason}; the dispatcher can count this call, with --engine auto")
+
+
+def _model_dtype(name: str | None) -> torch.dtype | None:
+    dtype = parse_dtype(name, "--dtype") if name else None
+    if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+        raise UsageError(
+            f"--dtype {name}: parameters are floating-point; integers are for inputs: --input 1,128:{name}"
+        )
+    return dtype
+
+
+def _initialise(model: Callable[..., Any], args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    """Lazy modules get their sizes by a first call."""
+    if isinstance(model, nn.Module) and any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        model(*args, **kwargs)
 
 
 def _set_modes(model: Callable[..., Any], dtype: torch.dtype | None, *, is_training: bool) -> None:

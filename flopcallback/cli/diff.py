@@ -20,8 +20,8 @@ __all__ = ["diff"]
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(help="JSON of a profile, as count --json prints it.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="JSON of the profile to compare with it.", show_default=False)],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="JSON of a profile, as count --json prints it.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="JSON of the profile to compare with it.")],
     max_increase: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Exit code 1 if all FLOPs together rise by more: 2% or 0.02."),
@@ -34,7 +34,7 @@ def diff(
     json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown in place of the table.")] = False,
 ) -> None:
-    """Compare two profiles module by module; the largest changes come first."""
+    """Compare two profiles module by module, the largest changes first."""
     with reported():
         if json and markdown:
             raise UsageError("--json and --markdown: only one form can be printed")

@@ -65,7 +65,7 @@ def _tensor(text: str, match: re.Match[str], device: str | None, dtype: torch.dt
 
 
 def _shape(text: str, shape: str) -> tuple[int, ...]:
-    parts = shape.strip().strip("()").rstrip(",")
+    parts = shape.strip().strip("()[]").rstrip(",")
     try:
         sizes = tuple(int(part) for part in parts.split(",")) if parts else ()
     except ValueError:

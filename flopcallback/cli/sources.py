@@ -64,7 +64,8 @@ def _from_module(target: str, arguments: Mapping[str, Any], place: AbstractConte
         return found
     if not callable(found):
         raise UsageError(f"{target} is {_shown(found)}, expected a model, or a class or a function that makes one")
-    with users_code(f"{target}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"), place:
+    given = f"({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+    with users_code(f"{target}{given if arguments else '() (--arg gives it arguments)'}"), place:
         model = found(**arguments)
     if not callable(model):
         raise UsageError(f"{target} returned {_shown(model)}, expected a model")

@@ -56,6 +56,15 @@ class Sparse(nn.Module):
         return torch.eye(3).to_sparse() @ x.T
 
 
+class Sized(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+
+def lazy():
+    return nn.LazyLinear(5)
+
+
 def make(width=5, deep=False):
     print("made here")
     return nn.Sequential(Net(width), nn.Linear(7, 2)) if deep else Net(width)

@@ -88,6 +88,17 @@ def test_a_convention_can_be_chosen(flopcallback):
     assert profile.forward_flops == 2 * NET_FLOPS + BATCH * WIDTH  # the ReLU
 
 
+@pytest.mark.parametrize("shape", ["2,3", "(2, 3)", "[2, 3]"])
+def test_a_shape_may_stand_in_brackets(flopcallback, shape):
+    assert profile_of(flopcallback("count", "some_net:make", "--input", shape, "--json")).forward_flops == NET_FLOPS
+
+
+@pytest.mark.parametrize("options", [(), ("--train",), ("--latency",)])
+def test_lazy_modules_have_their_sizes_by_a_first_call(flopcallback, options):
+    profile = profile_of(flopcallback("count", "some_net:lazy", *INPUT, *options, "--json"))
+    assert (profile.forward_flops, profile.root.params) == (BATCH * IN * WIDTH, IN * WIDTH + WIDTH)
+
+
 # --- What it prints ---------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +142,11 @@ def test_a_lower_bound_says_so(flopcallback):
     result = flopcallback("count", "some_net:Solving", "--input", "5,3")
     assert result.stdout.startswith(f"Solving, one call: >= {3 * 5 * 3} FLOPs")
     assert "linalg_solve" in result.stdout
+
+
+def test_what_is_unknown_is_said_once(flopcallback, caplog):
+    flopcallback("count", "some_net:Solving", "--input", "5,3", "--verify")
+    assert caplog.messages == []
 
 
 # --- The check by the second engine -----------------------------------------------------------------------------------
@@ -231,10 +247,14 @@ def test_an_engine_can_be_chosen_and_counts_the_same(flopcallback, options, engi
         (("some_net:make", "--input", "2,3:int64:5:5"), "no integer is from 5 on and below 5"),
         (("some_net:make", "--input", "x=2", "--input", "x=3"), "x is given twice"),
         (("some_net:make", "--dtype", "nn"), "--dtype: PyTorch has no dtype 'nn'"),
+        (
+            ("some_net:make", "--dtype", "int64"),
+            "--dtype int64: parameters are floating-point; integers are for inputs",
+        ),
         (("some_net:make", "--device", "nowhere"), "--device nowhere: "),
         (("some_net:make", "--json", "--html"), "--json and --html: only one form can be printed"),
         (("some_net:make", "--output", "a.pdf"), "--output a.pdf: its form is not known"),
-        (("some_net:make", *INPUT, "--output", "gone/a.md"), "--output gone/a.md: No such file or directory"),
+        (("some_net:make", *INPUT, "--output", "gone/a.md"), "--output gone/a.md: there is no folder gone"),
         pytest.param(
             ("hf:./gone.json",), "hf:./gone.json: there is no file or folder gone.json", marks=pytest.mark.models
         ),
@@ -266,6 +286,7 @@ def test_a_wrong_command_line_is_exit_code_2_and_says_what_to_do(flopcallback, a
             ("calling it with (2, 5) raised RuntimeError: mat1 and mat2", "in forward"),
         ),
         (("some_net:Net",), ("calling it with nothing (--input gives it tensors) raised TypeError", "'x'")),
+        (("some_net:Sized",), ("some_net:Sized() (--arg gives it arguments) raised TypeError", "'width'")),
         (("some_net:Net", "--arg", "hight=3"), ("some_net:Net(hight=3) raised TypeError", "'hight'")),
         (("needy:make",), ("importing needy raised ModuleNotFoundError: No module named 'not_there_at_all'", "line 1")),
         (("script:make",), ("importing script raised SystemExit: usage: script.py DATA", "line 2")),
