@@ -168,7 +168,7 @@ class DispatchRecorder(TorchDispatchMode):
         self._keep(lambda: self._described(func, args, kwargs, result))
         return result
 
-    def _keep(self, call: Callable[[], OpCall]) -> None:
+    def _keep(self, call: Callable[[], OpCall | Region]) -> None:
         """Records what has run; the operator's result is there already."""
         self.calls.append(call())
 
@@ -176,9 +176,9 @@ class DispatchRecorder(TorchDispatchMode):
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
         return OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args))
 
-    def _named(self, name: str, args: Any, kwargs: Any, result: Any) -> OpCall:
+    def _named(self, name: str, args: Any, kwargs: Any, result: Any, scope: Scope | None = None) -> OpCall:
         inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-        return OpCall(name, inputs, tuple(map(value_of, tree_leaves(result))), self._scope(args))
+        return OpCall(name, inputs, tuple(map(value_of, tree_leaves(result))), scope or self._scope(args))
 
     def _record_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -203,9 +203,8 @@ class DispatchRecorder(TorchDispatchMode):
             return result
         finally:  # what ran before a piece raised has run, and the model may catch the error
             body, self.calls = self.calls, outer
-            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-            tensors = tuple(value_of(leaf) for leaf in outputs if isinstance(leaf, torch.Tensor))
-            self.calls.append(Region(OpCall(kind, inputs, tensors, self._scope(())), tuple(body)))
+            tensors = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
+            self._keep(lambda: Region(self._named(kind, args, kwargs, tensors, self._scope(())), tuple(body)))
 
     def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""

@@ -14,8 +14,8 @@ import torch
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.dispatch import DispatchRecorder
 from flopcallback.counting.op_call import ROOT, OpCall, Scope
-from flopcallback.counting.record import Record
-from flopcallback.counting.regions import intercept_compiled_attention, replaced
+from flopcallback.counting.record import Record, Region
+from flopcallback.counting.regions import intercept_named, replaced
 from flopcallback.counting.run import DISPATCH, Run
 from flopcallback.counting.scopes import ModuleNames, ModuleScopes
 from flopcallback.counting.shadows import wrap_on_instance
@@ -36,7 +36,7 @@ class _Recorder(DispatchRecorder):
 
     failure: Exception | None = None
 
-    def _keep(self, call: Callable[[], OpCall]) -> None:
+    def _keep(self, call: Callable[[], OpCall | Region]) -> None:
         if self.failure is None:
             try:
                 super()._keep(call)
@@ -101,7 +101,7 @@ class StepObserver:
 
     def runs(self) -> Mapping[str, Run]:
         """What was done in each phase."""
-        calls: dict[str, list[Any]] = {phase: [] for phase in PHASES}
+        calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
         for call in self._recorder.calls:
             calls[self._phases[id(_scope_of(call))]].append(call)
         strays = frozenset(self._scopes.strays)
@@ -126,7 +126,7 @@ class StepObserver:
             return
         self._depth += 1
         try:
-            with intercept_compiled_attention(self._recorder.aside), self._recorder:
+            with intercept_named(self._recorder.region), self._recorder:
                 yield
         finally:
             self._depth -= 1
@@ -229,7 +229,6 @@ class StepObserver:
         self._owners.setdefault(torch._C._autograd._get_sequence_nr() - 1, scope)
 
 
-def _scope_of(recorded: Any) -> Scope:
+def _scope_of(recorded: OpCall | Region) -> Scope:
     """Of an operator, or of a piece that was entered."""
-    scope: Scope = recorded.scope if isinstance(recorded, OpCall) else recorded.call.scope
-    return scope
+    return recorded.call.scope if isinstance(recorded, Region) else recorded.scope

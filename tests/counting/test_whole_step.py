@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flopcallback import Cost, register_formula, unregister_formula
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
 from flopcallback.profiling import _HardwareFlops
@@ -212,6 +213,123 @@ def test_a_function_of_ones_own_has_the_backward_that_it_runs():
     seen = observed(model, step)
     assert seen[FORWARD]["square"] == 2 * WIDE**3
     assert seen[BACKWARD]["square"] == 2 * 2 * WIDE**3
+
+
+class Past(torch.autograd.Function):
+    """What a kernel of one's own looks like: forward and backward past PyTorch's operators, on empty memory."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return torch.empty(x.shape[0], weight.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.T, None
+
+
+class InTwoSteps(torch.autograd.Function):
+    """A body with a product of its own, and a module's."""
+
+    @staticmethod
+    def forward(ctx, x, weight, layer):
+        ctx.save_for_backward(weight)
+        return layer(x @ weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.new_ones(OUT, INNER) @ weight.T, None, None
+
+
+@pytest.fixture
+def formula_for():
+    names = []
+
+    def register(name, formula):
+        register_formula(name, formula)
+        names.append(name)
+
+    yield register
+    for name in names:
+        unregister_formula(name)
+
+
+class Kernels(nn.Module):
+    """A layer, and a function of one's own on what it gives."""
+
+    def __init__(self, function, *arguments):
+        super().__init__()
+        self.first = nn.Linear(WIDE, WIDE)
+        self.kernel = nn.Module()
+        self.kernel.forward = lambda x: function.apply(x, torch.ones(WIDE, INNER), *arguments)
+
+    def forward(self, x):
+        return self.kernel(self.first(x))
+
+
+OWN_LAYER, OWN_PRODUCT = 2 * BATCH * WIDE * WIDE, 2 * BATCH * WIDE * INNER
+
+
+def test_a_registered_formula_counts_in_the_forward_of_a_step_and_what_ran_in_its_backward(formula_for):
+    formula_for("prim::PythonOp.Past", lambda call: Cost(fma=call.inputs[0].numel * call.outputs[0].shape[1]))
+    model = Kernels(Past)
+    seen = observed(model, simple(model))
+    assert seen[FORWARD] == {"": OWN_LAYER + OWN_PRODUCT, "first": OWN_LAYER, "kernel": OWN_PRODUCT}
+    assert seen[BACKWARD] == {"": OWN_LAYER + OWN_PRODUCT, "first": OWN_LAYER, "kernel": OWN_PRODUCT}
+
+
+def test_a_registered_formula_counts_in_place_of_the_body_not_beside_it(formula_for):
+    model = Kernels(InTwoSteps, nn.Linear(INNER, OUT))
+    body = OWN_PRODUCT + SECOND
+    back = 2 * BATCH * OUT * INNER + OWN_PRODUCT
+    for forward in (body, 2 * 1009):
+        if forward != body:
+            formula_for("prim::PythonOp.InTwoSteps", lambda call: Cost(fma=1009))
+        seen = observed(model, simple(model))
+        assert seen[FORWARD] == {"": OWN_LAYER + forward, "first": OWN_LAYER, "kernel": forward}
+        assert seen[BACKWARD]["kernel"] == back
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+def test_a_registered_formula_counts_where_a_function_is_recomputed(formula_for, is_reentrant):
+    formula_for("prim::PythonOp.Past", lambda call: Cost(fma=1009))
+    model = Kernels(Past)
+    again = nn.Module()
+    again.inner = model
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+        again.forward = lambda x: checkpoint(model, x, use_reentrant=is_reentrant)
+        seen = observed(again, simple(again, torch.ones(BATCH, WIDE, requires_grad=True)))
+    assert seen[FORWARD]["inner"] == OWN_LAYER + 2 * 1009
+    assert seen[RECOMPUTE] == {
+        "": OWN_LAYER + 2 * 1009, "inner": OWN_LAYER + 2 * 1009, "inner.first": OWN_LAYER, "inner.kernel": 2 * 1009
+    }  # fmt: skip
+    assert seen[BACKWARD]["inner"] == 2 * OWN_LAYER + OWN_PRODUCT
+
+
+def test_a_function_past_pytorch_without_a_formula_is_unknown_in_the_step_too():
+    model = Kernels(Past)
+    observer = StepObserver(ModuleNames({"": model}))
+    with observer.watching():
+        simple(model)(observer)
+    forward = _HardwareFlops.of_run(observer.runs()[FORWARD], model)
+    assert "nothing that ran inside it could be seen" in forward.unknown_reasons()["prim::PythonOp.Past"]
+    assert forward.lower_bounds() == {"", "kernel"}
+    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+
+
+def test_what_the_record_of_a_function_fails_at_does_not_reach_the_step(monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StepObserver, "_place", fail)
+    model = Kernels(Past)
+    observer = StepObserver(ModuleNames({"": model}))
+    with observer.watching():
+        simple(model)(observer)
+    assert model.first.weight.grad is not None
+    assert isinstance(observer.failure, ZeroDivisionError)
 
 
 def test_an_lstm_goes_back_through_time():
