@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -103,6 +105,16 @@ def test_where_there_are_no_runs_it_says_what_a_run_is(tmp_path):
         find_runs(tmp_path / "nowhere")
     with pytest.raises(RunsError, match="no runs are here"):
         find_runs("s3://bucket/runs")
+
+
+def test_no_tracker_is_imported_for_a_folder_of_ours(train, tmp_path):
+    code = (
+        "import sys; from flopcallback.runs import find_runs; find_runs(sys.argv[1])[0].read();"
+        "print(sorted({'wandb', 'mlflow', 'tensorboard', 'lightning'} & set(sys.modules)))"
+    )
+    folder = train(tmp_path / "report")
+    ran = subprocess.run([sys.executable, "-c", code, folder], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 @pytest.mark.lightning
