@@ -7,7 +7,7 @@ result (`addr`), it has. Factors `alpha`, `beta` and the scales of quantized pro
 A sparse matrix does as many multiply-adds as it has stored elements, times the columns of the dense one.
 
 Left unknown, on purpose: products of two sparse matrices (their cost depends on data), factorizations and what stands
-on them (`linalg_solve`, `inverse`, `matrix_exp`, ...), and `matrix_power`.
+on them (`linalg_solve`, `inverse`, `matrix_exp`, a negative `matrix_power`, ...).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "linear_backward",
     "linear_packed",
     "list_mm",
+    "matrix_power",
     "mm",
     "mm_activation",
     "multi_dot",
@@ -203,6 +204,21 @@ def multi_dot(call: OpCall) -> Cost:
     shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]
     sizes = (shapes[0][0], *(columns for _, columns in shapes))
     return multiply_adds(_cheapest_order(sizes), *matrices[:2])
+
+
+def matrix_power(call: OpCall) -> Cost:
+    """`matrix_power(matrices, n)`: squares for the binary digits of `n`, multiplied together for those that are 1.
+
+    Source: `linalg_matrix_power` in ATen's native/LinearAlgebra.cpp.
+
+    Raises:
+        ValueError: `n` is negative, and powers of an inverse are taken.
+    """
+    matrices, power = call.inputs[0], call.inputs[1].constant
+    if power < 0:
+        raise ValueError(f"the power {power} takes an inverse, for which there is no count")
+    products = power.bit_length() + power.bit_count() - 2 if power else 0
+    return multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
 
 
 def bilinear(call: OpCall) -> Cost:

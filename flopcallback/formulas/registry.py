@@ -123,6 +123,8 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::cudnn_affine_grid_generator_backward": matmul.affine_grid,
         "aten::linalg_multi_dot": matmul.multi_dot,
         "aten::chain_matmul": matmul.multi_dot,
+        "aten::matrix_power": matmul.matrix_power,
+        "aten::linalg_matrix_power": matmul.matrix_power,
         "aten::einsum": einsum.einsum,
         "aten::linear": matmul.linear,
         "aten::mkldnn_linear": matmul.linear,

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flopcallback import FlopCountAnalysis
 from flopcallback.counting.op_call import Value
+from flopcallback.counting.verification import Difference
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import Family, lookup
 
@@ -284,6 +286,40 @@ def test_multi_dot_runs_in_the_order_that_is_counted(data, links, traced_calls, 
     assert fma_of(node) == sum(fma_of(call) for call in parts if _is_product(call))
 
 
+def products_of(power):
+    """By squaring: a product for each binary digit after the first, and one more for each 1 after the first."""
+    digits = f"{power:b}"[1:]
+    return len(digits) + digits.count("1")
+
+
+@pytest.mark.parametrize(
+    ("power", "products"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (7, 4), (8, 3), (11, 5), (31, 8)]
+)
+@pytest.mark.parametrize("function", [torch.matrix_power, torch.linalg.matrix_power])
+def test_a_power_of_matrices_runs_by_squaring(function, power, products, traced_calls, dispatched_calls):
+    (node,) = traced_calls(lambda x: function(x, power), ones(3, 5, 5))
+    assert fma_of(node) == products * 3 * 5 * 5 * 5
+    assert sum(call.operator == "aten::bmm" for call in dispatched_calls(function, ones(3, 5, 5), power)) == products
+
+
+@given(size=sizes, power=st.integers(0, 300), dtype=st.sampled_from([torch.float32, torch.cfloat]))
+def test_a_power_of_a_matrix_counts_the_same_in_both_engines(size, power, dtype, traced_calls, dispatched_calls):
+    matrix = ones(size, size, dtype=dtype)
+    (node,) = traced_calls(lambda x: torch.matrix_power(x, power), matrix)
+    calls = dispatched_calls(torch.matrix_power, matrix, power)
+    one = size**3 * (4 if dtype.is_complex else 1)
+    expected = products_of(power) * one if power else 0
+    assert fma_of(node) == sum(fma_of(call) for call in calls if _is_product(call)) == expected
+
+
+@pytest.mark.parametrize("power", [-1, -5])
+def test_a_negative_power_takes_an_inverse_and_is_unknown_in_both_engines(power):
+    for engine, operator in ("trace", "aten::linalg_matrix_power"), ("dispatch", "aten::linalg_inv_ex"):
+        flops = FlopCountAnalysis(lambda x: torch.linalg.matrix_power(x, power), torch.eye(3), engine=engine)
+        assert flops.is_lower_bound
+        assert "an inverse" in flops.unknown_reasons()[operator] or engine == "dispatch"
+
+
 @given(data=st.data(), kept_left=sizes, kept_right=sizes, contracted=st.lists(st.integers(1, 4), max_size=3))
 def test_tensordot_runs_as_the_product_that_is_counted(
     data, kept_left, kept_right, contracted, traced_calls, dispatched_calls
@@ -308,6 +344,22 @@ def test_tensordot_runs_as_the_product_that_is_counted(
 def test_tensordot_to_one_number_is_a_dot_product(traced_calls):
     (node,) = traced_calls(lambda a, b: torch.tensordot(a, b, dims=([1, 2], [0, 1])), ones([1, 3, 5]), ones([3, 5, 1]))
     assert fma_of(node) == 3 * 5
+
+
+def test_tensordot_to_one_number_over_dimensions_in_another_order_is_elementwise_to_the_dispatcher():
+    """It runs as `mul` and `sum`, since a view of a tensor in another order is no vector for `dot`."""
+
+    def function(a, b):
+        return torch.tensordot(a, b, dims=([0, 1], [1, 0]))
+
+    inputs = ones(3, 5), ones(5, 3)
+    flops = FlopCountAnalysis(function, inputs)
+    assert flops.total() == 3 * 5
+    assert FlopCountAnalysis(function, inputs, engine="dispatch").total() == 0
+    assert FlopCountAnalysis(function, inputs, engine="dispatch", elementwise=True).total() == 2 * 3 * 5
+    assert flops.verify() == (Difference("", "matmul", 2 * 3 * 5, 0),)
+    in_order = FlopCountAnalysis(lambda a, b: torch.tensordot(a, b.T, dims=([0, 1], [0, 1])), (inputs[0], inputs[0].T))
+    assert in_order.verify() == ()
 
 
 def test_the_backward_of_bilinear_runs_as_three_products_of_three(dispatched_calls, total_cost):

@@ -20,7 +20,6 @@ ZOO: dict[str, Callable[[Sizes], tuple[Any, ...]]] = {}
 # What is expected to be otherwise, and why.
 UNKNOWN = {
     "solve": {"aten::linalg_solve", "aten::_linalg_solve_ex", "aten::linalg_solve_ex"},  # a factorization
-    "matrix-power": {"aten::linalg_matrix_power"},  # as above; below autograd it is products, which are counted
 }
 NOT_UNDER_AUTOCAST = {"adaptive-softmax": "expected to have the same dtype"}  # PyTorch itself raises
 FAST_PATH = {"multi-head-self", "encoder-layer", "encoder", "decoder", "transformer"}
