@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
-from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
+from flopcallback.lightning_loggers import report_folder, trackers_of
+from flopcallback.lightning_step import METHODS, TRAINING, samples_in, way_to_observe
+from flopcallback.meter import ComputeMeter
 from flopcallback.options import Options
 from flopcallback.recorder import Recorder
 from flopcallback.reporting import ModelProfile
-from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_of, new_name, tracker_for
+from flopcallback.trackers import LocalTracker
 from flopcallback.troubles import Troubles
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ class FlopCallback(Callback):
     """Counts the first training step as it happens, times the next ones, and shows both in the trainer's loggers.
 
     The first call of `training_step` is observed in flight: it is called once, as always, and its results are handed
-    on. Then the forwards of the modules are timed for `latency_steps` steps. Nothing stays on the modules. Whatever
-    fails in here becomes one `FlopCallbackWarning`, and training goes on.
+    on. Then the forwards of the modules are timed for `latency_steps` steps. Nothing stays on the modules. As training
+    goes on, every step is booked by its shapes: compute so far and throughput are logged, and checkpoints keep compute.
+    Whatever fails in here becomes one `FlopCallbackWarning`, and training goes on.
 
     `trainer.validate`, `test` and `predict` make a profile of their own, of their first batch.
 
@@ -80,10 +83,17 @@ class FlopCallback(Callback):
         elementwise: whether elementwise operators and reductions count.
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; 0 times nothing.
+        log_every_n_steps: steps between two logs of compute so far and throughput; by default the
+            trainer's.
+        max_hw_flops: a budget of hardware FLOPs, of all ranks together; training stops at the end of the step that
+            spends them.
         peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
             device. `"measure"` measures it once by a matrix product.
         batch_size_fn: from a batch to its number of samples; by default what the batch's tensors agree on as their
-            first dimension.
+            first dimension, and for sums what Lightning takes them for.
+        tokens_fn: from a batch to its number of tokens; by default the elements of `input_ids`,
+            where there is one.
+        flops_fn: from a batch to the hardware FLOPs of a step with it, in place of what would be counted.
         prefix: stands in front of all names.
         report_dir: a folder for the report's files. Without one, files are written only where no logger of the
             trainer has a tracker: to `flopcallback_report/` in the logger's or the trainer's folder.
@@ -110,8 +120,12 @@ class FlopCallback(Callback):
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
+        log_every_n_steps: int | None = None,
+        max_hw_flops: float | None = None,
         peak_flops: float | str | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
+        tokens_fn: Callable[[Any], int] | None = None,
+        flops_fn: Callable[[Any], int] | None = None,
         prefix: str = "",
         report_dir: str | Path | None = None,
         summary: bool = True,
@@ -119,20 +133,27 @@ class FlopCallback(Callback):
     ) -> None:
         self._options = Options(
             "FlopCallback",
-            fma,
-            elementwise,
-            warmup_steps,
-            latency_steps,
-            peak_flops,
-            batch_size_fn,
-            prefix,
-            report_dir,
-            summary,
-            strict,
+            fma=fma,
+            elementwise=elementwise,
+            warmup_steps=warmup_steps,
+            latency_steps=latency_steps,
+            log_every_n_steps=log_every_n_steps,
+            max_hw_flops=max_hw_flops,
+            peak_flops=peak_flops,
+            batch_size_fn=batch_size_fn,
+            tokens_fn=tokens_fn,
+            flops_fn=flops_fn,
+            prefix=prefix,
+            report_dir=report_dir,
+            summary=summary,
+            strict=strict,
         )
         self._troubles = Troubles(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._recorder: Recorder | None = None
+        self._meter: ComputeMeter | None = None
+        self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
+        self._spent: dict[str, Any] = {}  # that of the last training
         self._files: dict[Path, LocalTracker] = {}
         self._around = ExitStack()
         self._observed_calls: list[tuple[StepObserver, int]] = []
@@ -148,29 +169,96 @@ class FlopCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
         self._let_go()
+        self._loaded = {}
         self._gave_up = False
         if stage == "fit":
             self._files.clear()  # An evaluation adds to the files of the training before it, a training begins anew.
 
     @_guarded
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to book steps, where a checkpoint ended if there is one."""
+        self._meter = self._options.meter(pl_module, samples_in, self._troubles, measures_waiting=True)
+        earlier = self._loaded or (self._spent if trainer.global_step else {})
+        with self._troubles.reported("compute so far begins anew"):
+            self._meter.load(earlier)
+
+    @_guarded
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Stops a training that goes on from a checkpoint with nothing left of its budget."""
+        self._keep_budget(trainer)
+
+    @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Puts a watch around the first step, and a clock around later ones."""
+        """Begins to book a step; puts a watch around the first one, and a clock around later ones."""
         self._around.close()
         recorder = self._recorder_for(trainer)
+        if self._meter is not None:
+            self._meter.begin_step()
+            self._meter.add_call(batch, batch)
         if TRAINING not in recorder.profiles:
+            if self._meter is not None:
+                self._meter.leave_out()
             self._count_next(pl_module, TRAINING, recorder)
-        elif recorder.is_busy:
-            observer = recorder.step_observer(batch, trainer.optimizers)
-            if observer is not None:
-                self._observe_step(pl_module, observer, recorder)
-            else:
-                self._time_next(pl_module, recorder)
-                recorder.begin_step()
+        elif (observer := recorder.step_observer(batch, trainer.optimizers)) is not None:
+            self._observe_step(pl_module, observer, recorder)
+        elif recorder.is_timing:
+            self._time_next(pl_module, recorder)
+            recorder.begin_step()
+
+    def on_before_backward(self, *_: Any) -> None:
+        """Notes a backward of the step."""
+        if self._meter is not None:
+            self._meter.backwards += 1
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Notes which optimizer steps."""
+        if self._meter is not None:
+            number = 0
+            for each in trainer.optimizers:
+                if each is optimizer:
+                    break
+                number += 1
+            self._meter.stepped.append(number)
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs the profile after the first step, the times after the last one of the window."""
-        self._end_step(trainer)
+        """Books the step; logs the profile after the first one, the times after the last one of the window."""
+        self._around.close()
+        step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
+        every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
+        if self._recorder is not None:
+            if self._observed_calls:
+                self._recorder.record_step(*self._observed_calls.pop())
+            is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
+            self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
+            self._keep_budget(trainer)
+
+    @_guarded
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        """Leaves the time of validation out of throughput."""
+        if self._meter is not None:
+            self._meter.pause()
+
+    @_guarded
+    def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Logs compute so far in the row of the metrics of validation."""
+        if self._recorder is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._recorder.log_totals(_step(trainer))
+
+    @_guarded
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """Leaves the time of writing a checkpoint out of throughput."""
+        if self._meter is not None:
+            self._meter.pause()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: compute so far, of all ranks."""
+        self._keep_spent()
+        return {"compute": self._spent} if self._spent else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps what a checkpoint has, until training begins."""
+        self._loaded = dict(state_dict.get("compute", {}))
 
     @_guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -190,17 +278,17 @@ class FlopCallback(Callback):
     @_guarded
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.validate`."""
-        self._end_step(trainer)
+        self._end_evaluation(trainer)
 
     @_guarded
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.test`."""
-        self._end_step(trainer)
+        self._end_evaluation(trainer)
 
     @_guarded
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the profile of the first step of `trainer.predict`."""
-        self._end_step(trainer)
+        self._end_evaluation(trainer)
 
     @_guarded
     def on_train_epoch_end(self, *_: Any) -> None:
@@ -211,6 +299,7 @@ class FlopCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs what a short training has timed, and lets go of the model and of the loggers."""
         recorder = self._recorder
+        self._keep_spent()
         self._let_go()
         if recorder is not None:
             recorder.close(_step(trainer))
@@ -223,6 +312,10 @@ class FlopCallback(Callback):
         training is what the user is to see.
         """
         recorder = self._recorder
+        try:
+            self._keep_spent(wait=False)
+        except Exception as error:  # noqa: BLE001 - another error is on its way
+            self._troubles.note("compute so far could not be kept", error)
         self._let_go()
         if recorder is not None:
             try:
@@ -238,7 +331,7 @@ class FlopCallback(Callback):
         self._observed_calls.clear()
         if self._recorder is not None:
             self._profiles.update(self._recorder.profiles)
-        self._recorder = None
+        self._recorder = self._meter = None
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Leaves the rest of this run alone."""
@@ -253,13 +346,20 @@ class FlopCallback(Callback):
             if phase not in recorder.profiles:
                 self._count_next(pl_module, phase, recorder)
 
-    def _end_step(self, trainer: Trainer) -> None:
+    def _end_evaluation(self, trainer: Trainer) -> None:
         self._around.close()
         if self._recorder is not None:
-            if self._observed_calls:
-                observer, calls = self._observed_calls.pop()
-                self._recorder.record_step(observer, calls)
             self._recorder.end_step(_step(trainer))
+
+    def _keep_spent(self, *, wait: bool = True) -> None:
+        """Reads compute so far for checkpoints, which may be written when training is over."""
+        if self._meter is not None:
+            with self._troubles.reported("a checkpoint has no compute so far"):
+                self._spent = self._meter.state(wait=wait)
+
+    def _keep_budget(self, trainer: Trainer) -> None:
+        if self._options.max_hw_flops is not None and self._recorder_for(trainer).is_spent(_step(trainer)):
+            trainer.should_stop = True
 
     def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
         """Has the next call of a step observed, and a profile made of it."""
@@ -322,43 +422,17 @@ class FlopCallback(Callback):
         if self._recorder is None:
             options = self._options
             self._recorder = Recorder(
-                self._trackers(trainer),
+                trackers_of(trainer, options, self._troubles, self._files),
+                meter=self._meter,
                 convention=options.convention,
                 warmup_steps=options.warmup_steps,
                 latency_steps=options.latency_steps,
                 prefix=options.prefix,
                 show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
                 troubles=self._troubles,
-                fallback=self._report_dir(trainer),
+                fallback=report_folder(trainer, options),
             )
         return self._recorder
-
-    def _trackers(self, trainer: Trainer) -> dict[str, Tracker]:
-        """A tracker for each of the trainer's loggers that has one; files, where one has none. None on other ranks."""
-        trackers: dict[str, Tracker] = {}
-        if not trainer.is_global_zero:
-            return trackers
-        without = []  # loggers that can show nothing
-        for logger in trainer.loggers:
-            name = new_name(logger, trackers)
-            try:
-                trackers[name] = tracker_for(logger, prefix=self._options.prefix)
-            except NoTrackerError:
-                without.append(logger)
-            except Exception as error:  # noqa: BLE001 - the other loggers get theirs
-                without.append(logger)
-                self._troubles.report(f"the logger {name} gets nothing", error)
-        if self._options.report_dir is not None or not trackers or without:
-            folder = self._report_dir(trainer, without)
-            trackers[str(folder)] = self._files.setdefault(folder, LocalTracker(folder))
-        return trackers
-
-    def _report_dir(self, trainer: Trainer, first: Sequence[Any] = ()) -> Path:
-        """Where files go: beside what a logger writes, by preference one of those that stand `first`."""
-        if self._options.report_dir is not None:
-            return Path(self._options.report_dir)
-        folders = [folder for logger in [*first, *trainer.loggers] if (folder := folder_of(logger)) is not None]
-        return Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
 
 
 def _step(trainer: Trainer) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.batches import first_dimension, tensors_in
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_module_call, together
 from flopcallback.counting.outermost import CallSite, outermost_calls
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import StepObserver
+from flopcallback.loop_objects import optimizers_of, unwrapped
 from flopcallback.options import Options
-from flopcallback.profiling import Conditions, tensors_in
+from flopcallback.profiling import Conditions
+from flopcallback.ranks import rank_of
 from flopcallback.recorder import Recorder
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import Tracker, new_name, tracker_for
@@ -31,7 +33,10 @@ __all__ = ["FlopHook"]
 PHASE = "train"
 REPORT = Path("flopcallback_report")
 SEVERAL = 2
+LOG_EVERY = 50
 MOST_CALLS = 100  # of modules in the call that is counted: each takes memory, and an optimizer may be idle for long
+
+STEP_FAILED = "the training step could not be counted"
 
 NOTHING_SEEN = (
     "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
@@ -45,8 +50,9 @@ class FlopHook:
     Nothing else in the loop changes. The first training call of the model (grad enabled, `model.training`) is observed
     in flight: it is made once, as always, and its results are handed on. It ends where its backward begins; with
     several optimizers, where the step ends, so that the parts of a GAN are counted together. Then forwards and steps
-    are timed for `latency_steps` steps, and nothing stays on the model. Whatever fails in here becomes one
-    `FlopCallbackWarning`, and training goes on.
+    are timed for `latency_steps` steps. As training goes on, every step is booked by its shapes, and compute so far and
+    throughput are logged; for that, until `close`, the calls that the loop makes itself pass through here, and the ends
+    of its optimizers' steps. Whatever fails in here becomes one `FlopCallbackWarning`, and training goes on.
 
     A step ends when the optimizer has stepped; with several, when each of them has. Where that is not what a step is,
     or where there is no optimizer, `with hook.step():` marks steps. With neither, calls are timed and steps are not.
@@ -64,10 +70,16 @@ class FlopHook:
         elementwise: whether elementwise operators and reductions count.
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; 0 times nothing.
+        log_every_n_steps: steps between two logs of compute so far and throughput; by default 50.
+        max_hw_flops: a budget of hardware FLOPs, of all ranks together; once they are spent, at the end of a step,
+            `should_stop` is True.
         peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
             device. `"measure"` measures it once by a matrix product.
         batch_size_fn: from the first argument of the model (its keyword arguments where it has none) to its number of
             samples; by default what the tensors given to the model agree on as their first dimension.
+        tokens_fn: from the same to its number of tokens; by default the elements of `input_ids`,
+            where there is one.
+        flops_fn: from the same to the hardware FLOPs of a step with it, in place of what would be counted.
         prefix: stands in front of all names.
         report_dir: a folder for the report's files, besides what `to` says.
         summary: print a line, once and on rank 0, or the whole table where `to` is folders alone.
@@ -103,8 +115,12 @@ class FlopHook:
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
+        log_every_n_steps: int | None = None,
+        max_hw_flops: float | None = None,
         peak_flops: float | str | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
+        tokens_fn: Callable[[Any], int] | None = None,
+        flops_fn: Callable[[Any], int] | None = None,
         prefix: str = "",
         report_dir: str | Path | None = None,
         summary: bool = True,
@@ -112,23 +128,29 @@ class FlopHook:
     ) -> None:
         self._options = options = Options(
             "FlopHook",
-            fma,
-            elementwise,
-            warmup_steps,
-            latency_steps,
-            peak_flops,
-            batch_size_fn,
-            prefix,
-            report_dir,
-            summary,
-            strict,
+            fma=fma,
+            elementwise=elementwise,
+            warmup_steps=warmup_steps,
+            latency_steps=latency_steps,
+            log_every_n_steps=log_every_n_steps,
+            max_hw_flops=max_hw_flops,
+            peak_flops=peak_flops,
+            batch_size_fn=batch_size_fn,
+            tokens_fn=tokens_fn,
+            flops_fn=flops_fn,
+            prefix=prefix,
+            report_dir=report_dir,
+            summary=summary,
+            strict=strict,
         )
-        self._model = _unwrapped(model)
-        self._optimizers = _optimizers(optimizer)
+        self._model = unwrapped(model)
+        self._optimizers = optimizers_of(optimizer)
         self._troubles = Troubles(strict=strict)
-        is_logging = _rank() == 0
+        is_logging = rank_of() == 0
+        self._meter = options.meter(self._model, first_dimension, self._troubles)
         self._recorder = Recorder(
             self._trackers(to) if is_logging else {},
+            meter=self._meter,
             convention=options.convention,
             warmup_steps=warmup_steps,
             latency_steps=latency_steps,
@@ -143,13 +165,16 @@ class FlopHook:
         self._has_called = self._has_backward = False  # in the call that is counted or timed
         self._modules_called = 0  # in that call
         self._has_begun = False
-        self._in_step = self._is_marked = self._is_done = self._is_closed = False
+        self._in_step = self._is_marked = self._is_counted = self._is_light = self._is_done = self._is_closed = False
         self._stepped: set[int] = set()
         self._steps = 0
+        self._should_stop = False
+        self._called_sites: set[str] = set()  # names of the modules that the loop calls
         self._observer: StepObserver | None = None  # of the step that is under way, where it is observed whole
         self._calls = 0  # like the counted one, in that step
         self._on_model, self._on_optimizers, self._watching = ExitStack(), ExitStack(), ExitStack()
         self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
+        self._numbers = {id(each): number for number, each in enumerate(self._optimizers)}
         for each in self._optimizers:
             self._on_optimizers.callback(each.register_step_post_hook(self._optimizer_stepped).remove)
 
@@ -170,7 +195,37 @@ class FlopHook:
         """
         profile = self.profile
         scalars = {} if profile is None else profile.scalars()
+        scalars |= self._recorder.numbers
         return {self._options.prefix + name: value for name, value in scalars.items()}
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether `max_hw_flops` are spent, by all ranks together; the same on all ranks after the same step.
+
+        Example:
+            >>> for x, y in loader:  # doctest: +SKIP
+            ...     ...
+            ...     if hook.should_stop:
+            ...         break
+        """
+        if self._steps == 0:  # what was loaded may be all that there was to spend
+            self._should_stop = self._recorder.is_spent(0)
+        return self._should_stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, for `load_state_dict`: compute so far, of all ranks.
+
+        Every rank has to call it, after the same step. What the first rank gets is to be saved; others get an empty
+        dict.
+        """
+        with self._guarded():
+            return {"compute": self._meter.state()}
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, on any number of ranks; before the first step, and on every rank."""
+        with self._troubles.reported("compute so far begins anew"):
+            self._meter.load(state.get("compute", {}))
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -207,17 +262,19 @@ class FlopHook:
     def _called(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module was called, by none of the model's modules."""
         if not (site.module.training and torch.is_grad_enabled()):
+            if site.module is self._model and not self._in_step:
+                self._meter.pause()  # evaluation, between two steps
             call()
             return
         self._has_begun = True
+        self._called_sites.add(site.name)
         if self._has_backward:
             self._end_call()
             if not self._optimizers and not self._is_marked:
                 self._end_step(is_whole=False)
         elif self._modules_called == MOST_CALLS:
             self._end_call()
-        if not self._in_step:
-            self._begin_step((args, kwargs))
+        self._meet(args, kwargs)
         if not self._is_counted:
             result = self._count(site, call, args, kwargs)
         elif self._observer is not None:
@@ -232,21 +289,23 @@ class FlopHook:
             self._watch_backward(result)
 
     def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._is_done or self._is_marked:
+        if self._is_done:
             return
-        with self._guarded():
-            self._stepped.add(id(optimizer))
-            if len(self._stepped) == len(self._optimizers):
+        number = self._numbers[id(optimizer)]
+        self._meter.stepped.append(number)
+        if self._is_marked:
+            return
+        self._stepped.add(number)
+        if len(self._stepped) == len(self._optimizers):
+            try:
                 self._end_step()
+            except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
+                self._give_up(STEP_FAILED, error)
 
     def _failed(self, site: CallSite, error: Exception) -> None:
         self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)
 
     # --- Inside -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_counted(self) -> bool:
-        return PHASE in self._recorder.profiles
 
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
@@ -271,7 +330,9 @@ class FlopHook:
         """Has the first backward through any of the tensors in `result` note that it began."""
 
         def began(_: Any) -> None:
-            self._has_backward = True
+            if not self._has_backward:
+                self._has_backward = True
+                self._meter.backwards += 1
 
         for tensor in tensors_in(result):
             for each in (tensor, tensor._base):  # a write to a view gives it another node, and leaves that of its base
@@ -288,12 +349,21 @@ class FlopHook:
         self._seen = []
         assert self._conditions is not None
         self._recorder.record(observed, self._model, self._conditions, what="the training call", is_timed=True)
+        self._is_counted = True
 
-    def _begin_step(self, inputs: Any) -> None:
-        """A step is observed whole or timed; observing it takes time."""
-        self._in_step = True
-        if self._is_counted:
-            self._observer = self._recorder.step_observer(inputs, self._optimizers)
+    def _meet(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called in a step; the first call begins it."""
+        inputs, is_first = (args, kwargs), not self._in_step
+        if is_first:
+            self._in_step = True
+            self._meter.begin_step()
+        self._meter.add_call(inputs, args[0] if args else kwargs, is_new=not self._has_called)
+        if not is_first:
+            return
+        if not self._is_counted:
+            self._meter.leave_out()
+            return
+        self._observer = self._recorder.step_observer(inputs, self._optimizers)
         if self._observer is None:
             self._recorder.begin_step()
         else:
@@ -314,12 +384,22 @@ class FlopHook:
         step, self._steps = self._steps, self._steps + 1
         if self._in_step:
             self._in_step = False
-            self._recorder.end_step(step, is_whole=is_whole)
-        if self._is_counted and not self._recorder.is_busy:
-            self._let_go()
+            is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
+            self._recorder.end_step(step, is_whole=is_whole, is_log_step=is_log_step)
+            if self._options.max_hw_flops is not None:
+                self._should_stop = self._recorder.is_spent(step)
+        if self._is_counted and not self._is_light and not self._recorder.is_busy:
+            self._is_light = True
+            self._on_model.close()
+            self._on_model.enter_context(
+                outermost_calls(self._names, self._called, self._failed, only=self._called_sites)
+            )
 
     def _let_go(self) -> None:
-        """Leaves the model alone. The optimizers' hooks stay until the hook is closed: this may run inside of one."""
+        """Leaves the model alone; nothing more is booked.
+
+        The optimizers' hooks stay until the hook is closed: this may run inside of one.
+        """
         self._is_done = True
         self._watching.close()
         self._on_model.close()
@@ -345,11 +425,12 @@ class FlopHook:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the promise: training goes on
-            self._give_up("the training step could not be counted", error)
+            self._give_up(STEP_FAILED, error)
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Leaves the rest of the loop alone."""
         self._let_go()
+        self._recorder.stop_metering()
         self._troubles.report(what, error)
 
     def _trackers(self, to: Any) -> dict[str, Tracker]:
@@ -361,34 +442,6 @@ class FlopHook:
         for target in targets:
             trackers[new_name(target, trackers)] = tracker_for(target, prefix=self._options.prefix)
         return trackers
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module")
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, wrappers) else model
-
-
-def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
-    several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-    for each in several:
-        # A wrapper may be one in name alone, without the list of hooks that `Optimizer.__init__` makes.
-        if not isinstance(each, torch.optim.Optimizer) or not hasattr(each, "_optimizer_step_post_hooks"):
-            what = f"a {type(each).__qualname__}" if isinstance(each, torch.optim.Optimizer) else f"{each!r:.80}"
-            raise TypeError(
-                f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
-                "wrapper wraps; or give none, and mark each step: `with hook.step():`"
-            )
-    return list(dict.fromkeys(several))
-
-
-def _rank() -> int:
-    """Of this process: the group's, or what `torchrun` says before there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    rank = os.environ.get("RANK", "")
-    return int(rank) if rank.isdecimal() else 0
 
 
 def _print(text: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +18,7 @@ from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import DISPATCH, TRACE
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["METHODS", "TRAINING", "way_to_observe"]
+__all__ = ["METHODS", "TRAINING", "samples_in", "way_to_observe"]
 
 TRAINING = "train"
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
@@ -53,6 +56,18 @@ def way_to_observe(
     if has_backward or _has_compiled_pieces(pl_module):
         return lambda call: observe_each_call(call, names, engine=engine, reason=reason, keep=keep)
     return lambda call: observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+
+
+def samples_in(batch: Any) -> int | None:
+    """Of a batch, as Lightning itself counts them where it logs; None where it cannot tell."""
+    flavour = next(name for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules)
+    extract = importlib.import_module(f"{flavour}.utilities.data").extract_batch_size
+    with warnings.catch_warnings():  # it says where tensors differ in their first dimension, and takes the first one's
+        warnings.simplefilter("ignore")
+        try:
+            return int(extract(batch))
+        except Exception:  # noqa: BLE001 - of its own kind, one for each flavour
+            return None
 
 
 def _has_compiled_pieces(model: nn.Module) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from flopcallback.batches import BatchSizes, whole_number
 from flopcallback.measuring.hardware import peak_for
+from flopcallback.meter import ComputeMeter
 from flopcallback.profiling import Conditions, Convention, conditions_of
 from flopcallback.troubles import Troubles
 
@@ -32,8 +33,12 @@ class Options:
     elementwise: bool = False
     warmup_steps: int = 5
     latency_steps: int = 20
+    log_every_n_steps: int | None = None
+    max_hw_flops: float | None = None
     peak_flops: float | str | None = None
     batch_size_fn: Callable[[Any], int] | None = None
+    tokens_fn: Callable[[Any], int] | None = None
+    flops_fn: Callable[[Any], int] | None = None
     prefix: str = ""
     report_dir: str | Path | None = None
     summary: bool = True
@@ -47,12 +52,14 @@ class Options:
             self._check(name, _is_whole(value) and value >= 0, "a whole number, 0 or more")
         for name in ("elementwise", "summary", "strict"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
-        peak = self.peak_flops
-        is_number = isinstance(peak, (int, float)) and not isinstance(peak, bool) and 0 < peak < float("inf")
-        is_peak = peak is None or peak == "measure" or is_number
+        every, budget, peak = self.log_every_n_steps, self.max_hw_flops, self.peak_flops
+        self._check("log_every_n_steps", every is None or (_is_whole(every) and every > 0), "1 or more, or None")
+        self._check("max_hw_flops", budget is None or _is_amount(budget), "FLOPs above 0, or None")
+        is_peak = peak is None or peak == "measure" or _is_amount(peak)
         self._check("peak_flops", is_peak, 'FLOP/s above 0, "measure" or None')
-        is_function = self.batch_size_fn is None or callable(self.batch_size_fn)
-        self._check("batch_size_fn", is_function, "a function or None")
+        for name in ("batch_size_fn", "tokens_fn", "flops_fn"):
+            function = getattr(self, name)
+            self._check(name, function is None or callable(function), "a function or None")
         self._check("prefix", isinstance(self.prefix, str), "a string")
         is_folder = self.report_dir is None or isinstance(self.report_dir, (str, os.PathLike))
         self._check("report_dir", is_folder, "a folder or None")
@@ -65,6 +72,31 @@ class Options:
     def convention(self) -> Convention:
         """What counts as a FLOP."""
         return Convention(self.fma, self.elementwise)
+
+    def meter(
+        self,
+        model: nn.Module,
+        samples: Callable[[Any], int | None],
+        troubles: Troubles,
+        *,
+        measures_waiting: bool = False,
+    ) -> ComputeMeter:
+        """What books the steps of a training of `model`.
+
+        Args:
+            model: what is trained.
+            samples: of a batch, where the user gives no function.
+            troubles: where failures go.
+            measures_waiting: whether what lies between two steps is known to be waiting for data.
+        """
+        return ComputeMeter(
+            model,
+            BatchSizes(self.batch_size_fn, self.tokens_fn, samples, troubles),
+            flops_fn=self.flops_fn,
+            budget=self.max_hw_flops,
+            measures_waiting=measures_waiting,
+            troubles=troubles,
+        )
 
     def conditions(
         self,
@@ -90,23 +122,17 @@ class Options:
         if self.batch_size_fn is not None:
             conditions = dataclasses.replace(conditions, batch_size=None)
             with troubles.reported("the number of samples is not known"):
-                conditions = dataclasses.replace(conditions, batch_size=_samples(self.batch_size_fn, batch))
+                samples = whole_number(self.batch_size_fn, "batch_size_fn", batch)
+                conditions = dataclasses.replace(conditions, batch_size=samples)
         with troubles.reported("the device's peak is not known"):
             peak = peak_for(conditions.device, conditions.dtype, self.peak_flops)
             return dataclasses.replace(conditions, peak=peak)
         return conditions
 
 
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _samples(function: Callable[[Any], int], batch: Any) -> int:
-    size = function(batch)
-    try:
-        samples = operator.index(size)
-    except Exception as error:
-        raise TypeError(f"batch_size_fn returned {size!r:.80}, expected an int") from error
-    if samples < 0:
-        raise ValueError(f"batch_size_fn returned {samples}, expected 0 or more")
-    return samples

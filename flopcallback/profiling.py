@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from flopcallback._version import __version__
+from flopcallback.batches import first_dimension, shapes_of, tensors_in
 from flopcallback.counting.analysis import (
     ActivationCountAnalysis,
     BytesCountAnalysis,
@@ -30,7 +30,7 @@ from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, 
 from flopcallback.measuring.hardware import Peak
 from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow, StepFlops
 
-__all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "tensors_in", "with_step"]
+__all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "step_counts", "with_step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,8 @@ def conditions_of(
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if batch_size is None:
-        firsts = {tensor.shape[0] for tensor in tensors if tensor.dim()}
-        batch_size = firsts.pop() if len(firsts) == 1 else None
-    return Conditions(phase, device, dtype, tuple(tuple(t.shape) for t in tensors), batch_size, step_row)
+        batch_size = first_dimension(tensors)
+    return Conditions(phase, device, dtype, shapes_of(tensors), batch_size, step_row)
 
 
 def profile_of(
@@ -125,16 +124,24 @@ def profile_of(
     )
 
 
-def with_step(profile: ModelProfile, runs: Mapping[str, Run], model: nn.Module, calls: int) -> ModelProfile:
-    """The profile with the hardware FLOPs of a whole training step that was observed.
+def step_counts(runs: Mapping[str, Run], model: nn.Module) -> dict[str, OperatorAnalysis]:
+    """Hardware FLOPs of a step that was observed, by phase.
+
+    Args:
+        runs: what was done in each phase of the step.
+        model: the root of the modules.
+    """
+    return {phase: _HardwareFlops.of_run(run, model) for phase, run in runs.items()}
+
+
+def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> ModelProfile:
+    """The profile with the hardware FLOPs of a whole training step.
 
     Args:
         profile: of one call of the model in training.
-        runs: what was done in each phase of the step.
-        model: the root of the modules.
+        counts: of each phase of the step, as `step_counts` gives them.
         calls: how many calls like the counted one were in the step: its forward is held against as many.
     """
-    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in runs.items()}
     by_module = {phase: analysis.by_module() for phase, analysis in counts.items()}
     steps = {
         row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_module.items()})
@@ -327,14 +334,3 @@ def _device_text(device: torch.device) -> str:
     has_name = device.type not in ("cpu", "meta")
     name = getattr(torch.get_device_module(device), "get_device_name", None) if has_name else None
     return f"{device} ({name(device)})" if name is not None else str(device)
-
-
-def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a batch or a result: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif isinstance(leaf, Mapping):
-            yield from tensors_in(dict(leaf))
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from tensors_in([getattr(leaf, item.name) for item in fields(leaf)])

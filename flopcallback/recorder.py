@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.batches import shapes_of
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE
 from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.whole_step import StepObserver
+from flopcallback.counting.whole_step import FORWARD, RECOMPUTE, StepObserver
+from flopcallback.measuring.compute import StepCost
 from flopcallback.measuring.latency import LatencyWindow
-from flopcallback.profiling import Conditions, Convention, profile_of, tensors_in, with_step
+from flopcallback.meter import ComputeMeter
+from flopcallback.profiling import Conditions, Convention, profile_of, step_counts, with_step
 from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import LocalTracker, Tracker
 from flopcallback.troubles import Troubles
@@ -33,10 +36,12 @@ class Recorder:
     """Makes profiles of observed calls, times later steps, and hands both to trackers.
 
     Order of events, for each step: `begin_step`; either `record`, with the call that was counted, or calls inside
-    `with timed_call():`; `end_step`. At last `close`. `record` may come again, for another phase.
+    `with timed_call():`, or `record_step`, with what observed it; `end_step`. At last `close`. `record` may come again,
+    for another phase.
 
     Args:
         trackers: by a name that says to the user where things go; none on ranks that do not log.
+        meter: books the steps of a training; adapters tell it what happens in them. None: nothing is booked.
         convention: what counts as a FLOP.
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; in every second one, modules are.
@@ -55,6 +60,7 @@ class Recorder:
         self,
         trackers: Mapping[str, Tracker],
         *,
+        meter: ComputeMeter | None = None,
         convention: Convention | None = None,
         warmup_steps: int = 5,
         latency_steps: int = 20,
@@ -68,6 +74,11 @@ class Recorder:
         self.profiles: dict[str, ModelProfile] = {}
         self._trackers = dict(trackers)
         self._fallback = fallback
+        self._meter = meter
+        self._numbers: dict[str, int | float] = {}
+        self._is_spent = False
+        self._last_step = 0
+        self._failed: set[str] = set()  # trackers that get no more numbers
         self._convention = convention or Convention()
         self._steps = (warmup_steps, latency_steps)
         self._prefix = prefix
@@ -76,7 +87,9 @@ class Recorder:
         self._clock = clock
         self._event = event
         self._window: LatencyWindow | None = None
-        self._to_observe: tuple[nn.Module, ModuleNames, tuple[tuple[int, ...], ...]] | None = None
+        self._observable: tuple[nn.Module, ModuleNames] | None = None  # what whole steps can be observed of
+        self._awaited: tuple[tuple[int, ...], ...] | None = None  # the inputs of the step that the profile is to have
+        self._is_awaited = False  # the step under way
         self._timed_phase = ""
         self._new: set[str] = set()  # phases whose profile the trackers do not have yet
         self._waiting: set[str] = set()  # those that they get together with the times
@@ -113,8 +126,12 @@ class Recorder:
         self._renew(profile)
         # What the tracer could not do may be a compiled function, which the mode would keep from being compiled.
         is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
-        if conditions.phase == "train" and is_plain and not _casts_inside(profile, conditions):
-            self._to_observe = (model, observed.runs[0].names, conditions.input_shapes)
+        if conditions.phase == "train":
+            if is_plain and not _casts_inside(profile, conditions):
+                self._observable, self._awaited = (model, observed.runs[0].names), conditions.input_shapes
+            if self._meter is not None:
+                peak = None if conditions.peak is None else conditions.peak.flops_per_s
+                self._meter.counted(profile.forward_hw_flops, conditions.device, peak)
         if is_timed and self._steps[1] > 0:
             warmup, steps = self._steps
             self._timed_phase = conditions.phase
@@ -132,42 +149,54 @@ class Recorder:
     def step_observer(self, inputs: Any, optimizers: Iterable[Any]) -> StepObserver | None:
         """What a whole step of training is to be observed by, if this one is to be; `record_step` takes it back.
 
-        It is the first one whose inputs have the shapes of the counted call's. The dispatcher would keep a compiled
-        model from being compiled: a step of one is not observed.
+        The first one whose inputs have the shapes of the counted call's is for the profile, those of kinds that are new
+        for the meter. The dispatcher would keep a compiled model from being compiled: a step of one is not observed.
 
         Args:
             inputs: of the step's first call.
             optimizers: those that may step in it.
         """
-        if self._to_observe is None or self._to_observe[2] != tuple(tuple(each.shape) for each in tensors_in(inputs)):
+        if self._observable is None:
             return None
-        return StepObserver(self._to_observe[1], optimizers)
+        self._is_awaited = self._awaited is not None and self._awaited == shapes_of(inputs)
+        is_new = self._meter is not None and self._meter.wants_observation
+        if not (self._is_awaited or is_new):
+            return None
+        if self._meter is not None:
+            self._meter.leave_out()
+        return StepObserver(self._observable[1], optimizers)
 
     def record_step(self, observer: StepObserver, calls: int) -> None:
-        """Adds what was observed of a whole step to the profile.
+        """Books what was observed of a whole step, and adds it to the profile where that waits for one.
 
         Args:
             observer: after its step.
             calls: how many calls like the counted one the step had.
         """
-        if self._to_observe is None:
+        if self._observable is None:
             return
-        (model, _, _), self._to_observe = self._to_observe, None
         if self._window is not None:
             self._window.warm_up()
         try:
             if observer.failure is not None:
                 raise observer.failure
-            profile = with_step(self.profiles["train"], observer.runs(), model, calls)
+            counts = step_counts(observer.runs(), self._observable[0])
+            flops = {phase: analysis.total() for phase, analysis in counts.items()}
+            if self._meter is not None:
+                self._meter.observed(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]))
+            if not self._is_awaited:
+                return
+            profile = with_step(self.profiles["train"], counts, calls)
         except Exception as error:  # noqa: BLE001 - a count without a whole step is a count
             self.give_up_step(error)
             return
+        self._awaited = None
         self.profiles["train"] = profile
         (self._waiting if self.is_timing else self._new).add("train")
 
     def give_up_step(self, error: Exception) -> None:
         """No whole step can be observed, because of `error`: what was counted stands without one."""
-        self._to_observe = None
+        self._observable = self._awaited = None
         self._troubles.report("no whole step could be observed", error)
 
     @property
@@ -177,14 +206,17 @@ class Recorder:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any later step is still to be timed or to be observed whole."""
-        return self._window is not None or self._to_observe is not None
+        """Whether any later step is still to be timed, or to be observed for the profile."""
+        return self._window is not None or self._awaited is not None
 
     def begin_step(self) -> None:
         """A step begins."""
+        if self._window is None:
+            return
         with self._timing():
-            if self._window is not None:
-                self._window.begin_step()
+            self._window.begin_step()
+            if self._meter is not None and self._window.is_disturbing:
+                self._meter.leave_out()
 
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> AbstractContextManager[None]:
         """Goes around each call in a step that is like the counted one; see `LatencyWindow.timed_call`."""
@@ -192,20 +224,30 @@ class Recorder:
             return nullcontext()
         return self._window.timed_call(is_forward=is_forward, continues=continues)
 
-    def end_step(self, step: int, *, is_whole: bool = True) -> None:
+    def end_step(
+        self, step: int, *, is_whole: bool = True, has_stepped: bool = True, is_log_step: bool = False
+    ) -> None:
         """A step ended: what is new is logged at `step`, a profile, or times after the last step of the window.
 
         Args:
             step: where the numbers belong.
             is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
+            has_stepped: False where no optimizer stepped, and gradients accumulate.
+            is_log_step: whether compute so far is to be logged; the same on all ranks.
         """
         if self._window is not None:
             with self._timing():
                 self._window.end_step(is_whole=is_whole)
                 if not self._window.is_open:
                     self._close_window()
+        if self._meter is not None:
+            self._meter.end_step(has_stepped=has_stepped)
+        self._last_step = step
         if self._new or self._waiting or len(self._shown) < len(self.profiles):  # most steps have nothing to say
-            self._log(step)
+            with nullcontext() if self._meter is None else self._meter.interrupted():
+                self._log(step)
+        if is_log_step:
+            self._log_numbers("log", step)
 
     def stop_timing(self, error: Exception) -> None:
         """Steps cannot be timed, because of `error`: what was counted stands without times."""
@@ -222,6 +264,7 @@ class Recorder:
         """
         with self._timing():
             self._close_window(wait=wait)
+        self._log_numbers("end", self._last_step, wait=wait)
         self._log(step)
         for name, tracker in self._trackers.items():
             with self._troubles.reported(f"the tracker {name} failed"):
@@ -267,7 +310,62 @@ class Recorder:
                 self._shown.add(phase)
                 self._show_profile(self.profiles[phase])
 
-    def _keep_in_files(self, scalars: Mapping[str, int | float], profile: ModelProfile, step: int) -> None:
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """`compute/*` and `perf/*` as they were logged last; of a training on one rank, compute as it is now."""
+        live = {} if self._meter is None else self._meter.live_totals()
+        return {**self._numbers, **live}
+
+    def is_spent(self, step: int) -> bool:
+        """Whether the budget of compute is spent; every rank has to ask after every step."""
+        if self._meter is None or self._is_spent:
+            return self._is_spent
+        try:
+            self._is_spent = self._meter.is_spent()
+        except Exception as error:  # noqa: BLE001 - training goes on, as far as its own limits
+            self.stop_metering()
+            self._troubles.report("the budget of compute cannot be kept", error)
+        if self._is_spent and self._show is not None:
+            self._show(f"flopcallback: the budget of compute is spent after step {step}")
+        return self._is_spent
+
+    def stop_metering(self) -> None:
+        """What was done cannot be booked any more: no number is logged that would be too low."""
+        self._meter = None
+
+    def log_totals(self, step: int) -> None:
+        """Logs compute so far, where metrics of validation are logged; every rank has to come here."""
+        self._log_numbers("validation", step, with_rates=False)
+
+    def _log_numbers(self, topic: str, step: int, *, with_rates: bool = True, wait: bool = True) -> None:
+        """Hands numbers of the meter to the trackers, on the rank that logs; every rank has to come here.
+
+        Args:
+            topic: what they are asked for; the same on all ranks.
+            step: where they belong.
+            with_rates: with throughput since the last time.
+            wait: for ranks that are behind.
+        """
+        if self._meter is not None and self._meter.is_in_use:
+            with self._meter.interrupted():
+                ask = self._meter.numbers if with_rates else self._meter.totals
+                self._give_numbers(ask(topic, wait=wait), step)
+
+    def _give_numbers(self, numbers: Mapping[str, int | float], step: int) -> None:
+        """A tracker that fails gets no more of them: each time may take minutes."""
+        self._numbers.update(numbers)
+        scalars = {self._prefix + name: value for name, value in numbers.items()}
+        for name, tracker in list(self._trackers.items()) if scalars else ():
+            if name not in self._failed:
+                with self._troubles.reported(f"the tracker {name} failed"):
+                    try:
+                        tracker.log_scalars(scalars, step)
+                    except Exception:
+                        self._failed.add(name)
+                        self._keep_in_files(scalars, None, step)
+                        raise
+
+    def _keep_in_files(self, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
         """Writes what a tracker did not take to a folder, unless there is one that gets it anyway."""
         if self._fallback is None or any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values()):
             return
@@ -287,10 +385,11 @@ def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:
     return conditions.dtype != torch.float32 and any(row.operator in CASTS_INSIDE for row in profile.operators)
 
 
-def _give(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile, step: int) -> None:
+def _give(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
     if scalars:
         tracker.log_scalars(scalars, step)
-    tracker.log_profile(profile, step)
+    if profile is not None:
+        tracker.log_profile(profile, step)
 
 
 def _line(profile: ModelProfile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -68,7 +68,11 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
 
 @contextmanager
 def outermost_calls(
-    names: ModuleNames, intercept: Intercept, on_failure: Callable[[CallSite, Exception], None]
+    names: ModuleNames,
+    intercept: Intercept,
+    on_failure: Callable[[CallSite, Exception], None],
+    *,
+    only: Collection[str] | None = None,
 ) -> Iterator[None]:
     """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
@@ -80,6 +84,7 @@ def outermost_calls(
         intercept: goes around a call.
         on_failure: is told, after the call was made, what `intercept` failed at other than in the call itself. What it
             raises reaches whoever made the call.
+        only: names of the modules whose calls are of interest; by default all.
     """
     thread = threading.get_ident()
     busy = is_over = False
@@ -121,6 +126,8 @@ def outermost_calls(
 
     with ExitStack() as undo:
         for site in call_sites(names):
+            if only is not None and site.name not in only:
+                continue
             wrap_on_instance(site.module, site.attribute, functools.partial(wrap, site), undo)
         try:
             yield

@@ -135,6 +135,15 @@ class LatencyWindow:
         self._is_bare = self._steps_to_time_bare > self._steps_to_time
         self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
 
+    @property
+    def is_disturbing(self) -> bool:
+        """Whether the step under way takes longer than others: modules carry clocks in it.
+
+        On a device, all steps that are timed count as such. Between them the device's queue would have to be emptied,
+        to tell their times apart.
+        """
+        return self._began is not None and not (self._is_bare and isinstance(self._timer, _Clock))
+
     @contextmanager
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> Iterator[None]:
         """Times the modules, and what is inside as the counted call. What raises leaves no time.

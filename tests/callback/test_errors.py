@@ -91,7 +91,7 @@ def tracker(monkeypatch):
     from flopcallback.trackers import MemoryTracker
 
     tracker = MemoryTracker()
-    monkeypatch.setattr("flopcallback.callback.tracker_for", lambda logger, prefix: tracker)
+    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: tracker)
     return tracker
 
 

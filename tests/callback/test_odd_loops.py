@@ -198,7 +198,7 @@ def test_a_call_is_cut_where_an_optimizer_stays_idle(leftovers):
         for _ in range(6):
             train(model, optimizers[0], 1)
             optimizers[1].step()
-        assert leftovers(model) == []
+    assert leftovers(model) == []
 
 
 def test_what_the_model_gave_is_the_loops_alone():

@@ -1,0 +1,135 @@
+"""What is read of a batch or of a call's arguments: shapes, samples and tokens."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from flopcallback.troubles import Troubles
+
+__all__ = ["BatchSizes", "first_dimension", "shapes_of", "tensors_in", "whole_number"]
+
+Shapes = tuple[tuple[int, ...], ...]
+
+Sizes = tuple[int | None, int | None]
+"""Samples and tokens; None where they are not known."""
+
+UNKNOWN = {"batch_size_fn": "samples", "tokens_fn": "tokens"}
+MOST_KNOWN = 4096
+
+TOKENS = "input_ids"
+"""What tokens are called in the batches of `transformers` and of what follows it."""
+
+
+def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a batch or a result: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors_in(dict(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors_in([getattr(leaf, item.name) for item in fields(leaf)])
+
+
+def shapes_of(structure: Any) -> Shapes:
+    """Of every tensor in it."""
+    shapes = []
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor):
+            shapes.append(tuple(leaf.shape))
+        elif isinstance(leaf, Mapping) or is_dataclass(leaf):
+            return tuple([tuple(tensor.shape) for tensor in tensors_in(structure)])
+    return tuple(shapes)
+
+
+def first_dimension(structure: Any) -> int | None:
+    """What all tensors in it agree on as their first dimension; None where they do not."""
+    firsts = {tensor.shape[0] for tensor in tensors_in(structure) if tensor.dim()}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
+    """What a user's function says of a batch.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is below 0.
+    """
+    value = function(batch)
+    try:
+        number = operator.index(value)
+    except Exception as error:
+        raise TypeError(f"{name} returned {value!r:.80}, expected an int") from error
+    if number < 0:
+        raise ValueError(f"{name} returned {number}, expected 0 or more")
+    return number
+
+
+class BatchSizes:
+    """How many samples and tokens batches have; None where that is not known.
+
+    Args:
+        samples: the user's function, or None.
+        tokens: the user's function, or None: the elements of what is called `input_ids`.
+        default: samples of all that the model is given, where the user has no function; asked once for each shapes.
+        troubles: where failures of the user's functions go, which are not asked again.
+    """
+
+    def __init__(
+        self,
+        samples: Callable[[Any], int] | None,
+        tokens: Callable[[Any], int] | None,
+        default: Callable[[Any], int | None],
+        troubles: Troubles,
+    ) -> None:
+        self._functions: dict[str, Callable[[Any], int] | None] = {"batch_size_fn": samples, "tokens_fn": tokens}
+        self._defaults = {"batch_size_fn": default, "tokens_fn": _elements_of_tokens}
+        self._troubles = troubles
+        self._has_functions = samples is not None or tokens is not None
+        self._known: dict[Shapes, Sizes] = {}
+
+    def of(self, batch: Any, inputs: Any, shapes: Shapes) -> Sizes:
+        """Samples and tokens of a batch.
+
+        Args:
+            batch: what the user's functions are asked about.
+            inputs: all that the model is given.
+            shapes: of the tensors in it.
+        """
+        known = self._known.get(shapes)
+        if known is None or self._has_functions:
+            known = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[shapes] = known
+        return known
+
+    def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:
+        function = self._functions[name]
+        if function is None:
+            return self._defaults[name](inputs)
+        try:
+            return whole_number(function, name, batch)
+        except Exception as error:  # noqa: BLE001 - a step whose size is not known is a step
+            self._functions[name], self._defaults[name] = None, _unknown
+            self._troubles.report(f"the number of {UNKNOWN[name]} is not known", error)
+            return None
+
+
+def _unknown(_: Any) -> None:
+    return None
+
+
+def _elements_of_tokens(inputs: Any) -> int | None:
+    """In a mapping or an object, or in one of those that a list or tuple has."""
+    if isinstance(inputs, (list, tuple)):
+        found = (_elements_of_tokens(part) for part in inputs)
+        return next((tokens for tokens in found if tokens is not None), None)
+    tokens = inputs.get(TOKENS) if isinstance(inputs, Mapping) else getattr(inputs, TOKENS, None)
+    return tokens.numel() if isinstance(tokens, torch.Tensor) else None
