@@ -20,6 +20,9 @@ __all__ = ["find_runs"]
 DATABASE = "mlflow.db"
 """What MLflow calls its store where nobody says otherwise."""
 
+LARGEST_EXACT = 2**53
+"""From here on, two integers may be one float64."""
+
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
 _ONCE = ("flops/", "model/", "latency/")
@@ -144,10 +147,16 @@ def _points(client: MlflowClient, run: Run) -> Iterator[tuple[str, int, float]]:
 
 
 def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:
-    """The integer in the tag of the same name, where the metric is its float64; tags have dots for slashes."""
+    """The integer that a metric is the float64 of: the one in the tag of the same name, where dots stand for slashes.
+
+    Totals have no tag, and are the integer that was logged as far as a float64 tells integers apart.
+    """
     text = tags.get(name.replace("/", "."), "")
     exact = int(text) if text.lstrip("-").isdecimal() else None
-    return exact if exact is not None and float(exact) == value else value
+    if exact is not None and float(exact) == value:
+        return exact
+    is_total = name.endswith("_total") and value.is_integer() and abs(value) < LARGEST_EXACT
+    return int(value) if is_total else value
 
 
 def _conditions(tags: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

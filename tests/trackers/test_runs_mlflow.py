@@ -57,7 +57,7 @@ def train(net, tmp_path):
         tracker.log_scalars({prefix + key: value for key, value in profile.scalars().items()}, 0)
         tracker.log_profile(profile, 0)
         for step in (10, 20):
-            tracker.log_scalars({f"{prefix}{COMPUTE}": 2**50 * step}, step)
+            tracker.log_scalars({f"{prefix}{COMPUTE}": 2**50 * step, "compute/samples_total": 7 * step}, step)
             client.log_metric(run_id, "val/loss", 1 / step, step=step)
         client.set_terminated(run_id)
         return run_id
@@ -74,6 +74,8 @@ def test_a_run_is_read_with_histories_and_the_exact_integers_of_its_tags(train, 
     assert run.name == "width 8"
     assert found.place.endswith(run_id)
     assert run.figures["flops/forward"] == LARGE + 11
+    assert (run.figures["compute/samples_total"], type(run.figures["compute/samples_total"])) == (7 * 20, int)
+    assert isinstance(run.figures[COMPUTE], float)  # 20 * 2**50 is beyond what a float64 tells apart
     assert run.series[COMPUTE] == ((10, 2**50 * 10), (20, 2**50 * 20))
     assert run.series["val/loss"] == ((10, 1 / 10), (20, 1 / 20))
     assert run.config["flops.fma"] == 2
