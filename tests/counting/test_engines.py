@@ -106,6 +106,10 @@ class Branches(nn.Module):
         return self.head(y, x), spectrum, torch.outer(y[0, 0], y[0, 1]), torch.einsum("bi,bj->bij", y[:, 0], y[:, 1])
 
 
+def attend(q):
+    return F.scaled_dot_product_attention(q, q, q)
+
+
 class TestVerifying:
     @pytest.mark.parametrize("engine", ["auto", "trace", "dispatch"])
     @pytest.mark.parametrize("training", [True, False])
@@ -115,6 +119,29 @@ class TestVerifying:
         assert flops.verify() == ()
         assert flops.hardware_flops()["conv"] == 2 * (2 * 7 * 6 * 3 * 3)
         assert flops.verify() == ()
+
+    @pytest.mark.parametrize(
+        ("family", "operator", "call", "count"),
+        [
+            ("convolution", "aten::_convolution", lambda: F.conv1d(ones(2, 3, 5), ones(7, 3, 5)), 2 * 2 * 7 * 3 * 5),
+            ("matmul", "aten::linear", lambda: F.linear(ones(2, 3), ones(5, 3)), 2 * 2 * 3 * 5),
+            ("attention", "aten::scaled_dot_product_attention", lambda: attend(ones(1, 2, 3, 5)), 2 * 2 * 3 * 3 * 10),
+            ("recurrent", "aten::gru", lambda: nn.GRU(3, 5)(ones(2, 1, 3)), 2 * 2 * 15 * (3 + 5)),
+            ("spectral", "aten::fft_fft", lambda: torch.fft.fft(ones(8, dtype=torch.cfloat)), 5 * 8 * 3),
+        ],
+    )
+    def test_compares_each_family(self, family, operator, call, count, monkeypatch):
+        row = registry.lookup(operator)
+        assert row.family.value == family
+        flops = FlopCountAnalysis(call)
+        assert flops.verify() == ()
+        # The tracer's operator, which the dispatcher does not meet, says twice what it is.
+        twice = Counted(lambda call: row.formula(call) + row.formula(call), row.family)
+        monkeypatch.setitem(registry._BUILT_IN, operator, twice)
+        found = {difference.family: (difference.trace, difference.dispatch) for difference in flops.verify()}
+        labels = {name: trace - dispatch for name, (trace, dispatch) in found.items()}
+        assert sum(labels.values()) == count
+        assert found[family][0] == 2 * count
 
     def test_is_not_led_astray_by_other_names_for_the_same_products(self):
         """Unfused, attention and a cell are matrix products to the dispatcher."""

@@ -244,6 +244,35 @@ def test_convolutions_on_meta_are_counted(dims, engine):
         assert (flops.engine, flops.is_lower_bound) == (engine, False)
 
 
+# 2026-11, torch 2.13: quantization moves to another package.
+@ENGINES
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.* are deprecated:UserWarning")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_quantized_recurrent_layer_is_unknown(kind, engine):
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this build of torch has no quantized kernels")
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(kind(5, 7)), {kind}, dtype=torch.qint8)
+    flops = FlopCountAnalysis(model, ones(3, 2, 5), engine=engine)
+    assert flops.total() == 0
+    assert flops.is_lower_bound
+    assert flops.unknown_reasons() == {f"aten::quantized_{kind.__name__.lower()}": "no formula"}
+
+
+def test_a_bilinear_layer_under_autocast_keeps_its_count_and_changes_its_digits_where_it_is_observed():
+    """In the handler of a dispatcher mode autocast is off: the product inside is not cast (torch 2.13)."""
+    layer, x, y = nn.Bilinear(5, 7, 11), torch.rand(3, 5), torch.rand(3, 7)
+
+    def call():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return layer(x, y)
+
+    seen, run = observe(call, ModuleNames({"": layer}), engine="dispatch")
+    assert FlopCountAnalysis.of_run(run, layer).total() == FlopCountAnalysis(call).total() == 3 * 11 * (5 * 7 + 7)
+    assert not torch.equal(seen, call())
+    torch.testing.assert_close(seen, call(), atol=0.05, rtol=0.05)
+
+
 class PastPyTorch(torch.autograd.Function):
     """As a kernel of one's own is called: memory is made, and something writes to it that no engine sees."""
 
