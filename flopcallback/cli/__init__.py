@@ -1,1 +1,1 @@
-"""The command line: `flopcallback count` and `flopcallback diff`."""
+"""The command line: `flopcallback count`, `flopcallback diff` and `flopcallback compare`."""

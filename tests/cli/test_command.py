@@ -56,7 +56,11 @@ def test_the_installed_script_is_this_command():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((), ("count", "diff")), (("count",), ("--input", "--verify", "--device")), (("diff",), ("--max-increase",))],
+    [
+        ((), ("count", "diff", "compare")),
+        (("count",), ("--input", "--verify", "--device")),
+        (("diff",), ("--max-increase",)),
+    ],
 )
 def test_help_names_commands_and_options(flopcallback, arguments, words):
     result = flopcallback(*arguments, "--help")
