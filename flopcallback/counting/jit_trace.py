@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -185,6 +185,7 @@ class _Tracer:
             return call(*args, **kwargs) if aside is None else aside.region(kind, call, args, kwargs)
         recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
         outputs: list[torch.Tensor] = []
+        handed = self._values_handed_to((args, kwargs))
         _set_tracing_state(None)
         self._recorder = recorder
         try:
@@ -199,8 +200,14 @@ class _Tracer:
             _set_tracing_state(state)
             for output in outputs:
                 self.register(output)
-            self._mark(REGION_MARK, len(self._regions))
+            self._mark(REGION_MARK, len(self._regions), handed)
             self._regions.append(Region(seen, tuple(recorder.calls)))
+
+    def _values_handed_to(self, arguments: Any) -> list[torch._C.Value]:
+        """The graph's values for what a region is given, so that `prune` keeps what computed them."""
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+        self.make_known(tensors)
+        return [_get_value_trace(tensor) for tensor in tensors]
 
     def _values_of(self, result: Any) -> list[torch._C.Value]:
         """The graph's values for what was returned; only they tell `prune` what is needed."""
@@ -223,9 +230,9 @@ class _Tracer:
         finally:
             self._scopes.on_change = before
 
-    def _mark(self, kind: str, index: int) -> None:
+    def _mark(self, kind: str, index: int, values: Sequence[torch._C.Value] = ()) -> None:
         # A node that we append ourselves costs no walk of the Python stack, and unlike `push_scope` opens no block.
-        node = self._graph.create(kind, [], 0)
+        node = self._graph.create(kind, list(values), 0)
         node.i_("index", index)
         self._graph.insertNode(node)
 

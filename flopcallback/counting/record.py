@@ -203,9 +203,7 @@ def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int
     kept: set[int] = set()
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
-        if node.kind() == REGION_MARK:
-            continue
-        if any(alias.find(output.unique()) in live for output in node.outputs()):
+        if node.kind() == REGION_MARK or any(alias.find(output.unique()) in live for output in node.outputs()):
             kept.add(index)
             live.update(alias.find(value.unique()) for value in node.inputs())
     return kept

@@ -109,6 +109,15 @@ def test_a_convolution_on_meta_is_counted_however_it_is_called(call, engine, cap
     assert set(flops.unsupported_ops()) <= {"aten::pad"}
 
 
+def test_pruning_on_meta_keeps_what_a_convolution_is_given(model_of):
+    """The tracer does not see into the convolution; what it is given, and what it gives, is not lost."""
+    layers = {"first": nn.Linear(5, 7), "conv": nn.Conv1d(3, 3, 2), "last": nn.Linear(6, 2), "unused": nn.Linear(5, 11)}
+    model = model_of(lambda self, x: (self.unused(x), self.last(self.conv(self.first(x))))[1], **layers).to("meta")
+    flops = FlopCountAnalysis(model, on_meta(2, 3, 5), prune=True)
+    first, conv, last = 2 * 3 * 5 * 7, 2 * 3 * 6 * (3 * 2), 2 * 3 * 6 * 2
+    assert flops.by_module() == {"": first + conv + last, "first": first, "conv": conv, "last": last, "unused": 0}
+
+
 OPERATORS = {
     "interpolation": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), (2, 3, 5, 7)),
     "adaptive pooling": (lambda x: F.adaptive_avg_pool2d(x, 3), (2, 3, 5, 7)),

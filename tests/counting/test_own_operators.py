@@ -101,6 +101,12 @@ class TestAnAutogradFunction:
         assert torch.equal(product(x, ones(3, 7)), x @ ones(3, 7))
 
 
+def test_pruning_keeps_what_an_autograd_function_is_given(model_of, x):
+    model = model_of(lambda self, x: (self.unused(x), product(self.fc(x), ones(5, 7)))[1],
+                     fc=nn.Linear(3, 5), unused=nn.Linear(3, 11))  # fmt: skip
+    assert FlopCountAnalysis(model, x, prune=True).by_module() == {"": 30 + 70, "fc": 30, "unused": 0}
+
+
 @ENGINES
 class TestACustomOperator:
     def test_is_unknown_without_a_formula(self, x, engine):
