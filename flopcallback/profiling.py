@@ -28,7 +28,8 @@ from flopcallback.counting.tally import display_name
 from flopcallback.counting.verification import hardware_measure
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, lookup
 from flopcallback.measuring.hardware import Peak
-from flopcallback.reporting.profile import ModelProfile, ModuleRow, OperatorRow, StepFlops
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.rows import ModuleRow, OperatorRow, StepFlops
 
 __all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "step_counts", "with_step"]
 

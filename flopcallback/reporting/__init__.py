@@ -5,7 +5,8 @@ from flopcallback.reporting.charts import latency_chart, module_chart, pixels
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.markdown import escaped, markdown_modules, markdown_operators, markdown_top
 from flopcallback.reporting.page import html_page
-from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow, StepFlops
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
 from flopcallback.reporting.table import plain_table, rich_table, rich_text
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si

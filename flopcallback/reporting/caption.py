@@ -7,12 +7,13 @@ import math
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
-from flopcallback.reporting.profile import share
+from flopcallback.reporting.rows import share
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile, StepFlops
+    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.reporting.rows import StepFlops
 
 __all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flopcallback.reporting.profile import share
+from flopcallback.reporting.rows import share
 from flopcallback.reporting.tree import timed_leaves
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile, ModuleRow
+    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.reporting.rows import ModuleRow
     from flopcallback.reporting.tree import Node
 
 __all__ = ["measured_leaves", "rank_correlation", "slow_for_their_flops"]

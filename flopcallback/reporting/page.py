@@ -13,7 +13,7 @@ from flopcallback.reporting.caption import at_least, footer, headline, in_words,
 from flopcallback.reporting.charts import PALETTE
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page_table import table_data
-from flopcallback.reporting.profile import achieved_flops_per_s, share
+from flopcallback.reporting.rows import achieved_flops_per_s, share
 from flopcallback.reporting.scatter import scatter
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import NOTHING, milliseconds, percent, si

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 from flopcallback.reporting.caption import at_least, footer, headline
-from flopcallback.reporting.profile import ABOVE_PEAK, share
+from flopcallback.reporting.rows import ABOVE_PEAK, share
 from flopcallback.reporting.tree import lines
 from flopcallback.reporting.units import bar, display_width, milliseconds, percent, si
 

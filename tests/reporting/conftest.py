@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flopcallback.reporting.profile import LatencySummary, ModelProfile, ModuleRow, OperatorRow
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.rows import LatencySummary, ModuleRow, OperatorRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ import pytest
 
 from flopcallback.reporting.diff import diff_profiles, parse_share
 from flopcallback.reporting.diff_table import diff_record, diff_text, markdown_diff, signed_percent
-from flopcallback.reporting.profile import ModelProfile, OperatorRow, StepFlops
+from flopcallback.reporting.profile import ModelProfile
+from flopcallback.reporting.rows import OperatorRow, StepFlops
 
 
 def with_config(profile, **values):
