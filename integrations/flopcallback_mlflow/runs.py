@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +24,8 @@ DATABASE = "mlflow.db"
 
 LARGEST_EXACT = 2**53
 """From here on, two integers may be one float64."""
+
+ANSWER_S = 20
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
@@ -60,6 +64,8 @@ def _uri(store: str) -> str | None:
     if separator:
         if scheme == "sqlite":
             return _database(Path(rest[1:]))
+        if scheme in ("http", "https"):
+            _expect_answer(store)
         return store if scheme.partition("+")[0] in SCHEMES else None
     path = Path(store)
     if path.is_file():
@@ -70,6 +76,21 @@ def _uri(store: str) -> str | None:
     if database is not None:
         return _database(database)
     return path.resolve().as_uri() if any(path.glob("*/meta.yaml")) else None
+
+
+def _expect_answer(address: str) -> None:
+    """Passes where a server answers, whatever it says: MLflow would ask one that does not for minutes.
+
+    Raises:
+        RunsError: nobody answers.
+    """
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_S):
+            pass
+    except urllib.error.HTTPError:
+        pass
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise RunsError(f"{address}: no server answers there ({error})") from error
 
 
 def _database(file: Path) -> str:

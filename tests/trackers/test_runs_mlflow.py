@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path):
     with pytest.raises(RunsError, match=r"there is no file nowhere\.db; an absolute path has four slashes"):
         find_runs("sqlite:///nowhere.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_does_not_answer_is_said_at_once():
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(RunsError, match=rf"http://127\.0\.0\.1:{port}: no server answers there"):
+        find_runs(f"http://127.0.0.1:{port}#digits")
+
+
+def test_the_files_of_an_older_mlflow_are_found_and_what_it_says_to_them_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+    with pytest.raises(RunsError, match=r"mlruns: MLflow could not read it: .*maintenance mode"):
+        find_runs(tmp_path / "mlruns")
 
 
 def test_an_experiment_that_is_not_there_is_said_with_those_that_are(train, database):
