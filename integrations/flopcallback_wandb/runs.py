@@ -1,21 +1,18 @@
-"""Runs of W&B's, offline or not, read back from their folders by the program that `wandb leet inspect` runs."""
+"""Runs of W&B's, offline or not, read back from the logs in their folders."""
 
 from __future__ import annotations
 
-import json
-import math
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
+from flopcallback.runs import FoundRun, RunRecord, series_of
+from flopcallback_wandb.log import records, values
 
 __all__ = ["find_runs"]
 
 LOG = "run-*.wandb"
 
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _EXACT = "_exact"
 
 
@@ -31,7 +28,7 @@ def find_runs(place: str) -> list[FoundRun]:
     else:
         logs = {log.resolve() for log in path.rglob(LOG)}  # `latest-run` is a link to one of them
     if logs:
-        _core()
+        _expect_wandb()
     return [_found(log) for log in sorted(logs)]
 
 
@@ -39,52 +36,40 @@ def _found(log: Path) -> FoundRun:
     return FoundRun(str(log.parent), lambda: _read(log))
 
 
-def _core() -> str:
+def _expect_wandb() -> None:
     try:
-        from wandb.util import get_core_path
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # noqa: F401
     except ImportError as error:  # a folder of runs called `wandb` is imported as an empty package
         raise ModuleNotFoundError("W&B's runs are read with W&B: pip install wandb", name="wandb") from error
-    return str(get_core_path())
 
 
 def _read(log: Path) -> RunRecord:
-    records = list(_records(log))
-    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    run: dict[str, Any] = next((record["run"] for record in records if record["type"] == "run"), {})
-    summary = _updates(records, "summary")
-    digits = {name.removesuffix(_EXACT): int(text) for name, text in summary.items() if _is_exact(name, text)}
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    name = ""
+    for record in records(log):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            rows.append(values(record.history.item))
+        elif kind == "summary":
+            summary |= values(record.summary.update)
+        elif kind == "config":
+            config |= values(record.config.update)
+        elif kind == "run":
+            name = record.run.display_name or record.run.run_id
+            config |= values(record.run.config.update)
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
     # A value that was only ever logged is in the summary too, but for what the user keeps out of it.
-    last = {name: values[-1][1] for name, values in series.items()}
+    last = {metric: points[-1][1] for metric, points in series.items()}
+    digits = {key.removesuffix(_EXACT): int(text) for key, text in summary.items() if _is_exact(key, text)}
     return RunRecord(
-        run.get("display_name") or run.get("run_id") or log.parent.name,
+        name or log.parent.name,
         str(log.parent),
         figures={**last, **dict(_numbers(summary)), **digits},
         series=series,
-        config={**run.get("config", {}).get("update", {}), **_updates(records, "config")},
+        config=config,
     )
-
-
-def _records(log: Path) -> Iterator[dict[str, Any]]:
-    """The log's records, as far as they go in that of a run that is not finished."""
-    command = [_core(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(log), str(log.parent)]
-    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-    if ran.returncode:
-        reason = next(iter(ran.stderr.strip().splitlines()), "no reason given")
-        raise RunsError(
-            f"{log}: W&B could not read it ({reason}). If it does not know `leet inspect`, a newer version does: pip "
-            "install --upgrade wandb."
-        )
-    yield from map(json.loads, ran.stdout.splitlines())
-
-
-def _updates(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """All updates of a kind, one after the other."""
-    content: dict[str, Any] = {}
-    for record in records:
-        if record["type"] == kind:
-            content.update(record[kind].get("update", {}))
-    return content
 
 
 def _points(row: Mapping[str, Any], place: int) -> Iterator[tuple[str, int, int | float]]:
@@ -97,11 +82,9 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
     """What is a number of the user's or ours: neither W&B's own (`_step`) nor part of a table or an image."""
     media = tuple(name.removesuffix("_type") for name in values if name.endswith("._type"))
     for name, value in values.items():
-        number = _NOT_FINITE.get(value) if isinstance(value, str) else value
-        if isinstance(number, bool) or name.startswith(("_", *media)):
-            continue
-        if isinstance(number, (int, float)):
-            yield name, number
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not name.startswith(("_", *media)):
+            yield name, value
 
 
 def _is_exact(name: str, text: object) -> bool:

@@ -25,14 +25,25 @@ STEP = 2**53 + 1
 
 
 @pytest.fixture
-def train(wandb_folders, net, tmp_path):
-    """Makes a run, as a user's loop would, and gives its folder."""
+def start(wandb_folders, tmp_path):
+    """Starts a run, as a user would."""
     import wandb
 
-    def trained(name=None, *, prefix=""):
+    def started(name=None):
         quiet = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True}
         settings = wandb.Settings(**quiet, disable_job_creation=True)
-        run = wandb.init(dir=tmp_path, mode="offline", project="p", name=name, config={"lr": 0.1}, settings=settings)
+        return wandb.init(dir=tmp_path, mode="offline", project="p", name=name, config={"lr": 0.1}, settings=settings)
+
+    yield started
+    wandb.finish()
+
+
+@pytest.fixture
+def train(start, net):
+    """Makes a run, as a user's loop would, and gives its folder."""
+
+    def trained(name=None, *, prefix=""):
+        run = start(name)
         tracker = tracker_for(run, prefix=prefix)
         profile = net((7, 11), phase="train", config={"flops.fma": 2})
         tracker.log_scalars({prefix + key: value for key, value in profile.scalars().items()}, 0)
@@ -87,6 +98,26 @@ def test_a_prefix_is_found(train):
     assert bare.figures[COMPUTE] == STEP * 2
 
 
+def test_a_log_of_many_blocks_is_read_as_wandb_itself_reads_it(start):
+    import wandb
+    from flopcallback_wandb.log import records, values
+
+    run = start()
+    for step in range(700):
+        run.log({"a": step / 7, "b": {"c": step, "d": 2**60 + step}, "text": "x" * (step % 311), "flag": True})
+    run.log({"table": wandb.Table(columns=["x"], data=[["y" * 70_000]]), "inf": -math.inf})
+    run.log({"long": "z" * 100_000})
+    run.finish()
+    read = RunFiles(Path(run.dir).parent)
+    (log,) = read.folder.glob("run-*.wandb")
+    rows = [values(record.history.item) for record in records(log) if record.WhichOneof("record_type") == "history"]
+    assert log.stat().st_size > 5 * 32768
+    assert len(rows) == 702
+    assert [{**row, "inf": str(row["inf"])} if "inf" in row else row for row in rows] == [
+        {**row, "inf": "-inf"} if "inf" in row else row for row in read.rows
+    ]
+
+
 def test_a_run_that_was_cut_off_is_read_as_far_as_it_goes(train):
     folder = train()
     (log,) = folder.glob("run-*.wandb")
@@ -100,5 +131,5 @@ def test_a_log_that_is_none_is_said(tmp_path, wandb_folders):
     folder.mkdir()
     (folder / "run-1.wandb").write_text("nothing of the kind, at some length")
     (found,) = find_runs(folder)
-    with pytest.raises(RunsError, match=r"run-1\.wandb: W&B could not read it"):
+    with pytest.raises(RunsError, match=r"run-1\.wandb is no log of W&B's"):
         found.read()

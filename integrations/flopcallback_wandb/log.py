@@ -1,0 +1,93 @@
+"""The log of a run, `run-*.wandb`, record by record.
+
+The Python class that read it went in W&B 0.30, and `wandb leet inspect` came in 0.31. The file is the same in all of
+them: blocks as in a log of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of
+W&B's, and in these its own Protocol Buffers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flopcallback.runs import RunsError
+
+__all__ = ["records", "values"]
+
+IDENTITY = b":W&B"
+HEADER, BLOCK = 7, 32768
+"""Bytes of the file's header, which is as long as that of a piece, and of a block."""
+
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def records(log: Path) -> Iterator[Any]:
+    """The records (`wandb_internal.proto`), as far as they go in the log of a run that goes on or was cut off.
+
+    Raises:
+        RunsError: it is no such log, or a record in it is broken.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    content = log.read_bytes()
+    if not content.startswith(IDENTITY):
+        raise RunsError(f"{log} is no log of W&B's, or nothing is in it yet")
+    for message in _messages(content):
+        try:
+            yield Record.FromString(message)
+        except DecodeError as error:
+            raise RunsError(f"{log} is broken: {error}") from error
+
+
+def _messages(content: bytes) -> Iterator[bytes]:
+    """A message is one piece, or several of which only the last ends it."""
+    message = b""
+    for kind, piece in _pieces(content):
+        message = piece if kind in (_FULL, _FIRST) else message + piece
+        if kind in (_FULL, _LAST):
+            yield message
+
+
+def _pieces(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and data of each piece; none begins where less than its header is left of a block."""
+    at = HEADER
+    while at + HEADER <= len(content):
+        left = BLOCK - at % BLOCK
+        if left < HEADER:
+            at += left
+            continue
+        _checksum, length, kind = struct.unpack_from("<IHB", content, at)
+        end = at + HEADER + length
+        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or end > len(content):
+            return
+        yield kind, content[at + HEADER : end]
+        at = end
+
+
+def values(items: Iterable[Any]) -> dict[str, Any]:
+    """Items of a history, summary or config by name; what is nested has dots in its name."""
+    found: dict[str, Any] = {}
+    for item in items:
+        found.update(_flat(item.key or ".".join(item.nested_key), _value(item)))
+    return found
+
+
+def _value(item: Any) -> Any:
+    """What an item holds: JSON as text, or, in the history since W&B 0.30, a value of a type of its own."""
+    kind = item.WhichOneof("value") if "value" in item.DESCRIPTOR.oneofs_by_name else None
+    if kind in ("boolean", "integer", "number", "text"):
+        return getattr(item, kind)
+    text = item.json if kind == "json" else item.value_json
+    return json.loads(text) if text else None
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, value
