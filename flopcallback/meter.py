@@ -16,7 +16,7 @@ from torch import nn
 from flopcallback.batches import BatchSizes, shapes_of, whole_number
 from flopcallback.measuring.compute import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.measuring.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
-from flopcallback.ranks import Ranks, rank_of
+from flopcallback.ranks import Ranks, are_several, rank_of
 from flopcallback.troubles import Troubles
 
 __all__ = ["ComputeMeter"]
@@ -235,8 +235,7 @@ class ComputeMeter:
 
     def live_totals(self) -> dict[str, int | float]:
         """`compute/*` of a training on one rank, without asking anybody; nothing, where there are several."""
-        is_alone = self._of_all is not None and not self._of_all.are_several
-        return totals([self._totals()]) if is_alone else {}
+        return {} if are_several() or not self._ledger.steps else totals([self._totals()])
 
     def numbers(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
         """`compute/*`, and `perf/*` over the steps since it was last asked for; as `totals`."""

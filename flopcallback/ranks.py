@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Ranks", "rank_of"]
+__all__ = ["Ranks", "are_several", "rank_of"]
 
 PATIENCE_S = 30.0
 """How long a rank that takes part is waited for."""
@@ -27,6 +27,13 @@ def rank_of() -> int:
         return torch.distributed.get_rank()
     rank = os.environ.get("RANK", "")
     return int(rank) if rank.isdecimal() else 0
+
+
+def are_several() -> bool:
+    """Whether this is one of several processes: by the group, or by what `torchrun` says before there is one."""
+    if _is_initialized():
+        return torch.distributed.get_world_size() > 1
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 class Ranks:

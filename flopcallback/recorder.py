@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.meter import ComputeMeter
 from flopcallback.profiling import Conditions, Convention, profile_of, step_counts, with_step
 from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
-from flopcallback.trackers import LocalTracker, Tracker
+from flopcallback.trackers import KeepsTraining, LocalTracker, Tracker
 from flopcallback.troubles import Troubles
 
 __all__ = ["Recorder"]
@@ -266,6 +267,7 @@ class Recorder:
             self._close_window(wait=wait)
         self._log_numbers("end", self._last_step, wait=wait)
         self._log(step)
+        self._log_training()
         for name, tracker in self._trackers.items():
             with self._troubles.reported(f"the tracker {name} failed"):
                 tracker.close()
@@ -352,9 +354,10 @@ class Recorder:
                 self._give_numbers(ask(topic, wait=wait), step)
 
     def _give_numbers(self, numbers: Mapping[str, int | float], step: int) -> None:
-        """A tracker that fails gets no more of them: each time may take minutes."""
+        """Logs them, if any has changed. A tracker that fails gets no more of them: each time may take minutes."""
+        is_news = any(self._numbers.get(name) != value for name, value in numbers.items())
         self._numbers.update(numbers)
-        scalars = {self._prefix + name: value for name, value in numbers.items()}
+        scalars = {self._prefix + name: value for name, value in numbers.items() if is_news}
         for name, tracker in list(self._trackers.items()) if scalars else ():
             if name not in self._failed:
                 with self._troubles.reported(f"the tracker {name} failed"):
@@ -364,6 +367,15 @@ class Recorder:
                         self._failed.add(name)
                         self._keep_in_files(scalars, None, step)
                         raise
+
+    def _log_training(self) -> None:
+        """Adds to the profile what the training came to, and has trackers keep it that can."""
+        if self._numbers and "train" in self.profiles:
+            profile = self.profiles["train"] = replace(self.profiles["train"], training=self._numbers)
+            for name, tracker in self._trackers.items():
+                if isinstance(tracker, KeepsTraining) and name not in self._failed:
+                    with self._troubles.reported(f"the tracker {name} failed"):
+                        tracker.log_training(profile)
 
     def _keep_in_files(self, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
         """Writes what a tracker did not take to a folder, unless there is one that gets it anyway."""
@@ -403,6 +415,8 @@ def _line(profile: ModelProfile) -> str:
         parts.append(f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
+    if profile.phase == "train" and profile.peak_flops_per_s is None:
+        parts.append("no MFU since the device's peak is not known (peak_flops=)")
     parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
     return f"flopcallback: {', '.join(parts)}"
 

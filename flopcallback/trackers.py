@@ -14,6 +14,7 @@ from flopcallback.reporting import ModelProfile, html_page, markdown_modules, ma
 
 __all__ = [
     "GROUP",
+    "KeepsTraining",
     "LocalTracker",
     "MemoryTracker",
     "NoTrackerError",
@@ -41,6 +42,14 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Makes sure that all is written; what the caller owns stays open."""
+
+
+@runtime_checkable
+class KeepsTraining(Protocol):
+    """A tracker that also keeps what a training came to, exactly; others have what was logged on the way."""
+
+    def log_training(self, profile: ModelProfile) -> None:
+        """Writes `profile.training`, of a profile that was logged before; called once, when the training is over."""
 
 
 class NoTrackerError(TypeError):
@@ -151,6 +160,7 @@ class LocalTracker:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._has_begun = False
+        self._steps: dict[str, int] = {}
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Adds one line of JSON."""
@@ -163,6 +173,7 @@ class LocalTracker:
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Writes the four files of the profile's phase anew; only `step` of the latest call can be read from them."""
+        self._steps[profile.phase] = step
         title = f"# {profile.name} at step {step}"
         report = [title, markdown_modules(profile), "## Operators", markdown_operators(profile)]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +184,10 @@ class LocalTracker:
             (".md", "\n\n".join(report)),
         ):
             (self.folder / f"{profile.file_stem}{suffix}").write_text(text + "\n", encoding="utf-8")
+
+    def log_training(self, profile: ModelProfile) -> None:
+        """Writes the files of the profile anew."""
+        self.log_profile(profile, self._steps.get(profile.phase, 0))
 
     def close(self) -> None:
         """Does nothing: every call has written its files."""

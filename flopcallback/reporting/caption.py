@@ -47,7 +47,8 @@ def footer(profile: ModelProfile) -> list[str]:
     """What a reader needs to trust the figures, line by line: convention, conditions, both engines, clock, unknowns."""
     counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
     times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow(profile), _outside(profile))
-    return [line for line in (*counts, *times, _peak(profile), _unknown(profile)) if line]
+    ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile))
+    return [line for line in (*counts, *times, *ends) if line]
 
 
 def _convention(profile: ModelProfile) -> str:
@@ -126,13 +127,43 @@ def _peak(profile: ModelProfile) -> str:
     """The peak that FLOP/s are held against, and which rows cannot be true."""
     peak = profile.peak_flops_per_s
     if peak is None:
-        return ""
+        return "peak: not known for this device, so no MFU; peak_flops= gives it" if profile.phase == "train" else ""
     beyond = [row.path or profile.name for row in profile.modules if profile.is_above_peak(row)]
     text = f"peak: {si(peak, 'FLOP/s')} ({profile.config.get('flops.peak_source', 'given')})"
     if not beyond:
         return text
     more = f" and {len(beyond) - NAMED:,} more" if len(beyond) > NAMED else ""
     return f"{text}; above it, so not believable: {', '.join(beyond[:NAMED])}{more}"
+
+
+def _compute(profile: ModelProfile) -> str:
+    """What the whole training has done."""
+    training = profile.training
+    spent = training.get("compute/hw_flops_total")
+    if spent is None:
+        return ""
+    estimated = training.get("compute/estimated_pct") or 0
+    parts = [f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")]
+    for name, unit in (("compute/samples_total", "samples"), ("compute/tokens_total", "tokens")):
+        if name in training:
+            parts.append(f"{training[name]:,} {unit}")
+    return f"the whole training: {', '.join(parts)}"
+
+
+def _throughput(profile: ModelProfile) -> str:
+    """How fast its last steps were."""
+    texts = {
+        "perf/step_time_ms": "{} ms a step",
+        "perf/samples_per_sec": "{} samples/s",
+        "perf/tokens_per_sec": "{} tokens/s",
+        "perf/hw_tflops_per_sec": "{} TFLOP/s",
+        "perf/mfu_pct": "MFU {} %",
+        "perf/hfu_pct": "HFU {} %",
+        "perf/data_wait_pct": "{} % of the time waiting for data",
+    }
+    numbers = {name: profile.training.get(name) for name in texts}
+    parts = [texts[name].format(f"{value:,.3g}") for name, value in numbers.items() if value is not None]
+    return f"at its end: {', '.join(parts)}" if parts else ""
 
 
 def _agreement(profile: ModelProfile) -> str:

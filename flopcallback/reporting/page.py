@@ -113,6 +113,7 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
     if profile.step is not None:
         note = profile.step_note or f"hardware FLOPs: {step_parts(profile.step)}"
         yield _Tile("Training step", si(profile.step.total), note, is_warning=bool(profile.step_note))
+    yield from _training_tiles(profile)
     yield from _rate_tile(profile)
     if root is not None and root.hw_flops and root.bytes:
         intensity = si(profile.hw_flops_per_byte(root))
@@ -124,6 +125,17 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
         "operators without a count: see below" if profile.unknown or unknown else "every operator is accounted for",
         is_warning=profile.is_lower_bound,
     )
+
+
+def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
+    training = profile.training
+    spent, estimated = training.get("compute/hw_flops_total"), training.get("compute/estimated_pct") or 0
+    if spent is not None:
+        note = f"{estimated:.2g} % estimated" if estimated else f"hardware FLOPs of the whole training: {spent:,}"
+        yield _Tile("Compute spent", si(spent), note, is_warning=bool(estimated))
+    mfu = training.get("perf/mfu_pct")
+    if mfu is not None:
+        yield _Tile("MFU", percent(mfu / 100), "of the device's peak, at the training's end; recomputation left out")
 
 
 def _flops_note(profile: ModelProfile) -> str:

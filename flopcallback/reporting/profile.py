@@ -56,6 +56,7 @@ class ModelProfile:
         step: hardware FLOPs of a whole training step; None until one was observed.
         step_note: what is to be known of that step: a forward other than the counted one, operators without a count.
         verdict: what came of counting the call with both engines; None where only one was asked.
+        training: what the training around the call had come to when it ended: `compute/*`, `perf/*`.
 
     Raises:
         ValueError: an unknown phase, or a first module that is not the root.
@@ -74,6 +75,7 @@ class ModelProfile:
     step: StepFlops | None = None
     step_note: str = ""
     verdict: Verdict | None = None
+    training: Mapping[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
@@ -89,6 +91,7 @@ class ModelProfile:
             ("operators", tuple(by_flops)),
             ("config", _plain(self.config)),
             ("unknown", dict(self.unknown)),
+            ("training", _plain(self.training)),
         ):
             object.__setattr__(self, name, value)
 
@@ -158,14 +161,14 @@ class ModelProfile:
         return share(row.hw_flops, row.bytes)
 
     def fingerprint(self) -> str:
-        """The same for two profiles of one count, of which one may have more: times, a step, a verdict, another peak.
+        """The same for two profiles of one count, of which one may have more: times, a whole step, a verdict, an end.
 
         Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
         """
         config = {name: value for name, value in self.config.items() if not name.startswith("flops.peak")}
         counted = self.with_step({}).with_latency(LatencySummary(None))
         rows = tuple(replace(row, bytes=0) for row in counted.modules)
-        text = replace(counted, modules=rows, config=config, verdict=None).to_json()
+        text = replace(counted, modules=rows, config=config, verdict=None, training={}).to_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:

@@ -90,6 +90,16 @@ class MLflowTracker:
         self._write(profile, "report.html", html_page(profile))
         self._draw(profile)
 
+    def log_training(self, profile: ModelProfile) -> None:
+        """Writes the report anew, and the exact integers as tags: a metric is a float64."""
+        from mlflow.entities import RunTag
+
+        self._write(profile, "report.json", profile.to_json(indent=1) + "\n")
+        self._write(profile, "report.html", html_page(profile))
+        integers = {name: value for name, value in profile.training.items() if isinstance(value, int)}
+        tags = [RunTag(_legal(self.prefix + name).replace("/", "."), str(value)) for name, value in integers.items()]
+        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+
     def close(self) -> None:
         """Does nothing: every call has written what it was given, and the run is its owner's to end."""
 

@@ -89,6 +89,10 @@ class TensorBoardTracker:
             self._add_figure(f"{tag}flops/latency", latency_chart(profile), step)
         self.writer.flush()
 
+    def log_training(self, profile: ModelProfile) -> None:
+        """Writes the files beside the events anew; the charts have the numbers as they went."""
+        self._write_files(profile)
+
     def close(self) -> None:
         """Flushes the writer, and leaves it open for its owner."""
         self.writer.flush()

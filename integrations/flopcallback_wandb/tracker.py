@@ -90,6 +90,13 @@ class WandbTracker:
             self._untimed.pop(tag, None)
             self._show(profile, "times")
 
+    def log_training(self, profile: ModelProfile) -> None:
+        """Writes the exact integers to the summary, and the artifact anew; no row of history is made for it."""
+        from flopcallback_wandb.media import artifact
+
+        self._summarise({self.prefix + name: value for name, value in profile.training.items()})
+        self.run.log_artifact(artifact(profile, html_page(profile), self.run.id, self.prefix))
+
     def close(self) -> None:
         """Logs the tables and charts of profiles that got no times; the run stays open for its owner."""
         while self._untimed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_the_first_step_is_counted_and_shown_and_the_times_follow(model, optimiz
     assert numbers["net/flops/forward_per_sample"] == WIDE * INNER + INNER * OUT
     assert set(times) > {"net/latency/forward_ms", "net/latency/step_ms", "net/flops/train_step_hw"}
     assert [step for step, _ in tracker.profiles] == [0, 3]
-    assert tracker.profiles[-1][1] is hook.profile
+    assert replace(tracker.profiles[-1][1], training=hook.profile.training) == hook.profile
     assert tracker.closed
 
 
@@ -352,7 +353,9 @@ def test_without_a_target_there_is_data_and_no_file(model, optimizer, batch, tmp
     monkeypatch.chdir(tmp_path)
     with hooked(model, optimizer, prefix="a/", summary=True) as hook:
         train(model, optimizer, batch, 1)
-        assert hook.metrics() == {"a/" + name: value for name, value in hook.profile.scalars().items()}
+        counted = {"a/" + name: value for name, value in hook.profile.scalars().items()}
+        assert hook.metrics() == {**hook.metrics(), **counted}
+        assert hook.metrics()["a/compute/samples_total"] == BATCH
         train(model, optimizer, batch, 4)
     assert list(tmp_path.iterdir()) == []
     assert {"loss": 0.5, **hook.metrics()}["a/flops/forward"] == FLOPS
