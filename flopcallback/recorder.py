@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,9 +21,10 @@ from flopcallback.counting.whole_step import FORWARD, RECOMPUTE, StepObserver
 from flopcallback.measuring.compute import StepCost
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.meter import ComputeMeter
+from flopcallback.outlets import Outlets
 from flopcallback.profiling import Conditions, Convention, profile_of, step_counts, with_step
-from flopcallback.reporting import LatencySummary, ModelProfile, milliseconds, rich_text, si
-from flopcallback.trackers import KeepsTraining, LocalTracker, Tracker
+from flopcallback.reporting import LatencySummary, ModelProfile
+from flopcallback.trackers import Tracker
 from flopcallback.troubles import Troubles
 
 __all__ = ["Recorder"]
@@ -73,18 +73,14 @@ class Recorder:
         event: Callable[..., Any] | None = None,
     ) -> None:
         self.profiles: dict[str, ModelProfile] = {}
-        self._trackers = dict(trackers)
-        self._fallback = fallback
         self._meter = meter
         self._numbers: dict[str, int | float] = {}
         self._is_spent = False
         self._last_step = 0
-        self._failed: set[str] = set()  # trackers that get no more numbers
         self._convention = convention or Convention()
         self._steps = (warmup_steps, latency_steps)
-        self._prefix = prefix
-        self._show = show
         self._troubles = troubles or Troubles()
+        self._outlets = Outlets(trackers, prefix=prefix, show=show, fallback=fallback, troubles=self._troubles)
         self._clock = clock
         self._event = event
         self._window: LatencyWindow | None = None
@@ -94,7 +90,6 @@ class Recorder:
         self._timed_phase = ""
         self._new: set[str] = set()  # phases whose profile the trackers do not have yet
         self._waiting: set[str] = set()  # those that they get together with the times
-        self._logged: set[str] = set()
         self._shown: set[str] = set()
 
     def record(
@@ -268,9 +263,7 @@ class Recorder:
         self._log_numbers("end", self._last_step, wait=wait)
         self._log(step)
         self._log_training()
-        for name, tracker in self._trackers.items():
-            with self._troubles.reported(f"the tracker {name} failed"):
-                tracker.close()
+        self._outlets.close()
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
@@ -292,25 +285,17 @@ class Recorder:
         self._new.add(profile.phase)
 
     def _log(self, step: int) -> None:
-        """Hands profiles that are new to the trackers, with those of their numbers that are new."""
+        """Hands profiles that are new to the trackers, and shows those that are complete."""
         if not self.is_timing:
             self._new, self._waiting = self._new | self._waiting, set()
-        new, self._new = [profile for phase, profile in self.profiles.items() if phase in self._new], set()
-        for profile in new:
-            scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
-            scalars = {name: value for name, value in scalars.items() if name not in self._logged}
-            self._logged.update(scalars)
-            for name, tracker in list(self._trackers.items()):
-                with self._troubles.reported(f"the tracker {name} failed"):
-                    try:
-                        _give(tracker, scalars, profile, step)
-                    except Exception:
-                        self._keep_in_files(scalars, profile, step)
-                        raise
-        for phase in self.profiles:
+        new, self._new = self._new, set()
+        for phase, profile in list(self.profiles.items()):
+            if phase in new:
+                self._outlets.give_profile(profile, step)
+        for phase, profile in self.profiles.items():
             if phase not in self._shown and not self.is_timing:
                 self._shown.add(phase)
-                self._show_profile(self.profiles[phase])
+                self._outlets.show_profile(profile)
 
     @property
     def numbers(self) -> dict[str, int | float]:
@@ -327,8 +312,8 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - training goes on, as far as its own limits
             self.stop_metering()
             self._troubles.report("the budget of compute cannot be kept", error)
-        if self._is_spent and self._show is not None:
-            self._show(f"flopcallback: the budget of compute is spent after step {step}")
+        if self._is_spent:
+            self._outlets.show(f"flopcallback: the budget of compute is spent after step {step}")
         return self._is_spent
 
     def stop_metering(self) -> None:
@@ -351,76 +336,18 @@ class Recorder:
         if self._meter is not None and self._meter.is_in_use:
             with self._meter.interrupted():
                 ask = self._meter.numbers if with_rates else self._meter.totals
-                self._give_numbers(ask(topic, wait=wait), step)
-
-    def _give_numbers(self, numbers: Mapping[str, int | float], step: int) -> None:
-        """Logs them, if any has changed. A tracker that fails gets no more of them: each time may take minutes."""
-        is_news = any(self._numbers.get(name) != value for name, value in numbers.items())
-        self._numbers.update(numbers)
-        scalars = {self._prefix + name: value for name, value in numbers.items() if is_news}
-        for name, tracker in list(self._trackers.items()) if scalars else ():
-            if name not in self._failed:
-                with self._troubles.reported(f"the tracker {name} failed"):
-                    try:
-                        tracker.log_scalars(scalars, step)
-                    except Exception:
-                        self._failed.add(name)
-                        self._keep_in_files(scalars, None, step)
-                        raise
+                numbers = ask(topic, wait=wait)
+                if any(self._numbers.get(name) != value for name, value in numbers.items()):
+                    self._numbers.update(numbers)
+                    self._outlets.give_numbers(numbers, step)
 
     def _log_training(self) -> None:
-        """Adds to the profile what the training came to, and has trackers keep it that can."""
+        """Adds to the profile what the training came to."""
         if self._numbers and "train" in self.profiles:
             profile = self.profiles["train"] = replace(self.profiles["train"], training=self._numbers)
-            for name, tracker in self._trackers.items():
-                if isinstance(tracker, KeepsTraining) and name not in self._failed:
-                    with self._troubles.reported(f"the tracker {name} failed"):
-                        tracker.log_training(profile)
-
-    def _keep_in_files(self, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
-        """Writes what a tracker did not take to a folder, unless there is one that gets it anyway."""
-        if self._fallback is None or any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values()):
-            return
-        folder = LocalTracker(self._fallback)
-        self._trackers[str(folder.folder)] = folder
-        _give(folder, scalars, profile, step)
-
-    def _show_profile(self, profile: ModelProfile) -> None:
-        if self._show is not None:
-            is_in_files_alone = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
-            text = _table(profile) + "\n" if self._trackers and is_in_files_alone else _line(profile) + "; "
-            self._show(f"{text}report: {', '.join(self._trackers)}" if self._trackers else _line(profile))
+            self._outlets.give_training(profile)
 
 
 def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:
     """Whether autocast does something below the dispatcher's mode, where the mode switches it off (2.13)."""
     return conditions.dtype != torch.float32 and any(row.operator in CASTS_INSIDE for row in profile.operators)
-
-
-def _give(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
-    if scalars:
-        tracker.log_scalars(scalars, step)
-    if profile is not None:
-        tracker.log_profile(profile, step)
-
-
-def _line(profile: ModelProfile) -> str:
-    """The profile in a line, for those who have a tracker to look at."""
-    bound = ">= " if profile.is_lower_bound else ""
-    fma = profile.config["flops.fma"]
-    parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')} ({fma} per multiply-add)"]
-    if profile.forward_ms is not None:
-        parts.append(f"{milliseconds(profile.forward_ms)} ms")
-    if profile.step is not None:
-        parts.append(f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
-    if profile.latency is not None and profile.latency.step_ms is not None:
-        parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
-    if profile.phase == "train" and profile.peak_flops_per_s is None:
-        parts.append("no MFU since the device's peak is not known (peak_flops=)")
-    parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
-    return f"flopcallback: {', '.join(parts)}"
-
-
-def _table(profile: ModelProfile) -> str:
-    """The whole tree, for those who have none."""
-    return rich_text(profile, width=shutil.get_terminal_size((120, 24)).columns)
