@@ -131,7 +131,7 @@ def _line(profile: ModelProfile) -> str:
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
     if profile.phase == "train" and profile.peak_flops_per_s is None:
-        parts.append("no MFU since the device's peak is not known (peak_flops=)")
+        parts.append("no MFU: peak not known (peak_flops=)")
     parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
     return f"flopcallback: {', '.join(parts)}"
 
