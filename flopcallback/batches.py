@@ -19,6 +19,8 @@ Shapes = tuple[tuple[int, ...], ...]
 Sizes = tuple[int | None, int | None]
 """Samples and tokens; None where they are not known."""
 
+PLAIN = (bool, int, float, str, bytes, type(None))
+
 UNKNOWN = {"batch_size_fn": "samples", "tokens_fn": "tokens"}
 MOST_KNOWN = 4096
 
@@ -38,13 +40,19 @@ def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
 
 
 def shapes_of(structure: Any) -> Shapes:
-    """Of every tensor in it."""
-    shapes = []
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            shapes.append(tuple(leaf.shape))
-        elif isinstance(leaf, Mapping) or is_dataclass(leaf):
-            return tuple([tuple(tensor.shape) for tensor in tensors_in(structure)])
+    """Of every tensor in it, as `tensors_in` finds them; quick, since it is asked in every step."""
+    shapes: list[tuple[int, ...]] = []
+    waiting = [structure]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, torch.Tensor):
+            shapes.append(tuple(part.shape))
+        elif type(part) in (tuple, list):
+            waiting += part[::-1]
+        elif type(part) is dict:
+            waiting += [*part.values()][::-1]
+        elif not isinstance(part, PLAIN):
+            shapes += [tuple(tensor.shape) for tensor in tensors_in(part)]
     return tuple(shapes)
 
 

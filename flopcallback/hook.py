@@ -165,10 +165,13 @@ class FlopHook:
         self._has_called = self._has_backward = False  # in the call that is counted or timed
         self._modules_called = 0  # in that call
         self._has_begun = False
-        self._in_step = self._is_marked = self._is_counted = self._is_light = self._is_done = self._is_closed = False
+        self._in_step = self._is_met = self._is_marked = self._is_counted = self._is_light = self._is_done = (
+            self._is_closed
+        ) = False
         self._stepped: set[int] = set()
         self._steps = 0
         self._should_stop = False
+        self._is_simple = True  # a step has one call
         self._called_sites: set[str] = set()  # names of the modules that the loop calls
         self._observer: StepObserver | None = None  # of the step that is under way, where it is observed whole
         self._calls = 0  # like the counted one, in that step
@@ -274,7 +277,10 @@ class FlopHook:
                 self._end_step(is_whole=False)
         elif self._modules_called == MOST_CALLS:
             self._end_call()
-        self._meet(args, kwargs)
+        if self._is_met:
+            self._is_met = False
+        else:
+            self._meet(args, kwargs)
         if not self._is_counted:
             result = self._count(site, call, args, kwargs)
         elif self._observer is not None:
@@ -287,6 +293,24 @@ class FlopHook:
         self._modules_called += 1
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
+
+    def _passes(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Books a call after the window; whether that is all there is to do about it, as in most loops.
+
+        Where a loop calls the model twice in a step, what lies between has to be known, from there on.
+        """
+        if not (self._is_simple and site.module.training and torch.is_grad_enabled()):
+            return False
+        if self._in_step:
+            self._is_simple = False
+            # Micro-batches are more often than forwards that share a backward.
+            self._has_backward = len(self._optimizers) < SEVERAL
+            return False
+        self._meet(args, kwargs)
+        self._is_met = self._observer is not None
+        self._has_called = True
+        self._modules_called = 1
+        return not self._is_met
 
     def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_done:
@@ -330,9 +354,7 @@ class FlopHook:
         """Has the first backward through any of the tensors in `result` note that it began."""
 
         def began(_: Any) -> None:
-            if not self._has_backward:
-                self._has_backward = True
-                self._meter.backwards += 1
+            self._has_backward = True
 
         for tensor in tensors_in(result):
             for each in (tensor, tensor._base):  # a write to a view gives it another node, and leaves that of its base
@@ -358,7 +380,10 @@ class FlopHook:
             self._in_step = True
             self._meter.begin_step()
         self._meter.add_call(inputs, args[0] if args else kwargs, is_new=not self._has_called)
+        if not self._has_called:
+            self._meter.backwards += 1  # that it comes to, for each batch
         if not is_first:
+            self._is_simple = False
             return
         if not self._is_counted:
             self._meter.leave_out()
@@ -369,16 +394,16 @@ class FlopHook:
         else:
             self._watching.enter_context(self._observer.watching())
 
-    def _end_watch(self) -> StepObserver | None:
-        """What the step was observed by, if it was; the next one is begun anew."""
+    def _end_watch(self) -> None:
+        """The step is not observed any more, if it was."""
         self._watching.close()
-        observer, self._observer, self._calls = self._observer, None, 0
-        return observer
+        self._observer, self._calls = None, 0
 
     def _end_step(self, *, is_whole: bool = True) -> None:
         self._end_call()
-        calls, observer = self._calls, self._end_watch()
-        if observer is not None:
+        if self._observer is not None:
+            observer, calls = self._observer, self._calls
+            self._end_watch()
             self._recorder.record_step(observer, calls)
         self._stepped.clear()
         step, self._steps = self._steps, self._steps + 1
@@ -390,10 +415,12 @@ class FlopHook:
                 self._should_stop = self._recorder.is_spent(step)
         if self._is_counted and not self._is_light and not self._recorder.is_busy:
             self._is_light = True
+            self._is_simple &= bool(self._optimizers or self._is_marked)  # something says where a step ends
             self._on_model.close()
-            self._on_model.enter_context(
-                outermost_calls(self._names, self._called, self._failed, only=self._called_sites)
+            wrappers = outermost_calls(
+                self._names, self._called, self._failed, only=self._called_sites, passes=self._passes
             )
+            self._on_model.enter_context(wrappers)
 
     def _let_go(self) -> None:
         """Leaves the model alone; nothing more is booked.

@@ -73,6 +73,7 @@ def outermost_calls(
     on_failure: Callable[[CallSite, Exception], None],
     *,
     only: Collection[str] | None = None,
+    passes: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], bool] | None = None,
 ) -> Iterator[None]:
     """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
@@ -85,9 +86,17 @@ def outermost_calls(
         on_failure: is told, after the call was made, what `intercept` failed at other than in the call itself. What it
             raises reaches whoever made the call.
         only: names of the modules whose calls are of interest; by default all.
+        passes: is asked before such a call, and says whether it is made as it is: quicker than to `intercept` it.
     """
     thread = threading.get_ident()
     busy = is_over = False
+
+    def may_pass(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        try:
+            return passes is not None and (_is_no_step() or passes(site, args, kwargs))
+        except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
+            on_failure(site, error)
+            return True
 
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -98,6 +107,12 @@ def outermost_calls(
                 return method(*args, **kwargs)
             if is_over or busy or threading.get_ident() != thread:
                 return method(*args, **kwargs)
+            if passes is not None and may_pass(site, args, kwargs):
+                busy = True
+                try:
+                    return method(*args, **kwargs)
+                finally:
+                    busy = False
             is_looked_up = False
 
             def call() -> Any:
