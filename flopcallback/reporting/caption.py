@@ -12,6 +12,8 @@ from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flopcallback.reporting.profile import ModelProfile
     from flopcallback.reporting.rows import StepFlops
 
@@ -152,17 +154,17 @@ def _compute(profile: ModelProfile) -> str:
 
 def _throughput(profile: ModelProfile) -> str:
     """How fast its last steps were."""
-    texts = {
-        "perf/step_time_ms": "{} ms a step",
-        "perf/samples_per_sec": "{} samples/s",
-        "perf/tokens_per_sec": "{} tokens/s",
-        "perf/hw_tflops_per_sec": "{} TFLOP/s",
-        "perf/mfu_pct": "MFU {} %",
-        "perf/hfu_pct": "HFU {} %",
-        "perf/data_wait_pct": "{} % of the time waiting for data",
+    texts: dict[str, Callable[[float], str]] = {
+        "perf/step_time_ms": lambda value: f"{milliseconds(value)} ms a step",
+        "perf/samples_per_sec": lambda value: f"{si(value)} samples/s",
+        "perf/tokens_per_sec": lambda value: f"{si(value)} tokens/s",
+        "perf/hw_tflops_per_sec": lambda value: si(value * 1e12, "FLOP/s"),
+        "perf/mfu_pct": lambda value: f"MFU {percent(value / 100)}",
+        "perf/hfu_pct": lambda value: f"HFU {percent(value / 100)}",
+        "perf/data_wait_pct": lambda value: f"{percent(value / 100)} of the time waiting for data",
     }
     numbers = {name: profile.training.get(name) for name in texts}
-    parts = [texts[name].format(f"{value:,.3g}") for name, value in numbers.items() if value is not None]
+    parts = [texts[name](value) for name, value in numbers.items() if value is not None]
     return f"at its end: {', '.join(parts)}" if parts else ""
 
 
