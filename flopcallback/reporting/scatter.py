@@ -25,6 +25,9 @@ MOST_TICKS, MOST_LINES = 6, 7
 SHORTEST_LINE = 0.1
 """Of the width: what is shorter cuts a corner off, and its label would have no place."""
 
+LABEL_HEIGHT = 0.08
+"""Of the height: lines whose labels are nearer to each other would write one over the other."""
+
 ROOM = (0.35, 0.45, 0.25, 0.3)
 """Decades left free to the left of the points, to the right, below and above."""
 
@@ -87,13 +90,14 @@ def scatter(profile: ModelProfile, colours: int) -> Scatter | None:
     frame = _Frame.around(rows)
     legend = _legend(rows, colours)
     places = {row.path: index for index, row in enumerate(profile.modules)}
+    peak = math.log10(profile.peak_flops_per_s) if profile.peak_flops_per_s else None
     return Scatter(
         modules=len(measured),
         points=[_point(profile, row, places[row.path], frame, legend) for row in rows],
         x_ticks=list(_flops_ticks(frame)),
         y_ticks=list(_time_ticks(frame)),
-        lines=list(_equal_rates(frame)),
-        peak=None if not profile.peak_flops_per_s else _rate_line(frame, math.log10(profile.peak_flops_per_s), "peak"),
+        lines=list(_equal_rates(frame, peak)),
+        peak=None if peak is None else _rate_line(frame, peak, "peak"),
         zero_band=None if frame.zero is None else frame.x(frame.zero + ZERO_BAND / 2),
         legend=list(legend),
         has_others=any(row.type not in legend for row in rows),
@@ -178,15 +182,19 @@ def _power(power: int, unit: str = "") -> str:
     return si(10**power if power >= 0 else 10.0**power, unit).replace(".00", "").replace(".0", "")
 
 
-def _equal_rates(frame: _Frame) -> Iterator[Line]:
-    """Lines at powers of ten of FLOP/s, every second or third one where there would be too many."""
+def _equal_rates(frame: _Frame, peak: float | None) -> Iterator[Line]:
+    """Lines at powers of ten of FLOP/s, every second or third where there would be too many, none at the peak's label.
+
+    `peak` is the power of ten of the device's peak; None where it is not known.
+    """
     if frame.least is None:
         return
     slowest, fastest = math.ceil(frame.left - frame.top + 3), math.floor(frame.right - frame.bottom + 3)
     powers = range(slowest, fastest + 1)
     for power in powers[:: max(1, math.ceil(len(powers) / MOST_LINES))]:
         line = _rate_line(frame, power, _power(power, "FLOP/s"))
-        if line is not None:
+        is_at_peak = peak is not None and abs(power - peak) < LABEL_HEIGHT * (frame.top - frame.bottom)
+        if line is not None and not is_at_peak:
             yield line
 
 
