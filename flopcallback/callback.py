@@ -6,14 +6,14 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.lightning_loggers import report_folder, trackers_of
-from flopcallback.lightning_step import METHODS, TRAINING, samples_in, way_to_observe
+from flopcallback.lightning_step import METHODS, TRAINING, samples_in, way_to_observe, with_each_call
 from flopcallback.meter import ComputeMeter
 from flopcallback.options import Options
 from flopcallback.recorder import Recorder
@@ -361,12 +361,16 @@ class FlopCallback(Callback):
         if self._options.max_hw_flops is not None and self._recorder_for(trainer).is_spent(_step(trainer)):
             trainer.should_stop = True
 
+    def _inside(self) -> AbstractContextManager[None]:
+        """Goes around each piece of a step that is counted, and around the same pieces of one that is observed."""
+        return nullcontext() if self._meter is None else self._meter.inside()
+
     def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
         """Has the next call of a step observed, and a profile made of it."""
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._around.close()
-            observed = way_to_observe(pl_module, phase, args, kwargs)(attempt)
+            observed = way_to_observe(pl_module, phase, args, kwargs, self._inside)(attempt)
             batch = args[0] if args else kwargs
             row = f"({METHODS[phase]})"
             conditions = self._options.conditions(phase, pl_module, batch, self._troubles, step_row=row)
@@ -382,7 +386,9 @@ class FlopCallback(Callback):
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal calls
-            with observer.on(is_forward=bool(pl_module.automatic_optimization)):
+            is_forward = bool(pl_module.automatic_optimization)
+            pieces = self._inside() if is_forward else with_each_call(pl_module, self._inside)
+            with observer.on(is_forward=is_forward), pieces:
                 attempt()
             calls += 1
             self._observed_calls[:] = [(observer, calls)]

@@ -285,7 +285,7 @@ class FlopHook:
             result = self._count(site, call, args, kwargs)
         elif self._observer is not None:
             self._calls += not self._has_called
-            with self._observer.on():
+            with self._meter.inside(), self._observer.on():
                 result = call()
         else:
             result = self._time(call)
@@ -338,7 +338,8 @@ class FlopHook:
             self._conditions = self._options.conditions(
                 PHASE, self._model, batch, self._troubles, inputs=(args, kwargs)
             )
-        observed = observe_module_call(site, call, self._names, args, kwargs)
+        with self._meter.inside():
+            observed = observe_module_call(site, call, self._names, args, kwargs)
         self._seen.append((site.name, dataclasses.replace(observed, result=None)))  # the loop's to keep or to drop
         return observed.result
 

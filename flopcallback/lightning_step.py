@@ -6,19 +6,19 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_beside, observe_each_call, observe_in_flight
-from flopcallback.counting.outermost import is_compiled
+from flopcallback.counting.outermost import is_compiled, outermost_calls
 from flopcallback.counting.run import DISPATCH, TRACE
 from flopcallback.counting.scopes import ModuleNames
 
-__all__ = ["METHODS", "TRAINING", "samples_in", "way_to_observe"]
+__all__ = ["METHODS", "TRAINING", "samples_in", "way_to_observe", "with_each_call"]
 
 TRAINING = "train"
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
@@ -28,7 +28,11 @@ EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast path
 
 
 def way_to_observe(
-    pl_module: Any, phase: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    pl_module: Any,
+    phase: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[Callable[[], Any]], Observed]:
     """How a step is to be called: a function that takes a call of it with these arguments.
 
@@ -44,6 +48,7 @@ def way_to_observe(
         phase: a key of `METHODS`.
         args: of the step.
         kwargs: of the step.
+        inside: makes what goes around each piece that is observed.
     """
     names = ModuleNames({"": pl_module})
     if pl_module._compiler_ctx is not None:
@@ -54,8 +59,25 @@ def way_to_observe(
     engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
     if has_backward or _has_compiled_pieces(pl_module):
-        return lambda call: observe_each_call(call, names, engine=engine, reason=reason, keep=keep)
-    return lambda call: observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+        return lambda call: observe_each_call(call, names, engine=engine, reason=reason, keep=keep, inside=inside)
+
+    def as_a_whole(call: Callable[[], Any]) -> Observed:
+        with inside():
+            return observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
+
+    return as_a_whole
+
+
+@contextmanager
+def with_each_call(pl_module: Any, inside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Has `inside()` go around each piece that `way_to_observe` would observe of a step that contains a backward."""
+
+    def intercept(_: Any, call: Callable[[], Any], *__: Any) -> None:
+        with inside():
+            call()
+
+    with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda *_: None):
+        yield
 
 
 def samples_in(batch: Any) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from flopcallback.batches import BatchSizes, shapes_of, whole_number
 from flopcallback.measuring.compute import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.measuring.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
-from flopcallback.ranks import Ranks, are_several, rank_of
+from flopcallback.ranks import END, Heard, Ranks, are_several, is_initialized
 from flopcallback.troubles import Troubles
 
 __all__ = ["ComputeMeter"]
@@ -26,6 +26,9 @@ STATE = 1
 
 MOST_CALLS = 1024
 """Of the model in a step, whose shapes tell it from others: a step whose optimizer is idle may never end."""
+
+GROWTH = 16
+"""By how much a later step may cost more than all before, and the budget of several ranks is still kept to the step."""
 
 REFRESH = 64
 """Steps after which the model is asked again which parameters it has."""
@@ -39,13 +42,14 @@ class _Step:
 
     trainable: str
     nodes_before: int
+    nodes_inside: int = 0
     is_timed: bool = True
-    is_counted: bool = False
     calls: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
     batches: int = 0
     samples: int | None = 0
     tokens: int | None = 0
     hw_flops: int | None = None
+    counted: int | None = None
     cost: StepCost | None = None
 
 
@@ -64,7 +68,8 @@ class ComputeMeter:
         measures_waiting: whether what lies between two steps is known to be waiting for data.
         troubles: where failures go.
         clock: seconds.
-        ranks: of this training; by default those of the process group that there is when they are first asked.
+        ranks: of this training; by default those of the process group that there is now or, where there is none yet,
+            when the first step begins.
 
     Attributes:
         backwards: in the step under way.
@@ -94,7 +99,8 @@ class ComputeMeter:
         self.backwards = 0
         self.stepped: list[int] = []
         self._of_all = ranks
-        self._is_spent = False
+        self._loaded: Mapping[str, Any] = {}
+        self._is_spent = self._is_held_back = False
         self._next_check = 0
         self._device = torch.device("cpu")
         self._peak: float | None = None
@@ -105,12 +111,16 @@ class ComputeMeter:
         self._parameters: list[nn.Parameter] = []
         self._flags: list[bool] = []
         self._trainable = ""
+        if ranks is None and is_initialized():
+            self._join()
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         """A step begins; one that has not ended is forgotten."""
-        self._step = _Step(self._read_trainable(), torch._C._autograd._get_sequence_nr())
+        if self._of_all is None or self._loaded:
+            self._join()
+        self._step = _Step(self._read_trainable(), _nodes_so_far())
         self.backwards, self.stepped = 0, []
         self._throughput.begin_step()
 
@@ -163,6 +173,16 @@ class ComputeMeter:
             return False
         return self._ledger.should_observe(StepStart(step.calls[0], step.trainable))
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Goes around each call in a step that is counted, and around the same calls in one that is observed."""
+        before = _nodes_so_far()
+        try:
+            yield
+        finally:
+            if self._step is not None:
+                self._step.nodes_inside += _nodes_so_far() - before
+
     def observed(self, cost: StepCost) -> None:
         """What the step that is about to end cost."""
         if self._step is not None:
@@ -178,8 +198,7 @@ class ComputeMeter:
         """
         self._device, self._peak = device, peak
         if self._step is not None:
-            self._step.is_counted = True
-            self._step.cost = StepCost(0, forward * max(1, self._step.batches))
+            self._step.counted = forward
 
     def end_step(self, *, has_stepped: bool = True) -> None:
         """The step ended, and is booked.
@@ -195,22 +214,18 @@ class ComputeMeter:
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         if spent is None:
-            nodes = torch._C._autograd._get_sequence_nr() - step.nodes_before
+            nodes = _nodes_so_far() - step.nodes_before
             key = StepKey(tuple(step.calls), step.trainable, self.backwards, tuple(self.stepped), nodes)
-            if step.cost is not None:
-                self._take_in(step.cost, key, is_counted=step.is_counted)
+            if step.counted is not None:
+                self._ledger.count(key, step.counted * max(1, step.batches), nodes - step.nodes_inside)
+            elif step.cost is not None:
+                self._ledger.learn(key, step.cost, nodes - step.nodes_inside)
             self._ledger.add(key)
         else:
             self._ledger.add_flops(spent)
         if step.is_timed:
             done = key if spent is None else spent
             self._throughput.end_step(done, samples=samples, tokens=tokens, has_stepped=has_stepped)
-
-    def _take_in(self, cost: StepCost, key: StepKey, *, is_counted: bool) -> None:
-        if is_counted:
-            self._ledger.count(key, cost.forward)
-        else:
-            self._ledger.learn(key, cost)
 
     def _read_trainable(self) -> str:
         if self._steps % REFRESH == 0:
@@ -230,8 +245,8 @@ class ComputeMeter:
             topic: what it is asked for; the same on all ranks.
             wait: for ranks that are behind.
         """
-        said = self._gather(topic, {"totals": asdict(self._totals())}, wait=wait)
-        return {} if said is None else totals([Totals(**each["totals"]) for each in said])
+        heard = self._gather(topic, wait=wait)
+        return {} if heard is None else totals([self._totals(heard)])
 
     def live_totals(self) -> dict[str, int | float]:
         """`compute/*` of a training on one rank, without asking anybody; nothing, where there are several."""
@@ -240,56 +255,53 @@ class ComputeMeter:
     def numbers(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
         """`compute/*`, and `perf/*` over the steps since it was last asked for; as `totals`."""
         work = work_of(self._throughput.read(), self._ledger.cost_of)
-        said = self._gather(topic, {"totals": asdict(self._totals()), "work": asdict(work)}, wait=wait)
-        if said is None:
+        heard = self._gather(topic, {"work": asdict(work)}, wait=wait)
+        if heard is None:
             return {}
-        of_ranks = [Work(**each["work"]) for each in said]
-        return {
-            **totals([Totals(**each["totals"]) for each in said]),
-            **rates(of_ranks, self._peak, measures_waiting=self._measures_waiting),
-        }
+        numbers = totals([self._totals(heard)])
+        if heard.is_whole and all("work" in word for word in heard.words.values()):
+            works = [Work(**word["work"]) for word in heard.words.values()]
+            numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
+        return numbers
 
     @property
     def is_in_use(self) -> bool:
         """Whether steps ended since training began in this process."""
         return self._steps > 0
 
-    def is_spent(self) -> bool:
+    def is_spent(self, *, is_settling: bool = False) -> bool:
         """Whether all ranks together have spent the budget: every rank asks after every step, and gets the same answer.
 
         Ranks tell each other what they have spent at steps that they all know beforehand, the closer to each other the
-        less is left.
+        less is left. Where it takes an estimate to spend it, it is judged a step later, when more is known.
+
+        Args:
+            is_settling: whether what is estimated may be observed in the next step.
         """
-        budget = self._budget
-        if budget is None or self._is_spent:
+        if self._budget is None or self._is_spent:
             return self._is_spent
-        if not self._ranks.are_several:
-            self._is_spent = self._ledger.hw_flops >= budget
+        ranks = self._joined()
+        if not ranks.are_several:
+            self._is_spent = self._decide(self._ledger, is_settling=is_settling)
         elif self._steps >= self._next_check:
             topic = f"budget/{self._steps}"
-            said = self._gather("budget", {"hw_flops": self._ledger.hw_flops, "largest": self._ledger.largest})
-            mine = None if said is None else [sum(each[name] for each in said) for name in ("hw_flops", "largest")]
-            spent, largest = self._ranks.agree(topic, mine)
-            self._is_spent = spent >= budget
-            # Half of the way there, since later steps may be larger.
-            self._next_check = self._steps + max(1, int(budget - spent) // max(1, largest) // 2)
+            heard = self._gather("budget")
+            mine = None if heard is None else self._decided(heard, is_settling=is_settling)
+            self._is_spent, steps = ranks.agree(topic, mine)
+            self._next_check = self._steps + steps
         return self._is_spent
 
     def state(self, *, wait: bool = True) -> dict[str, Any]:
         """What a checkpoint keeps, of all ranks; every rank has to ask, and those but the first get nothing."""
-        mine = {"ledger": self._ledger.state(), "samples": self._samples, "tokens": self._tokens}
-        said = self._gather("state", mine, wait=wait)
-        if said is None:
+        heard = self._gather("state", wait=wait)
+        if heard is None:
             return {}
-        return {
-            "version": STATE,
-            "ledger": ComputeLedger.merged(each["ledger"] for each in said).state(),
-            "samples": sum_of(each["samples"] for each in said),
-            "tokens": sum_of(each["tokens"] for each in said),
-        }
+        return {"version": STATE, "ledger": _merged(heard).state(), **self._sizes_of(heard)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what a checkpoint kept: on one rank, so that another number of ranks has the same sum.
+
+        It is taken in when the first step begins: before, there may be no process group, and all ranks be the first.
 
         Raises:
             ValueError: another version wrote it.
@@ -298,29 +310,87 @@ class ComputeMeter:
             return
         if state.get("version") != STATE:
             raise ValueError(f"state of compute has version {state.get('version')!r}, expected {STATE}")
-        is_first = rank_of() == 0
-        self._ledger.load(state["ledger"], costs_only=not is_first)
-        if is_first:
-            self._samples = sum_of((self._samples, state["samples"]))
-            self._tokens = sum_of((self._tokens, state["tokens"]))
+        sum_of((state["samples"], state["tokens"]))
+        ComputeLedger().load(state["ledger"])  # raises here and now what it may raise
+        self._loaded = state
 
-    @property
-    def _ranks(self) -> Ranks:
-        if self._of_all is None:
-            self._of_all = Ranks()
-        return self._of_all
+    def leave(self) -> None:
+        """Nothing more is booked here, so that what was booked is too little: other ranks are not to wait."""
+        if self._of_all is not None:
+            self._of_all.gather(END, None, wait=False)
 
-    def _gather(self, topic: str, mine: Mapping[str, Any], *, wait: bool = True) -> list[Any] | None:
-        said = self._ranks.gather(f"{topic}/{self._steps}", mine, wait=wait)
-        missing = [] if said is None else sorted({*self._ranks.lost, *self._ranks.absent})
-        if missing:
-            error = RuntimeError(f"nothing was heard of rank {', '.join(map(str, missing))}")
-            self._troubles.report("compute of all ranks is not complete", error)
-        return said
+    # --- Ranks --------------------------------------------------------------------------------------------------------
 
-    def _totals(self) -> Totals:
-        return Totals(self._ledger.hw_flops, self._ledger.estimated, self._samples, self._tokens)
+    def _joined(self) -> Ranks:
+        return self._join() if self._of_all is None or self._loaded else self._of_all
+
+    def _join(self) -> Ranks:
+        ranks = self._of_all = self._of_all or Ranks(type(self._model).__name__)
+        state, self._loaded = self._loaded, {}
+        if state:
+            is_first = ranks.rank == 0
+            self._ledger.load(state["ledger"], costs_only=not is_first)
+            if is_first:
+                self._samples = sum_of((self._samples, state["samples"]))
+                self._tokens = sum_of((self._tokens, state["tokens"]))
+        return ranks
+
+    def _gather(self, name: str, more: Mapping[str, Any] | None = None, *, wait: bool = True) -> Heard | None:
+        """What all ranks have booked."""
+        ranks = self._joined()
+        mine = {"ledger": self._ledger.state(), "samples": self._samples, "tokens": self._tokens, **(more or {})}
+        heard = ranks.gather(name if name == END else f"{name}/{self._steps}", mine, wait=wait)
+        if heard is not None and not heard.is_whole:
+            self._troubles.report("compute of all ranks is not complete", RuntimeError(_missing(heard)))
+        return heard
+
+    def _totals(self, heard: Heard | None = None) -> Totals:
+        if heard is None or len(heard.words) == 1:
+            return Totals(self._ledger.hw_flops, self._ledger.estimated, self._samples, self._tokens)
+        ledger = _merged(heard)  # a kind of step that one rank did not observe, another may have
+        return Totals(ledger.hw_flops, ledger.estimated, **self._sizes_of(heard))
+
+    def _sizes_of(self, heard: Heard) -> dict[str, int | None]:
+        return {name: sum_of(word[name] for word in heard.words.values()) for name in ("samples", "tokens")}
+
+    def _decided(self, heard: Heard, *, is_settling: bool) -> tuple[bool, int]:
+        """Whether the budget is spent, and else how many steps later that is asked again."""
+        ledger, budget = _merged(heard), self._budget
+        assert budget is not None
+        if self._decide(ledger, is_settling=is_settling):
+            return True, 0
+        largest = len(heard.words) * ledger.largest
+        return False, max(1, int(budget - ledger.hw_flops) // largest // GROWTH if largest else 1)
+
+    def _decide(self, ledger: ComputeLedger, *, is_settling: bool) -> bool:
+        budget, spent = self._budget, ledger.hw_flops
+        assert budget is not None
+        if spent < budget:
+            return False
+        is_sure = not is_settling or self._is_held_back or spent - ledger.unsettled >= budget
+        self._is_held_back = True
+        return is_sure
 
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):
             torch.get_device_module(self._device).synchronize(self._device)
+
+
+def _nodes_so_far() -> int:
+    """That autograd has made in this thread: it numbers them."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def _merged(heard: Heard) -> ComputeLedger:
+    return ComputeLedger.merged(word["ledger"] for word in heard.words.values())
+
+
+def _missing(heard: Heard) -> str:
+    parts = []
+    if heard.late:
+        named = ", ".join(map(str, heard.late))
+        parts.append(f"rank {named} did not answer in time, and what it said before stands for it")
+    if heard.absent:
+        named = ", ".join(map(str, heard.absent))
+        parts.append(f"rank {named} books no steps (every rank is to have a FlopHook or FlopCallback of its own)")
+    return "; ".join(parts)

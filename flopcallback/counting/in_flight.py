@@ -7,7 +7,7 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,14 +97,24 @@ def _observed(
 
 
 def observe_each_call(
-    call: Callable[[], Any], names: ModuleNames, *, engine: str = TRACE, reason: str = "", keep: Iterable[Any] = ()
+    call: Callable[[], Any],
+    names: ModuleNames,
+    *,
+    engine: str = TRACE,
+    reason: str = "",
+    keep: Iterable[Any] = (),
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Observed:
-    """Makes a call and observes each outermost call of a module in it, as `observe_module_call` does."""
+    """Makes a call and observes each outermost call of a module in it, as `observe_module_call` does.
+
+    `inside()` goes around each of those.
+    """
     keep = tuple(keep)
     seen: list[tuple[str, Observed]] = []
 
     def intercept(site: CallSite, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        observed = observe_module_call(site, one, names, args, kwargs, engine=engine, reason=reason, keep=keep)
+        with inside():
+            observed = observe_module_call(site, one, names, args, kwargs, engine=engine, reason=reason, keep=keep)
         seen.append((site.name, observed))
 
     def unseen(site: CallSite, failure: Exception) -> None:

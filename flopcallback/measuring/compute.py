@@ -101,6 +101,13 @@ class _Unseen:
         return False
 
 
+class _Counted(NamedTuple):
+    """Of a step in which calls were counted: FLOPs of their forwards, and nodes made outside of them."""
+
+    forward: int
+    outside: int
+
+
 class ComputeLedger:
     """Hardware FLOPs of all steps so far: exact integers, where a step of the same kind was observed at any time.
 
@@ -114,7 +121,8 @@ class ComputeLedger:
         self._unseen: dict[StepKey, _Unseen] = {}
         self._by_start: dict[StepStart, dict[StepKey, None]] = {}  # in order
         self._booked = self._guessed = 0  # for good: exactly, and estimated
-        self._counted: tuple[StepKey, int] | None = None
+        self._counted: dict[StepKey, _Counted] = {}
+        self._outside: dict[StepKey, int] = {}  # of the observed kinds
 
     @property
     def hw_flops(self) -> int:
@@ -124,8 +132,12 @@ class ComputeLedger:
     @property
     def estimated(self) -> int:
         """What of it is estimated."""
-        waiting = (unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
-        return self._guessed + sum(waiting)
+        return self._guessed + self.unsettled
+
+    @property
+    def unsettled(self) -> int:
+        """What of it is estimated until a step of its kind is observed."""
+        return sum(unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
 
     @property
     def largest(self) -> int:
@@ -136,12 +148,17 @@ class ComputeLedger:
         """Of a step of this kind, observed or estimated."""
         return self._observed(key) or self._estimate(key)
 
-    def count(self, key: StepKey, forward: int) -> None:
+    def count(self, key: StepKey, forward: int, outside: int) -> None:
         """Takes in the hardware FLOPs of the forward in the counted step: all that is known until one is observed.
 
-        What counts may make nodes of its own. So that step is of any kind that is like it in all else, and in this.
+        What counts may make nodes of its own. So that step is of the kind that is like it in all else, and in this.
+
+        Args:
+            key: the step's kind, as it was counted.
+            forward: of the counted calls.
+            outside: nodes that autograd made in the step, but not in those calls.
         """
-        self._counted = (key, forward)
+        self._counted[key] = _Counted(forward, outside)
 
     def should_observe(self, start: StepStart) -> bool:
         """Whether the step that begins now is worth observing; asked once a step."""
@@ -154,11 +171,18 @@ class ComputeLedger:
             return False
         return any(self._unseen[key].is_due(self.steps + 1) for key in keys if key in self._unseen)
 
-    def learn(self, key: StepKey, cost: StepCost) -> None:
-        """Takes in what a step of this kind cost, and books those of the kind that were waiting for it."""
+    def learn(self, key: StepKey, cost: StepCost, outside: int = 0) -> None:
+        """Takes in what a step of this kind cost, and books those of the kind that were waiting for it.
+
+        Args:
+            key: the kind.
+            cost: of a step.
+            outside: nodes that autograd made in the step, but not in calls like those that are counted.
+        """
         if key in self._costs or len(self._costs) >= MOST_KEYS:
             return
         self._costs[key] = cost
+        self._outside[key] = outside
         self._of_start(key)[key] = None
         for waiting in [each for each in self._of_start(key) if each in self._unseen]:
             if self._observed(waiting) is not None:
@@ -186,7 +210,8 @@ class ComputeLedger:
             "steps": self.steps,
             "booked": self._booked,
             "guessed": self._guessed,
-            "costs": [[_listed(key), list(astuple(cost))] for key, cost in self._costs.items()],
+            "costs": [[_listed(key), list(astuple(cost)), self._outside[key]] for key, cost in self._costs.items()],
+            "counted": [[_listed(key), *counted] for key, counted in self._counted.items() if key in self._unseen],
             "unseen": [[_listed(key), unseen.count] for key, unseen in self._unseen.items()],
         }
 
@@ -197,8 +222,10 @@ class ComputeLedger:
             state: as `state` gives it.
             costs_only: take over what steps cost, and none of the steps: another rank has them.
         """
-        for key, cost in state["costs"]:
-            self.learn(_key(key), StepCost(*cost))
+        for key, cost, outside in state["costs"]:
+            self.learn(_key(key), StepCost(*cost), outside)
+        for key, forward, outside in state["counted"]:
+            self.count(_key(key), forward, outside)
         if costs_only:
             return
         self._booked += state["booked"]
@@ -222,10 +249,11 @@ class ComputeLedger:
 
     def _observed(self, key: StepKey) -> StepCost | None:
         cost = self._costs.get(key)
-        if cost is not None or self._counted is None or key != self._counted[0]:
+        if cost is not None or key not in self._counted:
             return cost
-        alike = (self._costs[known] for known in self._of_start(key) if known[:-1] == key[:-1] and known in self._costs)
-        return next((cost for cost in alike if cost.forward == self._counted[1]), None)
+        alike = (known for known in self._of_start(key) if known[:-1] == key[:-1] and known in self._costs)
+        same = (known for known in alike if (self._costs[known].forward, self._outside[known]) == self._counted[key])
+        return next((self._costs[known] for known in same), None)
 
     def _wait(self, key: StepKey, count: int) -> None:
         unseen = self._unseen.get(key)
@@ -237,17 +265,23 @@ class ComputeLedger:
         if len(self._unseen) > MOST_UNSEEN:
             oldest = next(iter(self._unseen))
             self._guessed += self._unseen[oldest].count * self._estimate(oldest).hw_flops
-            del self._of_start(oldest)[oldest]
-            del self._unseen[oldest]
+            self._forget(oldest)
+
+    def _forget(self, key: StepKey) -> None:
+        del self._unseen[key]
+        of_start = self._of_start(key)
+        del of_start[key]
+        if not of_start:
+            del self._by_start[key.start]
 
     def _estimate(self, key: StepKey) -> StepCost:
         points = next(filter(None, self._points(key)), None)
         if points is not None:
             return _interpolated(points, key.elements)
-        if self._counted is None:
+        if not self._counted:
             return StepCost(0)
-        counted, forward = self._counted
-        return _interpolated({counted.elements: StepCost(USUAL_STEP * forward, forward)}, key.elements)
+        counted = {each.elements: StepCost(USUAL_STEP * c.forward, c.forward) for each, c in self._counted.items()}
+        return _interpolated(counted, key.elements)
 
     def _points(self, key: StepKey) -> Iterator[dict[int, StepCost]]:
         """Observed costs by elements: of kinds that differ in shapes alone; in what the graph was, too; of all."""
