@@ -226,6 +226,8 @@ class ComputeMeter:
         if step.is_timed:
             done = key if spent is None else spent
             self._throughput.end_step(done, samples=samples, tokens=tokens, has_stepped=has_stepped)
+        else:
+            self._throughput.end_left_out(has_stepped=has_stepped)
 
     def _read_trainable(self) -> str:
         if self._steps % REFRESH == 0:

@@ -20,7 +20,9 @@ class Interval:
     Attributes:
         seconds: of all of it, what lies between steps included.
         waited_s: of these, between the end of a step and the beginning of the next.
-        steps: that ended with a step of an optimizer.
+        timed: steps.
+        ended: steps, those included that were left out.
+        stepped: of all that ended, those that ended with a step of an optimizer.
         keys: of every step, by kind.
         hw_flops: of steps whose cost the user gives.
         samples: None where they are not known, as are `tokens`.
@@ -28,11 +30,18 @@ class Interval:
 
     seconds: float = 0.0
     waited_s: float = 0.0
-    steps: int = 0
+    timed: int = 0
+    ended: int = 0
+    stepped: int = 0
     keys: Counter[StepKey] = field(default_factory=Counter)
     hw_flops: int = 0
     samples: int | None = 0
     tokens: int | None = 0
+
+    @property
+    def optimizer_steps(self) -> float:
+        """Of those that were timed: no whole number where some of the steps between two of them were left out."""
+        return self.timed * self.stepped / self.ended if self.ended else 0.0
 
 
 class Throughput:
@@ -75,9 +84,16 @@ class Throughput:
             interval.hw_flops += key
         else:
             interval.keys[key] += 1
-        interval.steps += has_stepped
+        interval.timed += 1
+        interval.ended += 1
+        interval.stepped += has_stepped
         interval.samples = None if samples is None or interval.samples is None else interval.samples + samples
         interval.tokens = None if tokens is None or interval.tokens is None else interval.tokens + tokens
+
+    def end_left_out(self, *, has_stepped: bool) -> None:
+        """A step ended that is not timed; `has_stepped` as in `end_step`."""
+        self._interval.ended += 1
+        self._interval.stepped += has_stepped
 
     def stop(self) -> None:
         """The stretch ends: something else than training begins."""
@@ -116,11 +132,11 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one rank did in the steps of an interval, and how long it took."""
+    """What one rank did in the steps of an interval, and how long it took; `steps` are those of optimizers."""
 
     seconds: float
     waited_s: float
-    steps: int
+    steps: float
     hw_flops: int
     recompute: int
     samples: int | None
@@ -133,7 +149,7 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
     return Work(
         interval.seconds,
         interval.waited_s,
-        interval.steps,
+        interval.optimizer_steps,
         interval.hw_flops + sum(count * cost.hw_flops for count, cost in costs),
         sum(count * cost.recompute for count, cost in costs),
         interval.samples,
