@@ -160,6 +160,12 @@ class FlopCallback(Callback):
         self._gave_up = False
 
     @property
+    def state_key(self) -> str:
+        """Where a checkpoint has the state of this one: by its prefix, if it has one."""
+        prefix = self._options.prefix
+        return self._generate_state_key(prefix=prefix) if prefix else super().state_key
+
+    @property
     def profiles(self) -> Mapping[str, ModelProfile]:
         """The latest profile of each phase."""
         return {**self._profiles, **({} if self._recorder is None else self._recorder.profiles)}
@@ -231,7 +237,8 @@ class FlopCallback(Callback):
                 self._recorder.record_step(*self._observed_calls.pop())
             is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
             self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
-            self._keep_budget(trainer)
+            if has_stepped:
+                self._keep_budget(trainer)
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
@@ -255,6 +262,10 @@ class FlopCallback(Callback):
         """What a checkpoint keeps: compute so far, of all ranks."""
         self._keep_spent()
         return {"compute": self._spent} if self._spent else {}
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        """Forgets the training before: one goes on from a checkpoint, which may have no compute."""
+        self._spent = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what a checkpoint has, until training begins."""
@@ -335,6 +346,8 @@ class FlopCallback(Callback):
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Leaves the rest of this run alone."""
+        if self._recorder is not None:
+            self._recorder.stop_metering()
         self._let_go()
         self._gave_up = True
         self._troubles.report(what, error)
@@ -358,7 +371,11 @@ class FlopCallback(Callback):
                 self._spent = self._meter.state(wait=wait)
 
     def _keep_budget(self, trainer: Trainer) -> None:
-        if self._options.max_hw_flops is not None and self._recorder_for(trainer).is_spent(_step(trainer)):
+        if self._options.max_hw_flops is None:
+            return
+        least = not trainer.fit_loop._can_stop_early
+        then = "training goes on to min_epochs or min_steps, and stops" if least else "training stops"
+        if self._recorder_for(trainer).is_spent(_step(trainer), then=then):
             trainer.should_stop = True
 
     def _inside(self) -> AbstractContextManager[None]:

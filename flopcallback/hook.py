@@ -218,10 +218,10 @@ class FlopHook:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, for `load_state_dict`: compute so far, of all ranks.
 
-        Every rank has to call it, after the same step. What the first rank gets is to be saved; others get an empty
-        dict.
+        Every rank has to call it, after the same step: the first one waits for the others, for seconds at most, and
+        warns of those that did not come. What it gets is to be saved; others get no compute.
         """
-        with self._guarded():
+        with self._troubles.reported("a checkpoint has no compute so far"):
             return {"compute": self._meter.state()}
         return {}
 

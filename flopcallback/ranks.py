@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-import itertools
+import base64
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["Ranks", "are_several", "rank_of"]
+__all__ = ["END", "Heard", "Ranks", "are_several", "is_initialized", "rank_of"]
 
-PATIENCE_S = 30.0
-"""How long a rank that takes part is waited for."""
+PATIENCE_S = 10.0
+"""How long a rank that takes part is waited for. Ranks that train in step are apart by milliseconds."""
 
-POLL_S = 0.002
+JOIN_S = 2.0
+"""How long one is waited for that never began to take part: there may be none."""
 
-_made = itertools.count()
+HASTE_S = 1.0
+"""How long any is waited for where an error is on its way."""
+
+ANSWER_S = 300.0
+"""How long other ranks wait for the first one's decision, which may be busy with a tracker: as in a collective."""
+
+POLL_S = (0.001, 0.05)
+
+MOST_BYTES = 4 << 20
+"""Of a word: beyond 8 MiB a `TCPStore` hangs up (2.13), and the process group with it."""
+
+END = "end"
+"""The topic of last words: who has said something about it says no more."""
+
+_made: Counter[str] = Counter()
+
+
+def is_initialized() -> bool:
+    """Whether there is a process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_of() -> int:
     """Of this process: the group's, or what `torchrun` says before there is one."""
-    if _is_initialized():
+    if is_initialized():
         return torch.distributed.get_rank()
     rank = os.environ.get("RANK", "")
     return int(rank) if rank.isdecimal() else 0
@@ -31,112 +54,224 @@ def rank_of() -> int:
 
 def are_several() -> bool:
     """Whether this is one of several processes: by the group, or by what `torchrun` says before there is one."""
-    if _is_initialized():
+    if is_initialized():
         return torch.distributed.get_world_size() > 1
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What ranks say of a topic.
+
+    Attributes:
+        words: by rank, in order; of one that is late, its last word on any topic, if there is any.
+        late: ranks that take part, and did not answer in time.
+        absent: ranks that do not take part, or ceased to.
+    """
+
+    words: dict[int, Any] = field(default_factory=dict)
+    late: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all ranks were heard."""
+        return not (self.late or self.absent)
 
 
 class Ranks:
     """Passes small JSON values from every rank to rank 0, and from there to all, by the store of the process group.
 
     A collective would have to be called by all ranks, in one order with the model's own; one that lacks would hang the
-    training. Here a rank that does not answer is waited for once, for `patience_s`; then what it said last stands for
-    it.
+    training. Here a rank that does not answer is waited for `patience_s`, then half as long each time, until it answers
+    in time again; meanwhile its last word stands for it. When the store is gone, so is waiting.
 
-    Every process has to make as many of these, in the same order, as every other: that is how they find each other.
+    Every process has to make as many of a name, in the same order, as every other: that is how they find each other.
     Made where no process group is initialized, it is alone.
 
     Args:
-        patience_s: how long to wait for one that takes part.
+        name: what they are made for.
+        patience_s: how long to wait for a rank that takes part.
+        join_s: how long to wait, once, for one that does not yet.
+        answer_s: how long other ranks wait for what rank 0 decides.
 
     Attributes:
         rank: of this process.
-        lost: ranks that were waited for in vain.
     """
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
-        number = next(_made)
+    def __init__(
+        self, name: str = "", *, patience_s: float = PATIENCE_S, join_s: float = JOIN_S, answer_s: float = ANSWER_S
+    ) -> None:
+        number = _made[name]
+        _made[name] += 1
         self.rank, self._world = 0, 1
         self._store: Any = None
-        self.lost: set[int] = set()
-        self._patience_s = patience_s
-        self._said: dict[str, dict[int, Any]] = {}
-        if _is_initialized() and torch.distributed.get_world_size() > 1:
+        self._patience_s = self._left_s = patience_s
+        self._join_s, self._answer_s = join_s, answer_s
+        self._last: dict[int, Any] = {}  # words of any topic, on rank 0
+        self._heard: dict[str, dict[int, str]] = {}  # by name of the topic: the last one that a rank was heard about
+        self._joined: set[int] = set()
+        self._over: set[int] = set()  # ranks that said their last word
+        if is_initialized() and torch.distributed.get_world_size() > 1:
             self.rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
             # It has no public name; `torch.distributed.new_group` hands it on the same way.
             c10d: Any = torch.distributed.distributed_c10d
-            self._store = c10d.PrefixStore(f"flopcallback/{number}", c10d._get_default_store())
-            self._store.set(f"member/{self.rank}", "1")
+            store = c10d._get_default_store()
+            if store is not None:  # MPI has none
+                self._store = c10d.PrefixStore(f"flopcallback/{name}/{number}", store)
+                self._store.set(f"member/{self.rank}", "1")
 
     @property
     def are_several(self) -> bool:
         """Whether there are others."""
         return self._world > 1
 
-    @property
-    def absent(self) -> list[int]:
-        """Ranks that have none of these."""
-        if self._store is None:
-            return []
-        return [rank for rank in range(self._world) if not self._store.check([f"member/{rank}"])]
-
-    def gather(self, topic: str, mine: Mapping[str, Any], *, wait: bool = True) -> list[Any] | None:
-        """What every rank says, on rank 0; None on others.
+    def gather(self, topic: str, mine: Mapping[str, Any] | None, *, wait: bool = True) -> Heard | None:
+        """What every rank says, on rank 0; None on others, which do not wait.
 
         Args:
-            topic: the same on all ranks, and never used before. What a lost rank said last is taken from the last topic
-                with the same name before its slash.
-            mine: what this rank says, as plain JSON.
-            wait: False: only what is there by now.
+            topic: the same on all ranks, `name/number`. Asked again about the last topic of a name, nobody is waited
+                for; `END` has no number.
+            mine: what this rank says, as plain JSON. None: it ceases to take part; its last word is not to stand.
+            wait: False: no longer than `HASTE_S`.
+
+        Raises:
+            ValueError: it is too much to say.
         """
-        if self._store is None:
-            return [mine]
-        if self.rank != 0:
-            self._store.set(f"{topic}/{self.rank}", json.dumps(mine))
-            return None
-        said = self._said.setdefault(topic.partition("/")[0], {})
-        said[0] = mine
-        there = set(range(1, self._world)).difference(self.absent)
-        said.update(self._hear(topic, there, self._patience_s if wait else 0.0))
-        return [said[rank] for rank in sorted(said)]
+        if self._world == 1:
+            return Heard({0: mine})
+        self._last[self.rank] = mine
+        try:
+            return self._gather(topic, mine, wait=wait) if self._store is not None else self._without_store()
+        except RuntimeError:  # the process that has the store has ended
+            self._store = None
+            return self._without_store()
 
     def agree(self, topic: str, result: Any) -> Any:
         """What rank 0 has made of what was gathered, on all ranks.
 
         Raises:
-            TimeoutError: rank 0 did not answer.
+            RuntimeError: rank 0 will not answer; `TimeoutError`: it did not.
         """
-        if self._store is None:
+        if self._world == 1:
             return result
         key = f"{topic}/result"
         if self.rank == 0:
-            self._store.set(key, json.dumps(result))
+            if self._store is not None:
+                self._store.set(key, json.dumps(result))
             return result
-        if not self._are_there([key], self._patience_s):
-            raise TimeoutError(f"rank 0 did not answer within {self._patience_s:g} s")
+        began = time.monotonic()
+
+        def is_settled() -> bool:
+            if self._check(key) or self._check(f"{END}/0"):
+                return True
+            return time.monotonic() - began > self._join_s and not self._check("member/0")
+
+        if self._store is None:
+            raise RuntimeError("the process that has the store of the process group has ended")
+        if not _wait_for(is_settled, self._answer_s):
+            raise TimeoutError(f"rank 0 did not answer within {self._answer_s:g} s")
+        if not self._check(key):
+            raise RuntimeError("rank 0 books no steps, or has ended its training")
         return json.loads(self._store.get(key))
 
-    def _hear(self, topic: str, ranks: Iterable[int], patience_s: float) -> Iterator[tuple[int, Any]]:
-        """What those ranks say of it that are there; one that was lost may have come back, and is not waited for."""
-        keys = {rank: f"{topic}/{rank}" for rank in ranks}
-        self._are_there([key for rank, key in keys.items() if rank not in self.lost], patience_s)
-        for rank, key in keys.items():
-            if self._store.check([key]):
-                yield rank, json.loads(self._store.get(key))
-                self._store.delete_key(key)
-                self.lost.discard(rank)
-            elif patience_s:
-                self.lost.add(rank)
+    # --- Inside -------------------------------------------------------------------------------------------------------
 
-    def _are_there(self, keys: list[str], patience_s: float) -> bool:
-        """Asked again and again: `Store.wait` would hold the store against the process group's own questions."""
-        until = time.monotonic() + patience_s
-        while not self._store.check(keys):
-            if time.monotonic() >= until:
-                return False
-            time.sleep(POLL_S)
-        return True
+    def _gather(self, topic: str, mine: Any, *, wait: bool) -> Heard | None:
+        is_last = topic == END
+        if self.rank != 0:
+            self._say(f"last/{self.rank}", mine)
+            if is_last:
+                self._store.set(f"{END}/{self.rank}", "1")
+                self._store = None
+            else:
+                self._say(f"{topic}/{self.rank}", mine)
+            return None
+        if is_last:
+            self._store.set(f"{END}/0", "1")
+        others = range(1, self._world)
+        self._wait_for_members(others, wait=wait)
+        name = topic.partition("/")[0]
+        heard = self._heard.setdefault(name, {})
+        asked = {rank for rank in self._joined - self._over if heard.get(rank) != topic}
+        late = self._hear(topic, asked, wait=wait)
+        heard.update(dict.fromkeys(asked - late, topic))
+        if is_last:
+            self._store = None
+        return self._words(late)
+
+    def _hear(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
+        """Takes in what those ranks say of it, or said last; returns those that did not come to it in time."""
+        silent = set(ranks)
+
+        def are_heard() -> bool:
+            keys = [f"{topic}/{rank}" for rank in silent]
+            if topic != END and self._check(*keys):
+                for rank in list(silent):
+                    self._take(rank, f"{topic}/{rank}")
+                silent.clear()
+            for rank in list(silent):
+                if self._check(f"{END}/{rank}"):
+                    self._last[rank] = self._read(f"last/{rank}")
+                    self._over.add(rank)
+                    silent.discard(rank)
+                elif topic != END and self._check(f"{topic}/{rank}"):
+                    self._take(rank, f"{topic}/{rank}")
+                    silent.discard(rank)
+            return not silent
+
+        patience_s = self._patience_s if topic == END else self._left_s
+        if _wait_for(are_heard, patience_s if wait else min(patience_s, HASTE_S)):
+            self._left_s = self._patience_s
+        elif wait:
+            self._left_s /= 2
+        for rank in silent:
+            if self._check(f"last/{rank}"):
+                self._last[rank] = self._read(f"last/{rank}")
+        return silent
+
+    def _wait_for_members(self, others: Iterable[int], *, wait: bool) -> None:
+        def are_there() -> bool:
+            self._joined.update(rank for rank in others if rank not in self._joined and self._check(f"member/{rank}"))
+            return all(rank in self._joined for rank in others)
+
+        if not are_there() and wait:
+            _wait_for(are_there, self._join_s)
+            self._join_s = 0.0
+
+    def _take(self, rank: int, key: str) -> None:
+        self._last[rank] = self._read(key)
+        self._store.delete_key(key)
+
+    def _words(self, late: Iterable[int]) -> Heard:
+        words = {rank: word for rank, word in sorted(self._last.items()) if word is not None}
+        late = tuple(sorted(late))
+        absent = [rank for rank in range(self._world) if rank not in words and rank not in late]
+        return Heard(words, late, tuple(absent))
+
+    def _without_store(self) -> Heard | None:
+        return self._words(set(range(1, self._world)) & self._joined - self._over) if self.rank == 0 else None
+
+    def _check(self, *keys: str) -> bool:
+        return bool(self._store.check(list(keys)))
+
+    def _say(self, key: str, word: Any) -> None:
+        text = base64.b64encode(zlib.compress(json.dumps(word).encode(), 1)).decode()
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"what rank {self.rank} has to say takes {len(text)} bytes, at most {MOST_BYTES} are sent")
+        self._store.set(key, text)
+
+    def _read(self, key: str) -> Any:
+        return json.loads(zlib.decompress(base64.b64decode(self._store.get(key))))
 
 
-def _is_initialized() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _wait_for(is_done: Callable[[], bool], patience_s: float) -> bool:
+    """Asks again and again: `Store.wait` would hold the store against the process group's own questions."""
+    until, pause_s = time.monotonic() + patience_s, POLL_S[0]
+    while not is_done():
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return False
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, POLL_S[1])
+    return True

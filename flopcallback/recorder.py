@@ -23,6 +23,7 @@ from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.meter import ComputeMeter
 from flopcallback.outlets import Outlets
 from flopcallback.profiling import Conditions, Convention, profile_of, step_counts, with_step
+from flopcallback.ranks import END
 from flopcallback.reporting import LatencySummary, ModelProfile
 from flopcallback.trackers import Tracker
 from flopcallback.troubles import Troubles
@@ -75,7 +76,7 @@ class Recorder:
         self.profiles: dict[str, ModelProfile] = {}
         self._meter = meter
         self._numbers: dict[str, int | float] = {}
-        self._is_spent = False
+        self._is_spent, self._has_budget = False, True
         self._last_step = 0
         self._convention = convention or Convention()
         self._steps = (warmup_steps, latency_steps)
@@ -260,7 +261,7 @@ class Recorder:
         """
         with self._timing():
             self._close_window(wait=wait)
-        self._log_numbers("end", self._last_step, wait=wait)
+        self._log_numbers(END, self._last_step, wait=wait)
         self._log(step)
         self._log_training()
         self._outlets.close()
@@ -303,22 +304,30 @@ class Recorder:
         live = {} if self._meter is None else self._meter.live_totals()
         return {**self._numbers, **live}
 
-    def is_spent(self, step: int) -> bool:
-        """Whether the budget of compute is spent; every rank has to ask after every step."""
-        if self._meter is None or self._is_spent:
+    def is_spent(self, step: int, *, then: str = "training stops") -> bool:
+        """Whether the budget of compute is spent; every rank has to ask after every step.
+
+        Args:
+            step: where training is.
+            then: what the user is told of it.
+        """
+        if self._meter is None or self._is_spent or not self._has_budget:
             return self._is_spent
         try:
-            self._is_spent = self._meter.is_spent()
+            self._is_spent = self._meter.is_spent(is_settling=self._observable is not None)
         except Exception as error:  # noqa: BLE001 - training goes on, as far as its own limits
-            self.stop_metering()
-            self._troubles.report("the budget of compute cannot be kept", error)
+            self._has_budget = False
+            self._troubles.report("max_hw_flops is not kept", error)
         if self._is_spent:
-            self._outlets.show(f"flopcallback: the budget of compute is spent after step {step}")
+            self._outlets.show(f"flopcallback: max_hw_flops is spent at step {step}: {then}")
         return self._is_spent
 
     def stop_metering(self) -> None:
         """What was done cannot be booked any more: no number is logged that would be too low."""
-        self._meter = None
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            with self._troubles.reported("other ranks do not know"):
+                meter.leave()
 
     def log_totals(self, step: int) -> None:
         """Logs compute so far, where metrics of validation are logged; every rank has to come here."""
@@ -333,11 +342,11 @@ class Recorder:
             with_rates: with throughput since the last time.
             wait: for ranks that are behind.
         """
-        if self._meter is not None and self._meter.is_in_use:
+        if self._meter is not None:
             with self._meter.interrupted():
                 ask = self._meter.numbers if with_rates else self._meter.totals
                 numbers = ask(topic, wait=wait)
-                if any(self._numbers.get(name) != value for name, value in numbers.items()):
+                if self._meter.is_in_use and any(self._numbers.get(name) != value for name, value in numbers.items()):
                     self._numbers.update(numbers)
                     self._outlets.give_numbers(numbers, step)
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "meter",
         "outlets",
         "profiling",
+        "ranks",
         "reporting",
         "trackers",
         "troubles",
