@@ -107,7 +107,7 @@ def test_what_the_user_knows_is_booked_as_it_is(ledger):
     assert (ledger.steps, ledger.hw_flops, ledger.estimated) == (2, 17, 0)
 
 
-# --- Estimates ---------------------------------------------------------------------------------------------------------
+# --- Estimates --------------------------------------------------------------------------------------------------------
 
 
 def test_between_two_observed_kinds_the_cost_is_on_the_line(ledger):
@@ -156,7 +156,7 @@ def test_until_a_step_is_observed_it_is_three_forwards_of_the_counted_one(ledger
     assert ledger.hw_flops == ledger.estimated == USUAL_STEP * 210 + USUAL_STEP * 210 * 2
 
 
-# --- The counted step --------------------------------------------------------------------------------------------------
+# --- The counted step -------------------------------------------------------------------------------------------------
 
 
 def test_the_counted_step_is_of_the_kind_that_has_its_forward_and_its_nodes_outside(ledger):
@@ -169,7 +169,7 @@ def test_the_counted_step_is_of_the_kind_that_has_its_forward_and_its_nodes_outs
 
 
 @pytest.mark.parametrize(
-    "other, cost, outside",
+    ("other", "cost", "outside"),
     [
         (kind(), StepCost(100, 31), 2),  # it took another path
         (kind(), StepCost(100, 30), 3),  # it has a penalty outside of the counted calls
@@ -204,7 +204,7 @@ def test_a_counted_step_in_a_checkpoint_is_booked_back_after_it(ledger):
     assert (later.hw_flops, later.estimated) == (100, 0)
 
 
-# --- Which steps are observed ------------------------------------------------------------------------------------------
+# --- Which steps are observed -----------------------------------------------------------------------------------------
 
 
 def test_a_step_that_begins_as_none_before_is_observed(ledger):
@@ -315,7 +315,7 @@ def test_steps_beyond_those_kinds_keep_no_memory(ledger):
     assert ledger.steps == MOST_KEYS + 300
 
 
-# --- Checkpoints, and several ranks ------------------------------------------------------------------------------------
+# --- Checkpoints, and several ranks -----------------------------------------------------------------------------------
 
 
 def filled(length=3):
@@ -371,7 +371,7 @@ def test_merging_one_changes_nothing():
     assert numbers(ComputeLedger.merged([])) == (0, 0, 0, 0)
 
 
-# --- Whatever comes ----------------------------------------------------------------------------------------------------
+# --- Whatever comes ---------------------------------------------------------------------------------------------------
 
 LENGTHS = st.integers(1, 4)
 KINDS = st.builds(
