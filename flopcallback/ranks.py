@@ -29,6 +29,7 @@ ANSWER_S = 300.0
 """How long other ranks wait for the first one's decision, which may be busy with a tracker: as in a collective."""
 
 POLL_S = (0.001, 0.05)
+"""Between two questions to the store: at first, and at last."""
 
 MOST_BYTES = 4 << 20
 """Of a word: beyond 8 MiB a `TCPStore` hangs up (2.13), and the process group with it."""
@@ -94,13 +95,22 @@ class Ranks:
         patience_s: how long to wait for a rank that takes part.
         join_s: how long to wait, once, for one that does not yet.
         answer_s: how long other ranks wait for what rank 0 decides.
+        clock: seconds.
+        sleep: lets so many pass.
 
     Attributes:
         rank: of this process.
     """
 
     def __init__(
-        self, name: str = "", *, patience_s: float = PATIENCE_S, join_s: float = JOIN_S, answer_s: float = ANSWER_S
+        self,
+        name: str = "",
+        *,
+        patience_s: float = PATIENCE_S,
+        join_s: float = JOIN_S,
+        answer_s: float = ANSWER_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         number = _made[name]
         _made[name] += 1
@@ -108,6 +118,7 @@ class Ranks:
         self._store: Any = None
         self._patience_s = self._left_s = patience_s
         self._join_s, self._answer_s = join_s, answer_s
+        self._clock, self._sleep = clock, sleep
         self._last: dict[int, Any] = {}  # words of any topic, on rank 0
         self._heard: dict[str, dict[int, str]] = {}  # by name of the topic: the last one that a rank was heard about
         self._joined: set[int] = set()
@@ -160,16 +171,16 @@ class Ranks:
             if self._store is not None:
                 self._store.set(key, json.dumps(result))
             return result
-        began = time.monotonic()
+        began = self._clock()
 
         def is_settled() -> bool:
             if self._check(key) or self._check(f"{END}/0"):
                 return True
-            return time.monotonic() - began > self._join_s and not self._check("member/0")
+            return self._clock() - began > self._join_s and not self._check("member/0")
 
         if self._store is None:
             raise RuntimeError("the process that has the store of the process group has ended")
-        if not _wait_for(is_settled, self._answer_s):
+        if not self._wait_for(is_settled, self._answer_s):
             raise TimeoutError(f"rank 0 did not answer within {self._answer_s:g} s")
         if not self._check(key):
             raise RuntimeError("rank 0 books no steps, or has ended its training")
@@ -221,7 +232,7 @@ class Ranks:
             return not silent
 
         patience_s = self._patience_s if topic == END else self._left_s
-        if _wait_for(are_heard, patience_s if wait else min(patience_s, HASTE_S)):
+        if self._wait_for(are_heard, patience_s if wait else min(patience_s, HASTE_S)):
             self._left_s = self._patience_s
         elif wait:
             self._left_s /= 2
@@ -236,7 +247,7 @@ class Ranks:
             return all(rank in self._joined for rank in others)
 
         if not are_there() and wait:
-            _wait_for(are_there, self._join_s)
+            self._wait_for(are_there, self._join_s)
             self._join_s = 0.0
 
     def _take(self, rank: int, key: str) -> None:
@@ -264,14 +275,13 @@ class Ranks:
     def _read(self, key: str) -> Any:
         return json.loads(zlib.decompress(base64.b64decode(self._store.get(key))))
 
-
-def _wait_for(is_done: Callable[[], bool], patience_s: float) -> bool:
-    """Asks again and again: `Store.wait` would hold the store against the process group's own questions."""
-    until, pause_s = time.monotonic() + patience_s, POLL_S[0]
-    while not is_done():
-        left_s = until - time.monotonic()
-        if left_s <= 0:
-            return False
-        time.sleep(min(pause_s, left_s))
-        pause_s = min(2 * pause_s, POLL_S[1])
-    return True
+    def _wait_for(self, is_done: Callable[[], bool], patience_s: float) -> bool:
+        """Asks again and again: `Store.wait` would hold the store against the process group's own questions."""
+        until, pause_s = self._clock() + patience_s, POLL_S[0]
+        while not is_done():
+            left_s = until - self._clock()
+            if left_s <= 0:
+                return False
+            self._sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, POLL_S[1])
+        return True
