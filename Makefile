@@ -3,7 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ZOO_SEED ?= $(shell date +%Y%m%d)
-BENCHMARKS := accuracy count_time trace_scale import_time overhead
+BENCHMARKS := accuracy count_time trace_scale import_time overhead step_cost
 BIN := .venv/bin
 CORE := .venv-core/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

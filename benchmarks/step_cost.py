@@ -1,0 +1,129 @@
+"""What booking a step costs after the measuring window, in microseconds, on a net so small that it shows.
+
+Usage: python benchmarks/step_cost.py [--steps 3000]
+
+Plain loop: two trainings of a tiny net, with us and without us, take turns step by step; each has the median of its
+steps after the window. Trainer: the time that is spent in the hooks of `FlopCallback`, held against the time from batch
+to batch. It does not depend on the model, but for its parameters, whose `requires_grad` is read in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from report import environment, markdown
+from torch import nn
+
+from flopcallback import FlopCallback, FlopHook
+
+WINDOW = 60  # steps, some more than what is counted, observed and timed, and a log step
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(*[nn.Linear(16, 16) for _ in range(6)])
+
+
+class Regression(LightningModule):
+    """The net, trained on ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        return self.net(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Timed(FlopCallback):
+    """Notes when batches begin, and how long the hooks of each step take."""
+
+    def __init__(self) -> None:
+        super().__init__(summary=False)
+        self.begins: list[float] = []
+        self.inside = [0.0]
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.begins.append(time.perf_counter())
+        self.inside.append(0.0)
+        self._time(super().on_train_batch_start, arguments)
+
+    def on_before_backward(self, *arguments: Any) -> None:
+        self._time(super().on_before_backward, arguments)
+
+    def on_before_optimizer_step(self, *arguments: Any) -> None:
+        self._time(super().on_before_optimizer_step, arguments)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self._time(super().on_train_batch_end, arguments)
+
+    def _time(self, hook: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        begin = time.perf_counter()
+        hook(*arguments)
+        self.inside[-1] += time.perf_counter() - begin
+
+
+def in_a_loop(steps: int) -> tuple[float, float]:
+    """Microseconds of a step without us, and with us."""
+    models = [net(), net()]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
+    times: tuple[list[float], list[float]] = ([], [])
+    x = torch.ones(4, 16)
+    with FlopHook(models[1], optimizers[1], summary=False):
+        for _ in range(steps):
+            for model, optimizer, taken in zip(models, optimizers, times, strict=True):
+                begin = time.perf_counter()
+                model(x).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                taken.append(time.perf_counter() - begin)
+    without, ours = (statistics.median(taken[WINDOW:]) * 1e6 for taken in times)
+    return without, ours
+
+
+def under_a_trainer(steps: int) -> tuple[float, float]:
+    """Microseconds of a step but for what is spent in our hooks, and with it."""
+    callback = Timed()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Regression(), torch.utils.data.DataLoader(torch.ones(4 * steps, 16), batch_size=4))
+    whole = statistics.median(itertools.starmap(lambda a, b: b - a, itertools.pairwise(callback.begins[WINDOW:]))) * 1e6
+    inside = statistics.median(callback.inside[WINDOW:]) * 1e6
+    return whole - inside, whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3000, help="of a training")
+    steps = parser.parse_args().steps
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    print(environment("lightning"))
+    rows = []
+    for name, train in (("plain loop", in_a_loop), ("Trainer", under_a_trainer)):
+        without, ours = train(steps)
+        rows.append([name, f"{without:.0f}", f"{ours:.0f}", f"{ours - without:.0f}"])
+    print(markdown(["loop", "a step without us, µs", "with us", "difference"], rows))
+
+
+if __name__ == "__main__":
+    main()
