@@ -1,4 +1,4 @@
-"""What a device can do at most: a figure that was given, one that is measured, or its vendor's."""
+"""What a device can do at most: a figure that was given, one that is measured, or that of a table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def peak_for(
         device: a CPU's is known only if it is given or measured.
         dtype: for float32, whether PyTorch may use TF32 is asked of PyTorch, and counts.
         given: FLOP/s; "measure": see `measured_peak`, once per process; None: what the environment variable
-            `FLOPCALLBACK_PEAK_FLOPS` says, a number or "measure", and if it says nothing, the vendor's figure.
+            `FLOPCALLBACK_PEAK_FLOPS` says, a number or "measure", and if it says nothing, the table's figure.
         environ: the environment.
         name_of: asks a driver what it calls a device.
 
@@ -85,7 +85,7 @@ def peak_for(
 
 
 def peak_in_table(device_name: str, dtype: torch.dtype | str) -> Peak | None:
-    """The vendor's figure for a device as its driver calls it; None where there is none.
+    """The figure of the table (`peaks.py`) for a device as its driver calls it; None where there is none.
 
     The row with the longest match in whole words is taken, and only if it leaves no word of the device's unexplained:
     an "RTX 4090 Laptop GPU" is no "RTX 4090", and a MIG slice of an A100 is no A100.
@@ -139,7 +139,10 @@ def _row_of(device_name: str) -> Row | None:
 
 def _peak_in(row: Row, precision: str | None) -> Peak | None:
     tflops = None if precision is None else row.tflops.get(precision)
-    return None if tflops is None else Peak(tflops * 1e12, f"{row.source}", _bytes_per_s(row))
+    if tflops is None:
+        return None
+    first, *others = row.sources
+    return Peak(tflops * 1e12, f"{first}" + (f" and {len(others)} more" if others else ""), _bytes_per_s(row))
 
 
 def _bytes_per_s(row: Row) -> float | None:

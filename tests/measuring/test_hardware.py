@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from pathlib import Path
@@ -30,24 +31,38 @@ DEVICES = [
     ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312, 2039),
     ("NVIDIA A100-PCIE-40GB", torch.bfloat16, 312, 1555),
     ("NVIDIA A100 80GB PCIe", torch.bfloat16, 312, 1935),
-    ("NVIDIA RTX A5000", torch.float32, 27.8, 768),
-    ("NVIDIA RTX A6000", torch.bfloat16, 154.8, 768),
+    ("NVIDIA A800-SXM4-80GB", torch.bfloat16, 312, None),
+    ("NVIDIA RTX A4000", torch.float32, 19.2, 448),
+    ("NVIDIA RTX A5000", torch.float32, 27.8, None),
+    ("NVIDIA RTX A6000", torch.bfloat16, 309.7 / 2, 768),
+    ("NVIDIA GeForce RTX 3060", torch.float32, 12.7, None),
+    ("NVIDIA GeForce RTX 3060 Ti", torch.bfloat16, 32.4, None),
+    ("NVIDIA GeForce RTX 3070", torch.bfloat16, 40.6, 448),
+    ("NVIDIA GeForce RTX 3070 Ti", torch.bfloat16, 43.5, None),
+    ("NVIDIA GeForce RTX 3080 Ti", torch.bfloat16, 68.2, None),
     ("NVIDIA GeForce RTX 3090", torch.bfloat16, 71, 936),
-    ("NVIDIA L4", torch.bfloat16, 242 / 2, 300),
+    ("NVIDIA GeForce RTX 3090 Ti", torch.bfloat16, 80, None),
+    ("NVIDIA L4", torch.bfloat16, 121, 300),
     ("NVIDIA L40", torch.float32, 90.5, 864),
     ("NVIDIA L40S", torch.bfloat16, 362.05, 864),
+    ("NVIDIA GeForce RTX 4060 Ti", torch.bfloat16, 44.1, None),
+    ("NVIDIA GeForce RTX 4070", torch.bfloat16, 58.3, None),
+    ("NVIDIA GeForce RTX 4080", torch.bfloat16, 97.5, 716.8),
+    ("NVIDIA GeForce RTX 4080 SUPER", torch.bfloat16, 104.5, 736),
     ("NVIDIA GeForce RTX 4090", torch.bfloat16, 165.2, 1008),
+    ("NVIDIA H20", torch.bfloat16, 147, 4000),
     ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4, 3350),
-    ("NVIDIA H100 PCIe", torch.bfloat16, 1513 / 2, 2000),
-    ("NVIDIA H100 NVL", torch.bfloat16, 1671 / 2, 3900),
+    ("NVIDIA H100 PCIe", torch.bfloat16, 756, 2000),
     ("NVIDIA H200", torch.bfloat16, 1979 / 2, 4800),
     ("NVIDIA H200 NVL", torch.bfloat16, 1671 / 2, 4800),
-    ("NVIDIA GH200 480GB", torch.bfloat16, 990, None),
-    ("NVIDIA B200", torch.bfloat16, 36000 / 8 / 2, 8000),
-    ("NVIDIA B300 SXM6 AC", torch.bfloat16, 36000 / 8 / 2, 8000),
-    ("NVIDIA GB200", torch.bfloat16, 10000 / 2 / 2, 8000),
+    ("NVIDIA B200", torch.bfloat16, 2250, None),
+    ("NVIDIA B300 SXM6 AC", torch.bfloat16, 2250, 8000),
+    ("NVIDIA GB200", torch.float8_e4m3fn, 5000, 8000),
+    ("NVIDIA GeForce RTX 5080", torch.float32, 56.3, None),
     ("NVIDIA GeForce RTX 5090", torch.bfloat16, 209.5, 1792),
-    ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", torch.bfloat16, 503.8, 1792),
+    ("AMD Instinct MI210", torch.bfloat16, 181, 1638.4),
+    ("AMD Instinct MI250X", torch.bfloat16, 383 / 2, 3276.8 / 2),
+    ("AMD Instinct MI300A", torch.bfloat16, 980.6, 5300),
     ("AMD Instinct MI300X", torch.bfloat16, 1307.4, 5300),
     ("AMD Instinct MI325X", torch.bfloat16, 1307.4, 6000),
     ("AMD Instinct MI350X", torch.bfloat16, 2309.6, 8000),
@@ -57,40 +72,78 @@ DEVICES = [
 # Each has a row's name in it, or nearly so, and is another device.
 STRANGERS = [
     "NVIDIA A10G",
+    "NVIDIA A10M",
+    "NVIDIA A16",
+    "NVIDIA A2",
     "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
     "NVIDIA A100-SXM-64GB",
     "NVIDIA A100X",
-    "NVIDIA A800-SXM4-80GB",
-    "NVIDIA A2",
-    "NVIDIA RTX A4000",
+    "NVIDIA A30 MIG 1g.6gb",
+    "GRID A100-10C",
+    "NVIDIA A800 40GB Active",
+    "NVIDIA RTX A2000",
+    "NVIDIA RTX A4000 Laptop GPU",
+    "NVIDIA RTX A4500",
     "NVIDIA RTX A5500",
-    "NVIDIA RTX 6000 Ada Generation",
     "NVIDIA RTX 4000 Ada Generation",
+    "NVIDIA RTX 6000 Ada Generation",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
     "NVIDIA RTX PRO 6000 Blackwell Server Edition",
     "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
-    "NVIDIA GeForce RTX 3090 Ti",
-    "NVIDIA GeForce RTX 3080 Ti",
+    "Quadro RTX 5000",
+    "Quadro RTX 8000",
+    "NVIDIA GeForce RTX 3060 Laptop GPU",
+    "NVIDIA GeForce RTX 3080",
+    "NVIDIA GeForce RTX 3080 Laptop GPU",
+    "NVIDIA GeForce RTX 3080 Ti Laptop GPU",
+    "NVIDIA GeForce RTX 4060",
+    "NVIDIA GeForce RTX 4070 SUPER",
+    "NVIDIA GeForce RTX 4070 Ti",
+    "NVIDIA GeForce RTX 4070 Ti SUPER",
+    "NVIDIA GeForce RTX 4080 Laptop GPU",
     "NVIDIA GeForce RTX 4090 D",
     "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "NVIDIA GeForce RTX 5070",
+    "NVIDIA GeForce RTX 5070 Ti",
+    "NVIDIA GeForce RTX 5080 Laptop GPU",
+    "NVIDIA GeForce RTX 5090 D",
     "NVIDIA GeForce RTX 5090 Laptop GPU",
-    "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
     "NVIDIA H100",
-    "NVIDIA H20",
+    "NVIDIA H100 NVL",
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    "NVIDIA H20-3e",
+    "NVIDIA H200 MIG 1g.18gb",
     "NVIDIA H800",
+    "NVIDIA GH200 480GB",
     "NVIDIA GH200 144G HBM3e",
     "NVIDIA GB300",
-    "NVIDIA L40G",
     "NVIDIA L20",
+    "NVIDIA L40G",
     "NVIDIA T400 4GB",
     "NVIDIA T4G",
     "Tesla V100-FHHL-16GB",
     "Tesla V100-SXM3-32GB",
-    "GRID A100-10C",
-    "AMD Instinct MI300A",
+    "AMD Instinct MI250",
+    "AMD Instinct MI250X/MI250",
     "AMD Instinct MI300X VF",
-    "AMD Instinct MI250X",
     "Intel(R) Data Center GPU Max 1550",
     "",
+]
+
+# Names that are in one another, or nearly so.
+LOOKALIKES = [
+    ("NVIDIA A40", "NVIDIA RTX A4000", torch.float32),
+    ("NVIDIA L4", "NVIDIA L40", torch.float32),
+    ("NVIDIA L4", "NVIDIA L40S", torch.bfloat16),
+    ("NVIDIA L40", "NVIDIA L40S", torch.float32),
+    ("NVIDIA H20", "NVIDIA H200", torch.bfloat16),
+    ("NVIDIA H200", "NVIDIA H200 NVL", torch.bfloat16),
+    ("NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", torch.bfloat16),
+    ("Quadro RTX 6000", "NVIDIA RTX A6000", torch.float16),
+    ("NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 3060 Ti", torch.float32),
+    ("NVIDIA GeForce RTX 4080", "NVIDIA GeForce RTX 4080 SUPER", torch.bfloat16),
+    ("Tesla V100-PCIE-32GB", "Tesla V100S-PCIE-32GB", torch.float16),
 ]
 
 
@@ -112,7 +165,7 @@ def test_a_device_string_finds_its_row(name, dtype, tflops, gb_per_s):
     peak = peak_in_table(name, dtype)
     assert peak.flops_per_s == pytest.approx(tflops * 1e12, rel=1e-12)
     assert peak.bytes_per_s == (None if gb_per_s is None else gb_per_s * 1e9)
-    assert re.search(r", https://\S+, read 20\d\d-\d\d-\d\d$", peak.source)
+    assert re.search(r", https://\S+, read 20\d\d-\d\d-\d\d( and \d more)?$", peak.source)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.names[0] for row in ROWS])
@@ -124,6 +177,27 @@ def test_every_row_is_found_by_one_of_these_strings(row):
 @pytest.mark.parametrize("name", STRANGERS)
 def test_another_device_finds_no_row(name):
     assert [precision for precision in PRECISIONS if peak_in_table(name, precision) is not None] == []
+
+
+@pytest.mark.parametrize(("name", "other", "dtype"), LOOKALIKES)
+def test_names_that_are_alike_are_told_apart(name, other, dtype):
+    assert peak_in_table(name, dtype).flops_per_s != peak_in_table(other, dtype).flops_per_s
+
+
+@pytest.mark.parametrize("memory", ["40GB", "80GB"])
+def test_cards_that_differ_in_memory_alone_are_told_apart_by_it(memory):
+    sxm, pcie = f"NVIDIA A100-SXM4-{memory}", {"40GB": "NVIDIA A100-PCIE-40GB", "80GB": "NVIDIA A100 80GB PCIe"}[memory]
+    rates = [peak_in_table(name, torch.bfloat16).bytes_per_s for name in (sxm, pcie)]
+    assert rates == {"40GB": [1555e9, 1555e9], "80GB": [2039e9, 1935e9]}[memory]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.names[0] for row in ROWS])
+def test_a_row_has_its_vendors_own_text_or_two_others_that_were_read(row):
+    assert any(source.vendor for source in row.sources) or len({source.document for source in row.sources}) >= 2
+    assert len(set(row.sources)) == len(row.sources)
+    for source in row.sources:
+        assert re.fullmatch(r"https://\S+", source.url)
+        assert datetime.date.fromisoformat(source.read_on) >= datetime.date(2026, 11, 23)
 
 
 def test_no_two_rows_have_one_name():
@@ -180,11 +254,11 @@ def test_the_newer_setting_of_one_backend_counts_as_well():
 )
 def test_float16_summed_in_float16_has_a_peak_of_its_own():
     matmul = torch.backends.cuda.matmul
-    rtx_4090 = of("NVIDIA GeForce RTX 4090")
-    assert peak_for(CPU, torch.float16, **rtx_4090).flops_per_s == 165.2e12
+    rtx_4080 = of("NVIDIA GeForce RTX 4080")
+    assert peak_for(CPU, torch.float16, **rtx_4080).flops_per_s == 97.5e12
     matmul.allow_fp16_accumulation = True
     try:
-        assert peak_for(CPU, torch.float16, **rtx_4090).flops_per_s == 330.3e12
+        assert peak_for(CPU, torch.float16, **rtx_4080).flops_per_s == 195e12
         assert peak_for(CPU, torch.float16, **of("NVIDIA L4")) is None
     finally:
         matmul.allow_fp16_accumulation = False
@@ -205,7 +279,7 @@ def test_what_is_given_comes_first_then_the_variable_then_the_table():
 def test_a_cpu_and_a_device_that_nobody_knows_have_no_peak():
     assert peak_for(CPU, torch.float32, environ={}) is None
     assert peak_for(torch.device("meta"), torch.float32, environ={}) is None
-    assert peak_for(CPU, torch.float32, **of("NVIDIA RTX A4000")) is None
+    assert peak_for(CPU, torch.float32, **of("NVIDIA GeForce RTX 3080")) is None
 
 
 @pytest.mark.parametrize("given", [0, -1.0, math.inf, math.nan, True, "fast", "-3"])
@@ -276,11 +350,12 @@ def test_what_cannot_be_multiplied_cannot_be_measured(dtype):
 def line_of(row: Row) -> str:
     """A row as the page shows it."""
     figures = [f"{row.tflops[precision]:g}" if precision in row.tflops else "" for precision in PRECISIONS]
-    source = f"[{row.source.document}]({row.source.url}), {row.source.read_as} {row.source.read_on}"
     bandwidth = "" if row.gb_per_s is None else f"{row.gb_per_s:g}"
-    return f"| {', '.join(row.names)} | {' | '.join(figures)} | {bandwidth} | {source} |"
+    sources = "; ".join(f"[{source.document}{'*' * source.vendor}]({source.url})" for source in row.sources)
+    read_on = ", ".join(sorted({source.read_on for source in row.sources}))
+    return f"| {', '.join(row.names)} | {' | '.join(figures)} | {bandwidth} | {sources}, read {read_on} |"
 
 
 def test_the_page_shows_the_rows_as_they_are():
-    shown = re.findall(r"^\| .*https://.*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.findall(r"^\| .*, read 20\d\d-\d\d-\d\d \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert shown == [line_of(row) for row in ROWS]
