@@ -334,6 +334,8 @@ class FlopHook:
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
             self._names = ModuleNames({"": self._model})  # it may have others than when the hook was made
+            if rank_of() != 0:  # there may have been no process group then, and nobody who said
+                self._recorder.mute()
             batch = args[0] if args else kwargs
             self._conditions = self._options.conditions(
                 PHASE, self._model, batch, self._troubles, inputs=(args, kwargs)

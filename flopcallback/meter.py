@@ -252,7 +252,8 @@ class ComputeMeter:
 
     def live_totals(self) -> dict[str, int | float]:
         """`compute/*` of a training on one rank, without asking anybody; nothing, where there are several."""
-        return {} if are_several() or not self._ledger.steps else totals([self._totals()])
+        is_one_of_several = are_several() if self._of_all is None else self._of_all.are_several
+        return {} if is_one_of_several or not self._ledger.steps else totals([self._totals()])
 
     def numbers(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
         """`compute/*`, and `perf/*` over the steps since it was last asked for; as `totals`."""

@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["END", "Heard", "Ranks", "are_several", "is_initialized", "rank_of"]
 
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 """How long a rank that takes part is waited for. Ranks that train in step are apart by milliseconds."""
 
 JOIN_S = 2.0

@@ -196,6 +196,10 @@ class Recorder:
         self._observable = self._awaited = None
         self._troubles.report("no whole step could be observed", error)
 
+    def mute(self) -> None:
+        """Another rank is the one that logs."""
+        self._outlets = Outlets({}, troubles=self._troubles)
+
     @property
     def is_timing(self) -> bool:
         """Whether steps are still to be timed."""
