@@ -6,14 +6,13 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.lightning_loggers import report_folder, trackers_of
-from flopcallback.lightning_step import METHODS, TRAINING, samples_in, way_to_observe, with_each_call
+from flopcallback.lightning_step import METHODS, TRAINING, samples_in
+from flopcallback.lightning_watch import StepWatch
 from flopcallback.meter import ComputeMeter
 from flopcallback.options import Options
 from flopcallback.recorder import Recorder
@@ -23,8 +22,6 @@ from flopcallback.troubles import Troubles
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
-
-    from flopcallback.counting.whole_step import StepObserver
 
 __all__ = ["FlopCallback"]
 
@@ -50,7 +47,6 @@ if not TYPE_CHECKING:
     Callback = _callback_class()
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
-_Around = Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
 
 
 def _guarded(hook: Hook) -> Hook:
@@ -155,8 +151,7 @@ class FlopCallback(Callback):
         self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
         self._spent: dict[str, Any] = {}  # that of the last training
         self._files: dict[Path, LocalTracker] = {}
-        self._around = ExitStack()
-        self._observed_calls: list[tuple[StepObserver, int]] = []
+        self._watch = StepWatch()
         self._gave_up = False
 
     @property
@@ -196,7 +191,7 @@ class FlopCallback(Callback):
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins to book a step; puts a watch around the first one, and a clock around later ones."""
-        self._around.close()
+        self._watch.close()
         recorder = self._recorder_for(trainer)
         if self._meter is not None:
             self._meter.begin_step()
@@ -206,9 +201,9 @@ class FlopCallback(Callback):
                 self._meter.leave_out()
             self._count_next(pl_module, TRAINING, recorder)
         elif (observer := recorder.step_observer(batch, trainer.optimizers)) is not None:
-            self._observe_step(pl_module, observer, recorder)
+            self._watch.observe(pl_module, observer, recorder)
         elif recorder.is_timing:
-            self._time_next(pl_module, recorder)
+            self._watch.time(pl_module, recorder)
             recorder.begin_step()
 
     def on_before_backward(self, *_: Any) -> None:
@@ -229,12 +224,11 @@ class FlopCallback(Callback):
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Books the step; logs the profile after the first one, the times after the last one of the window."""
-        self._around.close()
+        self._watch.close()
         step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
         if self._recorder is not None:
-            if self._observed_calls:
-                self._recorder.record_step(*self._observed_calls.pop())
+            self._watch.hand_over(self._recorder)
             is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
             self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
             if has_stepped:
@@ -304,7 +298,7 @@ class FlopCallback(Callback):
     @_guarded
     def on_train_epoch_end(self, *_: Any) -> None:
         """Takes away a watch that no step came to: the module's own `on_train_batch_start` may skip an epoch."""
-        self._around.close()
+        self._watch.close()
 
     @_guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -338,8 +332,7 @@ class FlopCallback(Callback):
     # --- Inside -----------------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        self._around.close()
-        self._observed_calls.clear()
+        self._watch.close()
         if self._recorder is not None:
             self._profiles.update(self._recorder.profiles)
         self._recorder = self._meter = None
@@ -353,14 +346,14 @@ class FlopCallback(Callback):
         self._troubles.report(what, error)
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
-        self._around.close()
+        self._watch.close()
         if trainer.state.fn == phase:
             recorder = self._recorder_for(trainer)
             if phase not in recorder.profiles:
                 self._count_next(pl_module, phase, recorder)
 
     def _end_evaluation(self, trainer: Trainer) -> None:
-        self._around.close()
+        self._watch.close()
         if self._recorder is not None:
             self._recorder.end_step(_step(trainer))
 
@@ -384,62 +377,11 @@ class FlopCallback(Callback):
 
     def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
         """Has the next call of a step observed, and a profile made of it."""
-
-        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._around.close()
-            observed = way_to_observe(pl_module, phase, args, kwargs, self._inside)(attempt)
-            batch = args[0] if args else kwargs
-            row = f"({METHODS[phase]})"
-            conditions = self._options.conditions(phase, pl_module, batch, self._troubles, step_row=row)
-            recorder.record(observed, pl_module, conditions, what=what, is_timed=phase == TRAINING)
-
-        what = f"the {phase} step"
-        give_up = functools.partial(self._give_up, f"{what} could not be counted")
-        self._put_around(pl_module, METHODS[phase], around, give_up)
-
-    def _observe_step(self, pl_module: LightningModule, observer: StepObserver, recorder: Recorder) -> None:
-        """Has all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
-        calls = 0
-
-        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal calls
-            is_forward = bool(pl_module.automatic_optimization)
-            pieces = self._inside() if is_forward else with_each_call(pl_module, self._inside)
-            with observer.on(is_forward=is_forward), pieces:
-                attempt()
-            calls += 1
-            self._observed_calls[:] = [(observer, calls)]
-
-        self._around.enter_context(observer.watching())
-        self._put_around(pl_module, METHODS[TRAINING], around, recorder.give_up_step)
-
-    def _time_next(self, pl_module: LightningModule, recorder: Recorder) -> None:
-        """Has the next calls of the training step timed."""
-
-        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
-            with recorder.timed_call(is_forward=bool(pl_module.automatic_optimization)):
-                attempt()
-
-        self._put_around(pl_module, METHODS[TRAINING], around, recorder.stop_timing)
-
-    def _put_around(
-        self, pl_module: LightningModule, name: str, around: _Around, on_failure: Callable[[Exception], None]
-    ) -> None:
-        """Until `self._around` is closed, each call of a step goes through `around(attempt, args, kwargs)`."""
-
-        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(method)
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                call = functools.partial(method, *args, **kwargs)
-                made = make_sure(call, lambda attempt: around(attempt, args, kwargs))
-                if made.failure is not None:
-                    on_failure(made.failure)
-                return made.result
-
-            return wrapped
-
-        wrap_on_instance(pl_module, name, wrap, self._around)
+        conditions = functools.partial(
+            self._options.conditions, phase, pl_module, troubles=self._troubles, step_row=f"({METHODS[phase]})"
+        )
+        give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
+        self._watch.count(pl_module, phase, recorder, conditions, give_up)
 
     def _recorder_for(self, trainer: Trainer) -> Recorder:
         if self._recorder is None:

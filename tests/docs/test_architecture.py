@@ -58,10 +58,11 @@ MAY_IMPORT = {
         "troubles",
     },
     "lightning_step": {"counting"},
+    "lightning_watch": {"counting", "lightning_step", "profiling", "recorder"},
     "callback": {
-        "counting",
         "lightning_loggers",
         "lightning_step",
+        "lightning_watch",
         "meter",
         "options",
         "recorder",

@@ -1,0 +1,107 @@
+"""What stands around the next calls of a step of a LightningModule, and is taken away behind it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from flopcallback.counting.attempt import make_sure
+from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.counting.whole_step import StepObserver
+from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
+from flopcallback.profiling import Conditions
+from flopcallback.recorder import Recorder
+
+__all__ = ["StepWatch"]
+
+_Around = Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
+
+
+class StepWatch:
+    """Has the next calls of a step counted, observed or timed, until it is closed.
+
+    A call is made once, whatever fails around it.
+    """
+
+    def __init__(self) -> None:
+        self._around = ExitStack()
+        self._observed: tuple[StepObserver, int] | None = None  # and how many calls were in the step
+
+    def close(self) -> None:
+        """Takes away what stands around a step."""
+        self._around.close()
+
+    def count(
+        self,
+        pl_module: Any,
+        phase: str,
+        recorder: Recorder,
+        conditions: Callable[[Any], Conditions],
+        give_up: Callable[[Exception], None],
+    ) -> None:
+        """Has the next call counted, and a profile made of it.
+
+        Args:
+            pl_module: the LightningModule, of either flavour.
+            phase: a key of `METHODS`.
+            recorder: makes the profile.
+            conditions: under which a batch is counted.
+            give_up: is told what failed.
+        """
+
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.close()
+            observed = way_to_observe(pl_module, phase, args, kwargs)(attempt)
+            batch = args[0] if args else kwargs
+            what, is_timed = f"the {phase} step", phase == TRAINING
+            recorder.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
+
+        self._put_around(pl_module, METHODS[phase], around, give_up)
+
+    def observe(self, pl_module: Any, observer: StepObserver, recorder: Recorder) -> None:
+        """Has all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
+        calls = 0
+
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal calls
+            with observer.on(is_forward=bool(pl_module.automatic_optimization)):
+                attempt()
+            calls += 1
+            self._observed = (observer, calls)
+
+        self._around.enter_context(observer.watching())
+        self._put_around(pl_module, METHODS[TRAINING], around, recorder.give_up_step)
+
+    def hand_over(self, recorder: Recorder) -> None:
+        """Gives the recorder the step that was observed, if one was."""
+        observed, self._observed = self._observed, None
+        if observed is not None:
+            recorder.record_step(*observed)
+
+    def time(self, pl_module: Any, recorder: Recorder) -> None:
+        """Has the next calls of the training step timed."""
+
+        def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
+            with recorder.timed_call(is_forward=bool(pl_module.automatic_optimization)):
+                attempt()
+
+        self._put_around(pl_module, METHODS[TRAINING], around, recorder.stop_timing)
+
+    def _put_around(self, pl_module: Any, name: str, around: _Around, on_failure: Callable[[Exception], None]) -> None:
+        """Until this is closed, each call of a step goes through `around(attempt, args, kwargs)`."""
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                call = functools.partial(method, *args, **kwargs)
+                made = make_sure(call, lambda attempt: around(attempt, args, kwargs))
+                if made.failure is not None:
+                    on_failure(made.failure)
+                return made.result
+
+            return wrapped
+
+        wrap_on_instance(pl_module, name, wrap, self._around)
