@@ -100,7 +100,7 @@ class BatchSizes:
         self._defaults = {"batch_size_fn": default, "tokens_fn": _elements_of_tokens}
         self._troubles = troubles
         self._has_functions = samples is not None or tokens is not None
-        self._known: dict[Shapes, Sizes] = {}
+        self._known: dict[tuple[Shapes, tuple[Any, ...]], Sizes] = {}
 
     def of(self, batch: Any, inputs: Any, shapes: Shapes) -> Sizes:
         """Samples and tokens of a batch.
@@ -110,12 +110,14 @@ class BatchSizes:
             inputs: all that the model is given.
             shapes: of the tensors in it.
         """
-        known = self._known.get(shapes)
+        named = inputs[-1] if inputs and type(inputs) is tuple else inputs  # where a call's keyword arguments are
+        key = shapes, tuple(named) if isinstance(named, Mapping) else ()
+        known = self._known.get(key)
         if known is None or self._has_functions:
             known = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[shapes] = known
+            self._known[key] = known
         return known
 
     def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:

@@ -171,6 +171,8 @@ class FlopHook:
         self._stepped: set[int] = set()
         self._steps = 0
         self._should_stop = False
+        self._is_first = False  # the call under way is the first one of its step
+        self._in_optimizer = False
         self._is_simple = True  # a step has one call
         self._called_sites: set[str] = set()  # names of the modules that the loop calls
         self._observer: StepObserver | None = None  # of the step that is under way, where it is observed whole
@@ -179,6 +181,7 @@ class FlopHook:
         self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
         self._numbers = {id(each): number for number, each in enumerate(self._optimizers)}
         for each in self._optimizers:
+            self._on_optimizers.callback(each.register_step_pre_hook(self._optimizer_steps).remove)
             self._on_optimizers.callback(each.register_step_post_hook(self._optimizer_stepped).remove)
 
     # --- What a user asks for -----------------------------------------------------------------------------------------
@@ -240,9 +243,12 @@ class FlopHook:
             with self._guarded():
                 self._end_call()  # The loop may go on: the next step has a call of its own.
                 self._end_watch()
+                self._in_step = False
             raise
         with self._guarded():
             self._end_step()
+            if not self._is_light:
+                self._lighten()
 
     def close(self) -> None:
         """Logs what a short loop has timed, and lets go of the model and the optimizers; again, it does nothing."""
@@ -281,18 +287,23 @@ class FlopHook:
             self._is_met = False
         else:
             self._meet(args, kwargs)
-        if not self._is_counted:
-            result = self._count(site, call, args, kwargs)
-        elif self._observer is not None:
-            self._calls += not self._has_called
-            with self._meter.inside(), self._observer.on():
-                result = call()
-        else:
-            result = self._time(call)
+        try:
+            result = self._make(site, call, args, kwargs)
+        except BaseException:
+            self._call_raised()
+            raise
         self._has_called = True
         self._modules_called += 1
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
+        if not (self._optimizers or self._is_marked or self._is_light):
+            self._lighten()
+
+    def _call_raised(self) -> None:
+        """Where a step began with a call that raised, it did not begin: the loop may leave it, and go on."""
+        if self._is_first:
+            self._in_step = self._has_called = False
+            self._end_watch()
 
     def _passes(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Books a call after the window; whether that is all there is to do about it, as in most loops.
@@ -312,7 +323,11 @@ class FlopHook:
         self._modules_called = 1
         return not self._is_met
 
+    def _optimizer_steps(self, *_: Any) -> None:
+        self._in_optimizer = True
+
     def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._in_optimizer = False
         if self._is_done:
             return
         number = self._numbers[id(optimizer)]
@@ -323,6 +338,8 @@ class FlopHook:
         if len(self._stepped) == len(self._optimizers):
             try:
                 self._end_step()
+                if not self._is_light:
+                    self._lighten()
             except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
                 self._give_up(STEP_FAILED, error)
 
@@ -330,6 +347,15 @@ class FlopHook:
         self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)
 
     # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _make(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._is_counted:
+            return self._count(site, call, args, kwargs)
+        if self._observer is None:
+            return self._time(call)
+        self._calls += not self._has_called
+        with self._meter.inside(), self._observer.on():
+            return call()
 
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
@@ -379,10 +405,13 @@ class FlopHook:
     def _meet(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is called in a step; the first call begins it."""
         inputs, is_first = (args, kwargs), not self._in_step
+        self._is_first = is_first
         if is_first:
             self._in_step = True
             self._meter.begin_step()
-        self._meter.add_call(inputs, args[0] if args else kwargs, is_new=not self._has_called)
+        # What an optimizer calls again, as L-BFGS does, has seen its batch before.
+        is_new = not self._has_called and (is_first or not self._in_optimizer)
+        self._meter.add_call(inputs, args[0] if args else kwargs, is_new=is_new)
         if not self._has_called:
             self._meter.backwards += 1  # that it comes to, for each batch
         if not is_first:
@@ -402,26 +431,34 @@ class FlopHook:
         self._watching.close()
         self._observer, self._calls = None, 0
 
-    def _end_step(self, *, is_whole: bool = True) -> None:
+    def _end_step(self, *, is_whole: bool = True, has_stepped: bool = True) -> None:
         self._end_call()
         if self._observer is not None:
             observer, calls = self._observer, self._calls
             self._end_watch()
             self._recorder.record_step(observer, calls)
         self._stepped.clear()
-        step, self._steps = self._steps, self._steps + 1
+        step, self._steps = self._steps, self._steps + has_stepped
         if self._in_step:
             self._in_step = False
             is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
-            self._recorder.end_step(step, is_whole=is_whole, is_log_step=is_log_step)
+            self._recorder.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
             if self._options.max_hw_flops is not None:
                 self._should_stop = self._recorder.is_spent(step)
-        if self._is_counted and not self._is_light and not self._recorder.is_busy:
+
+    def _lighten(self) -> None:
+        """Once nothing is timed any more, only modules that the loop calls are watched; not while one is called."""
+        if self._is_counted and not self._recorder.is_busy:
             self._is_light = True
             self._is_simple &= bool(self._optimizers or self._is_marked)  # something says where a step ends
             self._on_model.close()
             wrappers = outermost_calls(
-                self._names, self._called, self._failed, only=self._called_sites, passes=self._passes
+                self._names,
+                self._called,
+                self._failed,
+                only=self._called_sites,
+                passes=self._passes,
+                raised=self._call_raised,
             )
             self._on_model.enter_context(wrappers)
 
@@ -441,6 +478,8 @@ class FlopHook:
         try:
             with self._guarded():
                 self._end_call()
+                if wait and self._in_step and not self._is_marked:  # no optimizer came to it, or there is none
+                    self._end_step(is_whole=False, has_stepped=not self._optimizers)
             with self._guarded():
                 self._recorder.close(self._steps, wait=wait)
         finally:

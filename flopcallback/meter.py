@@ -33,6 +33,9 @@ GROWTH = 16
 REFRESH = 64
 """Steps after which the model is asked again which parameters it has."""
 
+_nodes_so_far = torch._C._autograd._get_sequence_nr
+"""Nodes that autograd has made in this thread: it numbers them."""
+
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -164,6 +167,11 @@ class ComputeMeter:
     def interrupted(self) -> AbstractContextManager[None]:
         """Goes around what is done between two steps and is not training's: its time is left out of throughput."""
         return self._throughput.interrupted()
+
+    @property
+    def counts(self) -> bool:
+        """Whether steps cost what is counted, rather than what the user's function says."""
+        return self._flops_fn is None
 
     @property
     def wants_observation(self) -> bool:
@@ -377,11 +385,6 @@ class ComputeMeter:
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):
             torch.get_device_module(self._device).synchronize(self._device)
-
-
-def _nodes_so_far() -> int:
-    """That autograd has made in this thread: it numbers them."""
-    return torch._C._autograd._get_sequence_nr()
 
 
 def _merged(heard: Heard) -> ComputeLedger:

@@ -69,13 +69,17 @@ class Outlets:
         if self._show is not None:
             self._show(text)
 
-    def show_profile(self, profile: ModelProfile) -> None:
-        """Prints the profile: a line for those who have a tracker to look at, else the whole table."""
+    def show_profile(self, profile: ModelProfile, note: str = "") -> None:
+        """Prints the profile: a line for those who have a tracker to look at, else the whole table; and a note."""
         if self._show is None:
             return
         is_in_files_alone = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
-        text = _table(profile) + "\n" if self._trackers and is_in_files_alone else _line(profile) + "; "
-        self._show(f"{text}report: {', '.join(self._trackers)}" if self._trackers else _line(profile))
+        line = ", ".join(filter(None, (_line(profile), note)))
+        if not self._trackers:
+            self._show(line)
+            return
+        text = "\n".join(filter(None, (_table(profile), note))) + "\n" if is_in_files_alone else line + "; "
+        self._show(f"{text}report: {', '.join(self._trackers)}")
 
     def close(self) -> None:
         """Lets all write what they hold."""

@@ -18,7 +18,7 @@ from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import FORWARD, RECOMPUTE, StepObserver
-from flopcallback.measuring.compute import StepCost
+from flopcallback.measuring.compute import USUAL_STEP, StepCost
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.meter import ComputeMeter
 from flopcallback.outlets import Outlets
@@ -32,6 +32,10 @@ __all__ = ["Recorder"]
 
 CASTS_INSIDE = frozenset({"bilinear", "affine_grid_generator"})
 """Operators whose kernels call others that autocast casts; observed, they would stay in full precision."""
+
+
+ESTIMATED = f"compute is estimated: {USUAL_STEP} forwards a step"
+"""Said of a model whose steps cannot be observed."""
 
 
 class Recorder:
@@ -86,6 +90,7 @@ class Recorder:
         self._event = event
         self._window: LatencyWindow | None = None
         self._observable: tuple[nn.Module, ModuleNames] | None = None  # what whole steps can be observed of
+        self._note = ""  # that goes with the training's profile
         self._awaited: tuple[tuple[int, ...], ...] | None = None  # the inputs of the step that the profile is to have
         self._is_awaited = False  # the step under way
         self._timed_phase = ""
@@ -126,6 +131,8 @@ class Recorder:
         if conditions.phase == "train":
             if is_plain and not _casts_inside(profile, conditions):
                 self._observable, self._awaited = (model, observed.runs[0].names), conditions.input_shapes
+            elif self._meter is not None and self._meter.counts:
+                self._note = ESTIMATED
             if self._meter is not None:
                 peak = None if conditions.peak is None else conditions.peak.flops_per_s
                 self._meter.counted(profile.forward_hw_flops, conditions.device, peak)
@@ -300,7 +307,7 @@ class Recorder:
         for phase, profile in self.profiles.items():
             if phase not in self._shown and not self.is_timing:
                 self._shown.add(phase)
-                self._outlets.show_profile(profile)
+                self._outlets.show_profile(profile, self._note if phase == "train" else "")
 
     @property
     def numbers(self) -> dict[str, int | float]:

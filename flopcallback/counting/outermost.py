@@ -74,6 +74,7 @@ def outermost_calls(
     *,
     only: Collection[str] | None = None,
     passes: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], bool] | None = None,
+    raised: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
 
@@ -87,6 +88,7 @@ def outermost_calls(
             raises reaches whoever made the call.
         only: names of the modules whose calls are of interest; by default all.
         passes: is asked before such a call, and says whether it is made as it is: quicker than to `intercept` it.
+        raised: is told that one that was made as it is raised.
     """
     thread = threading.get_ident()
     busy = is_over = False
@@ -111,6 +113,9 @@ def outermost_calls(
                 busy = True
                 try:
                     return method(*args, **kwargs)
+                except BaseException:
+                    raised()
+                    raise
                 finally:
                     busy = False
             is_looked_up = False

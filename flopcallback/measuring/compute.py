@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["MOST_KEYS", "ComputeLedger", "StepCost", "StepKey", "StepStart"]
+__all__ = ["MOST_KEYS", "USUAL_STEP", "ComputeLedger", "StepCost", "StepKey", "StepStart"]
 
 MOST_KEYS = 32
 """Kinds of steps that are observed; the cost of others is estimated from theirs."""
@@ -212,7 +212,10 @@ class ComputeLedger:
             "guessed": self._guessed,
             "costs": [[_listed(key), list(astuple(cost)), self._outside[key]] for key, cost in self._costs.items()],
             "counted": [[_listed(key), *counted] for key, counted in self._counted.items() if key in self._unseen],
-            "unseen": [[_listed(key), unseen.count] for key, unseen in self._unseen.items()],
+            "unseen": [
+                [_listed(key), unseen.count, self.steps - unseen.last, unseen.gap]
+                for key, unseen in self._unseen.items()
+            ],
         }
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
@@ -230,9 +233,15 @@ class ComputeLedger:
             return
         self._booked += state["booked"]
         self._guessed += state["guessed"]
-        for key, count in state["unseen"]:
-            self.add(_key(key), count)
-        self.steps += state["steps"] - sum(count for _, count in state["unseen"])
+        steps = self.steps + state["steps"]
+        for each in self._unseen.values():  # they are as far away as they were
+            each.last += state["steps"]
+        for listed, count, distance, gap in state["unseen"]:
+            key = _key(listed)
+            self.add(key, count)
+            if (unseen := self._unseen.get(key)) is not None:
+                unseen.last, unseen.gap = steps - distance, gap
+        self.steps = steps
 
     @classmethod
     def merged(cls, states: Iterable[Mapping[str, Any]]) -> ComputeLedger:
