@@ -6,7 +6,6 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -370,10 +369,6 @@ class FlopCallback(Callback):
         then = "training goes on to min_epochs or min_steps, and stops" if least else "training stops"
         if self._recorder_for(trainer).is_spent(_step(trainer), then=then):
             trainer.should_stop = True
-
-    def _inside(self) -> AbstractContextManager[None]:
-        """Goes around each piece of a step that is counted, and around the same pieces of one that is observed."""
-        return nullcontext() if self._meter is None else self._meter.inside()
 
     def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
         """Has the next call of a step observed, and a profile made of it."""

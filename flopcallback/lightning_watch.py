@@ -10,7 +10,7 @@ from typing import Any
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.counting.whole_step import StepObserver
-from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe
+from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe, with_each_call
 from flopcallback.profiling import Conditions
 from flopcallback.recorder import Recorder
 
@@ -53,7 +53,7 @@ class StepWatch:
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.close()
-            observed = way_to_observe(pl_module, phase, args, kwargs)(attempt)
+            observed = way_to_observe(pl_module, phase, args, kwargs, recorder.inside)(attempt)
             batch = args[0] if args else kwargs
             what, is_timed = f"the {phase} step", phase == TRAINING
             recorder.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
@@ -66,7 +66,9 @@ class StepWatch:
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal calls
-            with observer.on(is_forward=bool(pl_module.automatic_optimization)):
+            is_forward = bool(pl_module.automatic_optimization)
+            pieces = recorder.inside() if is_forward else with_each_call(pl_module, recorder.inside)
+            with observer.on(is_forward=is_forward), pieces:
                 attempt()
             calls += 1
             self._observed = (observer, calls)

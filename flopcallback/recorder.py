@@ -150,6 +150,10 @@ class Recorder:
                 rest=conditions.step_row,
             )
 
+    def inside(self) -> AbstractContextManager[None]:
+        """Goes around each piece of a step that is counted, and around the same pieces of one that is observed."""
+        return nullcontext() if self._meter is None else self._meter.inside()
+
     def step_observer(self, inputs: Any, optimizers: Iterable[Any]) -> StepObserver | None:
         """What a whole step of training is to be observed by, if this one is to be; `record_step` takes it back.
 
