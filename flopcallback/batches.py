@@ -110,7 +110,7 @@ class BatchSizes:
             inputs: all that the model is given.
             shapes: of the tensors in it.
         """
-        named = inputs[-1] if inputs and type(inputs) is tuple else inputs  # where a call's keyword arguments are
+        named = inputs[-1] if type(inputs) is tuple and inputs else inputs  # where a call's keyword arguments are
         key = shapes, tuple(named) if isinstance(named, Mapping) else ()
         known = self._known.get(key)
         if known is None or self._has_functions:
