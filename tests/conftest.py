@@ -23,6 +23,7 @@ OPTIONAL_PACKAGES = {
     "mlflow": ("mlflow",),
     "comet": ("comet_ml",),
     "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum", "pandas"),
+    "sweeps": ("optuna",),
     "peers": ("fvcore",),
 }
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
