@@ -71,8 +71,9 @@ class FlopHook:
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; 0 times nothing.
         log_every_n_steps: steps between two logs of compute so far and throughput; by default 50.
-        max_hw_flops: a budget of hardware FLOPs, of all ranks together; once they are spent, at the end of a step,
-            `should_stop` is True.
+        max_hw_flops: a budget of hardware FLOPs, of all ranks together; `should_stop` is True from the end of the step
+            that spends them, or of the second one, since the first is counted by its forward alone. A compiled model's
+            steps are estimated. Several ranks keep it to the step while none takes 16 times what any took before.
         peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
             device. `"measure"` measures it once by a matrix product.
         batch_size_fn: from the first argument of the model (its keyword arguments where it has none) to its number of
@@ -303,7 +304,8 @@ class FlopHook:
         """Where a step began with a call that raised, it did not begin: the loop may leave it, and go on."""
         if self._is_first:
             self._in_step = self._has_called = False
-            self._end_watch()
+            with self._guarded():
+                self._end_watch()
 
     def _passes(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Books a call after the window; whether that is all there is to do about it, as in most loops.

@@ -211,7 +211,7 @@ OF_THE_LOOP = {
     "profile",
 }
 OF_THE_OPTIONS = {"__post_init__", "_check", "_is_whole", "_is_amount", "convention", "meter"}
-GUARDS = {"_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
+GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
 
 
 def plain_loop(folder=None):
