@@ -112,6 +112,7 @@ class ComputeMeter:
         self._step: _Step | None = None
         self._steps = 0  # in this process
         self._parameters: list[nn.Parameter] = []
+        self._elements = 0
         self._flags: list[bool] = []
         self._trainable = ""
         if ranks is None and is_initialized():
@@ -240,10 +241,16 @@ class ComputeMeter:
     def _read_trainable(self) -> str:
         if self._steps % REFRESH == 0:
             self._parameters = list(self._model.parameters())
+            try:
+                elements = sum(map(torch.numel, self._parameters))
+            except ValueError:  # of one that is not initialized yet
+                elements = 0
+            if elements != self._elements:  # a layer was replaced
+                self._elements, self._flags = elements, []
         flags = list(map(_requires_grad, self._parameters))
         if flags != self._flags:
             self._flags = flags
-            self._trainable = f"{sum(flags)} of {len(flags)}: {zlib.crc32(bytes(flags)):08x}"
+            self._trainable = f"{sum(flags)} of {len(flags)}, {self._elements} elements: {zlib.crc32(bytes(flags)):08x}"
         return self._trainable
 
     # --- Numbers ------------------------------------------------------------------------------------------------------

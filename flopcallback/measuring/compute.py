@@ -33,7 +33,7 @@ class StepStart(NamedTuple):
 
     Attributes:
         shapes: of the tensors that its first call is given.
-        trainable: which parameters require grad, in short.
+        trainable: which parameters there are and require grad, in short.
     """
 
     shapes: Shapes
@@ -45,7 +45,7 @@ class StepKey(NamedTuple):
 
     Attributes:
         calls: the shapes of the tensors that each call of the model in it was given.
-        trainable: which parameters require grad, in short.
+        trainable: which parameters there are and require grad, in short.
         backwards: how many there were.
         optimizers: numbers of those that stepped, in order.
         nodes: how many autograd made, which tells a penalty on gradients or a skipped layer.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopHook
+from flopcallback.meter import REFRESH
 from flopcallback.trackers import MemoryTracker
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
@@ -159,6 +160,16 @@ def test_layers_that_are_frozen_and_thaw_and_are_frozen_again(model, optimizer):
             model[0].requires_grad_(10 <= number < 20)
             step(model, optimizer)
     assert spent(hook) == (BATCH * (20 * FROZEN + 10 * PLAIN), 30 * BATCH, 0)
+
+
+def test_a_layer_that_is_replaced_is_noticed(model, optimizer):
+    with hooked(model, optimizer) as hook:
+        for number in range(2 * REFRESH):
+            if number == REFRESH:
+                model[2] = nn.Linear(INNER, 11)
+            step(model, optimizer)
+    larger = FIRST + FIRST + 3 * 2 * INNER * 11
+    assert spent(hook) == (REFRESH * BATCH * (PLAIN + larger), 2 * REFRESH * BATCH, 0)
 
 
 def test_accumulation_and_a_last_window_that_no_optimizer_ends(model, optimizer):
