@@ -1,0 +1,54 @@
+"""The six trainings of sweep.py as runs of W&B's: offline by default, or as a real sweep with an account.
+
+Usage: python examples/sweep_wandb.py [--online] [--budget 16e9] [--output sweep_wandb_output]
+
+W&B's server hands out the configurations of a sweep. Offline, the same function is called for each of them, in one
+group of runs; `wandb sync` brings them to the server later.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from sweep import GRID, compare, configurations, name_of, options, train
+
+# No line of it is about FLOPs: what FlopCallback logs can be chosen as an axis of the sweep's plots all the same.
+SWEEP = {
+    "method": "grid",
+    "metric": {"name": "val/loss", "goal": "minimize"},
+    "parameters": {name: {"values": values} for name, values in GRID.items()},
+}
+
+
+def train_one(budget: float, **settings: Any) -> None:
+    """One training of the sweep: what `wandb agent` calls, without settings."""
+    with wandb.init(project="digits", **settings) as run:
+        configuration = {name: run.config[name] for name in GRID}
+        run.name = name_of(configuration)
+        loss, _ = train(configuration, WandbLogger(experiment=run), budget)
+        print(f"{run.name}: val/loss {loss:.4f}, {run.summary['compute/hw_flops_total']:,} hardware FLOPs")
+
+
+def main() -> None:
+    is_online = "--online" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--online"]
+    given = options(__doc__, "sweep_wandb_output")
+    if is_online:
+        wandb.agent(wandb.sweep(SWEEP, project="digits"), partial(train_one, given.budget, dir=given.output))
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for configuration in configurations():
+        train_one(given.budget, mode="offline", group="sweep", config=configuration, dir=given.output)
+    runs = Path(given.output) / "wandb"
+    compare([runs], given.output / "compare.html")
+    print(f"\nto have them on a server: wandb sync {runs}/offline-run-*")
+
+
+if __name__ == "__main__":
+    main()
