@@ -81,7 +81,9 @@ class FlopCallback(Callback):
         log_every_n_steps: steps between two logs of compute so far and throughput; by default the
             trainer's.
         max_hw_flops: a budget of hardware FLOPs, of all ranks together; training stops at the end of the step that
-            spends them.
+            spends them, or of the second one, since the first is counted by its forward alone; not before the
+            trainer's `min_steps` and `min_epochs`. A compiled model's steps are estimated. Several ranks keep it to the
+            step while none takes 16 times what any took before.
         peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
             device. `"measure"` measures it once by a matrix product.
         batch_size_fn: from a batch to its number of samples; by default what the batch's tensors agree on as their

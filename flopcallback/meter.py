@@ -291,10 +291,10 @@ class ComputeMeter:
         """Whether all ranks together have spent the budget: every rank asks after every step, and gets the same answer.
 
         Ranks tell each other what they have spent at steps that they all know beforehand, the closer to each other the
-        less is left. Where it takes an estimate to spend it, it is judged a step later, when more is known.
+        less is left. Where no step was observed yet, it is judged a step later, when more is known.
 
         Args:
-            is_settling: whether what is estimated may be observed in the next step.
+            is_settling: whether the next step may be observed.
         """
         if self._budget is None or self._is_spent:
             return self._is_spent
@@ -359,7 +359,7 @@ class ComputeMeter:
         mine = {"ledger": self._ledger.state(), "samples": self._samples, "tokens": self._tokens, **(more or {})}
         heard = ranks.gather(name if name == END else f"{name}/{self._steps}", mine, wait=wait)
         if heard is not None and not heard.is_whole:
-            self._troubles.report("compute of all ranks is not complete", RuntimeError(_missing(heard)))
+            self._troubles.report("compute of all ranks is not complete", RuntimeError(heard.missing))
         return heard
 
     def _totals(self, heard: Heard | None = None) -> Totals:
@@ -381,13 +381,12 @@ class ComputeMeter:
         return False, max(1, int(budget - ledger.hw_flops) // largest // GROWTH if largest else 1)
 
     def _decide(self, ledger: ComputeLedger, *, is_settling: bool) -> bool:
-        budget, spent = self._budget, ledger.hw_flops
-        assert budget is not None
-        if spent < budget:
+        assert self._budget is not None
+        if ledger.hw_flops < self._budget:
             return False
-        is_sure = not is_settling or self._is_held_back or spent - ledger.unsettled >= budget
-        self._is_held_back = True
-        return is_sure
+        is_rough = is_settling and ledger.estimated > 0 and not ledger.largest
+        is_held_back, self._is_held_back = self._is_held_back, True
+        return is_held_back or not is_rough
 
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):
@@ -396,14 +395,3 @@ class ComputeMeter:
 
 def _merged(heard: Heard) -> ComputeLedger:
     return ComputeLedger.merged(word["ledger"] for word in heard.words.values())
-
-
-def _missing(heard: Heard) -> str:
-    parts = []
-    if heard.late:
-        named = ", ".join(map(str, heard.late))
-        parts.append(f"rank {named} did not answer in time, and what it said before stands for it")
-    if heard.absent:
-        named = ", ".join(map(str, heard.absent))
-        parts.append(f"rank {named} books no steps (every rank is to have a FlopHook or FlopCallback of its own)")
-    return "; ".join(parts)

@@ -79,6 +79,18 @@ class Heard:
         """Whether all ranks were heard."""
         return not (self.late or self.absent)
 
+    @property
+    def missing(self) -> str:
+        """What is missing, in words."""
+        late, absent = (", ".join(map(str, ranks)) for ranks in (self.late, self.absent))
+        parts = [
+            f"rank {late} did not answer in time, and what it said before stands for it" if late else "",
+            f"rank {absent} books no steps (every rank is to have a FlopHook or FlopCallback of its own)"
+            if absent
+            else "",
+        ]
+        return "; ".join(filter(None, parts))
+
 
 class Ranks:
     """Passes small JSON values from every rank to rank 0, and from there to all, by the store of the process group.

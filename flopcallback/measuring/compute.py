@@ -132,12 +132,8 @@ class ComputeLedger:
     @property
     def estimated(self) -> int:
         """What of it is estimated."""
-        return self._guessed + self.unsettled
-
-    @property
-    def unsettled(self) -> int:
-        """What of it is estimated until a step of its kind is observed."""
-        return sum(unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
+        waiting = (unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
+        return self._guessed + sum(waiting)
 
     @property
     def largest(self) -> int:
