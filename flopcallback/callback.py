@@ -110,6 +110,8 @@ class FlopCallback(Callback):
         >>> trainer = Trainer(callbacks=[FlopCallback()])
     """
 
+    state_key = ""
+
     def __init__(
         self,
         *,
@@ -154,12 +156,8 @@ class FlopCallback(Callback):
         self._files: dict[Path, LocalTracker] = {}
         self._watch = StepWatch()
         self._gave_up = False
-
-    @property
-    def state_key(self) -> str:
-        """Where a checkpoint has the state of this one: by its prefix, if it has one."""
-        prefix = self._options.prefix
-        return self._generate_state_key(prefix=prefix) if prefix else super().state_key
+        # Where a checkpoint has the state of this one. No property: Lightning asks for it around every hook.
+        self.state_key = self._generate_state_key(prefix=prefix) if prefix else type(self).__qualname__
 
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
