@@ -230,7 +230,7 @@ class FlopCallback(Callback):
             self._watch.hand_over(self._recorder)
             is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
             self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
-            if has_stepped:
+            if has_stepped and self._options.max_hw_flops is not None:
                 self._keep_budget(trainer)
 
     @_guarded
