@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.lightning_loggers import report_folder, trackers_of
+from flopcallback.lightning_metrics import MetricsByCompute
 from flopcallback.lightning_step import METHODS, TRAINING, samples_in
 from flopcallback.lightning_watch import StepWatch
 from flopcallback.meter import ComputeMeter
@@ -91,6 +92,9 @@ class FlopCallback(Callback):
         tokens_fn: from a batch to its number of tokens; by default the elements of `input_ids`,
             where there is one.
         flops_fn: from a batch to the hardware FLOPs of a step with it, in place of what would be counted.
+        by_compute: names of metrics that the module logs and that are to have compute so far as their x-axis, such
+            as `["val/loss"]`. W&B draws them so itself; other trackers get a copy, `val/loss_by_compute`, whose step is
+            hardware FLOPs in millions.
         prefix: stands in front of all names.
         report_dir: a folder for the report's files. Without one, files are written only where no logger of the
             trainer has a tracker: to `flopcallback_report/` in the logger's or the trainer's folder.
@@ -125,6 +129,7 @@ class FlopCallback(Callback):
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
         flops_fn: Callable[[Any], int] | None = None,
+        by_compute: Sequence[str] = (),
         prefix: str = "",
         report_dir: str | Path | None = None,
         summary: bool = True,
@@ -142,6 +147,7 @@ class FlopCallback(Callback):
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
             flops_fn=flops_fn,
+            by_compute=by_compute,
             prefix=prefix,
             report_dir=report_dir,
             summary=summary,
@@ -154,6 +160,7 @@ class FlopCallback(Callback):
         self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
         self._spent: dict[str, Any] = {}  # that of the last training
         self._files: dict[Path, LocalTracker] = {}
+        self._by_compute = MetricsByCompute(by_compute, self._troubles)
         self._watch = StepWatch()
         self._gave_up = False
         # Where a checkpoint has the state of this one. No property: Lightning asks for it around every hook.
@@ -177,6 +184,7 @@ class FlopCallback(Callback):
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to book steps, where a checkpoint ended if there is one."""
+        self._by_compute.begin()
         self._meter = self._options.meter(pl_module, samples_in, self._troubles, measures_waiting=True)
         earlier = self._loaded or (self._spent if trainer.global_step else {})
         with self._troubles.reported("compute so far begins anew"):
@@ -230,8 +238,15 @@ class FlopCallback(Callback):
             self._watch.hand_over(self._recorder)
             is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
             self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
+            if is_log_step:
+                self._by_compute.log(trainer, self._recorder)
             if has_stepped and self._options.max_hw_flops is not None:
                 self._keep_budget(trainer)
+
+    @_guarded
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Logs metrics of the epoch before by compute: all ranks know them by now."""
+        self._by_compute.log(trainer, self._recorder)
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
@@ -244,6 +259,12 @@ class FlopCallback(Callback):
         """Logs compute so far in the row of the metrics of validation."""
         if self._recorder is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._recorder.log_totals(_step(trainer))
+
+    @_guarded
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Logs metrics of validation by compute."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._by_compute.log(trainer, self._recorder)
 
     @_guarded
     def on_save_checkpoint(self, *_: Any) -> None:
@@ -298,6 +319,12 @@ class FlopCallback(Callback):
     def on_train_epoch_end(self, *_: Any) -> None:
         """Takes away a watch that no step came to: the module's own `on_train_batch_start` may skip an epoch."""
         self._watch.close()
+
+    @_guarded
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Logs metrics of the last epoch by compute, and says which were named and never logged."""
+        self._by_compute.log(trainer, self._recorder)
+        self._by_compute.check(trainer)
 
     @_guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -388,6 +415,7 @@ class FlopCallback(Callback):
                 warmup_steps=options.warmup_steps,
                 latency_steps=options.latency_steps,
                 prefix=options.prefix,
+                by_compute=options.by_compute if self._meter is not None else (),
                 show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
                 troubles=self._troubles,
                 fallback=report_folder(trainer, options),

@@ -69,6 +69,9 @@ class FlopHook:
         tokens_fn: from the same to its number of tokens; by default the elements of `input_ids`,
             where there is one.
         flops_fn: from the same to the hardware FLOPs of a step with it, in place of what would be counted.
+        by_compute: names of metrics of the loop's own that are to have compute so far as their x-axis, such
+            as `["val/loss"]`. W&B draws them so itself; other trackers get a copy, `val/loss_by_compute`, whose step is
+            hardware FLOPs in millions, of what `log_by_compute` is given.
         prefix: stands in front of all names.
         report_dir: a folder for the report's files, besides what `to` says.
         summary: print a line, once and on rank 0, or the whole table where `to` is folders alone.
@@ -110,6 +113,7 @@ class FlopHook:
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
         flops_fn: Callable[[Any], int] | None = None,
+        by_compute: Sequence[str] = (),
         prefix: str = "",
         report_dir: str | Path | None = None,
         summary: bool = True,
@@ -127,6 +131,7 @@ class FlopHook:
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
             flops_fn=flops_fn,
+            by_compute=by_compute,
             prefix=prefix,
             report_dir=report_dir,
             summary=summary,
@@ -143,6 +148,7 @@ class FlopHook:
             warmup_steps=warmup_steps,
             latency_steps=latency_steps,
             prefix=prefix,
+            by_compute=options.by_compute,
             show=_print if summary and is_logging else None,
             troubles=self._troubles,
             fallback=options.report_dir or REPORT,
@@ -169,6 +175,23 @@ class FlopHook:
         scalars = {} if profile is None else profile.scalars()
         scalars |= self._recorder.numbers
         return {self._options.prefix + name: value for name, value in scalars.items()}
+
+    def log_by_compute(self, metrics: Mapping[str, float | torch.Tensor]) -> None:
+        """Logs metrics that `by_compute` names, at compute so far; where the loop logs them, on any rank.
+
+        W&B needs no call: there, `{"val/loss": loss, **hook.metrics()}` has compute beside the loss. Tensors have one
+        element; their device is waited for where a tracker gets a copy.
+
+        Example:
+            >>> writer.add_scalar("val/loss", loss, step)  # doctest: +SKIP
+            >>> hook.log_by_compute({"val/loss": loss})  # doctest: +SKIP
+        """
+        with self._troubles.reported("nothing was logged by compute"):
+            named = self._options.by_compute
+            if unknown := [name for name in metrics if name not in named]:
+                raise ValueError(f"FlopHook: by_compute is {list(named)}, and does not name {unknown}: add it there")
+            if self._recorder.takes_copies:
+                self._recorder.log_by_compute({name: float(value) for name, value in metrics.items()})
 
     @property
     def should_stop(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Options:
     batch_size_fn: Callable[[Any], int] | None = None
     tokens_fn: Callable[[Any], int] | None = None
     flops_fn: Callable[[Any], int] | None = None
+    by_compute: Sequence[str] = ()
     prefix: str = ""
     report_dir: str | Path | None = None
     summary: bool = True
@@ -60,6 +61,8 @@ class Options:
         for name in ("batch_size_fn", "tokens_fn", "flops_fn"):
             function = getattr(self, name)
             self._check(name, function is None or callable(function), "a function or None")
+        is_names = isinstance(self.by_compute, (list, tuple)) and all(map(_is_name, self.by_compute))
+        self._check("by_compute", is_names, "a list of names of metrics, such as ['val/loss']")
         self._check("prefix", isinstance(self.prefix, str), "a string")
         is_folder = self.report_dir is None or isinstance(self.report_dir, (str, os.PathLike))
         self._check("report_dir", is_folder, "a folder or None")
@@ -132,6 +135,10 @@ class Options:
 
 def _is_amount(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _is_whole(value: object) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
-from flopcallback.trackers import KeepsTraining, LocalTracker, Tracker
+from flopcallback.trackers import DrawsByCompute, KeepsTraining, LocalTracker, Tracker
 from flopcallback.troubles import Troubles
 
 __all__ = ["Outlets"]
+
+FLOPS_PER_STEP = 10**6
+"""Of a metric that is drawn by compute: a step is an int64 in trackers, which FLOPs themselves outgrow."""
 
 
 class Outlets:
@@ -20,6 +23,7 @@ class Outlets:
     Args:
         trackers: by a name that says to the user where things go; none on ranks that do not log.
         prefix: stands in front of the names of numbers.
+        by_compute: the user's metrics that are to be drawn by compute.
         show: prints a text; None prints nothing.
         fallback: a folder for what a tracker that failed did not take.
         troubles: where failures go.
@@ -30,6 +34,7 @@ class Outlets:
         trackers: Mapping[str, Tracker],
         *,
         prefix: str = "",
+        by_compute: Sequence[str] = (),
         show: Callable[[str], None] | None = None,
         fallback: str | os.PathLike[str] | None = None,
         troubles: Troubles,
@@ -41,6 +46,10 @@ class Outlets:
         self._troubles = troubles
         self._logged: set[str] = set()  # numbers of profiles
         self._failed: set[str] = set()  # trackers that get no more numbers of a training
+        for name, tracker in self._trackers.items():
+            if by_compute and isinstance(tracker, DrawsByCompute):
+                with self._failures_of(name):
+                    tracker.use_compute_axis(by_compute)
 
     def give_profile(self, profile: ModelProfile, step: int) -> None:
         """Hands a profile to all, with those of its numbers that are new."""
@@ -54,8 +63,19 @@ class Outlets:
         """Hands numbers of a training to all; one that fails gets no more of them, since each time may take minutes."""
         scalars = {self._prefix + name: value for name, value in numbers.items()}
         for name, tracker in list(self._trackers.items()):
-            if name not in self._failed and not self._give(name, tracker, scalars, None, step):
-                self._failed.add(name)
+            self._give_scalars(name, tracker, scalars, step)
+
+    @property
+    def takes_copies(self) -> bool:
+        """Whether any tracker cannot draw by compute itself."""
+        return any(not isinstance(tracker, DrawsByCompute) for tracker in self._trackers.values())
+
+    def give_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
+        """Hands copies of the user's metrics to those that cannot draw by compute, at `hw_flops` in millions."""
+        copies = {f"{self._prefix}{name}_by_compute": value for name, value in metrics.items()}
+        for name, tracker in list(self._trackers.items()):
+            if not isinstance(tracker, DrawsByCompute):
+                self._give_scalars(name, tracker, copies, hw_flops // FLOPS_PER_STEP)
 
     def give_training(self, profile: ModelProfile) -> None:
         """Hands on what the training came to, to those that keep it."""
@@ -86,6 +106,10 @@ class Outlets:
         for name, tracker in self._trackers.items():
             with self._failures_of(name):
                 tracker.close()
+
+    def _give_scalars(self, name: str, tracker: Tracker, scalars: Mapping[str, int | float], step: int) -> None:
+        if name not in self._failed and not self._give(name, tracker, scalars, None, step):
+            self._failed.add(name)
 
     def _give(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -52,6 +52,7 @@ class Recorder:
         warmup_steps: steps after the counted one that are not timed.
         latency_steps: steps after those that are; in every second one, modules are.
         prefix: stands in front of the names of numbers.
+        by_compute: the user's metrics that are to be drawn by compute.
         show: prints a text; None prints nothing.
         troubles: where failures of single trackers go.
         fallback: a folder for what a tracker that failed did not take.
@@ -71,6 +72,7 @@ class Recorder:
         warmup_steps: int = 5,
         latency_steps: int = 20,
         prefix: str = "",
+        by_compute: Sequence[str] = (),
         show: Callable[[str], None] | None = None,
         troubles: Troubles | None = None,
         fallback: str | os.PathLike[str] | None = None,
@@ -85,7 +87,9 @@ class Recorder:
         self._convention = convention or Convention()
         self._steps = (warmup_steps, latency_steps)
         self._troubles = troubles or Troubles()
-        self._outlets = Outlets(trackers, prefix=prefix, show=show, fallback=fallback, troubles=self._troubles)
+        self._outlets = Outlets(
+            trackers, prefix=prefix, by_compute=by_compute, show=show, fallback=fallback, troubles=self._troubles
+        )
         self._clock = clock
         self._event = event
         self._window: LatencyWindow | None = None
@@ -347,6 +351,18 @@ class Recorder:
     def log_totals(self, step: int) -> None:
         """Logs compute so far, where metrics of validation are logged; every rank has to come here."""
         self._log_numbers("validation", step, with_rates=False)
+
+    @property
+    def takes_copies(self) -> bool:
+        """Whether `log_by_compute` has anything to log, on this rank."""
+        return self._meter is not None and self._outlets.takes_copies
+
+    def log_by_compute(self, metrics: Mapping[str, float]) -> None:
+        """Logs copies of the user's metrics at compute so far, as it was logged last; other ranks are not asked."""
+        hw_flops = self.numbers.get("compute/hw_flops_total")
+        if metrics and hw_flops is not None and self._meter is not None:
+            with self._meter.interrupted():
+                self._outlets.give_by_compute(metrics, int(hw_flops))
 
     def _log_numbers(self, topic: str, step: int, *, with_rates: bool = True, wait: bool = True) -> None:
         """Hands numbers of the meter to the trackers, on the rank that logs; every rank has to come here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,6 +14,7 @@ from flopcallback.reporting import ModelProfile, html_page, markdown_modules, ma
 
 __all__ = [
     "GROUP",
+    "DrawsByCompute",
     "KeepsTraining",
     "LocalTracker",
     "MemoryTracker",
@@ -50,6 +51,14 @@ class KeepsTraining(Protocol):
 
     def log_training(self, profile: ModelProfile) -> None:
         """Writes `profile.training`, of a profile that was logged before; called once, when the training is over."""
+
+
+@runtime_checkable
+class DrawsByCompute(Protocol):
+    """A tracker that can draw the user's own metrics by compute; others are given copies, whose step is compute."""
+
+    def use_compute_axis(self, names: Sequence[str]) -> None:
+        """Makes compute so far the x-axis of metrics of these names; called once, before any number is logged."""
 
 
 class NoTrackerError(TypeError):

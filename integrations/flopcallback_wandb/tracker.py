@@ -9,7 +9,7 @@ from flopcallback.reporting import html_page
 from flopcallback_wandb.target import run_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flopcallback.reporting import ModelProfile
 
@@ -96,6 +96,11 @@ class WandbTracker:
 
         self._summarise({self.prefix + name: value for name, value in profile.training.items()})
         self.run.log_artifact(artifact(profile, html_page(profile), self.run.id, self.prefix))
+
+    def use_compute_axis(self, names: Sequence[str]) -> None:
+        """Makes compute so far the x-axis of the caller's metrics of these names; of no others."""
+        for name in names:
+            self.run.define_metric(_escaped(name), step_metric=f"{self.prefix}compute/hw_flops_total")
 
     def close(self) -> None:
         """Logs the tables and charts of profiles that got no times; the run stays open for its owner."""

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "loop_objects": set(),
     "outlets": {"reporting", "trackers", "troubles"},
     "lightning_loggers": {"options", "trackers", "troubles"},
+    "lightning_metrics": {"recorder", "troubles"},
     "profiling": {"_version", "batches", "counting", "formulas", "measuring", "reporting"},
     "trackers": {"reporting"},
     "runs": {"reporting"},
@@ -61,6 +62,7 @@ MAY_IMPORT = {
     "lightning_watch": {"counting", "lightning_step", "profiling", "recorder"},
     "callback": {
         "lightning_loggers",
+        "lightning_metrics",
         "lightning_step",
         "lightning_watch",
         "meter",
