@@ -339,6 +339,13 @@ def test_a_batch_size_may_be_a_tensor_of_one_number(lightning, run, ours, tmp_pa
         ({"summary": 1}, "summary is 1, expected True or False"),
         ({"strict": None}, "strict is None, expected True or False"),
         ({"batch_size_fn": 5}, "batch_size_fn is 5, expected a function or None"),
+        (
+            {"by_compute": "val/loss"},
+            "by_compute is 'val/loss', expected a list of names of metrics, such as ['val/loss']",
+        ),
+        ({"by_compute": ["val/loss", ""]}, "by_compute is ['val/loss', ''], expected a list of names of metrics"),
+        ({"by_compute": [5]}, "by_compute is [5], expected a list of names of metrics"),
+        ({"by_compute": None}, "by_compute is None, expected a list of names of metrics"),
         ({"prefix": None}, "prefix is None, expected a string"),
         ({"report_dir": 5}, "report_dir is 5, expected a folder or None"),
     ],

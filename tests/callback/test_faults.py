@@ -120,10 +120,13 @@ def loggers(folder):
 OPTIONS = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
 
 
-def make_callback():
+LOGGED = {"classifier": "train/loss_epoch", "gan": "train/loss"}
+
+
+def make_callback(kind="classifier"):
     from flopcallback import FlopCallback
 
-    return FlopCallback(warmup_steps=1, latency_steps=1)
+    return FlopCallback(warmup_steps=1, latency_steps=1, by_compute=[LOGGED[kind]])
 
 
 # Their functions are pure, and what one raises is raised by those that call it: what other rooms call is enough.
@@ -174,12 +177,12 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
         **OPTIONS,
     )
     untouched = train()
-    train([make_callback()])  # imports what it needs
+    train([make_callback(kind)])  # imports what it needs
     wrong = []
-    for code in reached_by(functools.partial(train, [make_callback()])):
+    for code in reached_by(functools.partial(train, [make_callback(kind)])):
         if place(code) != where or code.co_name in LAST_RESORTS.get(where, ()):
             continue
-        callback = make_callback()
+        callback = make_callback(kind)
         with pytest.MonkeyPatch.context() as monkeypatch:
             forget_what_is_cached()
             assert break_function(code, monkeypatch), code
@@ -202,7 +205,7 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
 
 # What a loop calls itself, before and after it trains, and what is a guard or a flag in the place of one.
 OF_THE_LOOP = {"__init__", "close"}
-OF_THE_OPTIONS = {"__post_init__", "_check", "_is_whole", "_is_amount", "convention", "meter"}
+OF_THE_OPTIONS = {"__post_init__", "_check", "_is_whole", "_is_amount", "_is_name", "convention", "meter"}
 GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "guarded", "_give_up", "_let_go"}
 
 
@@ -213,16 +216,18 @@ def plain_loop(folder=None):
     optimizer = torch.optim.Adam(model.parameters())
     hook = contextlib.nullcontext()
     if folder is not None:
-        hook = flopcallback.FlopHook(model, optimizer, to=folder, warmup_steps=1, latency_steps=1)
+        hook = flopcallback.FlopHook(model, optimizer, to=folder, warmup_steps=1, latency_steps=1, by_compute=["loss"])
     with hook:
         for step in range(4):
             model(torch.full((4, 5), float(step)) + torch.randn(4, 5)).square().sum().backward()
             optimizer.step()
+            if folder is not None:
+                hook.log_by_compute({"loss": step})
     left = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
     return left, model, getattr(hook, "profile", None)
 
 
-@pytest.mark.parametrize("where", ["loop_watch.py", "options.py", "recorder.py", "meter.py"])
+@pytest.mark.parametrize("where", ["loop_watch.py", "options.py", "recorder.py", "meter.py", "outlets.py"])
 def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differences, leftovers, where):
     untouched, _, _ = plain_loop()
     plain_loop(tmp_path)  # imports what it needs
@@ -251,7 +256,7 @@ def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differ
 def test_the_training_above_reaches_every_room(lightning, run, classifier, gan):
     codes = [
         *reached_by(lambda: run(lightning, [make_callback()], make=classifier, loggers=loggers, **OPTIONS)),
-        *reached_by(lambda: run(lightning, [make_callback()], make=gan, **OPTIONS)),
+        *reached_by(lambda: run(lightning, [make_callback("gan")], make=gan, **OPTIONS)),
     ]
     rooms = {place(code).partition("/")[0] for code in codes}
     files = {"callback.py", "lightning_step.py", "profiling.py", "recorder.py", "trackers.py", "tracker.py"}

@@ -422,6 +422,7 @@ def test_a_loop_without_a_training_call_is_told_why_there_is_no_count(model, opt
         ({"latency_steps": -1}, ValueError, "FlopHook: latency_steps is -1, expected a whole number, 0 or more"),
         ({"peak_flops": "fast"}, ValueError, "FlopHook: peak_flops is 'fast', expected FLOP/s above 0"),
         ({"peak_flops": 0}, ValueError, "FlopHook: peak_flops is 0, expected FLOP/s above 0"),
+        ({"by_compute": "loss"}, ValueError, "FlopHook: by_compute is 'loss', expected a list of names of metrics"),
         ({"to": object()}, NoTrackerError, "no tracker takes a builtins.object"),
         ({"to": "tensorbored"}, NoTrackerError, "no tracker takes a builtins.str"),
         ({"to": (1, 2)}, NoTrackerError, "no tracker takes a builtins.tuple"),
