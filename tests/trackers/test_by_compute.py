@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import runpy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -234,6 +237,84 @@ def test_validation_alone_draws_nothing(flavour, tmp_path):
         make_model(flavour), verbose=False
     )
     assert "by_compute" not in (tmp_path / "report" / "scalars.jsonl").read_text(encoding="utf-8")
+
+
+RANKS = """
+import json, sys, warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+warnings.filterwarnings("ignore")
+from lightning.pytorch import LightningModule, Trainer
+
+from flopcallback import FlopCallback
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(7, 3)
+        self.seen = 0
+
+    def training_step(self, batch, _):
+        self.seen += 1
+        self.log("step", self.seen + 100.0 * self.global_rank, on_step=True, on_epoch=True, sync_dist=True)
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch, _):
+        self.log("val", (1.0 + self.global_rank) / (self.current_epoch + 1), sync_dist=True)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(20, 7), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+if __name__ == "__main__":
+    reductions, all_reduce = 0, dist.all_reduce
+
+    def counted(*args, **options):
+        global reductions
+        reductions += 1
+        return all_reduce(*args, **options)
+
+    dist.all_reduce = counted
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    options = {"flops_fn": lambda batch: 10**6 + 1, "latency_steps": 0, "summary": False, "strict": True}
+    callback = FlopCallback(by_compute=names, report_dir=folder, **options)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=2, callbacks=[callback], **quiet
+    )
+    trainer.fit(Net())
+    (folder.parent / f"reductions-{folder.name}-{trainer.global_rank}.json").write_text(json.dumps(reductions))
+"""
+
+
+@pytest.mark.lightning
+@pytest.mark.slow
+def test_of_two_ranks_one_draws_by_the_compute_of_both_and_none_waits_for_it(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    for folder, names in (("named", ["val", "step_step", "step_epoch"]), ("bare", [])):
+        command = [sys.executable, script, tmp_path / folder, *names]
+        subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # Of 10 batches each rank has 5 an epoch: after step n they have done 2 * n * (10**6 + 1). Rank 1 logs 100 more.
+    assert points(tmp_path / "named", "val_by_compute") == [(10, (1 + 2) / 2), (20, (1 + 2) / 2 / 2)]
+    assert points(tmp_path / "named", "step_step_by_compute") == [(2 * n, n + 50.0) for n in (2, 4, 5, 6, 8, 10)]
+    assert points(tmp_path / "named", "step_epoch_by_compute") == [(10, 3 + 50.0), (20, 8 + 50.0)]
+    reductions = [
+        json.loads((tmp_path / f"reductions-{folder}-{rank}.json").read_text())
+        for folder in ("named", "bare")
+        for rank in (0, 1)
+    ]
+    assert len(set(reductions)) == 1
+    assert reductions[0] > 0
 
 
 # In a plain loop
