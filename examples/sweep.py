@@ -108,8 +108,12 @@ def options(description: str | None, output: str) -> argparse.Namespace:
     """What the command line says; the output folder is made anew."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=BUDGET, help="hardware FLOPs of each training")
-    parser.add_argument("--output", type=Path, default=Path(output), help="folder; what is in it is replaced")
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), help="a new folder; by default that of the last time"
+    )
     given = parser.parse_args()
+    if given.output != Path(output) and given.output.exists() and any(given.output.iterdir()):
+        parser.error(f"--output {given.output}: there are files in it; give a new folder")
     shutil.rmtree(given.output, ignore_errors=True)
     given.output.mkdir(parents=True)
     torch.set_num_threads(1)  # for models this small faster than two, and the times are steadier

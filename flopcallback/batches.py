@@ -46,14 +46,19 @@ def shapes_of(structure: Any) -> Shapes:
     while waiting:
         part = waiting.pop()
         if isinstance(part, torch.Tensor):
-            shapes.append(tuple(part.shape))
+            shapes.append(_shape(part) if part.is_nested else tuple(part.shape))
         elif type(part) in (tuple, list):
             waiting += part[::-1]
         elif type(part) is dict:
             waiting += [*part.values()][::-1]
         elif not isinstance(part, PLAIN):
-            shapes += [tuple(tensor.shape) for tensor in tensors_in(part)]
+            shapes += map(_shape, tensors_in(part))
     return tuple(shapes)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Of a nested tensor, how many it holds, and the shape of all their values together."""
+    return (tensor.size(0), *tensor.values().shape) if tensor.is_nested else tuple(tensor.shape)
 
 
 def first_dimension(structure: Any) -> int | None:

@@ -163,8 +163,11 @@ class FlopCallback(Callback):
         self._by_compute = MetricsByCompute(by_compute, self._troubles)
         self._watch = StepWatch()
         self._gave_up = False
-        # Where a checkpoint has the state of this one. No property: Lightning asks for it around every hook.
-        self.state_key = self._generate_state_key(prefix=prefix) if prefix else type(self).__qualname__
+        # Where a checkpoint has the state of this one, told from others in the same trainer. No property: Lightning
+        # asks for it around every hook.
+        own, usual = (fma, elementwise, prefix), (1, False, "")
+        key = self._generate_state_key(fma=fma, elementwise=elementwise, prefix=prefix)
+        self.state_key = type(self).__qualname__ if own == usual else key
 
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
@@ -177,6 +180,8 @@ class FlopCallback(Callback):
         """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
         self._let_go()
         self._loaded = {}
+        if not trainer.global_step:  # else the training that is over goes on
+            self._spent = {}
         self._gave_up = False
         if stage == "fit":
             self._files.clear()  # An evaluation adds to the files of the training before it, a training begins anew.
@@ -250,7 +255,8 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leaves the time of validation out of throughput."""
+        """Leaves the time of validation out of throughput; a step that was left by then is not watched any more."""
+        self._watch.close()
         if self._meter is not None:
             self._meter.pause()
 
@@ -365,6 +371,9 @@ class FlopCallback(Callback):
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Leaves the rest of this run alone."""
+        if self._recorder is not None:
+            self._recorder.stop_metering()
+        self._spent = {}  # what was booked is too little by now
         if self._recorder is not None:
             self._recorder.stop_metering()
         self._let_go()

@@ -162,7 +162,7 @@ class FlopHook:
     def profile(self) -> ModelProfile | None:
         """The profile of the first training call, with times once they are in; None before. Asking ends that call."""
         with self._watch.guarded():
-            self._watch.end_call()
+            self._watch.end_counted_call()
         return self._recorder.profiles.get(PHASE)
 
     def metrics(self) -> dict[str, int | float]:
@@ -212,7 +212,8 @@ class FlopHook:
         warns of those that did not come. What it gets is to be saved; others get no compute.
         """
         with self._troubles.reported("a checkpoint has no compute so far"):
-            return {"compute": self._meter.state()}
+            self._meter.pause()  # what follows is not training
+            return {"compute": self._meter.state()} if self._recorder.is_metering else {}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ __all__ = ["MOST_CALLS", "PHASE", "LoopWatch"]
 
 PHASE = "train"
 SEVERAL = 2
+MOST_PARTS = 64
 LOG_EVERY = 50
 MOST_CALLS = 100  # of modules in the call that is counted: each takes memory, and an optimizer may be idle for long
 
@@ -266,6 +267,11 @@ class LoopWatch:
                 if each is not None and each.grad_fn is not None:
                     each.grad_fn.register_prehook(began)
 
+    def end_counted_call(self) -> None:
+        """Somebody asks for the profile: the call that is counted ends, if one is."""
+        if not self._is_counted:
+            self.end_call()
+
     def end_call(self) -> None:
         """What was counted or timed since the last backward, or the last step, is complete."""
         has_called, self._has_called = self._has_called, False
@@ -332,11 +338,16 @@ class LoopWatch:
                 self._names,
                 self._called,
                 self._failed,
-                only=self._called_sites,
+                only={*self._called_sites, *self._likely_sites()},
                 passes=self._passes,
                 raised=self._call_raised,
             )
             self._on_model.enter_context(wrappers)
+
+    def _likely_sites(self) -> set[str]:
+        """The model and its parts, which a loop may come to call later: the head alone, or a GAN's other network."""
+        parts = [name for name, _ in self._model.named_children()]
+        return {"", *parts[:MOST_PARTS]}
 
     def _let_go(self) -> None:
         """Leaves the model alone; nothing more is booked.

@@ -283,6 +283,11 @@ class ComputeMeter:
         return numbers
 
     @property
+    def has_budget(self) -> bool:
+        """Whether training is to stop at some compute."""
+        return self._budget is not None
+
+    @property
     def is_in_use(self) -> bool:
         """Whether steps ended since training began in this process."""
         return self._steps > 0
@@ -390,7 +395,7 @@ class ComputeMeter:
 
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):
-            torch.get_device_module(self._device).synchronize(self._device)
+            torch.accelerator.synchronize(self._device)
 
 
 def _merged(heard: Heard) -> ComputeLedger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -26,7 +27,7 @@ from flopcallback.profiling import Conditions, Convention, profile_of, step_coun
 from flopcallback.ranks import END
 from flopcallback.reporting import LatencySummary, ModelProfile
 from flopcallback.trackers import Tracker
-from flopcallback.troubles import Troubles
+from flopcallback.troubles import FlopCallbackWarning, Troubles
 
 __all__ = ["Recorder"]
 
@@ -216,6 +217,11 @@ class Recorder:
         self._outlets = Outlets({}, troubles=self._troubles)
 
     @property
+    def is_metering(self) -> bool:
+        """Whether steps are booked."""
+        return self._meter is not None
+
+    @property
     def is_timing(self) -> bool:
         """Whether steps are still to be timed."""
         return self._window is not None
@@ -345,6 +351,9 @@ class Recorder:
         """What was done cannot be booked any more: no number is logged that would be too low."""
         meter, self._meter = self._meter, None
         if meter is not None:
+            if meter.has_budget:
+                text = "max_hw_flops is not kept any more: steps are not booked. The training ends by its own limits."
+                warnings.warn(text, FlopCallbackWarning, stacklevel=2)
             with self._troubles.reported("other ranks do not know"):
                 meter.leave()
 
@@ -371,11 +380,11 @@ class Recorder:
             topic: what they are asked for; the same on all ranks.
             step: where they belong.
             with_rates: with throughput since the last time.
-            wait: for ranks that are behind.
+            wait: for ranks that are behind, and for the device, without which there is no throughput.
         """
         if self._meter is not None:
-            with self._meter.interrupted():
-                ask = self._meter.numbers if with_rates else self._meter.totals
+            with self._meter.interrupted() if wait else nullcontext():
+                ask = self._meter.numbers if with_rates and wait else self._meter.totals
                 numbers = ask(topic, wait=wait)
                 if self._meter.is_in_use and any(self._numbers.get(name) != value for name, value in numbers.items()):
                     self._numbers.update(numbers)

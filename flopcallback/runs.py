@@ -59,8 +59,8 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
             found += entry.load()(place)
         except ModuleNotFoundError as error:  # what its runs are read with
             missing.append(str(error))
-    taken = [Path(run.place) for run in found]
-    found += [run for run in _folders(place) if not any(Path(run.place).is_relative_to(other) for other in taken)]
+    taken = {Path(run.place) for run in found}
+    found += [run for run in _folders(place) if not _belongs_to(Path(run.place), taken)]
     if found:
         return found
     if missing:
@@ -71,6 +71,12 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
         f"{place}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
         "folder offline-run-…, or a run in an MLflow store (mlflow.db, sqlite:///mlflow.db, http://…)."
     )
+
+
+def _belongs_to(folder: Path, taken: set[Path]) -> bool:
+    """Whether one of those runs has this folder's files: beside its own, in a report, or in a W&B run's folder."""
+    at_or_above = {folder, folder.parent} if folder.name == REPORT else {folder}
+    return bool(at_or_above & taken) or any("run-" in each.name and each in taken for each in folder.parents)
 
 
 def folder_name(folder: Path, root: Path) -> str:
@@ -103,7 +109,15 @@ def _folders(place: str) -> Sequence[FoundRun]:
 
 
 def _found(folder: Path, root: Path) -> FoundRun:
-    return FoundRun(str(folder), lambda: _of_folder(folder, folder_name(folder, root)))
+    def read() -> RunRecord:
+        try:
+            return _of_folder(folder, folder_name(folder, root))
+        except RunsError:
+            raise
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise RunsError(f"{folder}: its files cannot be read: {error}") from error
+
+    return FoundRun(str(folder), read)
 
 
 def _of_profile(path: Path) -> RunRecord:

@@ -114,7 +114,8 @@ def outermost_calls(
                 try:
                     return method(*args, **kwargs)
                 except BaseException:
-                    raised()
+                    if not _is_no_step():  # as checkpointing ends a recomputation
+                        raised()
                     raise
                 finally:
                     busy = False

@@ -202,12 +202,13 @@ class ComputeLedger:
 
     def state(self) -> dict[str, Any]:
         """All of it as plain JSON, for `load` and `merged`."""
+        basis = self._unseen if self._costs else self._counted  # what estimates rest on
         return {
             "steps": self.steps,
             "booked": self._booked,
             "guessed": self._guessed,
             "costs": [[_listed(key), list(astuple(cost)), self._outside[key]] for key, cost in self._costs.items()],
-            "counted": [[_listed(key), *counted] for key, counted in self._counted.items() if key in self._unseen],
+            "counted": [[_listed(key), *counted] for key, counted in self._counted.items() if key in basis],
             "unseen": [
                 [_listed(key), unseen.count, self.steps - unseen.last, unseen.gap]
                 for key, unseen in self._unseen.items()
