@@ -10,9 +10,9 @@ from flopcallback.counting.analysis import (
     FlopCountAnalysis,
     OperatorAnalysis,
 )
-from flopcallback.counting.op_call import OpCall, Value
 from flopcallback.counting.verification import Difference
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import OpCall, Value
 from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table

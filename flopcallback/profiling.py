@@ -20,13 +20,14 @@ from flopcallback.counting.analysis import (
     OperatorAnalysis,
 )
 from flopcallback.counting.attempt import Observed
-from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE, Run
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.tally import display_name
 from flopcallback.counting.verification import hardware_measure
-from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Formula, lookup
+from flopcallback.formulas.cost import Formula
+from flopcallback.formulas.op_call import OpCall
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
 from flopcallback.measuring.hardware import Peak
 from flopcallback.reporting.profile import ModelProfile
 from flopcallback.reporting.rows import ModuleRow, OperatorRow, StepFlops

@@ -13,9 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.op_call import OpCall, Scope, Value
 from flopcallback.counting.record import Region
 from flopcallback.counting.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
+from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
 
 __all__ = ["DispatchRecorder", "value_of"]

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from flopcallback.counting.dispatch import DispatchRecorder, value_of
 from flopcallback.counting.isolation import written_to
-from flopcallback.counting.op_call import OpCall, Scope
 from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
 from flopcallback.counting.regions import (
     FLEX_ATTENTION,
@@ -32,6 +31,7 @@ from flopcallback.counting.regions import (
 from flopcallback.counting.repeats import Repeats
 from flopcallback.counting.scopes import ModuleScopes
 from flopcallback.counting.threads import Threads
+from flopcallback.formulas.op_call import OpCall, Scope
 
 __all__ = ["is_tracing", "trace"]
 

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.isolation import copies_of_lazy_buffers
-from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.real_data import needs_real_data
 from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, Run, device_mismatch, run_isolated
 from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
-from flopcallback.formulas.registry import Formula, Free, check_operator_name
+from flopcallback.formulas.cost import Formula
+from flopcallback.formulas.op_call import OpCall
+from flopcallback.formulas.registry import Free, check_operator_name
 
 __all__ = ["OperatorAnalysis"]
 

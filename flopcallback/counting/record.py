@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flopcallback.counting.op_call import ROOT, OpCall, Scope, Value
+from flopcallback.formulas.op_call import ROOT, OpCall, Scope, Value
 
 __all__ = ["GraphRecord", "Operation", "Record", "Region", "read_value"]
 

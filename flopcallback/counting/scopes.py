@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.counting.op_call import ROOT, Scope
 from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.formulas.op_call import ROOT, Scope
 
 __all__ = ["ModuleNames", "ModuleScopes", "find_modules", "storage_of"]
 

@@ -9,11 +9,11 @@ from numbers import Number
 from typing import Any
 
 from flopcallback.counting.jit_values import jit_values
-from flopcallback.counting.op_call import OpCall, Scope, Value
 from flopcallback.counting.record import Operation
 from flopcallback.counting.regions import META_CONVOLUTION
 from flopcallback.counting.run import Run
 from flopcallback.counting.scopes import ModuleNames
+from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Free, lookup
 
 __all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.op_call import OpCall
 from flopcallback.counting.record import Region
 from flopcallback.counting.regions import RunRegion, replaced
 from flopcallback.counting.scopes import ModuleScopes
+from flopcallback.formulas.op_call import OpCall
 
 __all__ = ["Threads"]
 

@@ -13,12 +13,12 @@ import torch
 
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.op_call import ROOT, OpCall, Scope
 from flopcallback.counting.record import Record, Region
 from flopcallback.counting.regions import intercept_named, replaced
 from flopcallback.counting.run import DISPATCH, Run
 from flopcallback.counting.scopes import ModuleNames, ModuleScopes
 from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.formulas.op_call import ROOT, OpCall, Scope
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
 

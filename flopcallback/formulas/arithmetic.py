@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import Value
+    from flopcallback.formulas.op_call import Value
 
 __all__ = [
     "elements",

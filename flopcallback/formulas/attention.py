@@ -31,7 +31,7 @@ from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.normalization import MEAN_AND_VARIANCE, NORMALIZE, SCALE
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall
 
 __all__ = [
     "Attention",

@@ -14,7 +14,7 @@ from flopcallback.formulas.arithmetic import elements, is_complex, multiply_adds
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = [
     "backward",

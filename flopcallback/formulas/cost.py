@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["HARDWARE_FAMILIES", "Cost", "Family"]
+from flopcallback.formulas.op_call import OpCall
+
+__all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula"]
 
 
 class Family(str, Enum):
@@ -48,3 +51,7 @@ class Cost:
 
     def __add__(self, more: Cost) -> Cost:
         return Cost(self.fma + more.fma, self.other + more.other, self.elementwise + more.elementwise)
+
+
+Formula = Callable[[OpCall], Cost]
+"""What an operator call costs: a pure function of shapes, dtypes and constants."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flopcallback.counting.op_call import Value
 from flopcallback.formulas.arithmetic import elements, items_of, multiplications, multiply_adds, shape_of
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import Value
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall
 
 __all__ = ["Operand", "contract", "einsum"]
 

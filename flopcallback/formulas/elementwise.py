@@ -29,13 +29,12 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from flopcallback.formulas.arithmetic import elements, is_complex, is_floating, numel_of, shape_of
-from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.embedding import embedding_bag, embedding_bag_backward, per_sample_weights_backward
 from flopcallback.formulas.resampling import pool, pool_backward
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall, Value
-    from flopcallback.formulas.registry import Formula
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = ["ELEMENTWISE", "per_input", "per_output"]
 

@@ -11,7 +11,7 @@ from flopcallback.formulas.arithmetic import elements, shape_of
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall
 
 __all__ = ["embedding_bag", "embedding_bag_backward", "per_sample_weights_backward"]
 

@@ -20,7 +20,7 @@ from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.einsum import Operand, contract
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = [
     "added_outer",

@@ -19,7 +19,7 @@ from flopcallback.formulas.arithmetic import numel_of
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall
 
 __all__ = [
     "BACKWARD",

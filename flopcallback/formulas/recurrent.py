@@ -25,7 +25,7 @@ from flopcallback.formulas.cost import Cost
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = [
     "GRU_GATES",

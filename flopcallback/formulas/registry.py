@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flopcallback.counting.op_call import OpCall
 from flopcallback.formulas import (
     attention,
     convolution,
@@ -17,10 +16,10 @@ from flopcallback.formulas import (
     resampling,
     spectral,
 )
-from flopcallback.formulas.cost import HARDWARE_FAMILIES, Cost, Family
+from flopcallback.formulas.cost import HARDWARE_FAMILIES, Family, Formula
 from flopcallback.formulas.elementwise import ELEMENTWISE, per_input
 from flopcallback.formulas.free import FREE_OPERATORS
-from flopcallback.formulas.pytorch import pytorch_formula
+from flopcallback.formulas.torch_flop_registry import pytorch_formula
 
 __all__ = [
     "HARDWARE_FAMILIES",
@@ -32,8 +31,6 @@ __all__ = [
     "register_formula",
     "unregister_formula",
 ]
-
-Formula = Callable[[OpCall], Cost]
 
 
 @dataclass(frozen=True, slots=True)

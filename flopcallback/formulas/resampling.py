@@ -26,7 +26,7 @@ from flopcallback.formulas.cost import Cost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flopcallback.counting.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall
 
 __all__ = [
     "adaptive_average_pool",

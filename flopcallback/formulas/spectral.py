@@ -20,7 +20,7 @@ from flopcallback.formulas.cost import Cost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = [
     "complex_to_complex",

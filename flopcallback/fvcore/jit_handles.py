@@ -12,9 +12,9 @@ from math import prod
 from typing import Any
 
 from flopcallback.counting.jit_values import RecordedValue
-from flopcallback.counting.op_call import OpCall, Value
 from flopcallback.counting.record import read_value
 from flopcallback.counting.tally import Handle
+from flopcallback.formulas.op_call import OpCall, Value
 from flopcallback.formulas.registry import Counted, lookup
 
 __all__ = [

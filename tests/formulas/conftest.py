@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flopcallback.counting.op_call import OpCall, Value
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import OpCall, Value
 from flopcallback.formulas.registry import Counted, Free, lookup
 
 Function = Callable[..., Any]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flopcallback.counting.op_call import Value
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import Value
 from flopcallback.formulas.registry import Counted, Family, lookup
 
 ones = torch.ones

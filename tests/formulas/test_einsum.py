@@ -8,8 +8,8 @@ import torch.backends.opt_einsum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flopcallback.counting.op_call import Value
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import Value
 from flopcallback.formulas.registry import lookup
 
 ones = torch.ones

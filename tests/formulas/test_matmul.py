@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flopcallback import FlopCountAnalysis
-from flopcallback.counting.op_call import Value
 from flopcallback.counting.verification import Difference
 from flopcallback.formulas.cost import Cost
+from flopcallback.formulas.op_call import Value
 from flopcallback.formulas.registry import Family, lookup
 
 ones = torch.ones

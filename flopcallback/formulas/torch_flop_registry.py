@@ -11,7 +11,7 @@ import torch
 from flopcallback.formulas.cost import Cost
 
 if TYPE_CHECKING:
-    from flopcallback.counting.op_call import OpCall, Value
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = ["pytorch_formula"]
 
