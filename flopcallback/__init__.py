@@ -16,12 +16,12 @@ from flopcallback.formulas.op_call import OpCall, Value
 from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
-from flopcallback.hook import FlopHook
+from flopcallback.loop.hook import FlopHook
 from flopcallback.measure import measure_latency
 from flopcallback.troubles import FlopCallbackWarning
 
 if typing.TYPE_CHECKING:
-    from flopcallback.callback import FlopCallback as FlopCallback
+    from flopcallback.lightning.callback import FlopCallback as FlopCallback
 
 __all__ = [
     "ActivationCountAnalysis",
@@ -46,7 +46,7 @@ __all__ = [
 
 # Imported when it is asked for: the callback imports Lightning, under the name that is in use. It is not in `__all__`,
 # so that `from flopcallback import *` works without.
-_ON_DEMAND = {"FlopCallback": "flopcallback.callback"}
+_ON_DEMAND = {"FlopCallback": "flopcallback.lightning.callback"}
 
 
 def __getattr__(name: str) -> typing.Any:

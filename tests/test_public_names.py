@@ -34,7 +34,7 @@ def test_tab_completion_offers_the_callback_beside_the_public_names():
 
 
 def test_tab_completion_imports_no_lightning():
-    code = "import sys, flopcallback; dir(flopcallback); print('flopcallback.callback' in sys.modules)"
+    code = "import sys, flopcallback; dir(flopcallback); print('flopcallback.lightning.callback' in sys.modules)"
     ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 

@@ -91,7 +91,7 @@ def tracker(monkeypatch):
     from flopcallback.trackers import MemoryTracker
 
     tracker = MemoryTracker()
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: tracker)
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: tracker)
     return tracker
 
 
@@ -146,7 +146,7 @@ def test_a_first_step_that_fails_in_its_backward_is_reported(lightning, run, cla
 def test_what_fails_while_it_is_shown_does_not_hide_the_error(
     lightning, run, classifier, leftovers, tracker, monkeypatch, strict, filter_, broken
 ):
-    import flopcallback.callback as place
+    import flopcallback.lightning.callback as place
     from flopcallback import FlopCallback, FlopCallbackWarning, outlets
 
     def fails(*args, **kwargs):

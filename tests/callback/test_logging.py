@@ -73,7 +73,7 @@ def test_tensorboard_shows_scalars_texts_figures_and_a_file(flavour, run, make_c
 
 def test_numbers_are_logged_once_at_the_step_that_they_belong_to(lightning, run, make_callback, monkeypatch):
     tracker = MemoryTracker()
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: tracker)
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: tracker)
     callback = make_callback(summary=False)
     training = run(lightning, [callback], accumulate_grad_batches=2)
     (first, counted), (last, timed) = rows_of_profiles(tracker)
@@ -92,7 +92,7 @@ def test_numbers_are_logged_once_at_the_step_that_they_belong_to(lightning, run,
 def test_a_prefix_stands_in_front_of_all_names(lightning, run, make_callback, monkeypatch):
     tracker, prefixes = MemoryTracker(), []
     monkeypatch.setattr(
-        "flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: prefixes.append(prefix) or tracker
+        "flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: prefixes.append(prefix) or tracker
     )
     run(lightning, [make_callback(prefix="student/")])
     assert prefixes == ["student/"]
@@ -107,7 +107,7 @@ def test_each_logger_gets_it_and_one_that_fails_is_named(lightning, run, make_ca
             raise OSError("no space left")
 
     trackers = iter([Broken(), good])
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: next(trackers))
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: next(trackers))
     training = run(
         lightning, [make_callback(strict=False)], loggers=lambda folder: [lightning.loggers.CSVLogger(folder)]
     )
@@ -140,7 +140,7 @@ def test_without_a_tracker_the_table_is_printed_once_and_files_are_written(
 
 
 def test_a_report_folder_can_be_asked_for_beside_a_tracker(lightning, run, make_callback, monkeypatch, tmp_path):
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: MemoryTracker())
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: MemoryTracker())
     run(lightning, [make_callback(report_dir=tmp_path / "report")])
     assert (tmp_path / "report" / "flopcallback.json").exists()
 
@@ -161,7 +161,7 @@ def test_files_hold_one_training_and_the_evaluations_after_it(lightning, run, ma
 
 
 def test_with_a_tracker_one_line_is_printed(lightning, run, make_callback, monkeypatch, capsys):
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: MemoryTracker())
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: MemoryTracker())
     callback = make_callback()
     run(lightning, [callback])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flopcallback: ")]
@@ -185,7 +185,7 @@ def test_a_progress_bar_is_not_torn(lightning, run, make_callback, capsys):
 def test_other_ranks_count_and_log_nothing(lightning, run, make_callback, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(lightning.Trainer, "is_global_zero", property(lambda self: False))
     monkeypatch.setattr(
-        "flopcallback.lightning_loggers.tracker_for", lambda logger, prefix: pytest.fail("asked for a tracker")
+        "flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: pytest.fail("asked for a tracker")
     )
     callback = make_callback()
     run(lightning, [callback])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flopcallback import FlopCountAnalysis, FlopHook, measure_latency
-from flopcallback.loop_watch import MOST_CALLS
+from flopcallback.loop.watch import MOST_CALLS
 from flopcallback.measuring import hardware
 
 BATCH, WIDE, INNER, OUT, STEPS = 3, 5, 7, 2, 9

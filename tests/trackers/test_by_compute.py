@@ -221,7 +221,7 @@ def test_a_tracker_that_fails_gets_no_more_copies_and_the_others_do(fit, tmp_pat
 
     broken = Failing()
     logger = logger_of(flavour, "CSVLogger", save_dir=tmp_path)
-    monkeypatch.setattr("flopcallback.lightning_loggers.tracker_for", lambda *_, **__: broken)
+    monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda *_, **__: broken)
     with pytest.warns(FlopCallbackWarning, match="no route to the tracker"):
         fit(logger, "val/loss", strict=False, report_dir=tmp_path / "report")
     assert points(tmp_path / "report", "val/loss_by_compute") == VALIDATION

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flopcallback.lightning_loggers import report_folder, trackers_of
-from flopcallback.lightning_metrics import MetricsByCompute
-from flopcallback.lightning_step import METHODS, TRAINING, samples_in
-from flopcallback.lightning_watch import StepWatch
+from flopcallback.lightning.loggers import report_folder, trackers_of
+from flopcallback.lightning.metrics import MetricsByCompute
+from flopcallback.lightning.step import METHODS, TRAINING, samples_in
+from flopcallback.lightning.watch import StepWatch
 from flopcallback.meter import ComputeMeter
 from flopcallback.options import Options
 from flopcallback.recorder import Recorder

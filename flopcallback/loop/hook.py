@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from flopcallback.batches import first_dimension
-from flopcallback.loop_objects import optimizers_of, unwrapped
-from flopcallback.loop_watch import PHASE, LoopWatch
+from flopcallback.loop.objects import optimizers_of, unwrapped
+from flopcallback.loop.watch import PHASE, LoopWatch
 from flopcallback.options import Options
 from flopcallback.ranks import rank_of
 from flopcallback.recorder import Recorder

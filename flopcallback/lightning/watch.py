@@ -10,7 +10,7 @@ from typing import Any
 from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.counting.whole_step import StepObserver
-from flopcallback.lightning_step import METHODS, TRAINING, way_to_observe, with_each_call
+from flopcallback.lightning.step import METHODS, TRAINING, way_to_observe, with_each_call
 from flopcallback.profiling import Conditions
 from flopcallback.recorder import Recorder
 

@@ -1,0 +1,1 @@
+"""The door for Lightning: its events, handed to the training."""

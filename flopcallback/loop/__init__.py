@@ -1,0 +1,1 @@
+"""The door for plain loops: calls and optimizer steps, handed to the training."""
