@@ -114,7 +114,7 @@ class Options:
         """The conditions that a call of `model` finds now; what of them cannot be told is reported and left out.
 
         Args:
-            phase: one of `flopcallback.reporting.profile.PHASES`.
+            phase: one of `flopcallback.profile.model_profile.PHASES`.
             model: what is called.
             batch: what `batch_size_fn` is asked about.
             troubles: where to report.

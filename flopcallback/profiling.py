@@ -29,8 +29,8 @@ from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
 from flopcallback.measuring.hardware import Peak
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.rows import ModuleRow, OperatorRow, StepFlops
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
 
 __all__ = ["Conditions", "Convention", "conditions_of", "profile_of", "step_counts", "with_step"]
 
@@ -52,7 +52,7 @@ class Conditions:
     """Under which a call was counted.
 
     Attributes:
-        phase: one of `flopcallback.reporting.profile.PHASES`.
+        phase: one of `flopcallback.profile.model_profile.PHASES`.
         device: where it ran.
         dtype: what its matrix products and convolutions computed in: autocast's dtype, or the parameters'.
         input_shapes: of every tensor given to it.
@@ -81,7 +81,7 @@ def conditions_of(
     """The conditions that a call of `model` finds now.
 
     Args:
-        phase: one of `flopcallback.reporting.profile.PHASES`.
+        phase: one of `flopcallback.profile.model_profile.PHASES`.
         model: what is called.
         inputs: what it is given, of any structure.
         batch_size: samples; by default what all tensors in `inputs` agree on as their first dimension.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from flopcallback.reporting.profile import ModelProfile
+from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.reporting.run_record import RunRecord, Series
 
 __all__ = ["GROUP", "FoundRun", "RunRecord", "RunsError", "Series", "find_runs", "folder_name", "series_of"]

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from flopcallback.on_demand import profile_call
+from flopcallback.profile.diff import diff_profiles, parse_share
 from flopcallback.reporting import ModelProfile, plain_table
-from flopcallback.reporting.diff import diff_profiles, parse_share
-from flopcallback.reporting.diff_table import diff_text, signed_percent
+from flopcallback.reporting.text.diff_table import diff_text, signed_percent
 
 __all__ = ["UPDATE_VARIABLE", "assert_flops"]
 

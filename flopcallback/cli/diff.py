@@ -12,9 +12,9 @@ import typer
 
 from flopcallback.cli.failures import FAILED, UsageError, reported
 from flopcallback.cli.screen import screen
+from flopcallback.profile.diff import ProfileDiff, diff_profiles, parse_share
 from flopcallback.reporting import ModelProfile, milliseconds
-from flopcallback.reporting.diff import ProfileDiff, diff_profiles, parse_share
-from flopcallback.reporting.diff_table import diff_record, markdown_diff, rich_diff, signed_percent
+from flopcallback.reporting.text.diff_table import diff_record, markdown_diff, rich_diff, signed_percent
 
 __all__ = ["diff"]
 

@@ -1,16 +1,17 @@
 """From counts and times to what people read: the profile, and the tables and figures that are functions of it."""
 
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
+from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.reporting.caption import footer, headline
-from flopcallback.reporting.charts import latency_chart, module_chart, pixels
+from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
-from flopcallback.reporting.markdown import escaped, markdown_modules, markdown_operators, markdown_top
-from flopcallback.reporting.page import html_page
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
-from flopcallback.reporting.table import plain_table, rich_table, rich_text
+from flopcallback.reporting.page.page import html_page
+from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
+from flopcallback.reporting.text.table import plain_table, rich_table, rich_text
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
-from flopcallback.reporting.verdict import EngineDifference, Verdict, verdict_line
+from flopcallback.reporting.verdict import verdict_line
 
 __all__ = [
     "EngineDifference",

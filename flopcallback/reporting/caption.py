@@ -6,16 +6,16 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from flopcallback.profile.rows import share
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
-from flopcallback.reporting.rows import share
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import StepFlops
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import StepFlops
 
 __all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flopcallback.reporting.rows import share
+from flopcallback.profile.rows import share
 from flopcallback.reporting.tree import timed_leaves
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import ModuleRow
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import ModuleRow
     from flopcallback.reporting.tree import Node
 
 __all__ = ["measured_leaves", "rank_correlation", "slow_for_their_flops"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flopcallback.reporting.profile import PHASES
+from flopcallback.profile.model_profile import PHASES
 
 __all__ = ["COMPUTE", "RunRecord", "Series", "is_own_name"]
 

@@ -11,13 +11,13 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from flopcallback.reporting.rows import share
+from flopcallback.profile.rows import share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import ModuleRow
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["Line", "Node", "crowd", "end_of", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
 

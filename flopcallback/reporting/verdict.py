@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["EngineDifference", "Verdict", "verdict_line", "verdict_lines"]
+__all__ = ["verdict_line", "verdict_lines"]
 
 LISTED = 10
 """How many differences a table lists; the page and JSON have them all."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineDifference:
-    """Hardware FLOPs of a family of operators in a module, `""` for the model, as each of the engines saw them."""
-
-    module: str
-    family: str
-    trace: int
-    dispatch: int
-
-    def __str__(self) -> str:
-        return f"{self.module or '(model)'}, {self.family}: {self.trace:,} traced, {self.dispatch:,} dispatched"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of counting a call with both engines: without differences and without a reason, they agree.
-
-    Attributes:
-        differences: in hardware FLOPs, outermost modules first.
-        reason: why only one of the engines could count the call; empty where both did.
-    """
-
-    differences: tuple[EngineDifference, ...] = ()
-    reason: str = ""
-
-    @classmethod
-    def of_content(cls, content: Mapping[str, Any]) -> Verdict:
-        """The verdict that JSON has as `content`."""
-        return cls(tuple(EngineDifference(**each) for each in content["differences"]), content["reason"])
 
 
 def verdict_line(profile: ModelProfile) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.rows import LatencySummary, ModuleRow, OperatorRow
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

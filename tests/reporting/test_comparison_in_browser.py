@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flopcallback.reporting.comparison import compare_runs
-from flopcallback.reporting.comparison_page import comparison_page
+from flopcallback.reporting.page.comparison_page import comparison_page
 from flopcallback.reporting.run_record import COMPUTE, RunRecord
 
 pytestmark = pytest.mark.browser

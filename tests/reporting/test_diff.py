@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import pytest
 
-from flopcallback.reporting.diff import diff_profiles, parse_share
-from flopcallback.reporting.diff_table import diff_record, diff_text, markdown_diff, signed_percent
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.rows import OperatorRow, StepFlops
+from flopcallback.profile.diff import diff_profiles, parse_share
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import OperatorRow, StepFlops
+from flopcallback.reporting.text.diff_table import diff_record, diff_text, markdown_diff, signed_percent
 
 
 def with_config(profile, **values):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from flopcallback.reporting import LatencySummary, ModelProfile, OperatorRow, html_page
-from flopcallback.reporting.scatter import MOST_POINTS, scatter
+from flopcallback.reporting.figures.scatter import MOST_POINTS, scatter
 
 NASTY = [
     "</script><script>alert(1)</script>",

@@ -6,11 +6,11 @@ import dataclasses
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.diff import Change, Figures, ProfileDiff
+from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.diff import Change, Figures, ProfileDiff
-from flopcallback.reporting.markdown import escaped, markdown_table
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.table import one_line
+from flopcallback.reporting.text.markdown import escaped, markdown_table
+from flopcallback.reporting.text.table import one_line
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:

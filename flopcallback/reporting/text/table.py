@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
+from flopcallback.profile.rows import ABOVE_PEAK, share
 from flopcallback.reporting.caption import at_least, footer, headline
-from flopcallback.reporting.rows import ABOVE_PEAK, share
 from flopcallback.reporting.tree import lines
 from flopcallback.reporting.units import bar, display_width, milliseconds, percent, si
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.reporting.tree import Line, Node
 
 __all__ = ["legend", "node_cells", "node_name", "one_line", "plain_table", "rich_table", "rich_text"]

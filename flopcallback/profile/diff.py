@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.rows import ModuleRow
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["Change", "Figures", "ProfileDiff", "diff_profiles", "parse_share"]
 

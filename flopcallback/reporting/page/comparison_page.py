@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting.charts import PALETTE
 from flopcallback.reporting.comparison import COLUMNS, Comparison, RunRow
-from flopcallback.reporting.comparison_plot import curves, flops_against_latency, metric_and_compute
-from flopcallback.reporting.comparison_table import footnotes, heading, shown
+from flopcallback.reporting.figures.charts import PALETTE
+from flopcallback.reporting.figures.comparison_plot import curves, flops_against_latency, metric_and_compute
+from flopcallback.reporting.page.environment import template
+from flopcallback.reporting.text.comparison_table import footnotes, heading, shown
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    pass
 
 __all__ = ["comparison_page"]
 
@@ -38,7 +38,7 @@ def comparison_page(comparison: Comparison) -> str:
     The table of runs, which sorts; the metric against compute with its Pareto front; the metric's way there; FLOPs
     against latency. A figure says which runs are not in it, for what they did not log. All names are escaped.
     """
-    return _template().render(
+    return template("comparison.html.jinja").render(
         comparison=comparison,
         palette=PALETTE,
         columns=[(heading(comparison, column), column in WIDE) for column in _columns(comparison)],
@@ -51,20 +51,6 @@ def comparison_page(comparison: Comparison) -> str:
         meanings=MEANINGS,
         is_numbered=len(comparison.rows) <= MOST_NUMBERED,
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("flopcallback.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("comparison.html.jinja")
 
 
 def _columns(comparison: Comparison) -> list[str]:

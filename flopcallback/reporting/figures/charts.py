@@ -11,9 +11,9 @@ from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.rows import share
 from flopcallback.reporting.caption import at_least, headline
 from flopcallback.reporting.flops_and_time import measured_leaves
-from flopcallback.reporting.rows import share
 from flopcallback.reporting.tree import OWN, end_of, widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import ModuleRow
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import ModuleRow
     from flopcallback.reporting.tree import Node
 
 __all__ = ["latency_chart", "module_chart", "pixels"]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.rows import ABOVE_PEAK
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.rows import ABOVE_PEAK
 from flopcallback.reporting.tree import leaf_name
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import ModuleRow
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["table_data"]
 

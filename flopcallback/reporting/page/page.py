@@ -6,23 +6,21 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.reporting.caption import at_least, footer, headline, in_words, step_parts, timing_includes
-from flopcallback.reporting.charts import PALETTE
+from flopcallback.reporting.figures.charts import PALETTE
+from flopcallback.reporting.figures.scatter import scatter
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
-from flopcallback.reporting.page_table import table_data
-from flopcallback.reporting.rows import achieved_flops_per_s, share
-from flopcallback.reporting.scatter import scatter
+from flopcallback.reporting.page.environment import template
+from flopcallback.reporting.page.page_table import table_data
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import NOTHING, milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_line
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from flopcallback.reporting.profile import ModelProfile
+    from flopcallback.profile.model_profile import ModelProfile
 
 __all__ = ["html_page"]
 
@@ -37,7 +35,7 @@ def html_page(profile: ModelProfile) -> str:
     operators, what is unknown, and under which conditions it was counted. A profile without times goes without what
     needs them. All names are escaped, and exact integers of any size stand in it as text.
     """
-    return _template().render(
+    return template("page.html.jinja").render(
         profile=profile,
         subtitle=headline(profile).removeprefix(f"{profile.name}, "),
         engines=_engines(profile),
@@ -57,22 +55,6 @@ def html_page(profile: ModelProfile) -> str:
         notes=footer(profile),
         conditions=_conditions(profile),
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("flopcallback.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` also escapes what would end a script element.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template("page.html.jinja")
 
 
 def _engines(profile: ModelProfile) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ from flopcallback.reporting.flops_and_time import measured_leaves
 from flopcallback.reporting.units import si
 
 if TYPE_CHECKING:
-    from flopcallback.reporting.profile import ModelProfile
-    from flopcallback.reporting.rows import ModuleRow
+    from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["Line", "Point", "Scatter", "scatter"]
 

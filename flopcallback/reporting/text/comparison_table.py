@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flopcallback.reporting.caption import at_least
 from flopcallback.reporting.comparison import COLUMNS, Comparison, RunRow
-from flopcallback.reporting.table import one_line
+from flopcallback.reporting.text.table import one_line
 from flopcallback.reporting.units import milliseconds, si
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting.rows import (
+from flopcallback.profile.rows import (
     ABOVE_PEAK,
     LatencySummary,
     ModuleRow,
@@ -19,7 +19,7 @@ from flopcallback.reporting.rows import (
     achieved_flops_per_s,
     share,
 )
-from flopcallback.reporting.verdict import Verdict
+from flopcallback.profile.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

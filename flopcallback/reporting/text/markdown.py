@@ -6,9 +6,9 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.reporting.caption import footer, headline
-from flopcallback.reporting.profile import ModelProfile
-from flopcallback.reporting.table import legend, node_cells, node_name, one_line
+from flopcallback.reporting.text.table import legend, node_cells, node_name, one_line
 from flopcallback.reporting.tree import Node, end_of, leaves, lines
 from flopcallback.reporting.units import percent
 

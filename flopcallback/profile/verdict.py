@@ -1,0 +1,40 @@
+"""What came of holding both engines against each other, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["EngineDifference", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDifference:
+    """Hardware FLOPs of a family of operators in a module, `""` for the model, as each of the engines saw them."""
+
+    module: str
+    family: str
+    trace: int
+    dispatch: int
+
+    def __str__(self) -> str:
+        return f"{self.module or '(model)'}, {self.family}: {self.trace:,} traced, {self.dispatch:,} dispatched"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of counting a call with both engines: without differences and without a reason, they agree.
+
+    Attributes:
+        differences: in hardware FLOPs, outermost modules first.
+        reason: why only one of the engines could count the call; empty where both did.
+    """
+
+    differences: tuple[EngineDifference, ...] = ()
+    reason: str = ""
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> Verdict:
+        """The verdict that JSON has as `content`."""
+        return cls(tuple(EngineDifference(**each) for each in content["differences"]), content["reason"])

@@ -1,0 +1,1 @@
+"""Profiles as an HTML page."""

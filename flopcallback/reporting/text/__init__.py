@@ -1,0 +1,1 @@
+"""Profiles as text: tables for terminals, Markdown, CSV."""
