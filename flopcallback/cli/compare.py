@@ -12,10 +12,10 @@ import typer
 
 from flopcallback.cli.failures import UsageError, reported
 from flopcallback.cli.screen import screen
-from flopcallback.reporting.comparison import COLUMNS, Comparison, compare_runs, direction_of, shared_metrics
 from flopcallback.reporting.page.comparison_page import comparison_page
 from flopcallback.reporting.text.comparison_table import comparison_csv, rich_comparison
 from flopcallback.runs import FoundRun, RunRecord, RunsError, find_runs
+from flopcallback.runs.comparison import COLUMNS, Comparison, compare_runs, direction_of, shared_metrics
 
 __all__ = ["compare"]
 

@@ -16,7 +16,7 @@ from flopcallback.reporting.comparison import (
     pareto_front,
     shared_metrics,
 )
-from flopcallback.reporting.run_record import COMPUTE, RunRecord
+from flopcallback.runs.record import COMPUTE, RunRecord
 
 NAN = math.nan
 

@@ -10,7 +10,7 @@ import pytest
 
 from flopcallback.reporting.comparison import compare_runs
 from flopcallback.reporting.page.comparison_page import comparison_page
-from flopcallback.reporting.run_record import COMPUTE, RunRecord
+from flopcallback.runs.record import COMPUTE, RunRecord
 
 pytestmark = pytest.mark.browser
 

@@ -9,8 +9,8 @@ import math
 import pytest
 
 from flopcallback.reporting.comparison import compare_runs
-from flopcallback.reporting.run_record import COMPUTE, RunRecord
 from flopcallback.reporting.text.comparison_table import comparison_csv, rich_comparison
+from flopcallback.runs.record import COMPUTE, RunRecord
 
 LARGE = 10**21 + 7
 """More than a float keeps exactly."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flopcallback.reporting.comparison import Comparison, RunRow
 from flopcallback.reporting.units import si
+from flopcallback.runs.comparison import Comparison, RunRow
 
 __all__ = ["Plot", "PlotLine", "PlotPoint", "curves", "flops_against_latency", "metric_and_compute"]
 

@@ -8,9 +8,9 @@ import math
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.comparison import COLUMNS, Comparison, RunRow
 from flopcallback.reporting.text.table import one_line
 from flopcallback.reporting.units import milliseconds, si
+from flopcallback.runs.comparison import COLUMNS, Comparison, RunRow
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flopcallback.profile.model_profile import PHASES
 
-__all__ = ["COMPUTE", "RunRecord", "Series", "is_own_name"]
+__all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_own_name"]
 
 Series = tuple[tuple[int, int | float], ...]
 """Pairs of step and value, by step; the last of several values at one step comes last."""
@@ -79,3 +79,20 @@ def _stripped(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         bare = name.removeprefix(prefix)
         renamed[bare if is_own_name(bare) or bare.startswith("flops.") else name] = value
     return renamed
+
+
+class RunsError(ValueError):
+    """A place has no runs, or one of them cannot be read; the text says why, and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run that is there, not read yet.
+
+    Attributes:
+        place: the folder or address that it is at.
+        read: reads it; raises `RunsError` where that cannot be done.
+    """
+
+    place: str
+    read: Callable[[], RunRecord]

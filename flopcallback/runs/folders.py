@@ -1,82 +1,29 @@
-"""Where finished and running trainings are read back from: readers found by entry point, and the one for folders."""
+"""Trainings read back from the folders that `LocalTracker` and Lightning's `CSVLogger` write."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.reporting.run_record import RunRecord, Series
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
 
-__all__ = ["GROUP", "FoundRun", "RunRecord", "RunsError", "Series", "find_runs", "folder_name", "series_of"]
+__all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
 
-GROUP = "flopcallback.runs"
-"""The entry-point group. An entry loads to `find_runs(place) -> Sequence[FoundRun]`, and imports its tracker only for
-places that are its own; a sequence without runs says that the place, a path or an address, is not."""
 
 REPORT = "flopcallback_report"
+
+
 PROFILE, SCALARS, METRICS = "flopcallback.json", "scalars.jsonl", "metrics.csv"
+
 
 _NO_METRICS = ("step", "epoch")
 """Columns of Lightning's `metrics.csv` that say where a row stands."""
-
-
-class RunsError(ValueError):
-    """A place has no runs, or one of them cannot be read; the text says why, and the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class FoundRun:
-    """A run that is there, not read yet.
-
-    Attributes:
-        place: the folder or address that it is at.
-        read: reads it; raises `RunsError` where that cannot be done.
-    """
-
-    place: str
-    read: Callable[[], RunRecord]
-
-
-def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
-    """The runs at a place: a folder with one run or with several at any depth, a file of a store, an address.
-
-    Raises:
-        RunsError: there are none, or what they are in cannot be opened.
-    """
-    place = os.fspath(place)
-    missing: list[str] = []
-    found: list[FoundRun] = []
-    for entry in sorted(entry_points(group=GROUP)):
-        try:
-            found += entry.load()(place)
-        except ModuleNotFoundError as error:  # what its runs are read with
-            missing.append(str(error))
-    taken = {Path(run.place) for run in found}
-    found += [run for run in _folders(place) if not _belongs_to(Path(run.place), taken)]
-    if found:
-        return found
-    if missing:
-        raise RunsError(f"{place}: {'; '.join(missing)}")
-    if "://" not in place and not Path(place).exists():
-        raise RunsError(f"{place}: there is no such file or folder")
-    raise RunsError(
-        f"{place}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
-        "folder offline-run-…, or a run in an MLflow store (mlflow.db, sqlite:///mlflow.db, http://…)."
-    )
-
-
-def _belongs_to(folder: Path, taken: set[Path]) -> bool:
-    """Whether one of those runs has this folder's files: beside its own, in a report, or in a W&B run's folder."""
-    at_or_above = {folder, folder.parent} if folder.name == REPORT else {folder}
-    return bool(at_or_above & taken) or any("run-" in each.name and each in taken for each in folder.parents)
 
 
 def folder_name(folder: Path, root: Path) -> str:
@@ -94,10 +41,7 @@ def series_of(points: Iterable[tuple[str, int, int | float]]) -> dict[str, Serie
     return {name: tuple(sorted(values, key=lambda point: point[0])) for name, values in series.items()}
 
 
-# --- Folders ----------------------------------------------------------------------------------------------------------
-
-
-def _folders(place: str) -> Sequence[FoundRun]:
+def runs_in_folders(place: str) -> Sequence[FoundRun]:
     """The folders at or below `place` that `LocalTracker` wrote; or a single profile, which any count may have left."""
     path = Path(place)
     if path.is_file():

@@ -1,0 +1,7 @@
+"""Trainings that are over or still under way, read back from where they were logged."""
+
+from flopcallback.runs.find import GROUP, find_runs
+from flopcallback.runs.folders import folder_name, series_of
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
+
+__all__ = ["GROUP", "FoundRun", "RunRecord", "RunsError", "Series", "find_runs", "folder_name", "series_of"]

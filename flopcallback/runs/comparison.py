@@ -1,0 +1,239 @@
+"""Runs held against each other: their figures, the Pareto front of a metric against compute, the way there."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from flopcallback.runs.record import COMPUTE, RunRecord
+
+__all__ = [
+    "COLUMNS",
+    "Comparison",
+    "RunRow",
+    "compare_runs",
+    "direction_of",
+    "metric_against_compute",
+    "pareto_front",
+    "shared_metrics",
+]
+
+COLUMNS = {
+    "run": "",
+    "params": "model/params",
+    "flops": "flops/forward",
+    "forward_ms": "latency/forward_ms",
+    "step_ms": "latency/step_ms",
+    "mfu": "perf/mfu_pct",
+    "compute": COMPUTE,
+    "metric": "",
+}
+"""What a table of runs has, and under which name a run logged it."""
+
+_RATES = ("perf/mfu_pct", "perf/hfu_pct", "perf/samples_per_sec", "perf/hw_tflops_per_sec", "perf/step_time_ms")
+
+_BETTER = {
+    **dict.fromkeys(("loss", "error", "err", "perplexity", "ppl", "nll", "bce", "mse", "mae", "rmse", "mape"), "min"),
+    **dict.fromkeys(("wer", "cer", "fid", "kl", "regret", "bpb", "bpc"), "min"),
+    **dict.fromkeys(
+        ("acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "precision", "recall", "iou", "miou"), "max"
+    ),
+    **dict.fromkeys(("dice", "bleu", "rouge", "psnr", "ssim", "score", "reward", "return", "r2"), "max"),
+}
+"""By words of a metric's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run in a comparison; what it did not log is None.
+
+    Attributes:
+        figures: by the names of `docs/metrics.md`, exact where the run has exact integers.
+        metric: the last value of the metric that is compared.
+        curve: hardware FLOPs spent and the metric, each time that it was logged.
+        is_lower_bound: whether work is missing from its FLOPs.
+        estimated_pct: how much of its compute was interpolated and not counted.
+        is_on_front: whether no other run reached as good a metric with as little compute.
+    """
+
+    name: str
+    place: str
+    figures: Mapping[str, int | float]
+    metric: float | None = None
+    curve: Sequence[tuple[float, float]] = ()
+    is_lower_bound: bool = False
+    estimated_pct: float = 0.0
+    is_on_front: bool = False
+
+    @property
+    def compute(self) -> int | float | None:
+        """Hardware FLOPs that the training spent."""
+        return self.figures.get(COMPUTE)
+
+    def value(self, column: str) -> int | float | None:
+        """The figure in one of `COLUMNS`, but for the name."""
+        return self.metric if column == "metric" else self.figures.get(COLUMNS[column])
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs, in the order they are shown in.
+
+    Attributes:
+        metric: the name of the metric; empty where none was chosen.
+        mode: `"min"` or `"max"`, what is better.
+        notes: what to know before the figures are believed.
+    """
+
+    rows: tuple[RunRow, ...]
+    metric: str = ""
+    mode: str = "min"
+    notes: tuple[str, ...] = ()
+
+
+def compare_runs(runs: Sequence[RunRecord], *, metric: str = "", mode: str = "", sort: str = "") -> Comparison:
+    """The comparison of runs whose names have no prefix.
+
+    Args:
+        runs: what they left.
+        metric: the metric; without one the table has none, and no run is on a front.
+        mode: `"min"` or `"max"`; by default what the metric's name says.
+        sort: one of `COLUMNS`, the best first; by default the metric, or else compute.
+
+    Raises:
+        ValueError: no run has the metric; the mode is neither and the name says nothing; no such column.
+    """
+    if metric and not any(metric in run.figures for run in runs):
+        known = ", ".join(sorted(set().union(*(run.own_metrics() for run in runs)))) or "none at all"
+        raise ValueError(f"no run has a metric {metric!r}; there are: {known}")
+    mode = mode or (direction_of(metric) if metric else "min") or ""
+    if mode not in ("min", "max"):
+        said = f"is {mode!r}; it is min or max" if mode else f"is not clear from the name {metric!r}; give min or max"
+        raise ValueError(f"mode {said}")
+    rows = [_row(run, metric, name) for run, name in zip(runs, _names(runs), strict=True)]
+    front = pareto_front([(row.compute, row.metric) for row in rows], mode)
+    rows = [replace(row, is_on_front=place in front) for place, row in enumerate(rows)]
+    return Comparison(
+        tuple(_sorted(rows, sort or ("metric" if metric else "compute"), mode)), metric, mode, _notes(runs)
+    )
+
+
+def pareto_front(points: Sequence[tuple[float | None, float | None]], mode: str) -> set[int]:
+    """The places of the pairs of cost and value that no other pair beats: none is as good in both and better in one.
+
+    Less cost is better; less value is for `"min"`, more for `"max"`. A pair with something missing or not finite is on
+    no front and beats nobody; of two equal pairs both are on it.
+    """
+    sign = 1 if mode == "min" else -1
+    known = [
+        (cost, sign * value, place)
+        for place, (cost, value) in enumerate(points)
+        if cost is not None and value is not None and math.isfinite(cost) and math.isfinite(value)
+    ]
+    front: set[int] = set()
+    best, best_cost = math.inf, math.inf
+    for cost, value, place in sorted(known):
+        if value < best or (value == best and cost == best_cost):
+            front.add(place)
+            best, best_cost = value, cost
+    return front
+
+
+def metric_against_compute(run: RunRecord, metric: str) -> list[tuple[float, float]]:
+    """Pairs of hardware FLOPs and metric: for each value the compute that was logged last, at its step or before.
+
+    A value from before any compute was logged is left out, and one that is not finite.
+    """
+    spent = run.series.get(COMPUTE, ())
+    steps = [step for step, _ in spent]
+    pairs = []
+    for step, value in run.series.get(metric, ()):
+        place = bisect_right(steps, step)
+        if place and math.isfinite(value) and math.isfinite(spent[place - 1][1]):
+            pairs.append((spent[place - 1][1], value))
+    return pairs
+
+
+def shared_metrics(runs: Iterable[RunRecord]) -> list[str]:
+    """The users' metrics that all runs have which have any, and whose name says whether more or less is better."""
+    names = [metrics for run in runs if (metrics := run.own_metrics())]
+    shared = set.intersection(*names) if names else set()
+    return sorted(name for name in shared if direction_of(name))
+
+
+def direction_of(metric: str) -> str | None:
+    """What is better, by the name: `"min"` for `val/loss`, `"max"` for `val_acc5`, None where it says neither."""
+    apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", metric).lower()
+    words = (form for word in re.split(r"[^a-z0-9]+", apart)[::-1] for form in (word, word.rstrip("0123456789")))
+    return next((_BETTER[word] for word in words if word in _BETTER), None)
+
+
+def _row(run: RunRecord, metric: str, name: str) -> RunRow:
+    rates = {rate: run.series[rate] for rate in _RATES if run.series.get(rate)}
+    medians = {rate: median(value for _, value in values) for rate, values in rates.items()}
+    estimated = run.figures.get("compute/estimated_pct", 0.0)
+    return RunRow(
+        name=name,
+        place=run.place,
+        figures={**run.figures, **medians},
+        metric=run.figures.get(metric) if metric else None,
+        curve=tuple(metric_against_compute(run, metric)) if metric else (),
+        is_lower_bound=run.config.get("flops.is_lower_bound") is True,
+        estimated_pct=estimated if math.isfinite(estimated) else 0.0,
+    )
+
+
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """A name for each; one that several have gets so much of the place in front as tells them apart."""
+    counts = Counter(run.name for run in runs)
+    return [run.name if counts[run.name] == 1 else _longer(run, runs) for run in runs]
+
+
+def _longer(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    others = [other.place.split("/") for other in runs if other is not run and other.name == run.name]
+    parts = run.place.split("/")
+    length = next((n for n in range(1, len(parts)) if all(parts[-n:] != other[-n:] for other in others)), len(parts))
+    tail = "/".join(parts[-length:])
+    return tail if tail.endswith(run.name) else f"{run.name} ({tail})"
+
+
+def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
+    """The best first: what costs least, what is used most; without a figure last, in the order that was given."""
+    if column not in COLUMNS:
+        raise ValueError(f"sort is {column!r}; it is one of {', '.join(COLUMNS)}")
+    if column == "run":
+        return sorted(rows, key=lambda row: row.name)
+    is_more_better = column == "mfu" or (column == "metric" and mode == "max")
+
+    def rank(row: RunRow) -> tuple[bool, float]:
+        value = row.value(column)
+        is_missing = value is None or math.isnan(value)
+        return is_missing, 0.0 if is_missing or value is None else -value if is_more_better else value
+
+    return sorted(rows, key=rank)
+
+
+def _notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    notes = []
+    for key, what in (
+        ("flops.fma", "FLOPs of a multiply-add"),
+        ("flops.elementwise", "whether elementwise work counts"),
+    ):
+        values = sorted({str(run.config[key]) for run in runs if key in run.config})
+        if len(values) > 1:
+            notes.append(f"FLOPs are not comparable: {key} ({what}) is {' here and '.join(values)} there")
+    batches = sorted({batch for run in runs if (batch := _batch_size(run))})
+    if len(batches) > 1:
+        sizes = ", ".join(f"{batch:g}" for batch in batches)
+        notes.append(f"FLOPs and times are of the counted batch, whose size differs: {sizes} samples")
+    return tuple(notes)
+
+
+def _batch_size(run: RunRecord) -> float | None:
+    whole, sample = run.figures.get("flops/forward"), run.figures.get("flops/forward_per_sample")
+    return round(whole / sample, 3) if whole and sample else None
