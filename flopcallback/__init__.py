@@ -17,8 +17,8 @@ from flopcallback.formulas.registry import register_formula, unregister_formula
 from flopcallback.fvcore.parameter_count import parameter_count, parameter_count_table
 from flopcallback.fvcore.print_model_statistics import flop_count_str, flop_count_table
 from flopcallback.loop.hook import FlopHook
-from flopcallback.measure import measure_latency
-from flopcallback.troubles import FlopCallbackWarning
+from flopcallback.profiling.measure import measure_latency
+from flopcallback.training.failures import FlopCallbackWarning
 
 if typing.TYPE_CHECKING:
     from flopcallback.lightning.callback import FlopCallback as FlopCallback

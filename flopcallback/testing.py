@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.on_demand import profile_call
 from flopcallback.profile.diff import diff_profiles, parse_share
+from flopcallback.profiling.on_demand import profile_call
 from flopcallback.reporting import ModelProfile, plain_table
 from flopcallback.reporting.text.diff_table import diff_text, signed_percent
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from flopcallback import FlopCallbackWarning
-from flopcallback.batches import BatchSizes, first_dimension, shapes_of, tensors_in, whole_number
-from flopcallback.troubles import Troubles
+from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
+from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.failures import Troubles
 
 
 @dataclass

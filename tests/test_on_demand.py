@@ -8,7 +8,7 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.counting.verification import Difference
-from flopcallback.on_demand import profile_call, verify_call
+from flopcallback.profiling.on_demand import profile_call, verify_call
 from flopcallback.reporting import EngineDifference, Verdict
 
 x = torch.ones(2, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from flopcallback import ranks as module
-from flopcallback.ranks import END, Ranks
+from flopcallback.training.ranks import END, Ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 

@@ -18,8 +18,8 @@ from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import screen
 from flopcallback.cli.sources import load_model
 from flopcallback.counting.run import AUTO, ENGINES, TRACE
-from flopcallback.measure import measure_latency
-from flopcallback.on_demand import profile_call, verify_call
+from flopcallback.profiling.measure import measure_latency
+from flopcallback.profiling.on_demand import profile_call, verify_call
 from flopcallback.reporting import (
     ModelProfile,
     html_page,

@@ -13,12 +13,12 @@ from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS, TRAINING, samples_in
 from flopcallback.lightning.watch import StepWatch
-from flopcallback.meter import ComputeMeter
-from flopcallback.options import Options
-from flopcallback.recorder import Recorder
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
+from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.options import Options
+from flopcallback.training.recorder import Recorder
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

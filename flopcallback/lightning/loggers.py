@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flopcallback.options import Options
 from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_of, new_name, tracker_for
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
+from flopcallback.training.options import Options
 
 __all__ = ["report_folder", "trackers_of"]
 

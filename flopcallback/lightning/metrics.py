@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flopcallback.recorder import Recorder
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
+from flopcallback.training.recorder import Recorder
 
 __all__ = ["MetricsByCompute"]
 

@@ -11,8 +11,8 @@ from flopcallback.counting.attempt import make_sure
 from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.counting.whole_step import StepObserver
 from flopcallback.lightning.step import METHODS, TRAINING, way_to_observe, with_each_call
-from flopcallback.profiling import Conditions
-from flopcallback.recorder import Recorder
+from flopcallback.profiling.conditions import Conditions
+from flopcallback.training.recorder import Recorder
 
 __all__ = ["StepWatch"]
 

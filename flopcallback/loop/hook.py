@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.batches import first_dimension
 from flopcallback.loop.objects import optimizers_of, unwrapped
 from flopcallback.loop.watch import PHASE, LoopWatch
-from flopcallback.options import Options
-from flopcallback.ranks import rank_of
-from flopcallback.recorder import Recorder
+from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import Tracker, new_name, tracker_for
-from flopcallback.troubles import FlopCallbackWarning, Troubles
+from flopcallback.training.failures import FlopCallbackWarning, Troubles
+from flopcallback.training.options import Options
+from flopcallback.training.ranks import rank_of
+from flopcallback.training.recorder import Recorder
 
 __all__ = ["FlopHook"]
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.batches import tensors_in
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_module_call, together
 from flopcallback.counting.outermost import CallSite, outermost_calls
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import StepObserver
-from flopcallback.meter import ComputeMeter
-from flopcallback.options import Options
-from flopcallback.profiling import Conditions
-from flopcallback.ranks import rank_of
-from flopcallback.recorder import Recorder
-from flopcallback.troubles import Troubles
+from flopcallback.modules.structures import tensors_in
+from flopcallback.profiling.conditions import Conditions
+from flopcallback.training.failures import Troubles
+from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.options import Options
+from flopcallback.training.ranks import rank_of
+from flopcallback.training.recorder import Recorder
 
 __all__ = ["MOST_CALLS", "PHASE", "LoopWatch"]
 

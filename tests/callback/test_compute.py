@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopHook
-from flopcallback.meter import REFRESH
 from flopcallback.trackers import MemoryTracker
+from flopcallback.training.meter import REFRESH
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = 2 * WIDE * INNER, 2 * INNER * OUT  # FLOPs of a forward, for each sample
@@ -553,7 +553,7 @@ def test_steps_that_are_observed_late_change_no_bit_and_leave_nothing(difference
 
 
 def test_no_step_between_two_logs_waits_for_the_device(model, optimizer, monkeypatch):
-    from flopcallback.meter import ComputeMeter
+    from flopcallback.training.meter import ComputeMeter
 
     waits, steps = [], []
     monkeypatch.setattr(ComputeMeter, "_synchronize", lambda meter: waits.append(len(steps)))

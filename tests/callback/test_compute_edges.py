@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.batches import shapes_of
+from flopcallback.modules.structures import shapes_of
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 SHORT = {"warmup_steps": 0, "latency_steps": 1, "summary": False}
@@ -70,7 +70,7 @@ def test_nested_inputs_are_kinds_by_all_their_values():
 
 
 def test_a_loop_that_was_given_up_says_that_its_budget_is_not_kept_and_saves_no_compute(monkeypatch):
-    from flopcallback.meter import ComputeMeter
+    from flopcallback.training.meter import ComputeMeter
 
     def fails(*_, **__):
         raise LookupError("injected")

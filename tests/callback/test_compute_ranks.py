@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import flopcallback.meter
+import flopcallback.training.meter
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.ranks import Ranks
+from flopcallback.training.ranks import Ranks
 
 folder = Path(sys.argv[1])
-flopcallback.meter.Ranks = functools.partial(Ranks, patience_s=1.0, join_s=0.5, answer_s=20.0)
+flopcallback.training.meter.Ranks = functools.partial(Ranks, patience_s=1.0, join_s=0.5, answer_s=20.0)
 found = {}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.measuring.compute import ComputeLedger
+from flopcallback.training.ledger import ComputeLedger
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 FIRST, SECOND = 2 * WIDE * HIDDEN, 2 * HIDDEN * OUT

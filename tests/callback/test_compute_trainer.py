@@ -473,7 +473,7 @@ def test_waiting_for_data_has_its_share(lightning, trainer, callback, logged):
 
 
 def test_no_step_between_two_logs_waits_for_the_device(lightning, trainer, callback, monkeypatch):
-    from flopcallback.meter import ComputeMeter
+    from flopcallback.training.meter import ComputeMeter
 
     waits, steps = [], []
     monkeypatch.setattr(ComputeMeter, "_synchronize", lambda meter: waits.append(len(steps)))

@@ -12,7 +12,8 @@ from torch import nn
 from flopcallback.counting.attempt import Attempt, make_sure
 from flopcallback.counting.in_flight import may_be_ours, observe_beside, observe_each_call, observe_in_flight
 from flopcallback.counting.scopes import ModuleNames
-from flopcallback.profiling import conditions_of, profile_of
+from flopcallback.profiling.build import profile_of
+from flopcallback.profiling.conditions import conditions_of
 
 BATCH = 7
 

@@ -12,10 +12,11 @@ from flopcallback import FlopCallbackWarning
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.in_flight import observe_in_flight
 from flopcallback.counting.scopes import ModuleNames
-from flopcallback.profiling import Conditions, Convention, conditions_of, profile_of
-from flopcallback.recorder import Recorder
+from flopcallback.profiling.build import profile_of
+from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.trackers import MemoryTracker
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
+from flopcallback.training.recorder import Recorder
 
 BATCH = 3
 

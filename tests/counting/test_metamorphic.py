@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from flopcallback import FlopCountAnalysis
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
-from flopcallback.profiling import _HardwareFlops
+from flopcallback.profiling.build import _HardwareFlops
 
 ENGINES = ("trace", "dispatch")
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from flopcallback import Cost, register_formula, unregister_formula
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
-from flopcallback.profiling import _HardwareFlops
+from flopcallback.profiling.build import _HardwareFlops
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flopcallback.measuring.compute import (
+from flopcallback.training.ledger import (
     MOST_KEYS,
     MOST_PREDICTIONS,
     MOST_TRIES,

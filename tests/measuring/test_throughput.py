@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flopcallback.batches import BatchSizes, first_dimension
-from flopcallback.measuring.compute import StepCost, StepKey
-from flopcallback.measuring.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
-from flopcallback.meter import ComputeMeter
-from flopcallback.troubles import Troubles
+from flopcallback.modules.structures import first_dimension
+from flopcallback.training.batch_sizes import BatchSizes
+from flopcallback.training.failures import Troubles
+from flopcallback.training.ledger import StepCost, StepKey
+from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 
 
 class Clock:
@@ -258,7 +259,7 @@ class Checkpointed(nn.Module):
 def numbers_of_a_training(monkeypatch, clock, *, steps, peak_flops):
     """What a plain loop logs at its end, on a clock that goes on by 0.5 s within each step and 0.25 s behind it."""
     from flopcallback import FlopHook
-    from flopcallback.options import Options
+    from flopcallback.training.options import Options
 
     def meter(options, model, samples, troubles, **_):
         return ComputeMeter(model, BatchSizes(None, None, samples, troubles), troubles=troubles, clock=clock)

@@ -14,7 +14,7 @@ import torch
 import flopcallback
 from flopcallback import FlopHook
 from flopcallback.reporting import html_page
-from flopcallback.troubles import FlopCallbackWarning
+from flopcallback.training.failures import FlopCallbackWarning
 
 pytestmark = [
     *(pytest.mark.wandb, pytest.mark.tensorboard, pytest.mark.mlflow, pytest.mark.lightning),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCountAnalysis, FlopHook
-from flopcallback.on_demand import profile_call
+from flopcallback.profiling.on_demand import profile_call
 from flopcallback.reporting import html_page, markdown_modules, plain_table, rich_text
 
 here = Path(__file__)

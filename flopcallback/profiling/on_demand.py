@@ -14,10 +14,11 @@ from flopcallback.counting.analysis import FlopCountAnalysis
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
 from flopcallback.counting.scopes import find_modules
-from flopcallback.options import Options
-from flopcallback.profiling import Conditions, profile_of
+from flopcallback.profiling.build import profile_of
+from flopcallback.profiling.conditions import Conditions
 from flopcallback.reporting import EngineDifference, ModelProfile, Verdict
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
+from flopcallback.training.options import Options
 
 __all__ = ["Call", "profile_call", "verify_call"]
 
@@ -51,7 +52,7 @@ def profile_call(
 
     Example:
         >>> import torch
-        >>> from flopcallback.on_demand import profile_call
+        >>> from flopcallback.profiling.on_demand import profile_call
         >>> profile = profile_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
         >>> profile.forward_flops, profile.root.params
         (30, 20)
@@ -80,7 +81,7 @@ def verify_call(
 
     Example:
         >>> import torch
-        >>> from flopcallback.on_demand import verify_call
+        >>> from flopcallback.profiling.on_demand import verify_call
         >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
         Verdict(differences=(), reason='')
     """

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.batches import BatchSizes, whole_number
 from flopcallback.measuring.hardware import peak_for
-from flopcallback.meter import ComputeMeter
-from flopcallback.profiling import Conditions, Convention, conditions_of
-from flopcallback.troubles import Troubles
+from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
+from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.failures import Troubles
+from flopcallback.training.meter import ComputeMeter
 
 __all__ = ["Options"]
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import DrawsByCompute, KeepsTraining, LocalTracker, Tracker
-from flopcallback.troubles import Troubles
+from flopcallback.training.failures import Troubles
 
 __all__ = ["Outlets"]
 

@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.batches import shapes_of
 from flopcallback.counting.attempt import Observed
 from flopcallback.counting.outermost import is_compiled
 from flopcallback.counting.run import TRACE
 from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.whole_step import FORWARD, RECOMPUTE, StepObserver
-from flopcallback.measuring.compute import USUAL_STEP, StepCost
 from flopcallback.measuring.latency import LatencyWindow
-from flopcallback.meter import ComputeMeter
-from flopcallback.outlets import Outlets
-from flopcallback.profiling import Conditions, Convention, profile_of, step_counts, with_step
-from flopcallback.ranks import END
+from flopcallback.modules.structures import shapes_of
+from flopcallback.profiling.build import profile_of, step_counts, with_step
+from flopcallback.profiling.conditions import Conditions, Convention
 from flopcallback.reporting import LatencySummary, ModelProfile
 from flopcallback.trackers import Tracker
-from flopcallback.troubles import FlopCallbackWarning, Troubles
+from flopcallback.training.failures import FlopCallbackWarning, Troubles
+from flopcallback.training.ledger import USUAL_STEP, StepCost
+from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.ranks import END
+from flopcallback.training.sinks import Outlets
 
 __all__ = ["Recorder"]
 

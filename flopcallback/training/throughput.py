@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flopcallback.measuring.compute import StepCost, StepKey
+from flopcallback.training.ledger import StepCost, StepKey
 
 __all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.batches import BatchSizes, shapes_of, whole_number
-from flopcallback.measuring.compute import ComputeLedger, StepCost, StepKey, StepStart
-from flopcallback.measuring.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
-from flopcallback.ranks import END, Heard, Ranks, are_several, is_initialized
-from flopcallback.troubles import Troubles
+from flopcallback.modules.structures import shapes_of
+from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.failures import Troubles
+from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
+from flopcallback.training.ranks import END, Heard, Ranks, are_several, is_initialized
+from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 
 __all__ = ["ComputeMeter"]
 

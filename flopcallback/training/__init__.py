@@ -1,0 +1,1 @@
+"""One training, whatever drives it: what it costs, and where that is shown."""
