@@ -17,7 +17,6 @@ from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, u
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import screen
 from flopcallback.cli.sources import load_model
-from flopcallback.counting.run import AUTO, ENGINES, TRACE
 from flopcallback.profiling.measure import measure_latency
 from flopcallback.profiling.on_demand import profile_call, verify_call
 from flopcallback.reporting import (
@@ -29,6 +28,7 @@ from flopcallback.reporting import (
     rich_table,
     verdict_line,
 )
+from flopcallback.tracing.run import AUTO, ENGINES, TRACE
 
 __all__ = ["count"]
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from flopcallback.counting.operator_analysis import OperatorAnalysis
-from flopcallback.counting.run import AUTO, DISPATCH, TRACE
 from flopcallback.counting.tally import Statistic, tally
 from flopcallback.counting.verification import Difference, checked_cost, differences, hardware_measure
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
+from flopcallback.tracing.run import AUTO, DISPATCH, TRACE
 
 __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
 

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.counting.isolation import copies_of_lazy_buffers
-from flopcallback.counting.real_data import needs_real_data
-from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, Run, device_mismatch, run_isolated
-from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import Free, check_operator_name
+from flopcallback.modules.names import ModuleNames, find_modules
+from flopcallback.modules.snapshot import copies_of_lazy_buffers
+from flopcallback.tracing.real_data import needs_real_data
+from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, Run, device_mismatch, run_isolated
 
 __all__ = ["OperatorAnalysis"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
-from flopcallback.counting.jit_values import jit_values
-from flopcallback.counting.record import Operation
-from flopcallback.counting.regions import META_CONVOLUTION
-from flopcallback.counting.run import Run
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.counting.fvcore_values import jit_values
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Free, lookup
+from flopcallback.modules.names import ModuleNames
+from flopcallback.tracing.record import Operation
+from flopcallback.tracing.regions import META_CONVOLUTION
+from flopcallback.tracing.run import Run
 
 __all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flopcallback.counting.run import Run
 from flopcallback.counting.tally import Statistic, tally
 from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
+from flopcallback.tracing.run import Run
 
 __all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from flopcallback.counting.jit_values import RecordedValue
-from flopcallback.counting.record import read_value
+from flopcallback.counting.fvcore_values import RecordedValue
 from flopcallback.counting.tally import Handle
 from flopcallback.formulas.op_call import OpCall, Value
 from flopcallback.formulas.registry import Counted, lookup
+from flopcallback.tracing.record import read_value
 
 __all__ = [
     "Handle",

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.in_flight import observe_beside, observe_each_call, observe_in_flight
-from flopcallback.counting.outermost import is_compiled, outermost_calls
-from flopcallback.counting.run import DISPATCH, TRACE
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import is_compiled, outermost_calls
+from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.run import DISPATCH, TRACE
 
 __all__ = ["METHODS", "TRAINING", "samples_in", "way_to_observe", "with_each_call"]
 

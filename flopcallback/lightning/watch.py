@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.shadows import wrap_on_instance
-from flopcallback.counting.whole_step import StepObserver
 from flopcallback.lightning.step import METHODS, TRAINING, way_to_observe, with_each_call
+from flopcallback.modules.attempt import call_once
+from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profiling.conditions import Conditions
+from flopcallback.tracing.whole_step import StepObserver
 from flopcallback.training.recorder import Recorder
 
 __all__ = ["StepWatch"]
@@ -99,7 +99,7 @@ class StepWatch:
             @functools.wraps(method)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 call = functools.partial(method, *args, **kwargs)
-                made = make_sure(call, lambda attempt: around(attempt, args, kwargs))
+                made = call_once(call, lambda attempt: around(attempt, args, kwargs))
                 if made.failure is not None:
                     on_failure(made.failure)
                 return made.result

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.in_flight import observe_module_call, together
-from flopcallback.counting.outermost import CallSite, outermost_calls
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.whole_step import StepObserver
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profiling.conditions import Conditions
+from flopcallback.tracing.in_flight import observe_module_call, together
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.whole_step import StepObserver
 from flopcallback.training.failures import Troubles
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options

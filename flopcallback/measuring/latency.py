@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
-from flopcallback.counting.outermost import CallSite, call_sites, has_forward
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import CallSite, call_sites, has_forward
+from flopcallback.modules.wrappers import wrap_on_instance
 
 __all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
 

@@ -18,18 +18,18 @@ from flopcallback.counting.analysis import (
     FlopCountAnalysis,
     OperatorAnalysis,
 )
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.outermost import is_compiled
-from flopcallback.counting.run import TRACE, Run
-from flopcallback.counting.scopes import ModuleNames
 from flopcallback.counting.tally import display_name
 from flopcallback.counting.verification import hardware_measure
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import is_compiled
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
 from flopcallback.profiling.conditions import Conditions, Convention
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.run import TRACE, Run
 
 __all__ = ["profile_of", "step_counts", "with_step"]
 

@@ -11,9 +11,9 @@ from torch import nn
 from flopcallback.counting.analysis import (
     FlopCountAnalysis,
 )
-from flopcallback.counting.run import Run
 from flopcallback.measuring.hardware import Peak
 from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
+from flopcallback.tracing.run import Run
 
 __all__ = ["Conditions", "Convention", "conditions_of"]
 

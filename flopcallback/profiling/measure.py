@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.counting.isolation import Found, left_as_found, private_copies
-from flopcallback.counting.regions import without_compilation
-from flopcallback.counting.run import AUTO, DISPATCH, Run, filtered_warnings, observe
 from flopcallback.measuring.latency import Latency, LatencyWindow
+from flopcallback.modules.snapshot import Found, left_as_found, private_copies
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profiling.on_demand import Call
 from flopcallback.reporting import LatencySummary, ModelProfile
+from flopcallback.tracing.regions import without_compilation
+from flopcallback.tracing.run import AUTO, DISPATCH, Run, filtered_warnings, observe
 from flopcallback.training.options import Options
 
 __all__ = ["measure_latency"]

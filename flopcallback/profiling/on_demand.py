@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.analysis import FlopCountAnalysis
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
-from flopcallback.counting.scopes import find_modules
+from flopcallback.modules.names import find_modules
 from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.reporting import EngineDifference, ModelProfile, Verdict
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
 from flopcallback.training.failures import Troubles
 from flopcallback.training.options import Options
 

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.outermost import is_compiled
-from flopcallback.counting.run import TRACE
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.whole_step import FORWARD, RECOMPUTE, StepObserver
 from flopcallback.measuring.latency import LatencyWindow
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import is_compiled
 from flopcallback.modules.structures import shapes_of
 from flopcallback.profiling.build import profile_of, step_counts, with_step
 from flopcallback.profiling.conditions import Conditions, Convention
 from flopcallback.reporting import LatencySummary, ModelProfile
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.run import TRACE
+from flopcallback.tracing.whole_step import FORWARD, RECOMPUTE, StepObserver
 from flopcallback.trackers import Tracker
 from flopcallback.training.failures import FlopCallbackWarning, Troubles
 from flopcallback.training.ledger import USUAL_STEP, StepCost

@@ -442,7 +442,7 @@ def test_checkpoints_are_left_out_of_throughput(lightning, trainer, callback, tm
 
 
 def test_steps_that_are_observed_are_left_out_of_throughput(lightning, trainer, callback, monkeypatch, logged):
-    from flopcallback.counting.whole_step import StepObserver
+    from flopcallback.tracing.whole_step import StepObserver
 
     observed = []
     watching = StepObserver.watching

@@ -256,7 +256,7 @@ def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_the_dispatcher(
 
 
 def test_without_putting_back_the_test_above_would_fail(lightning, run, callback, classifier, differences, monkeypatch):
-    from flopcallback.counting.isolation import Found
+    from flopcallback.modules.snapshot import Found
 
     def make(flavour, calls):
         return classifier(flavour, calls, net=Untraceable)

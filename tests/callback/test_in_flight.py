@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback.counting.attempt import Attempt, make_sure
-from flopcallback.counting.in_flight import may_be_ours, observe_beside, observe_each_call, observe_in_flight
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.attempt import Attempt, call_once
+from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.conditions import conditions_of
+from flopcallback.tracing.in_flight import may_be_ours, observe_beside, observe_each_call, observe_in_flight
 
 BATCH = 7
 
@@ -252,7 +252,7 @@ def refused():
 
 
 def from_flopcallback():
-    exec(compile("raise ValueError('ours')", "ours.py", "exec"), {"__name__": "flopcallback.counting.run"})
+    exec(compile("raise ValueError('ours')", "ours.py", "exec"), {"__name__": "flopcallback.tracing.run"})
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_what_an_operator_refuses_under_both_engines_is_its_own():
 
 
 def test_a_call_is_made_though_nothing_around_it_works():
-    made = make_sure(lambda: "result", lambda attempt: raise_(LookupError("before")))
+    made = call_once(lambda: "result", lambda attempt: raise_(LookupError("before")))
     assert (made.result, str(made.failure)) == ("result", "before")
 
 
@@ -294,13 +294,13 @@ def test_a_call_that_ended_is_not_made_again():
         attempt()
         raise LookupError("after")
 
-    made = make_sure(lambda: calls.append(1), around)
+    made = call_once(lambda: calls.append(1), around)
     assert (len(calls), str(made.failure)) == (1, "after")
 
 
 def test_an_error_while_the_call_is_under_way_is_the_calls():
     with pytest.raises(LookupError, match="its own"):
-        make_sure(lambda: raise_(LookupError("its own")), lambda attempt: attempt())
+        call_once(lambda: raise_(LookupError("its own")), lambda attempt: attempt())
 
 
 def test_an_attempt_knows_how_far_it_came():

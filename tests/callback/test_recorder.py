@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning
-from flopcallback.counting.attempt import Observed
-from flopcallback.counting.in_flight import observe_in_flight
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
+from flopcallback.tracing.in_flight import observe_in_flight
+from flopcallback.tracing.observed import Observed
 from flopcallback.trackers import MemoryTracker
 from flopcallback.training.failures import Troubles
 from flopcallback.training.recorder import Recorder

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
-from flopcallback.counting.regions import replaced
-from flopcallback.counting.run import _twice_as_deep
+from flopcallback.tracing.regions import replaced
+from flopcallback.tracing.run import _twice_as_deep
 
 library = torch.library.Library("flopcallback_dispatch_tests", "DEF")
 library.define("composite(Tensor x) -> Tensor")

@@ -13,8 +13,8 @@ from torch import nn, ones
 from torch.nn.attention.flex_attention import flex_attention
 
 from flopcallback import BytesCountAnalysis, FlopCountAnalysis
-from flopcallback.counting.run import observe
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.names import ModuleNames
+from flopcallback.tracing.run import observe
 
 ENGINES = pytest.mark.parametrize("engine", ["auto", "dispatch"])
 pytestmark = [

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCountAnalysis
-from flopcallback.counting.in_flight import observe_in_flight
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.in_flight import observe_in_flight
 
 
 class WithTarget(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCountAnalysis
-from flopcallback.counting.jit_trace import is_tracing
-from flopcallback.counting.run import observe
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.names import ModuleNames
+from flopcallback.tracing.jit_trace import is_tracing
+from flopcallback.tracing.run import observe
 
 pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
 

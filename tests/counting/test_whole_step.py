@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flopcallback import Cost, register_formula, unregister_formula
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
+from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _HardwareFlops
+from flopcallback.tracing.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = (

@@ -136,8 +136,8 @@ def test_formulas_know_of_counting_only_the_operator_call():
 @pytest.mark.parametrize(
     ("statement", "room"),
     [
-        ("from flopcallback.counting.run import Run", "counting"),
-        ("import flopcallback.counting.run", "counting"),
+        ("from flopcallback.tracing.run import Run", "counting"),
+        ("import flopcallback.tracing.run", "counting"),
         ("from flopcallback import flop_count_table", "__init__"),
         ("from flopcallback import fvcore", "__init__"),
         ("import flopcallback", "__init__"),

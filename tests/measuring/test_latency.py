@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback.counting.scopes import ModuleNames
 from flopcallback.measuring.latency import LatencyWindow
+from flopcallback.modules.names import ModuleNames
 
 CPU = torch.device("cpu")
 

@@ -35,7 +35,7 @@ def announce(monkeypatch):
             EntryPoint(name.replace("__", "."), f"{factory.__module__}:{factory.__qualname__}", trackers.GROUP)
             for name, factory in factories.items()
         )
-        monkeypatch.setattr(trackers, "entry_points", lambda group: entries.select(group=group))
+        monkeypatch.setattr("flopcallback.trackers.discovery.entry_points", lambda group: entries.select(group=group))
         monkeypatch.setitem(sys.modules, Made.__module__, sys.modules[__name__])
 
     return announced
@@ -136,7 +136,7 @@ def test_a_tracker_that_cannot_be_loaded_is_no_unknown_object(announce):
     announce(acme=Made)
     trackers_found = EntryPoints([EntryPoint("acme", "no_such_package_at_all:Tracker", trackers.GROUP)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trackers, "entry_points", lambda group: trackers_found.select(group=group))
+        patch.setattr("flopcallback.trackers.discovery.entry_points", lambda group: trackers_found.select(group=group))
         with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
             tracker_for(instance_of("acme.run"))
 

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from flopcallback import FlopCountAnalysis
-from flopcallback.counting.record import Operation
-from flopcallback.counting.run import filtered_warnings, observe
-from flopcallback.counting.scopes import ModuleNames, find_modules
 from flopcallback.formulas.registry import Counted, Family, lookup
+from flopcallback.modules.names import ModuleNames, find_modules
+from flopcallback.tracing.record import Operation
+from flopcallback.tracing.run import filtered_warnings, observe
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)

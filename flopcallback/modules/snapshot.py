@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from flopcallback.counting.scopes import storage_of
+from flopcallback.modules.names import storage_of
 
 __all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "written_to"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from flopcallback.counting.record import Operation
 from flopcallback.formulas.op_call import Value
+from flopcallback.tracing.record import Operation
 
 __all__ = ["jit_values"]
 

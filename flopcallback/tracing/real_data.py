@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.dispatch import DispatchRecorder
+from flopcallback.tracing.dispatch import DispatchRecorder
 
 __all__ = ["needs_real_data"]
 

@@ -17,13 +17,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.isolation import Found, left_as_found, private_copies
-from flopcallback.counting.jit_trace import is_tracing, trace
-from flopcallback.counting.record import GraphRecord, Record
-from flopcallback.counting.regions import intercept_named, without_compilation, without_fast_paths
-from flopcallback.counting.scopes import ModuleNames, ModuleScopes
-from flopcallback.counting.threads import Threads
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.snapshot import Found, left_as_found, private_copies
+from flopcallback.tracing.dispatch import DispatchRecorder
+from flopcallback.tracing.jit_trace import is_tracing, trace
+from flopcallback.tracing.record import GraphRecord, Record
+from flopcallback.tracing.regions import intercept_named, without_compilation, without_fast_paths
+from flopcallback.tracing.scopes import ModuleScopes
+from flopcallback.tracing.threads import Threads
 
 __all__ = ["ENGINES", "Run", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.record import Region
-from flopcallback.counting.regions import RunRegion, replaced
-from flopcallback.counting.scopes import ModuleScopes
 from flopcallback.formulas.op_call import OpCall
+from flopcallback.tracing.dispatch import DispatchRecorder
+from flopcallback.tracing.record import Region
+from flopcallback.tracing.regions import RunRegion, replaced
+from flopcallback.tracing.scopes import ModuleScopes
 
 __all__ = ["Threads"]
 

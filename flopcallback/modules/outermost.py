@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.isolation import is_isolated
-from flopcallback.counting.jit_trace import is_tracing
-from flopcallback.counting.scopes import ModuleNames
-from flopcallback.counting.shadows import is_reached, wrap_on_instance
+from flopcallback.modules.attempt import call_once
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.snapshot import is_isolated
+from flopcallback.modules.wrappers import is_reached, wrap_on_instance
+from flopcallback.tracing.jit_trace import is_tracing
 
 __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
 
@@ -136,7 +136,7 @@ def outermost_calls(
 
             busy = True
             try:
-                made = make_sure(call, around)
+                made = call_once(call, around)
             finally:
                 busy = False
             if made.failure is not None:

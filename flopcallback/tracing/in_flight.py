@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.attempt import Attempt, Observed, make_sure
-from flopcallback.counting.isolation import Found
-from flopcallback.counting.outermost import CallSite, is_compiled, outermost_calls
-from flopcallback.counting.regions import without_compilation
-from flopcallback.counting.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
-from flopcallback.counting.scopes import ModuleNames
+from flopcallback.modules.attempt import Attempt, call_once
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
+from flopcallback.modules.snapshot import Found
+from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.regions import without_compilation
+from flopcallback.tracing.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 
 __all__ = [
     "may_be_ours",
@@ -124,7 +125,7 @@ def observe_each_call(
         with outermost_calls(names, intercept, unseen):
             attempt()
 
-    made = make_sure(call, around)
+    made = call_once(call, around)
     return together(seen, result=made.result, failure=made.failure)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import _SingleLevelFunction
 
-from flopcallback.counting.shadows import wrap_on_instance
+from flopcallback.modules.wrappers import wrap_on_instance
 
 __all__ = [
     "AUTOGRAD_FUNCTION",

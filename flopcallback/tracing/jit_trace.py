@@ -18,20 +18,20 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.dispatch import DispatchRecorder, value_of
-from flopcallback.counting.isolation import written_to
-from flopcallback.counting.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
-from flopcallback.counting.regions import (
+from flopcallback.formulas.op_call import OpCall, Scope
+from flopcallback.modules.snapshot import written_to
+from flopcallback.tracing.dispatch import DispatchRecorder, value_of
+from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
+from flopcallback.tracing.regions import (
     FLEX_ATTENTION,
     META_CONVOLUTION,
     intercept_untraceable,
     is_meta_convolution,
     replaced,
 )
-from flopcallback.counting.repeats import Repeats
-from flopcallback.counting.scopes import ModuleScopes
-from flopcallback.counting.threads import Threads
-from flopcallback.formulas.op_call import OpCall, Scope
+from flopcallback.tracing.repeats import Repeats
+from flopcallback.tracing.scopes import ModuleScopes
+from flopcallback.tracing.threads import Threads
 
 __all__ = ["is_tracing", "trace"]
 

@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flopcallback.counting.record import Region
-from flopcallback.counting.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
+from flopcallback.tracing.record import Region
+from flopcallback.tracing.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
 
 __all__ = ["DispatchRecorder", "value_of"]
 

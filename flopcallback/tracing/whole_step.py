@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from flopcallback.counting.attempt import make_sure
-from flopcallback.counting.dispatch import DispatchRecorder
-from flopcallback.counting.record import Record, Region
-from flopcallback.counting.regions import intercept_named, replaced
-from flopcallback.counting.run import DISPATCH, Run
-from flopcallback.counting.scopes import ModuleNames, ModuleScopes
-from flopcallback.counting.shadows import wrap_on_instance
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope
+from flopcallback.modules.attempt import call_once
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.dispatch import DispatchRecorder
+from flopcallback.tracing.record import Record, Region
+from flopcallback.tracing.regions import intercept_named, replaced
+from flopcallback.tracing.run import DISPATCH, Run
+from flopcallback.tracing.scopes import ModuleScopes
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
 
@@ -137,7 +138,7 @@ class StepObserver:
             if threading.get_ident() != self._thread:
                 return engine(outputs, *args, **kwargs)
             makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
-            made = make_sure(
+            made = call_once(
                 functools.partial(engine, outputs, *args, **kwargs),
                 functools.partial(self._see_backward, makes_graph),
             )
@@ -195,7 +196,7 @@ class StepObserver:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            made = make_sure(functools.partial(step, *args, **kwargs), see)
+            made = call_once(functools.partial(step, *args, **kwargs), see)
             self._note(made.failure)
             return made.result
 
