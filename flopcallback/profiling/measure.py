@@ -14,11 +14,13 @@ from torch import nn
 from flopcallback.measuring.latency import Latency, LatencyWindow
 from flopcallback.modules.snapshot import Found, left_as_found, private_copies
 from flopcallback.modules.structures import tensors_in
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.rows import LatencySummary
+from flopcallback.profiling.checks import check_options
+from flopcallback.profiling.conditions import Convention
 from flopcallback.profiling.on_demand import Call
-from flopcallback.reporting import LatencySummary, ModelProfile
 from flopcallback.tracing.regions import without_compilation
 from flopcallback.tracing.run import AUTO, DISPATCH, Run, filtered_warnings, observe
-from flopcallback.training.options import Options
 
 __all__ = ["measure_latency"]
 
@@ -79,12 +81,19 @@ def measure_latency(
         >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
         (30, 20, True)
     """
-    options = Options("measure_latency", fma, elementwise, warmup_steps, latency_steps, peak_flops=peak_flops)
+    check_options(
+        "measure_latency",
+        fma=fma,
+        elementwise=elementwise,
+        warmup_steps=warmup_steps,
+        latency_steps=latency_steps,
+        peak_flops=peak_flops,
+    )
     call = Call.of("measure_latency", model, inputs, kwargs)
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))
-    conditions = call.conditions(options)
-    profile, run = call.count(options, conditions, engine)
+    conditions = call.conditions(peak_flops)
+    profile, run = call.count(Convention(fma, elementwise), conditions, engine)
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
     latency = _timed(call, run, window, warmup_steps, max_s)
     how = f"{latency.how}, the whole call by torch.utils.benchmark"

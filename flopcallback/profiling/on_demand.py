@@ -11,14 +11,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.analysis import FlopCountAnalysis
+from flopcallback.measuring.hardware import peak_for
 from flopcallback.modules.names import find_modules
+from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.profiling.build import profile_of
-from flopcallback.profiling.conditions import Conditions
-from flopcallback.reporting import EngineDifference, ModelProfile, Verdict
+from flopcallback.profiling.checks import check_options
+from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
-from flopcallback.training.failures import Troubles
-from flopcallback.training.options import Options
 
 __all__ = ["Call", "profile_call", "verify_call"]
 
@@ -57,9 +58,9 @@ def profile_call(
         >>> profile.forward_flops, profile.root.params
         (30, 20)
     """
-    options = Options("profile_call", fma, elementwise)
+    check_options("profile_call", fma=fma, elementwise=elementwise)
     call = Call.of("profile_call", model, inputs, kwargs)
-    return call.count(options, call.conditions(options), engine)[0]
+    return call.count(Convention(fma, elementwise), call.conditions(), engine)[0]
 
 
 def verify_call(
@@ -100,12 +101,14 @@ class Call:
     """A call of a model that is to be made for its own sake.
 
     Attributes:
+        owner: the public function that was asked for it.
         model: what is called.
         root: the module whose row is the whole call.
         args: positional arguments.
         kwargs: keyword arguments.
     """
 
+    owner: str
     model: Callable[..., Any]
     root: nn.Module
     args: tuple[Any, ...]
@@ -121,13 +124,15 @@ class Call:
         """
         _check_model(owner, model)
         args = inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,)
-        return cls(model, _root(owner, model, args), args, dict(kwargs or {}))
+        return cls(owner, model, _root(owner, model, args), args, dict(kwargs or {}))
 
-    def conditions(self, options: Options) -> Conditions:
-        """What the call finds now."""
-        return options.conditions("call", self.root, (self.args, self.kwargs), Troubles(strict=True))
+    def conditions(self, peak_flops: float | str | None = None) -> Conditions:
+        """Reads the conditions that the call finds now; `peak_flops` as for `measure_latency`."""
+        conditions = conditions_of("call", self.root, (self.args, self.kwargs))
+        peak = peak_for(conditions.device, conditions.dtype, peak_flops)
+        return dataclasses.replace(conditions, peak=peak)
 
-    def count(self, options: Options, conditions: Conditions, engine: str = AUTO) -> tuple[ModelProfile, Run]:
+    def count(self, convention: Convention, conditions: Conditions, engine: str = AUTO) -> tuple[ModelProfile, Run]:
         """Makes the call once, leaves everything as it was found, and gives its profile and what it did.
 
         Raises:
@@ -135,9 +140,9 @@ class Call:
             RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         """
         if engine not in ENGINES:
-            raise ValueError(f"{options.owner}: engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+            raise ValueError(f"{self.owner}: engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
         run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs, engine=engine)
-        profile = profile_of(Observed(None, (run,)), self.root, conditions, options.convention)
+        profile = profile_of(Observed(None, (run,)), self.root, conditions, convention)
         if isinstance(self.root, _Modules):
             profile = _named(profile, getattr(self.model, "__name__", type(self.model).__name__))
         return profile, run

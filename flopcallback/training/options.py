@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from flopcallback.measuring.hardware import peak_for
+from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Troubles
@@ -46,30 +46,8 @@ class Options:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        is_fma = _is_whole(self.fma) and self.fma in (1, 2)
-        self._check("fma", is_fma, "1 (a multiply-add is one FLOP) or 2 (it is two)")
-        for name in ("warmup_steps", "latency_steps"):
-            value = getattr(self, name)
-            self._check(name, _is_whole(value) and value >= 0, "a whole number, 0 or more")
-        for name in ("elementwise", "summary", "strict"):
-            self._check(name, isinstance(getattr(self, name), bool), "True or False")
-        every, budget, peak = self.log_every_n_steps, self.max_hw_flops, self.peak_flops
-        self._check("log_every_n_steps", every is None or (_is_whole(every) and every > 0), "1 or more, or None")
-        self._check("max_hw_flops", budget is None or _is_amount(budget), "FLOPs above 0, or None")
-        is_peak = peak is None or peak == "measure" or _is_amount(peak)
-        self._check("peak_flops", is_peak, 'FLOP/s above 0, "measure" or None')
-        for name in ("batch_size_fn", "tokens_fn", "flops_fn"):
-            function = getattr(self, name)
-            self._check(name, function is None or callable(function), "a function or None")
-        is_names = isinstance(self.by_compute, (list, tuple)) and all(map(_is_name, self.by_compute))
-        self._check("by_compute", is_names, "a list of names of metrics, such as ['val/loss']")
-        self._check("prefix", isinstance(self.prefix, str), "a string")
-        is_folder = self.report_dir is None or isinstance(self.report_dir, (str, os.PathLike))
-        self._check("report_dir", is_folder, "a folder or None")
-
-    def _check(self, name: str, is_fine: bool, expected: str) -> None:
-        if not is_fine:
-            raise ValueError(f"{self.owner}: {name} is {getattr(self, name)!r}, expected {expected}")
+        given = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "owner"}
+        check_options(self.owner, **given)
 
     @property
     def convention(self) -> Convention:
@@ -131,15 +109,3 @@ class Options:
             peak = peak_for(conditions.device, conditions.dtype, self.peak_flops)
             return dataclasses.replace(conditions, peak=peak)
         return conditions
-
-
-def _is_amount(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
