@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from flopcallback import ranks as module
+from flopcallback.training import ranks as module
 from flopcallback.training.ranks import END, Ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")

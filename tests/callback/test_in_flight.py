@@ -181,7 +181,7 @@ def test_call_by_call_what_is_not_a_forward_stays_unseen(net, x):
 
 
 def test_call_by_call_what_could_not_be_seen_makes_the_total_a_lower_bound(net, x, monkeypatch):
-    from flopcallback.counting import in_flight
+    from flopcallback.tracing import in_flight
 
     def for_the_head_alone(names, arguments, keep, found=in_flight._found):
         if len(net.history):

@@ -360,7 +360,7 @@ def test_a_parameter_that_is_given_other_data_has_its_new_shape(model_of, x):
 
 def test_a_large_unregistered_leaf_is_not_printed(monkeypatch, x):
     """The tracer's complaint about it would print every element."""
-    from flopcallback.counting import jit_trace
+    from flopcallback.tracing import jit_trace
 
     monkeypatch.setattr(jit_trace, "_UNSEEN", "a text that no complaint contains")
     weights = {"a": torch.ones(3, 5, requires_grad=True), "b": [torch.ones(1, 5, requires_grad=True)]}
