@@ -1,4 +1,4 @@
-"""FlopCallback: Lightning's events, translated into the recorder's."""
+"""FlopCallback: the door for Lightning."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
-from flopcallback.lightning.step import METHODS, TRAINING, samples_in
+from flopcallback.lightning.step import METHODS, samples_in
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
 from flopcallback.training.failures import Troubles
-from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.training import TRAINING, Plan, Training
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -155,8 +154,7 @@ class FlopCallback(Callback):
         )
         self._troubles = Troubles(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
-        self._recorder: Recorder | None = None
-        self._meter: ComputeMeter | None = None
+        self._training: Training | None = None  # None between two runs of a trainer, and after a failure
         self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
         self._spent: dict[str, Any] = {}  # that of the last training
         self._files: dict[Path, LocalTracker] = {}
@@ -172,7 +170,7 @@ class FlopCallback(Callback):
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
         """The latest profile of each phase."""
-        return {**self._profiles, **({} if self._recorder is None else self._recorder.profiles)}
+        return {**self._profiles, **({} if self._training is None else self._training.profiles)}
 
     # --- Lightning's events -----------------------------------------------------------------------------------------
 
@@ -188,95 +186,92 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to book steps, where a checkpoint ended if there is one."""
+        """Begin to book steps, where a checkpoint ended if there is one."""
         self._by_compute.begin()
-        self._meter = self._options.meter(pl_module, samples_in, self._troubles, measures_waiting=True)
+        training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
         earlier = self._loaded or (self._spent if trainer.global_step else {})
         with self._troubles.reported("compute so far begins anew"):
-            self._meter.load(earlier)
+            training.load(earlier)
 
     @_guarded
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Stops a training that goes on from a checkpoint with nothing left of its budget."""
-        self._keep_budget(trainer)
+        """Stop a training that goes on from a checkpoint with nothing left of its budget."""
+        if self._training is not None and self._options.max_hw_flops is not None:
+            self._stop_if(trainer, self._training.poll_budget(_step(trainer), then=_then(trainer)))
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins to book a step; puts a watch around the first one, and a clock around later ones."""
+        """Begin a step, and put around its call what the plan says."""
         self._watch.close()
-        recorder = self._recorder_for(trainer)
-        if self._meter is not None:
-            self._meter.begin_step()
-            self._meter.add_call(batch, batch)
-        if TRAINING not in recorder.profiles:
-            if self._meter is not None:
-                self._meter.leave_out()
-            self._count_next(pl_module, TRAINING, recorder)
-        elif (observer := recorder.step_observer(batch, trainer.optimizers)) is not None:
-            self._watch.observe(pl_module, observer, recorder)
-        elif recorder.is_timing:
-            self._watch.time(pl_module, recorder)
-            recorder.begin_step()
+        training = self._training
+        if training is None:
+            return
+        plan = training.begin_step(batch, batch, trainer.optimizers)
+        if plan is Plan.COUNT:
+            self._count_next(pl_module, TRAINING, training)
+        elif plan is Plan.OBSERVE:
+            self._watch.observe(pl_module, training)
+        elif plan is Plan.TIME:
+            self._watch.time(pl_module, training)
 
+    @_guarded
     def on_before_backward(self, *_: Any) -> None:
-        """Notes a backward of the step."""
-        if self._meter is not None:
-            self._meter.backwards += 1
+        """Note a backward of the step."""
+        if self._training is not None:
+            self._training.note_backward()
 
+    @_guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Notes which optimizer steps."""
-        if self._meter is not None:
-            number = 0
-            for each in trainer.optimizers:
-                if each is optimizer:
-                    break
-                number += 1
-            self._meter.stepped.append(number)
+        """Note which optimizer steps."""
+        if self._training is not None:
+            self._training.note_optimizer(_number_of(optimizer, trainer.optimizers))
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Books the step; logs the profile after the first one, the times after the last one of the window."""
+        """Book the step; log the profile after the first one, the times after the last one of the window."""
         self._watch.close()
+        training = self._training
+        if training is None:
+            return
         step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
+        # `Trainer` declares no such attribute (2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
-        if self._recorder is not None:
-            self._watch.hand_over(self._recorder)
-            is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
-            self._recorder.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step)
-            if is_log_step:
-                self._by_compute.log(trainer, self._recorder)
-            if has_stepped and self._options.max_hw_flops is not None:
-                self._keep_budget(trainer)
+        is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
+        then = _then(trainer) if self._options.max_hw_flops is not None else ""
+        should_stop = training.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step, then=then)
+        if is_log_step:
+            self._by_compute.log(trainer, training)
+        self._stop_if(trainer, should_stop)
 
     @_guarded
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Logs metrics of the epoch before by compute: all ranks know them by now."""
-        self._by_compute.log(trainer, self._recorder)
+        self._by_compute.log(trainer, self._training)
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         """Leaves the time of validation out of throughput; a step that was left by then is not watched any more."""
         self._watch.close()
-        if self._meter is not None:
-            self._meter.pause()
+        if self._training is not None:
+            self._training.pause()
 
     @_guarded
     def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs compute so far in the row of the metrics of validation."""
-        if self._recorder is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._recorder.log_totals(_step(trainer))
+        if self._training is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._training.log_totals(_step(trainer))
 
     @_guarded
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs metrics of validation by compute."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._by_compute.log(trainer, self._recorder)
+            self._by_compute.log(trainer, self._training)
 
     @_guarded
     def on_save_checkpoint(self, *_: Any) -> None:
         """Leaves the time of writing a checkpoint out of throughput."""
-        if self._meter is not None:
-            self._meter.pause()
+        if self._training is not None:
+            self._training.pause()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: compute so far, of all ranks."""
@@ -329,35 +324,35 @@ class FlopCallback(Callback):
     @_guarded
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs metrics of the last epoch by compute, and says which were named and never logged."""
-        self._by_compute.log(trainer, self._recorder)
+        self._by_compute.log(trainer, self._training)
         self._by_compute.check(trainer)
 
     @_guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Logs what a short training has timed, and lets go of the model and of the loggers."""
-        recorder = self._recorder
+        """Log what a short training has timed, and let go of the model and of the loggers."""
+        training = self._training
         self._keep_spent()
         self._let_go()
-        if recorder is not None:
-            recorder.close(_step(trainer))
-            self._profiles.update(recorder.profiles)
+        if training is not None:
+            training.close(_step(trainer))
+            self._profiles.update(training.profiles)
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
-        """Takes away what stands around a step that did not come to its end, and shows what there is by then.
+        """Take everything away from a step that did not come to its end, and show what there is by then.
 
         It waits for no device, which may be dead or hang, and raises nothing, not even where `strict`: what ended the
         training is what the user is to see.
         """
-        recorder = self._recorder
+        training = self._training
         try:
             self._keep_spent(wait=False)
         except Exception as error:  # noqa: BLE001 - another error is on its way
             self._troubles.note("compute so far could not be kept", error)
         self._let_go()
-        if recorder is not None:
+        if training is not None:
             try:
-                recorder.close(_step(trainer), wait=False)
-                self._profiles.update(recorder.profiles)
+                training.close(_step(trainer), wait=False)
+                self._profiles.update(training.profiles)
             except Exception as error:  # noqa: BLE001 - another error is on its way
                 self._troubles.note("the report of a training that ended early is not complete", error)
 
@@ -365,17 +360,15 @@ class FlopCallback(Callback):
 
     def _let_go(self) -> None:
         self._watch.close()
-        if self._recorder is not None:
-            self._profiles.update(self._recorder.profiles)
-        self._recorder = self._meter = None
+        if self._training is not None:
+            self._profiles.update(self._training.profiles)
+        self._training = None
 
     def _give_up(self, what: str, error: Exception) -> None:
-        """Leaves the rest of this run alone."""
-        if self._recorder is not None:
-            self._recorder.stop_metering()
+        """Leave the rest of this run alone."""
         self._spent = {}  # what was booked is too little by now
-        if self._recorder is not None:
-            self._recorder.stop_metering()
+        if self._training is not None:
+            self._training.stop_metering()
         self._let_go()
         self._gave_up = True
         self._troubles.report(what, error)
@@ -383,53 +376,65 @@ class FlopCallback(Callback):
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
         self._watch.close()
         if trainer.state.fn == phase:
-            recorder = self._recorder_for(trainer)
-            if phase not in recorder.profiles:
-                self._count_next(pl_module, phase, recorder)
+            if self._training is None:
+                self._training = self._training_of(trainer, pl_module)
+            if phase not in self._training.profiles:
+                self._count_next(pl_module, phase, self._training)
 
     def _end_evaluation(self, trainer: Trainer) -> None:
         self._watch.close()
-        if self._recorder is not None:
-            self._recorder.end_step(_step(trainer))
+        if self._training is not None:
+            self._training.end_evaluation(_step(trainer))
 
     def _keep_spent(self, *, wait: bool = True) -> None:
-        """Reads compute so far for checkpoints, which may be written when training is over."""
-        if self._meter is not None:
+        """Read compute so far for checkpoints, which may be written when training is over."""
+        if self._training is not None and self._training.is_metering:
             with self._troubles.reported("a checkpoint has no compute so far"):
-                self._spent = self._meter.state(wait=wait)
+                self._spent = self._training.state(wait=wait)
 
-    def _keep_budget(self, trainer: Trainer) -> None:
-        if self._options.max_hw_flops is None:
-            return
-        least = not trainer.fit_loop._can_stop_early
-        then = "training goes on to min_epochs or min_steps, and stops" if least else "training stops"
-        if self._recorder_for(trainer).is_spent(_step(trainer), then=then):
+    def _stop_if(self, trainer: Trainer, should_stop: bool) -> None:
+        if should_stop:
             trainer.should_stop = True
 
-    def _count_next(self, pl_module: LightningModule, phase: str, recorder: Recorder) -> None:
-        """Has the next call of a step observed, and a profile made of it."""
+    def _count_next(self, pl_module: LightningModule, phase: str, training: Training) -> None:
+        """Have the next call of a step observed, and a profile made of it."""
         conditions = functools.partial(
             self._options.conditions, phase, pl_module, troubles=self._troubles, step_row=f"({METHODS[phase]})"
         )
         give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
-        self._watch.count(pl_module, phase, recorder, conditions, give_up)
+        self._watch.count(pl_module, phase, training, conditions, give_up)
 
-    def _recorder_for(self, trainer: Trainer) -> Recorder:
-        if self._recorder is None:
-            options = self._options
-            self._recorder = Recorder(
-                trackers_of(trainer, options, self._troubles, self._files),
-                meter=self._meter,
-                convention=options.convention,
-                warmup_steps=options.warmup_steps,
-                latency_steps=options.latency_steps,
-                prefix=options.prefix,
-                by_compute=options.by_compute if self._meter is not None else (),
-                show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
-                troubles=self._troubles,
-                fallback=report_folder(trainer, options),
-            )
-        return self._recorder
+    def _training_of(
+        self, trainer: Trainer, pl_module: LightningModule, samples: Callable[[Any], int | None] | None = None
+    ) -> Training:
+        """Return what this run of the trainer is told to; without `samples`, an evaluation, which books no steps."""
+        options = self._options
+        return Training(
+            pl_module,
+            options,
+            trackers_of(trainer, options, self._troubles, self._files),
+            samples=samples,
+            measures_waiting=True,
+            show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
+            fallback=report_folder(trainer, options),
+            failures=self._troubles,
+        )
+
+
+def _number_of(optimizer: Any, optimizers: Sequence[Any]) -> int:
+    """Return the place of an optimizer in a list, by identity; the list's length for one that is not in it."""
+    number = 0
+    for known in optimizers:  # not `list.index`: an optimizer of the user's may define `==`
+        if known is optimizer:
+            break
+        number += 1
+    return number
+
+
+def _then(trainer: Trainer) -> str:
+    """Return what happens when the budget is spent, in words."""
+    can_stop = trainer.fit_loop._can_stop_early
+    return "training stops" if can_stop else "training goes on to min_epochs or min_steps, and stops"
 
 
 def _step(trainer: Trainer) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flopcallback.training.failures import Troubles
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.training import Training
 
 __all__ = ["MetricsByCompute"]
 
@@ -30,9 +30,9 @@ class MetricsByCompute:
         """A training begins."""
         self._latest = {}
 
-    def log(self, trainer: Any, recorder: Recorder | None) -> None:
+    def log(self, trainer: Any, training: Training | None) -> None:
         """Logs those that have another value than the last time; waits for their device where there is a tracker."""
-        if not self._names or recorder is None or not recorder.takes_copies:
+        if not self._names or training is None or not training.takes_copies:
             return
         with self._troubles.reported("metrics are not logged by compute"):
             logged = trainer.logged_metrics
@@ -40,7 +40,7 @@ class MetricsByCompute:
             # As text, in which NaN is what it was.
             new = {name: value for name, value in values.items() if str(value) != str(self._latest.get(name))}
             self._latest.update(new)
-            recorder.log_by_compute(new)
+            training.log_by_compute(new)
 
     def check(self, trainer: Any) -> None:
         """Reports names that the training never logged."""

@@ -17,10 +17,10 @@ from flopcallback.modules.outermost import is_compiled, outermost_calls
 from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import DISPATCH, TRACE
+from flopcallback.training.training import TRAINING
 
-__all__ = ["METHODS", "TRAINING", "samples_in", "way_to_observe", "with_each_call"]
+__all__ = ["METHODS", "samples_in", "way_to_observe", "with_each_call"]
 
-TRAINING = "train"
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """The step of each phase."""
 
@@ -32,7 +32,7 @@ def way_to_observe(
     phase: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    inside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    counting_nodes: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[Callable[[], Any]], Observed]:
     """How a step is to be called: a function that takes a call of it with these arguments.
 
@@ -48,7 +48,7 @@ def way_to_observe(
         phase: a key of `METHODS`.
         args: of the step.
         kwargs: of the step.
-        inside: makes what goes around each piece that is observed.
+        counting_nodes: makes what goes around each piece that is observed.
     """
     names = ModuleNames({"": pl_module})
     if pl_module._compiler_ctx is not None:
@@ -59,21 +59,23 @@ def way_to_observe(
     engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
     if has_backward or _has_compiled_pieces(pl_module):
-        return lambda call: observe_each_call(call, names, engine=engine, reason=reason, keep=keep, inside=inside)
+        return lambda call: observe_each_call(
+            call, names, engine=engine, reason=reason, keep=keep, inside=counting_nodes
+        )
 
     def as_a_whole(call: Callable[[], Any]) -> Observed:
-        with inside():
+        with counting_nodes():
             return observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
 
     return as_a_whole
 
 
 @contextmanager
-def with_each_call(pl_module: Any, inside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Has `inside()` go around each piece that `way_to_observe` would observe of a step that contains a backward."""
+def with_each_call(pl_module: Any, counting_nodes: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Have `counting_nodes()` go around each piece of a step with a backward that `way_to_observe` would observe."""
 
     def intercept(_: Any, call: Callable[[], Any], *__: Any) -> None:
-        with inside():
+        with counting_nodes():
             call()
 
     with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda *_: None):

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from flopcallback.lightning.step import METHODS, TRAINING, way_to_observe, with_each_call
+from flopcallback.lightning.step import METHODS, way_to_observe, with_each_call
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profiling.conditions import Conditions
-from flopcallback.tracing.whole_step import StepObserver
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.training import TRAINING, Training
 
 __all__ = ["StepWatch"]
 
@@ -27,70 +26,64 @@ class StepWatch:
 
     def __init__(self) -> None:
         self._around = ExitStack()
-        self._observed: tuple[StepObserver, int] | None = None  # and how many calls were in the step
 
     def close(self) -> None:
-        """Takes away what stands around a step."""
+        """Take away everything that was put around a step."""
         self._around.close()
 
     def count(
         self,
         pl_module: Any,
         phase: str,
-        recorder: Recorder,
+        training: Training,
         conditions: Callable[[Any], Conditions],
         give_up: Callable[[Exception], None],
     ) -> None:
-        """Has the next call counted, and a profile made of it.
+        """Have the next call counted, and a profile made of it.
 
         Args:
             pl_module: the LightningModule, of either flavour.
             phase: a key of `METHODS`.
-            recorder: makes the profile.
-            conditions: under which a batch is counted.
+            training: makes the profile.
+            conditions: returns the conditions under which a batch is counted.
             give_up: is told what failed.
         """
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.close()
-            observed = way_to_observe(pl_module, phase, args, kwargs, recorder.inside)(attempt)
+            observed = way_to_observe(pl_module, phase, args, kwargs, training.counting_nodes)(attempt)
             batch = args[0] if args else kwargs
             what, is_timed = f"the {phase} step", phase == TRAINING
-            recorder.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
+            training.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
 
         self._put_around(pl_module, METHODS[phase], around, give_up)
 
-    def observe(self, pl_module: Any, observer: StepObserver, recorder: Recorder) -> None:
-        """Has all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
-        calls = 0
+    def observe(self, pl_module: Any, training: Training) -> None:
+        """Have all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
+        observer = training.observer
+        if observer is None:
+            return
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal calls
             is_forward = bool(pl_module.automatic_optimization)
-            pieces = recorder.inside() if is_forward else with_each_call(pl_module, recorder.inside)
+            nodes = training.counting_nodes
+            pieces = nodes() if is_forward else with_each_call(pl_module, nodes)
             with observer.on(is_forward=is_forward), pieces:
                 attempt()
-            calls += 1
-            self._observed = (observer, calls)
+            training.note_observed_call()
 
         self._around.enter_context(observer.watching())
-        self._put_around(pl_module, METHODS[TRAINING], around, recorder.give_up_step)
+        self._put_around(pl_module, METHODS[TRAINING], around, training.stop_observing)
 
-    def hand_over(self, recorder: Recorder) -> None:
-        """Gives the recorder the step that was observed, if one was."""
-        observed, self._observed = self._observed, None
-        if observed is not None:
-            recorder.record_step(*observed)
-
-    def time(self, pl_module: Any, recorder: Recorder) -> None:
-        """Has the next calls of the training step timed."""
+    def time(self, pl_module: Any, training: Training) -> None:
+        """Have the next calls of the training step timed."""
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
-            with recorder.timed_call(is_forward=bool(pl_module.automatic_optimization)):
+            with training.timed_call(is_forward=bool(pl_module.automatic_optimization)):
                 attempt()
 
-        self._put_around(pl_module, METHODS[TRAINING], around, recorder.stop_timing)
+        self._put_around(pl_module, METHODS[TRAINING], around, training.stop_timing)
 
     def _put_around(self, pl_module: Any, name: str, around: _Around, on_failure: Callable[[Exception], None]) -> None:
         """Until this is closed, each call of a step goes through `around(attempt, args, kwargs)`."""

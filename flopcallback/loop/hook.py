@@ -1,4 +1,4 @@
-"""FlopHook: what a plain loop is given; its events go into the recorder's."""
+"""FlopHook: the door for plain loops."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from flopcallback.loop.objects import optimizers_of, unwrapped
-from flopcallback.loop.watch import PHASE, LoopWatch
+from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import Tracker, new_name, tracker_for
 from flopcallback.training.failures import FlopCallbackWarning, Troubles
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.training import Training
 
 __all__ = ["FlopHook"]
 
@@ -140,30 +140,24 @@ class FlopHook:
         self._model, optimizers = unwrapped(model), optimizers_of(optimizer)
         self._troubles = Troubles(strict=strict)
         is_logging = rank_of() == 0
-        self._meter = options.meter(self._model, first_dimension, self._troubles)
-        self._recorder = Recorder(
+        self._training = Training(
+            self._model,
+            options,
             self._trackers(to) if is_logging else {},
-            meter=self._meter,
-            convention=options.convention,
-            warmup_steps=warmup_steps,
-            latency_steps=latency_steps,
-            prefix=prefix,
-            by_compute=options.by_compute,
+            samples=first_dimension,
             show=_print if summary and is_logging else None,
-            troubles=self._troubles,
             fallback=options.report_dir or REPORT,
+            failures=self._troubles,
         )
-        self._watch = LoopWatch(self._model, optimizers, options, self._recorder, self._meter, self._troubles)
+        self._watch = LoopWatch(self._model, optimizers, options, self._training, self._troubles)
         self._is_closed = False
 
     # --- What a user asks for -----------------------------------------------------------------------------------------
 
     @property
     def profile(self) -> ModelProfile | None:
-        """The profile of the first training call, with times once they are in; None before. Asking ends that call."""
-        with self._watch.guarded():
-            self._watch.end_counted_call()
-        return self._recorder.profiles.get(PHASE)
+        """The profile of the first training call, with times once they are in; None before that call."""
+        return self._watch.profile()
 
     def metrics(self) -> dict[str, int | float]:
         """The numbers that are known by now, by name, to merge into what the loop logs itself; integers are exact.
@@ -173,7 +167,7 @@ class FlopHook:
         """
         profile = self.profile
         scalars = {} if profile is None else profile.scalars()
-        scalars |= self._recorder.numbers
+        scalars |= self._training.numbers
         return {self._options.prefix + name: value for name, value in scalars.items()}
 
     def log_by_compute(self, metrics: Mapping[str, float | torch.Tensor]) -> None:
@@ -190,8 +184,8 @@ class FlopHook:
             named = self._options.by_compute
             if unknown := [name for name in metrics if name not in named]:
                 raise ValueError(f"FlopHook: by_compute is {list(named)}, and does not name {unknown}: add it there")
-            if self._recorder.takes_copies:
-                self._recorder.log_by_compute({name: float(value) for name, value in metrics.items()})
+            if self._training.takes_copies:
+                self._training.log_by_compute({name: float(value) for name, value in metrics.items()})
 
     @property
     def should_stop(self) -> bool:
@@ -203,7 +197,7 @@ class FlopHook:
             ...     if hook.should_stop:
             ...         break
         """
-        return self._watch.should_stop
+        return self._training.is_budget_spent
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, for `load_state_dict`: compute so far, of all ranks.
@@ -212,14 +206,16 @@ class FlopHook:
         warns of those that did not come. What it gets is to be saved; others get no compute.
         """
         with self._troubles.reported("a checkpoint has no compute so far"):
-            self._meter.pause()  # what follows is not training
-            return {"compute": self._meter.state()} if self._recorder.is_metering else {}
+            self._training.pause()  # what follows is not training
+            return {"compute": self._training.state()} if self._training.is_metering else {}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave, on any number of ranks; before the first step, and on every rank."""
         with self._troubles.reported("compute so far begins anew"):
-            self._meter.load(state.get("compute", {}))
+            compute = state.get("compute", {})
+            self._training.load(compute)
+            self._training.poll_loaded_budget(compute)
 
     @contextmanager
     def step(self) -> Iterator[None]:

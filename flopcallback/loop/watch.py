@@ -1,10 +1,13 @@
-"""What a plain loop does, from calls of its model and steps of its optimizers to the recorder's events."""
+"""LoopWatch: calls of a plain loop's model and steps of its optimizers become events of a training."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -13,40 +16,73 @@ from torch import nn
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
+from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.whole_step import StepObserver
 from flopcallback.training.failures import Troubles
-from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.training import TRAINING, Plan, Training
 
-__all__ = ["MOST_CALLS", "PHASE", "LoopWatch"]
+__all__ = ["MOST_CALLS", "LoopWatch"]
 
-PHASE = "train"
 SEVERAL = 2
+"""Optimizers from which on a backward ends no call: the networks of a GAN share a step."""
+
 MOST_PARTS = 64
+"""Children of the model that stay watched after the window, in case the loop comes to call them itself."""
+
 LOG_EVERY = 50
-MOST_CALLS = 100  # of modules in the call that is counted: each takes memory, and an optimizer may be idle for long
+"""Steps between two logs, where the user says nothing."""
+
+MOST_CALLS = 100
+"""Module calls in the counted call: each one takes memory, and an optimizer may be idle for long."""
 
 STEP_FAILED = "the training step could not be counted"
 
 
+class Stage(Enum):
+    """How much of a loop is watched; it only goes forward."""
+
+    COUNTING = "counting"  # all modules, until the first call was counted
+    MEASURING = "measuring"  # all modules: later steps are timed, or observed for the profile
+    BOOKING = "booking"  # the modules that the loop calls itself: steps are booked, and nothing else
+    OVER = "over"  # none
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step of the loop; a new one begins where the last one ended."""
+
+    plan: Plan | None = None  # None until its first call begins
+    is_in_first_call: bool = False  # that call is under way, or was the last one
+    stepped: set[int] = field(default_factory=set)  # numbers of the optimizers
+
+
+@dataclass(slots=True)
+class _Call:
+    """What the loop calls up to a backward; a new one begins there, and with each step."""
+
+    has_called: bool = False  # a module's call in it came to its end
+    has_backward: bool = False  # a backward through its result began
+    is_added: bool = False  # the training knows of the module's call under way
+    modules_called: int = 0
+    seen: list[tuple[str, Observed]] = field(default_factory=list)  # by the name of the module that was called
+
+
 class LoopWatch:
-    """Tells calls and steps of a loop apart, and has them counted, observed, timed and booked.
+    """Tells calls and steps of a loop apart, and does with each what its plan says.
 
     A call ends where its backward begins; with several optimizers, where the step ends. A step ends when each optimizer
-    has stepped, or where it is marked. After the window only what is needed to book steps is left.
+    has stepped, or where it is marked.
 
     Args:
         model: whose calls they are.
         optimizers: whose steps say where a step ends.
         options: what the user has set.
-        recorder: is fed.
-        meter: the recorder's.
-        troubles: where failures go.
+        training: is told what happens.
+        failures: where failures are reported.
     """
 
     def __init__(
@@ -54,65 +90,61 @@ class LoopWatch:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         options: Options,
-        recorder: Recorder,
-        meter: ComputeMeter,
-        troubles: Troubles,
+        training: Training,
+        failures: Troubles,
     ) -> None:
         self._model = model
         self._optimizers = list(optimizers)
         self._options = options
-        self._recorder = recorder
-        self._meter = meter
-        self._troubles = troubles
-        self._names = ModuleNames({"": self._model})
-        self._seen: list[tuple[str, Observed]] = []  # of the counted call, by the name of the module that was called
-        self._conditions: Conditions | None = None
-        self._has_called = self._has_backward = False  # in the call that is counted or timed
-        self._modules_called = 0  # in that call
-        self._has_begun = False
-        self._in_step = self._is_met = self._is_marked = self._is_counted = self._is_light = self._is_done = False
-        self._stepped: set[int] = set()
-        self._steps = 0
-        self._should_stop = False
-        self._is_first = False  # the call under way is the first one of its step
-        self._in_optimizer = False
-        self._is_simple = True  # a step has one call
+        self._training = training
+        self._failures = failures
+        self._names = ModuleNames({"": model})
+        self._conditions: Conditions | None = None  # of the counted call
+        self._stage = Stage.COUNTING
+        self._step, self._call = _Step(), _Call()
+        self._steps = 0  # that ended
+        self._has_begun = False  # a training call was seen
+        self._is_marked = False  # steps end where the user says, and nowhere else
+        self._is_in_optimizer = False  # what is called now is called by its closure
+        self._is_simple = True  # no step had a second call so far
         self._called_sites: set[str] = set()  # names of the modules that the loop calls
-        self._observer: StepObserver | None = None  # of the step that is under way, where it is observed whole
-        self._calls = 0  # like the counted one, in that step
-        self._on_model, self._on_optimizers, self._watching = ExitStack(), ExitStack(), ExitStack()
+        self._on_model, self._on_optimizers, self._on_step = ExitStack(), ExitStack(), ExitStack()
         self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
-        self._numbers = {id(each): number for number, each in enumerate(self._optimizers)}
-        for each in self._optimizers:
-            self._on_optimizers.callback(each.register_step_pre_hook(self._optimizer_steps).remove)
-            self._on_optimizers.callback(each.register_step_post_hook(self._optimizer_stepped).remove)
+        for number, optimizer in enumerate(self._optimizers):
+            # The number is bound here: the object that steps may be another one with the same hooks.
+            stepped = functools.partial(self._optimizer_stepped, number)
+            self._on_optimizers.callback(optimizer.register_step_pre_hook(self._optimizer_steps).remove)
+            self._on_optimizers.callback(optimizer.register_step_post_hook(stepped).remove)
 
-    @property
-    def should_stop(self) -> bool:
-        """Whether the budget is spent."""
-        if self._steps == 0:  # what was loaded may be all that there was to spend
-            self._should_stop = self._recorder.is_spent(0)
-        return self._should_stop
+    # --- What the hook asks for ---------------------------------------------------------------------------------------
+
+    def profile(self) -> ModelProfile | None:
+        """Return the profile of the counted call; of what there is of it, where it has not ended yet."""
+        profile = self._training.profiles.get(TRAINING)
+        if profile is None and self._call.has_called and self._conditions is not None and self._call.seen:
+            with self._failures.reported("there is no profile yet"):
+                profile = self._training.preview(together(self._call.seen), self._model, self._conditions)
+        return profile
 
     @contextmanager
     def marked_step(self) -> Iterator[None]:
-        """Goes around a step; from the first one on, none ends elsewhere."""
-        self._is_marked, self._in_step = True, False
+        """Mark a step; from the first one on, none ends elsewhere."""
+        self._is_marked = True
+        with self._guarded():
+            self._forget_step()
         try:
             yield
         except BaseException:
-            with self.guarded():
-                self.end_call()  # The loop may go on: the next step has a call of its own.
-                self._end_watch()
-                self._in_step = False
+            with self._guarded():
+                self._end_call()  # the loop may go on: the next step has a call of its own
+                self._forget_step()
             raise
-        with self.guarded():
+        with self._guarded():
             self._end_step()
-            if not self._is_light:
-                self._lighten()
+            self._narrow()
 
     def close(self, *, wait: bool) -> bool:
-        """Ends what is under way, and lets go of the model and the optimizers.
+        """End what is under way, and let go of the model and the optimizers.
 
         Args:
             wait: False where a device, or another rank, may never come to the end of its work.
@@ -120,246 +152,237 @@ class LoopWatch:
         Returns:
             Whether a training call was seen, or something failed before.
         """
-        was_over = self._is_done
+        was_over = self._stage is Stage.OVER
         try:
-            with self.guarded():
-                self.end_call()
-                if wait and self._in_step and not self._is_marked:  # no optimizer came to it, or there is none
+            with self._guarded():
+                self._end_call()
+                if wait and self._step.plan is not None and not self._is_marked:
+                    # No optimizer came to this step, or there is none.
                     self._end_step(is_whole=False, has_stepped=not self._optimizers)
-            with self.guarded():
-                self._recorder.close(self._steps, wait=wait)
+            with self._guarded():
+                self._training.close(self._steps, wait=wait)
         finally:
             self._let_go()
             self._on_optimizers.close()
             self._optimizers.clear()
         return self._has_begun or was_over
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Whatever fails inside becomes a warning, and the rest of the loop is left alone."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - the promise: training goes on
-            self._give_up(STEP_FAILED, error)
-
     # --- The loop's events --------------------------------------------------------------------------------------------
 
     def _called(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module was called, by none of the model's modules."""
+        """Handle a call that the loop makes; `call()` makes it."""
         if not (site.module.training and torch.is_grad_enabled()):
-            if site.module is self._model and not self._in_step:
-                self._meter.pause()  # evaluation, between two steps
+            if site.module is self._model and self._step.plan is None:
+                self._training.pause()  # evaluation, between two steps
             call()
             return
         self._has_begun = True
         self._called_sites.add(site.name)
-        if self._has_backward:
-            self.end_call()
+        if self._call.has_backward:
+            self._end_call()
             if not self._optimizers and not self._is_marked:
                 self._end_step(is_whole=False)
-        elif self._modules_called == MOST_CALLS:
-            self.end_call()
-        if self._is_met:
-            self._is_met = False
+        elif self._call.modules_called == MOST_CALLS:
+            self._end_call()
+        if self._call.is_added:
+            self._call.is_added = False
         else:
-            self._meet(args, kwargs)
+            self._add_call(args, kwargs)
         try:
             result = self._make(site, call, args, kwargs)
         except BaseException:
             self._call_raised()
             raise
-        self._has_called = True
-        self._modules_called += 1
+        self._call.has_called = True
+        self._call.modules_called += 1
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
-        if not (self._optimizers or self._is_marked or self._is_light):
-            self._lighten()
-
-    def _call_raised(self) -> None:
-        """Where a step began with a call that raised, it did not begin: the loop may leave it, and go on."""
-        if self._is_first:
-            self._in_step = self._has_called = False
-            with self.guarded():
-                self._end_watch()
+        if not (self._optimizers or self._is_marked):
+            self._narrow()
 
     def _passes(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Books a call after the window; whether that is all there is to do about it, as in most loops.
+        """Book a call after the window; return whether that is all there is to do about it, as in most loops.
 
         Where a loop calls the model twice in a step, what lies between has to be known, from there on.
         """
         if not (self._is_simple and site.module.training and torch.is_grad_enabled()):
             return False
-        if self._in_step:
+        if self._step.plan is not None:
             self._is_simple = False
-            # Micro-batches are more often than forwards that share a backward.
-            self._has_backward = len(self._optimizers) < SEVERAL
+            # Micro-batches are more frequent than forwards that share a backward.
+            self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
-        self._meet(args, kwargs)
-        self._is_met = self._observer is not None
-        self._has_called = True
-        self._modules_called = 1
-        return not self._is_met
+        self._add_call(args, kwargs)
+        self._call.is_added = is_observed = self._step.plan is Plan.OBSERVE
+        self._call.has_called = True
+        self._call.modules_called = 1
+        return not is_observed
+
+    def _call_raised(self) -> None:
+        """Forget a step that began with a call that raised: the loop may leave it, and go on."""
+        if self._step.is_in_first_call:
+            with self._guarded():
+                self._forget_step()
+            self._call.has_called = False
 
     def _optimizer_steps(self, *_: Any) -> None:
-        self._in_optimizer = True
+        self._is_in_optimizer = True
 
-    def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._in_optimizer = False
-        if self._is_done:
+    def _optimizer_stepped(self, number: int, *_: Any) -> None:
+        self._is_in_optimizer = False
+        if self._stage is Stage.OVER:
             return
-        number = self._numbers[id(optimizer)]
-        self._meter.stepped.append(number)
+        try:
+            self._note_optimizer(number)
+        except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
+            self._give_up(STEP_FAILED, error)
+
+    def _note_optimizer(self, number: int) -> None:
+        self._training.note_optimizer(number)
         if self._is_marked:
             return
-        self._stepped.add(number)
-        if len(self._stepped) == len(self._optimizers):
-            try:
-                self._end_step()
-                if not self._is_light:
-                    self._lighten()
-            except Exception as error:  # noqa: BLE001 - as `guarded`, which takes longer
-                self._give_up(STEP_FAILED, error)
+        self._step.stepped.add(number)
+        if len(self._step.stepped) == len(self._optimizers):
+            self._end_step()
+            if self._stage is not Stage.BOOKING:
+                self._narrow()
 
     def _failed(self, site: CallSite, error: Exception) -> None:
         self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)
 
-    # --- Inside -----------------------------------------------------------------------------------------------------
+    # --- Calls --------------------------------------------------------------------------------------------------------
 
     def _make(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._is_counted:
+        """Make a call as the plan of its step says."""
+        if self._stage is Stage.COUNTING:
             return self._count(site, call, args, kwargs)
-        if self._observer is None:
+        if (observer := self._training.observer) is None:
             return self._time(call)
-        self._calls += not self._has_called
-        with self._meter.inside(), self._observer.on():
+        if not self._call.has_called:
+            self._training.note_observed_call()
+        with self._training.counting_nodes(), observer.on():
             return call()
 
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
             self._names = ModuleNames({"": self._model})  # it may have others than when the hook was made
-            if rank_of() != 0:  # there may have been no process group then, and nobody who said
-                self._recorder.mute()
+            if rank_of() != 0:  # the process group may have been created after the hook
+                self._training.mute()
             batch = args[0] if args else kwargs
             self._conditions = self._options.conditions(
-                PHASE, self._model, batch, self._troubles, inputs=(args, kwargs)
+                TRAINING, self._model, batch, self._failures, inputs=(args, kwargs)
             )
-        with self._meter.inside():
+        with self._training.counting_nodes():
             observed = observe_module_call(site, call, self._names, args, kwargs)
-        self._seen.append((site.name, dataclasses.replace(observed, result=None)))  # the loop's to keep or to drop
-        return observed.result
+        result = observed.result
+        # The result is the loop's, to keep or to drop.
+        self._call.seen.append((site.name, dataclasses.replace(observed, result=None)))
+        return result
 
     def _time(self, call: Callable[[], Any]) -> Any:
         try:
-            with self._recorder.timed_call(continues=self._has_called):
+            with self._training.timed_call(continues=self._call.has_called):
                 return call()
         except BaseException:
-            self._has_called = False  # Its time was dropped: there is nothing to go on with.
+            self._call.has_called = False  # its time was dropped: there is nothing to go on with
             raise
 
     def _watch_backward(self, result: Any) -> None:
-        """Has the first backward through any of the tensors in `result` note that it began."""
+        """Have the first backward through any of the tensors in `result` note that it began."""
 
         def began(_: Any) -> None:
-            self._has_backward = True
+            self._call.has_backward = True
 
         for tensor in tensors_in(result):
-            for each in (tensor, tensor._base):  # a write to a view gives it another node, and leaves that of its base
-                if each is not None and each.grad_fn is not None:
-                    each.grad_fn.register_prehook(began)
+            # An in-place write replaces a view's grad_fn but not its base's: hook both.
+            for part in (tensor, tensor._base):
+                if part is not None and part.grad_fn is not None:
+                    part.grad_fn.register_prehook(began)
 
-    def end_counted_call(self) -> None:
-        """Somebody asks for the profile: the call that is counted ends, if one is."""
-        if not self._is_counted:
-            self.end_call()
-
-    def end_call(self) -> None:
-        """What was counted or timed since the last backward, or the last step, is complete."""
-        has_called, self._has_called = self._has_called, False
-        self._has_backward, self._modules_called = False, 0
-        if not has_called or self._is_counted:
-            return
-        observed = together(self._seen)
-        self._seen = []
-        assert self._conditions is not None
-        self._recorder.record(observed, self._model, self._conditions, what="the training call", is_timed=True)
-        self._is_counted = True
-
-    def _meet(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The model is called in a step; the first call begins it."""
-        inputs, is_first = (args, kwargs), not self._in_step
-        self._is_first = is_first
+    def _add_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the training of a call; the first one begins a step."""
+        inputs, batch, call = (args, kwargs), args[0] if args else kwargs, self._call
+        is_first = self._step.plan is None
+        self._step.is_in_first_call = is_first
         if is_first:
-            self._in_step = True
-            self._meter.begin_step()
-        # What an optimizer calls again, as L-BFGS does, has seen its batch before.
-        is_new = not self._has_called and (is_first or not self._in_optimizer)
-        self._meter.add_call(inputs, args[0] if args else kwargs, is_new=is_new)
-        if not self._has_called:
-            self._meter.backwards += 1  # that it comes to, for each batch
-        if not is_first:
-            self._is_simple = False
-            return
-        if not self._is_counted:
-            self._meter.leave_out()
-            return
-        self._observer = self._recorder.step_observer(inputs, self._optimizers)
-        if self._observer is None:
-            self._recorder.begin_step()
+            self._step.plan = self._training.begin_step(inputs, batch, self._optimizers)
         else:
-            self._watching.enter_context(self._observer.watching())
+            # What an optimizer calls again, as L-BFGS does, has seen its batch before.
+            self._training.add_call(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
+            self._is_simple = False
+        if not call.has_called:
+            self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
+        if is_first and self._step.plan is Plan.OBSERVE and self._training.observer is not None:
+            self._on_step.enter_context(self._training.observer.watching())
 
-    def _end_watch(self) -> None:
-        """The step is not observed any more, if it was."""
-        self._watching.close()
-        self._observer, self._calls = None, 0
+    def _end_call(self) -> None:
+        """End the call that lasted since the last backward, or the last step; keep it, if it is the counted one."""
+        call, self._call = self._call, _Call()
+        if not call.has_called or self._stage is not Stage.COUNTING:
+            return
+        assert self._conditions is not None
+        observed = together(call.seen)
+        self._training.record(observed, self._model, self._conditions, what="the training call", is_timed=True)
+        self._stage = Stage.MEASURING
+
+    # --- Steps --------------------------------------------------------------------------------------------------------
 
     def _end_step(self, *, is_whole: bool = True, has_stepped: bool = True) -> None:
-        self.end_call()
-        if self._observer is not None:
-            observer, calls = self._observer, self._calls
-            self._end_watch()
-            self._recorder.record_step(observer, calls)
-        self._stepped.clear()
-        step, self._steps = self._steps, self._steps + has_stepped
-        if self._in_step:
-            self._in_step = False
-            is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
-            self._recorder.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
-            if self._options.max_hw_flops is not None:
-                self._should_stop = self._recorder.is_spent(step)
+        self._end_call()
+        self._on_step.close()
+        ended, self._step = self._step, _Step()
+        number, self._steps = self._steps, self._steps + has_stepped
+        if ended.plan is not None:
+            is_log_step = (number + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
+            self._training.end_step(number, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
 
-    def _lighten(self) -> None:
-        """Once nothing is timed any more, only modules that the loop calls are watched; not while one is called."""
-        if self._is_counted and not self._recorder.is_busy:
-            self._is_light = True
-            self._is_simple &= bool(self._optimizers or self._is_marked)  # something says where a step ends
-            self._on_model.close()
-            wrappers = outermost_calls(
-                self._names,
-                self._called,
-                self._failed,
-                only={*self._called_sites, *self._likely_sites()},
-                passes=self._passes,
-                raised=self._call_raised,
-            )
-            self._on_model.enter_context(wrappers)
+    def _forget_step(self) -> None:
+        """The step under way did not come to its end, and is not booked."""
+        self._on_step.close()
+        self._step = _Step(stepped=self._step.stepped)
+
+    def _narrow(self) -> None:
+        """Watch only what the loop calls itself, once nothing is timed any more; not while a module is called."""
+        if self._stage is not Stage.MEASURING or self._training.is_busy:
+            return
+        self._stage = Stage.BOOKING
+        self._is_simple &= bool(self._optimizers or self._is_marked)  # something says where a step ends
+        self._on_model.close()
+        wrappers = outermost_calls(
+            self._names,
+            self._called,
+            self._failed,
+            only={*self._called_sites, *self._likely_sites()},
+            passes=self._passes,
+            raised=self._call_raised,
+        )
+        self._on_model.enter_context(wrappers)
 
     def _likely_sites(self) -> set[str]:
-        """The model and its parts, which a loop may come to call later: the head alone, or a GAN's other network."""
+        """Return the model and its parts, which a loop may come to call later: a head, or half of a GAN."""
         parts = [name for name, _ in self._model.named_children()]
         return {"", *parts[:MOST_PARTS]}
 
+    # --- When something failed, and at the end ------------------------------------------------------------------------
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn an exception inside into a warning, and leave the rest of the loop alone."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the promise: training goes on
+            self._give_up(STEP_FAILED, error)
+
     def _let_go(self) -> None:
-        """Leaves the model alone; nothing more is booked.
+        """Leave the model alone; nothing more is booked.
 
         The optimizers' hooks stay until the hook is closed: this may run inside of one.
         """
-        self._is_done = True
-        self._watching.close()
+        self._stage = Stage.OVER
+        self._on_step.close()
         self._on_model.close()
 
     def _give_up(self, what: str, error: Exception) -> None:
-        """Leaves the rest of the loop alone."""
         self._let_go()
-        self._recorder.stop_metering()
-        self._troubles.report(what, error)
+        self._training.stop_metering()
+        self._failures.report(what, error)

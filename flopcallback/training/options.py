@@ -13,9 +13,8 @@ from torch import nn
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
-from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.batch_sizes import whole_number
 from flopcallback.training.failures import Troubles
-from flopcallback.training.meter import ComputeMeter
 
 __all__ = ["Options"]
 
@@ -53,31 +52,6 @@ class Options:
     def convention(self) -> Convention:
         """What counts as a FLOP."""
         return Convention(self.fma, self.elementwise)
-
-    def meter(
-        self,
-        model: nn.Module,
-        samples: Callable[[Any], int | None],
-        troubles: Troubles,
-        *,
-        measures_waiting: bool = False,
-    ) -> ComputeMeter:
-        """What books the steps of a training of `model`.
-
-        Args:
-            model: what is trained.
-            samples: of a batch, where the user gives no function.
-            troubles: where failures go.
-            measures_waiting: whether what lies between two steps is known to be waiting for data.
-        """
-        return ComputeMeter(
-            model,
-            BatchSizes(self.batch_size_fn, self.tokens_fn, samples, troubles),
-            flops_fn=self.flops_fn,
-            budget=self.max_hw_flops,
-            measures_waiting=measures_waiting,
-            troubles=troubles,
-        )
 
     def conditions(
         self,

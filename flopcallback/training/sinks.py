@@ -11,13 +11,13 @@ from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import DrawsByCompute, KeepsTraining, LocalTracker, Tracker
 from flopcallback.training.failures import Troubles
 
-__all__ = ["Outlets"]
+__all__ = ["Sinks"]
 
 FLOPS_PER_STEP = 10**6
 """Of a metric that is drawn by compute: a step is an int64 in trackers, which FLOPs themselves outgrow."""
 
 
-class Outlets:
+class Sinks:
     """The trackers of a training; what one of them fails at is reported, and kept in files.
 
     Args:
@@ -51,7 +51,7 @@ class Outlets:
                 with self._failures_of(name):
                     tracker.use_compute_axis(by_compute)
 
-    def give_profile(self, profile: ModelProfile, step: int) -> None:
+    def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Hands a profile to all, with those of its numbers that are new."""
         scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
         scalars = {name: value for name, value in scalars.items() if name not in self._logged}
@@ -59,7 +59,7 @@ class Outlets:
         for name, tracker in list(self._trackers.items()):
             self._give(name, tracker, scalars, profile, step)
 
-    def give_numbers(self, numbers: Mapping[str, int | float], step: int) -> None:
+    def log_scalars(self, numbers: Mapping[str, int | float], step: int) -> None:
         """Hands numbers of a training to all; one that fails gets no more of them, since each time may take minutes."""
         scalars = {self._prefix + name: value for name, value in numbers.items()}
         for name, tracker in list(self._trackers.items()):
@@ -70,14 +70,14 @@ class Outlets:
         """Whether any tracker cannot draw by compute itself."""
         return any(not isinstance(tracker, DrawsByCompute) for tracker in self._trackers.values())
 
-    def give_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
+    def log_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
         """Hands copies of the user's metrics to those that cannot draw by compute, at `hw_flops` in millions."""
         copies = {f"{self._prefix}{name}_by_compute": value for name, value in metrics.items()}
         for name, tracker in list(self._trackers.items()):
             if not isinstance(tracker, DrawsByCompute):
                 self._give_scalars(name, tracker, copies, hw_flops // FLOPS_PER_STEP)
 
-    def give_training(self, profile: ModelProfile) -> None:
+    def log_training(self, profile: ModelProfile) -> None:
         """Hands on what the training came to, to those that keep it."""
         for name, tracker in self._trackers.items():
             if isinstance(tracker, KeepsTraining) and name not in self._failed:

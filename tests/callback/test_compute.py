@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopHook
 from flopcallback.trackers import MemoryTracker
-from flopcallback.training.meter import REFRESH
+from flopcallback.training.trainable import REFRESH
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = 2 * WIDE * INNER, 2 * INNER * OUT  # FLOPs of a forward, for each sample

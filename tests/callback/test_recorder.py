@@ -16,7 +16,8 @@ from flopcallback.tracing.in_flight import observe_in_flight
 from flopcallback.tracing.observed import Observed
 from flopcallback.trackers import MemoryTracker
 from flopcallback.training.failures import Troubles
-from flopcallback.training.recorder import Recorder
+from flopcallback.training.recorder import ProfileRecorder
+from flopcallback.training.sinks import Sinks
 
 BATCH = 3
 
@@ -35,6 +36,23 @@ class Clock:
         return self.now_s
 
 
+def recorder_of(trackers, *, prefix="", show=None, fallback=None, failures=None, **options):
+    failures = failures or Troubles()
+    sinks = Sinks(trackers, prefix=prefix, show=show, fallback=fallback, troubles=failures)
+    return ProfileRecorder(sinks, failures=failures, **options)
+
+
+def end_step(recorder, step):
+    recorder.end_step()
+    recorder.log(step)
+
+
+def close(recorder, step, *, wait=True):
+    recorder.close_window(wait=wait)
+    recorder.log(step)
+    recorder.sinks.close()
+
+
 def loop(recorder, model, steps):
     """A plain loop that counts its first step and lets the recorder time the others."""
     x = torch.ones(BATCH, 5)
@@ -46,7 +64,7 @@ def loop(recorder, model, steps):
         else:
             observed = observe_in_flight(lambda: model(x), ModuleNames({"": model}), x)
             recorder.record(observed, model, conditions_of("train", model, x), is_timed=True)
-        recorder.end_step(step)
+        end_step(recorder, step)
 
 
 def warnings_of(call):
@@ -58,7 +76,7 @@ def warnings_of(call):
 
 def test_a_plain_loop_gets_a_profile_at_once_and_times_when_the_window_closes(model):
     tracker = MemoryTracker()
-    recorder = Recorder({"memory": tracker}, warmup_steps=1, latency_steps=2, prefix="net/", clock=Clock())
+    recorder = recorder_of({"memory": tracker}, warmup_steps=1, latency_steps=2, prefix="net/", clock=Clock())
     loop(recorder, model, 6)
     flops = BATCH * (5 * 7 + 7 * 2)
     assert tracker.scalars[0] == (
@@ -81,17 +99,17 @@ def test_a_plain_loop_gets_a_profile_at_once_and_times_when_the_window_closes(mo
     by_path = {row.path: row.forward_ms for row in recorder.profiles["train"].modules}
     assert by_path == pytest.approx({"": 1, "0": 1, "1": 1, "2": 1})
     assert times == pytest.approx({"net/latency/forward_ms": 1, "net/latency/step_ms": 3})
-    recorder.close(6)
+    close(recorder, 6)
     assert tracker.closed
     assert len(tracker.profiles) == 2
 
 
 def test_close_logs_the_times_of_a_window_that_was_not_filled(model):
     tracker = MemoryTracker()
-    recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
+    recorder = recorder_of({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
     loop(recorder, model, 3)
     assert len(tracker.profiles) == 1
-    recorder.close(2)
+    close(recorder, 2)
     assert tracker.profiles[1][0] == 2
     assert tracker.profiles[1][1].latency.steps == 2
 
@@ -115,10 +133,10 @@ class DeadEvent:
 def test_close_without_waiting_gives_up_the_times_of_a_device_alone(model):
     tracker, shown = MemoryTracker(), []
     trackers = {"memory": tracker}
-    recorder = Recorder(trackers, warmup_steps=0, latency_steps=20, event=DeadEvent, show=shown.append)
+    recorder = recorder_of(trackers, warmup_steps=0, latency_steps=20, event=DeadEvent, show=shown.append)
     loop(recorder, model, 3)
     assert shown == []
-    recorder.close(2, wait=False)
+    close(recorder, 2, wait=False)
     assert recorder.profiles["train"].latency is None
     assert len(shown) == len(tracker.profiles) == 1
     assert tracker.closed
@@ -138,9 +156,9 @@ def test_close_without_waiting_logs_what_a_device_has_come_through(model):
             return float(end.at_ms - self.at_ms)
 
     tracker = MemoryTracker()
-    recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, event=Event)
+    recorder = recorder_of({"memory": tracker}, warmup_steps=0, latency_steps=20, event=Event)
     loop(recorder, model, 3)
-    recorder.close(2, wait=False)
+    close(recorder, 2, wait=False)
     latency = recorder.profiles["train"].latency
     assert (latency.steps, latency.how) == (2, "events on cpu")
     assert [profile.latency for _, profile in tracker.profiles] == [None, latency]
@@ -148,9 +166,9 @@ def test_close_without_waiting_logs_what_a_device_has_come_through(model):
 
 def test_close_without_waiting_logs_the_times_of_a_cpu(model):
     tracker = MemoryTracker()
-    recorder = Recorder({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
+    recorder = recorder_of({"memory": tracker}, warmup_steps=0, latency_steps=20, clock=Clock())
     loop(recorder, model, 3)
-    recorder.close(2, wait=False)
+    close(recorder, 2, wait=False)
     assert tracker.profiles[1][1].latency.steps == 2
 
 
@@ -160,8 +178,8 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(model):
             raise OSError("disk full")
 
     good = MemoryTracker()
-    recorder = Recorder({"bad": Broken(), "good": good}, warmup_steps=0, latency_steps=1)
-    told = warnings_of(lambda: (loop(recorder, model, 3), recorder.close(3)))
+    recorder = recorder_of({"bad": Broken(), "good": good}, warmup_steps=0, latency_steps=1)
+    told = warnings_of(lambda: (loop(recorder, model, 3), close(recorder, 3)))
     assert [text.partition(".")[0] for text in told] == ["the tracker bad failed: OSError: disk full"]
     assert len(good.scalars) == len(good.profiles) == 2
 
@@ -171,7 +189,7 @@ def test_a_clock_that_fails_costs_the_times_alone(model):
         raise OSError("no clock")
 
     shown = []
-    recorder = Recorder({}, latency_steps=2, warmup_steps=0, clock=broken, show=shown.append)
+    recorder = recorder_of({}, latency_steps=2, warmup_steps=0, clock=broken, show=shown.append)
     told = warnings_of(lambda: loop(recorder, model, 4))
     assert [text.partition(".")[0] for text in told] == ["steps could not be timed: OSError: no clock"]
     assert recorder.profiles["train"].latency is None
@@ -180,11 +198,11 @@ def test_a_clock_that_fails_costs_the_times_alone(model):
 
 def test_what_there_is_to_see_is_said_once_when_the_times_are_in(model):
     shown = []
-    recorder = Recorder({"memory": MemoryTracker()}, warmup_steps=0, latency_steps=1, show=shown.append)
+    recorder = recorder_of({"memory": MemoryTracker()}, warmup_steps=0, latency_steps=1, show=shown.append)
     loop(recorder, model, 1)
     assert shown == []
     loop(recorder, model, 3)
-    recorder.close(4)
+    close(recorder, 4)
     (line,) = shown
     assert line.startswith(f"flopcallback: forward {BATCH * (5 * 7 + 7 * 2)} FLOPs (1 per multiply-add), ")
     assert line.endswith(", nothing unknown; report: memory")
@@ -199,7 +217,7 @@ def test_a_line_says_what_is_unknown(model):
 
     assert registry.lookup("aten::linalg_eigvals") is None
     shown = []
-    recorder = Recorder({"memory": MemoryTracker()}, latency_steps=0, show=shown.append)
+    recorder = recorder_of({"memory": MemoryTracker()}, latency_steps=0, show=shown.append)
     loop(recorder, Odd(), 1)
     assert f"forward >= {BATCH * 5 * BATCH} FLOPs" in shown[0]
     assert "unknown: aten::linalg_eigvals; " in shown[0]
