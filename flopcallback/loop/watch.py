@@ -213,10 +213,12 @@ class LoopWatch:
             self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
         self._add_call(args, kwargs)
-        self._call.is_added = is_observed = self._step.plan is Plan.OBSERVE
+        if self._step.plan is Plan.OBSERVE:
+            self._call.is_added = True
+            return False
         self._call.has_called = True
         self._call.modules_called = 1
-        return not is_observed
+        return True
 
     def _call_raised(self) -> None:
         """Forget a step that began with a call that raised: the loop may leave it, and go on."""
