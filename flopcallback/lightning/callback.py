@@ -196,8 +196,9 @@ class FlopCallback(Callback):
     @_guarded
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop a training that goes on from a checkpoint with nothing left of its budget."""
-        if self._training is not None and self._options.max_hw_flops is not None:
-            self._stop_if(trainer, self._training.poll_budget(_step(trainer), then=_then(trainer)))
+        training = self._training
+        if training is not None and training.poll_budget(_step(trainer), then=_then(trainer)):
+            trainer.should_stop = True
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -224,7 +225,12 @@ class FlopCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Note which optimizer steps."""
         if self._training is not None:
-            self._training.note_optimizer(_number_of(optimizer, trainer.optimizers))
+            number = 0
+            for known in trainer.optimizers:  # not `list.index`: an optimizer of the user's may define `==`
+                if known is optimizer:
+                    break
+                number += 1
+            self._training.note_optimizer(number)
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -241,7 +247,8 @@ class FlopCallback(Callback):
         should_stop = training.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step, then=then)
         if is_log_step:
             self._by_compute.log(trainer, training)
-        self._stop_if(trainer, should_stop)
+        if should_stop:
+            trainer.should_stop = True
 
     @_guarded
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -392,10 +399,6 @@ class FlopCallback(Callback):
             with self._troubles.reported("a checkpoint has no compute so far"):
                 self._spent = self._training.state(wait=wait)
 
-    def _stop_if(self, trainer: Trainer, should_stop: bool) -> None:
-        if should_stop:
-            trainer.should_stop = True
-
     def _count_next(self, pl_module: LightningModule, phase: str, training: Training) -> None:
         """Have the next call of a step observed, and a profile made of it."""
         conditions = functools.partial(
@@ -419,16 +422,6 @@ class FlopCallback(Callback):
             fallback=report_folder(trainer, options),
             failures=self._troubles,
         )
-
-
-def _number_of(optimizer: Any, optimizers: Sequence[Any]) -> int:
-    """Return the place of an optimizer in a list, by identity; the list's length for one that is not in it."""
-    number = 0
-    for known in optimizers:  # not `list.index`: an optimizer of the user's may define `==`
-        if known is optimizer:
-            break
-        number += 1
-    return number
 
 
 def _then(trainer: Trainer) -> str:

@@ -235,19 +235,15 @@ class LoopWatch:
         if self._stage is Stage.OVER:
             return
         try:
-            self._note_optimizer(number)
+            self._training.note_optimizer(number)
+            stepped = self._step.stepped
+            stepped.add(number)
+            if len(stepped) == len(self._optimizers) and not self._is_marked:
+                self._end_step()
+                if self._stage is not Stage.BOOKING:
+                    self._narrow()
         except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
             self._give_up(STEP_FAILED, error)
-
-    def _note_optimizer(self, number: int) -> None:
-        self._training.note_optimizer(number)
-        if self._is_marked:
-            return
-        self._step.stepped.add(number)
-        if len(self._step.stepped) == len(self._optimizers):
-            self._end_step()
-            if self._stage is not Stage.BOOKING:
-                self._narrow()
 
     def _failed(self, site: CallSite, error: Exception) -> None:
         self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)
@@ -330,7 +326,10 @@ class LoopWatch:
     # --- Steps --------------------------------------------------------------------------------------------------------
 
     def _end_step(self, *, is_whole: bool = True, has_stepped: bool = True) -> None:
-        self._end_call()
+        if self._stage is Stage.COUNTING:
+            self._end_call()
+        else:
+            self._call = _Call()
         self._on_step.close()
         ended, self._step = self._step, _Step()
         number, self._steps = self._steps, self._steps + has_stepped

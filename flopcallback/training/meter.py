@@ -19,7 +19,7 @@ from flopcallback.training.ranks import END, Heard, Ranks, are_several, is_initi
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
-__all__ = ["ComputeMeter", "merged_ledger"]
+__all__ = ["ComputeMeter", "OpenStep", "merged_ledger"]
 
 STATE = 1
 """Goes up whenever an older reader would misread what `ComputeMeter.state` gives."""
@@ -32,8 +32,8 @@ _nodes_so_far = torch._C._autograd._get_sequence_nr
 
 
 @dataclass(slots=True)
-class _Step:
-    """One that is under way."""
+class OpenStep:
+    """A step that is under way."""
 
     trainable: str
     nodes_before: int
@@ -53,8 +53,7 @@ class _Step:
 class ComputeMeter:
     """Books every step of a training, and sums up what was done since it began and since the last reading.
 
-    A step is `begin_step`, `add_call` for each call of the model in it, `note_backward`, `note_optimizer`, `end_step`.
-    Nothing in a step waits for the device, or for another rank, but where a step is left out.
+    A step is `begin_step`, `add_call` for each call of the model in it, `end_step`. Nothing in a step waits for the device, or for another rank, but where a step is left out.
 
     Args:
         model: whose parameters say which of them are trained.
@@ -69,6 +68,7 @@ class ComputeMeter:
     Attributes:
         ledger: what this rank has booked.
         steps: that ended in this process.
+        step: the one under way, in which whoever drives the training counts backwards and optimizers.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ComputeMeter:
         self._peak: float | None = None
         self._samples: int | None = 0
         self._tokens: int | None = 0
-        self._step: _Step | None = None
+        self.step: OpenStep | None = None
         self.steps = 0  # in this process
         self._trainable = TrainableFingerprint(model)
         if ranks is None and is_initialized():
@@ -107,7 +107,7 @@ class ComputeMeter:
         """A step begins; one that has not ended is forgotten."""
         if self._of_all is None or self._loaded:
             self._join()
-        self._step = _Step(self._trainable.read(), _nodes_so_far())
+        self.step = OpenStep(self._trainable.read(), _nodes_so_far())
         self._throughput.begin_step()
 
     def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
@@ -118,7 +118,7 @@ class ComputeMeter:
             batch: what samples, tokens and FLOPs are asked of.
             is_new: False where the call goes on with the batch of the one before, as the second network of a GAN does.
         """
-        step = self._step
+        step = self.step
         if step is None:
             return
         shapes = shapes_of(inputs)
@@ -137,20 +137,10 @@ class ComputeMeter:
                 self._flops_fn, step.hw_flops = None, None
                 self._troubles.report("flops_fn failed: compute is counted", error)
 
-    def note_backward(self) -> None:
-        """Count a backward of the step under way."""
-        if self._step is not None:
-            self._step.backwards += 1
-
-    def note_optimizer(self, number: int) -> None:
-        """Note that the optimizer of this number stepped in the step under way."""
-        if self._step is not None:
-            self._step.stepped.append(number)
-
     def leave_out(self) -> None:
         """The step that began does more than training: its time, and what it does in it, are left out of throughput."""
-        if self._step is not None:
-            self._step.is_timed = False
+        if self.step is not None:
+            self.step.is_timed = False
             self._throughput.stop()
 
     def pause(self) -> None:
@@ -168,7 +158,7 @@ class ComputeMeter:
 
     def decide_observation(self) -> bool:
         """Decide whether to observe the step that began; asked once a step, after its first call was added."""
-        step = self._step
+        step = self.step
         if step is None or not step.calls or self._flops_fn is not None:
             return False
         return self.ledger.should_observe(StepStart(step.calls[0], step.trainable))
@@ -180,13 +170,13 @@ class ComputeMeter:
         try:
             yield
         finally:
-            if self._step is not None:
-                self._step.nodes_inside += _nodes_so_far() - before
+            if self.step is not None:
+                self.step.nodes_inside += _nodes_so_far() - before
 
     def set_observed_cost(self, cost: StepCost) -> None:
         """What the step that is about to end cost."""
-        if self._step is not None:
-            self._step.cost = cost
+        if self.step is not None:
+            self.step.cost = cost
 
     def set_counted_forward(self, forward: int, device: torch.device, peak: float | None) -> None:
         """In the step that is about to end, calls of the model were counted.
@@ -197,8 +187,8 @@ class ComputeMeter:
             peak: FLOP/s of the device; None where it is not known.
         """
         self._device, self._peak = device, peak
-        if self._step is not None:
-            self._step.counted = forward
+        if self.step is not None:
+            self.step.counted = forward
 
     def end_step(self, *, has_stepped: bool = True) -> None:
         """The step ended, and is booked.
@@ -206,7 +196,7 @@ class ComputeMeter:
         Args:
             has_stepped: False where no optimizer stepped, and gradients accumulate.
         """
-        step, self._step = self._step, None
+        step, self.step = self.step, None
         if step is None:
             return
         self.steps += 1

@@ -61,6 +61,9 @@ class ProfileRecorder:
 
     Attributes:
         sinks: may be replaced, by those of a rank that does not log.
+        window: None where no more steps are to be timed.
+        has_training: the training call was counted.
+        has_news: there is something to log or to print; in most steps there is not, and every step asks.
     """
 
     def __init__(
@@ -82,18 +85,14 @@ class ProfileRecorder:
         self._clock = clock
         self._event = event
         self._phases: dict[str, _Phase] = {}
-        self._window: LatencyWindow | None = None  # open while steps are still to be timed
+        self.window: LatencyWindow | None = None
+        self.has_training = self.has_news = False
         self._timed_phase = ""
 
     @property
     def profiles(self) -> dict[str, ModelProfile]:
         """The latest profile of each phase."""
         return {name: phase.profile for name, phase in self._phases.items()}
-
-    @property
-    def has_training(self) -> bool:
-        """Whether the training call was counted."""
-        return TRAINING in self._phases
 
     # --- What was counted ---------------------------------------------------------------------------------------------
 
@@ -135,7 +134,7 @@ class ProfileRecorder:
         self._keep(profile)
         if is_timed and self._latency_steps > 0:
             self._timed_phase = conditions.phase
-            self._window = LatencyWindow(
+            self.window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
                 warmup_steps=self._warmup_steps,
@@ -157,6 +156,7 @@ class ProfileRecorder:
         phase = self._phases[TRAINING]
         phase.profile = with_step(phase.profile, counts, calls)
         phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
+        self.has_news = True
 
     def add_training(self, numbers: Mapping[str, int | float]) -> None:
         """Add what the training came to to its profile, and log that."""
@@ -171,28 +171,30 @@ class ProfileRecorder:
             self._phases[profile.phase] = _Phase(profile)
         else:
             phase.profile, phase.log = profile, _Log.NEW
+        self.has_training |= profile.phase == TRAINING
+        self.has_news = True
 
     # --- What is timed ------------------------------------------------------------------------------------------------
 
     @property
     def is_timing(self) -> bool:
         """Whether steps are still to be timed."""
-        return self._window is not None
+        return self.window is not None
 
     def begin_step(self) -> bool:
         """Start the time of a step; return whether clocks make the step slower than others."""
-        if self._window is None:
+        if self.window is None:
             return False
         with self._timing():
-            self._window.begin_step()
-            return self._window.is_disturbing
+            self.window.begin_step()
+            return self.window.is_disturbing
         return False
 
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> AbstractContextManager[None]:
         """Return what goes around each call like the counted one; see `LatencyWindow.timed_call`."""
-        if self._window is None:
+        if self.window is None:
             return nullcontext()
-        return self._window.timed_call(is_forward=is_forward, continues=continues)
+        return self.window.timed_call(is_forward=is_forward, continues=continues)
 
     def end_step(self, *, is_whole: bool = True) -> None:
         """End the time of a step; after the last step of the window, times go into the profile.
@@ -200,20 +202,20 @@ class ProfileRecorder:
         Args:
             is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
         """
-        if self._window is not None:
+        if self.window is not None:
             with self._timing():
-                self._window.end_step(is_whole=is_whole)
-                if not self._window.is_open:
+                self.window.end_step(is_whole=is_whole)
+                if not self.window.is_open:
                     self._read_window()
 
     def use_up_warmup(self) -> None:
         """Use up one warm-up step, if there are any left: a step went by that was not timed."""
-        if self._window is not None:
-            self._window.warm_up()
+        if self.window is not None:
+            self.window.warm_up()
 
     def stop_timing(self, error: Exception) -> None:
         """Time no further steps, because of `error`: what was counted stands without times."""
-        self._window = None
+        self.window = None
         self._failures.report("steps could not be timed", error)
 
     def close_window(self, *, wait: bool = True) -> None:
@@ -233,7 +235,7 @@ class ProfileRecorder:
             self.stop_timing(error)
 
     def _read_window(self, *, wait: bool = True) -> None:
-        window, self._window = self._window, None
+        window, self.window = self.window, None
         latency = None if window is None else window.read(wait=wait)
         if latency is not None:
             summary = LatencySummary(latency.forward_ms, latency.step_ms, latency.steps, latency.how)
@@ -241,14 +243,6 @@ class ProfileRecorder:
             self._keep(profile.with_latency(summary, latency.modules, latency.spreads))
 
     # --- What is logged -----------------------------------------------------------------------------------------------
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `log` has anything to do; in most steps it has not."""
-        for phase in self._phases.values():  # noqa: SIM110 - this is asked in every step, and a generator takes longer
-            if phase.log is not _Log.LOGGED or not phase.is_shown:
-                return True
-        return False
 
     def log(self, step: int, note: str = "") -> None:
         """Log the profiles that the trackers do not have, and print those that are complete.
@@ -266,3 +260,4 @@ class ProfileRecorder:
             if not phase.is_shown and not self.is_timing:
                 phase.is_shown = True
                 self.sinks.show_profile(phase.profile, note if name == TRAINING else "")
+        self.has_news = any(phase.log is not _Log.LOGGED or not phase.is_shown for _, phase in phases)

@@ -118,12 +118,13 @@ class Training:
         if not self._recorder.has_training:
             self._leave_out()
             return Plan.COUNT
-        if self._steps.model is not None:
+        steps = self._steps
+        if steps.model is not None:
             is_new = meter is not None and meter.decide_observation()
-            if self._steps.begin_step(inputs, optimizers, is_new=is_new) is not None:
+            if (is_new or steps.awaited is not None) and steps.begin_step(inputs, optimizers, is_new=is_new):
                 self._leave_out()
                 return Plan.OBSERVE
-        if self._recorder.is_timing:
+        if self._recorder.window is not None:
             if self._recorder.begin_step():
                 self._leave_out()
             return Plan.TIME
@@ -142,13 +143,13 @@ class Training:
 
     def note_backward(self) -> None:
         """Note a backward of the step."""
-        if self._meter is not None:
-            self._meter.note_backward()
+        if self._meter is not None and (open_step := self._meter.step) is not None:
+            open_step.backwards += 1
 
     def note_optimizer(self, number: int) -> None:
         """Note that the optimizer of this number stepped."""
-        if self._meter is not None:
-            self._meter.note_optimizer(number)
+        if self._meter is not None and (open_step := self._meter.step) is not None:
+            open_step.stepped.append(number)
 
     @property
     def observer(self) -> StepObserver | None:
@@ -207,7 +208,8 @@ class Training:
         """
         if self._steps.observer is not None and (observer := self._steps.end_step()) is not None:
             self._keep_observed(observer)
-        self._recorder.end_step(is_whole=is_whole)
+        if self._recorder.window is not None:
+            self._recorder.end_step(is_whole=is_whole)
         if self._meter is not None:
             self._meter.end_step(has_stepped=has_stepped)
         self._last_step = step
@@ -254,7 +256,7 @@ class Training:
     @property
     def is_busy(self) -> bool:
         """Whether any later step is still to be timed, or to be observed for the profile."""
-        return self._recorder.is_timing or self._steps.is_awaited
+        return self._recorder.window is not None or self._steps.awaited is not None
 
     @property
     def is_metering(self) -> bool:

@@ -35,6 +35,7 @@ class WholeSteps:
         observer: of the step under way; None where it is not observed.
         calls: how many calls like the counted one that step had so far.
         is_for_profile: whether the profile waits for what is observed of that step.
+        awaited: input shapes of the step that the profile waits for; None once it has one.
     """
 
     def __init__(self) -> None:
@@ -43,12 +44,7 @@ class WholeSteps:
         self.calls = 0
         self.is_for_profile = False
         self._names = ModuleNames({})
-        self._awaited: Shapes | None = None  # inputs of the step that the profile is to have; None once it has one
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether the profile still waits for a step."""
-        return self._awaited is not None
+        self.awaited: Shapes | None = None
 
     def allow(self, observed: Observed, model: nn.Module, profile: ModelProfile, conditions: Conditions) -> None:
         """Allow later steps to be observed, where that changes nothing about them.
@@ -63,10 +59,10 @@ class WholeSteps:
         is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
         if is_plain and not _casts_inside(profile, conditions):
             self.model, self._names = model, observed.runs[0].names
-            self._awaited = conditions.input_shapes
+            self.awaited = conditions.input_shapes
 
-    def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> StepObserver | None:
-        """Return an observer for the step that begins, if it should be observed.
+    def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
+        """Return whether the step that begins is observed, by `observer`.
 
         The first step whose inputs have the shapes of the counted call's is for the profile.
 
@@ -77,11 +73,11 @@ class WholeSteps:
         """
         self.observer, self.calls = None, 0
         if self.model is None:
-            return None
-        self.is_for_profile = self._awaited is not None and self._awaited == shapes_of(inputs)
+            return False
+        self.is_for_profile = self.awaited is not None and self.awaited == shapes_of(inputs)
         if self.is_for_profile or is_new:
             self.observer = StepObserver(self._names, optimizers)
-        return self.observer
+        return self.observer is not None
 
     def end_step(self) -> StepObserver | None:
         """Return the observer of the step that ends, if anything was observed."""
@@ -90,11 +86,11 @@ class WholeSteps:
 
     def complete_profile(self) -> None:
         """Note that the profile has its step."""
-        self._awaited = None
+        self.awaited = None
 
     def forbid(self) -> None:
         """Observe no further step."""
-        self.model = self._awaited = self.observer = None
+        self.model = self.awaited = self.observer = None
 
 
 def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:

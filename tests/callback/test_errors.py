@@ -147,12 +147,13 @@ def test_what_fails_while_it_is_shown_does_not_hide_the_error(
     lightning, run, classifier, leftovers, tracker, monkeypatch, strict, filter_, broken
 ):
     import flopcallback.lightning.callback as place
-    from flopcallback import FlopCallback, FlopCallbackWarning, outlets
+    from flopcallback import FlopCallback, FlopCallbackWarning
+    from flopcallback.training import sinks
 
     def fails(*args, **kwargs):
         raise LookupError("ours")
 
-    broken_at_last = {"tracker": [(tracker, "close")], "show": [(outlets, "_line")], "step": [(place, "_step")]}[broken]
+    broken_at_last = {"tracker": [(tracker, "close")], "show": [(sinks, "_line")], "step": [(place, "_step")]}[broken]
     error, models = OwnError("theirs"), []
 
     def make(flavour, calls):
