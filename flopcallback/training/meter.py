@@ -53,7 +53,8 @@ class OpenStep:
 class ComputeMeter:
     """Books every step of a training, and sums up what was done since it began and since the last reading.
 
-    A step is `begin_step`, `add_call` for each call of the model in it, `end_step`. Nothing in a step waits for the device, or for another rank, but where a step is left out.
+    A step is `begin_step`, `add_call` for each call of the model in it, `end_step`. Nothing in a step waits for the
+    device, or for another rank, but where a step is left out.
 
     Args:
         model: whose parameters say which of them are trained.

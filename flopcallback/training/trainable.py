@@ -34,19 +34,16 @@ class TrainableFingerprint:
     def read(self) -> str:
         """Return the text for the parameters as they are now; equal texts mean equal parameters and flags."""
         if self._readings % REFRESH == 0:
-            self._refresh()
+            self._parameters = list(self._model.parameters())
+            try:
+                elements = sum(map(torch.numel, self._parameters))
+            except ValueError:  # one is not initialized yet
+                elements = 0
+            if elements != self._elements:  # a layer was replaced
+                self._elements, self._flags = elements, []
         self._readings += 1
         flags = list(map(_requires_grad, self._parameters))
         if flags != self._flags:
             self._flags = flags
             self._text = f"{sum(flags)} of {len(flags)}, {self._elements} elements: {zlib.crc32(bytes(flags)):08x}"
         return self._text
-
-    def _refresh(self) -> None:
-        self._parameters = list(self._model.parameters())
-        try:
-            elements = sum(map(torch.numel, self._parameters))
-        except ValueError:  # one is not initialized yet
-            elements = 0
-        if elements != self._elements:  # a layer was replaced
-            self._elements, self._flags = elements, []
