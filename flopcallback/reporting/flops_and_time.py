@@ -21,9 +21,9 @@ FEWEST = 3
 
 
 def measured_leaves(profile: ModelProfile) -> list[ModuleRow]:
-    """Rows with a time above 0 that contain no other such row: the time of the others is in these already."""
+    """Rows with a finite time above 0 that contain no other such row: the time of the others is in these already."""
     rows = {row.path: row for row in profile.modules}
-    timed = [row for row in profile.modules if row.forward_ms is not None and row.forward_ms > 0]
+    timed = [row for row in profile.modules if row.forward_ms is not None and 0 < row.forward_ms < math.inf]
     contain: set[str | None] = set()
     for row in timed:
         above = row.parent

@@ -8,7 +8,14 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting import html_page, latency_chart, markdown_modules, markdown_operators, module_chart
+from flopcallback.reporting import (
+    html_page,
+    latency_chart,
+    markdown_modules,
+    markdown_operators,
+    measured_leaves,
+    module_chart,
+)
 from flopcallback_mlflow.target import client_and_run
 
 if TYPE_CHECKING:
@@ -108,7 +115,7 @@ class MLflowTracker:
 
     def _draw(self, profile: ModelProfile) -> None:
         self.client.log_figure(self.run_id, module_chart(profile), self._path(profile, "by_module.png"))
-        if any((row.forward_ms or 0.0) > 0 for row in profile.modules):
+        if measured_leaves(profile):
             self.client.log_figure(self.run_id, latency_chart(profile), self._path(profile, "latency.png"))
 
     def _path(self, profile: ModelProfile, name: str) -> str:

@@ -12,6 +12,7 @@ from flopcallback.reporting import (
     latency_chart,
     markdown_operators,
     markdown_top,
+    measured_leaves,
     module_chart,
     pixels,
     plain_table,
@@ -85,7 +86,7 @@ class TensorBoardTracker:
         self._write_files(profile)
         self.writer.flush()
         self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
-        if any((row.forward_ms or 0.0) > 0 for row in profile.modules):
+        if measured_leaves(profile):
             self._add_figure(f"{tag}flops/latency", latency_chart(profile), step)
         self.writer.flush()
 

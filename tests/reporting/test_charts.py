@@ -138,6 +138,17 @@ def test_a_scatter_without_times_is_refused(lenet):
         latency_chart(lenet)
 
 
+def test_times_that_are_no_numbers_are_left_out(lenet):
+    profile = lenet.with_latency(LatencySummary(float("nan")), {"conv1": float("nan"), "fc1": float("inf"), "fc2": 0.5})
+    assert latency_chart(profile).axes[0].collections[0].get_offsets().tolist() == [[2 * 120 * 84, 0.5]]
+
+
+def test_lines_of_slow_rates_say_how_slow(model_of, layer):
+    profile = model_of("Net", [layer("a", "Linear", flops=5), layer("b", "Linear", flops=500)])
+    timed = profile.with_latency(LatencySummary(2e5), {"a": 1e5, "b": 1e5})  # 0.1 and 10 FLOP/s
+    assert {"0.1 FLOP/s", "1 FLOP/s", "10 FLOP/s"} <= set(texts(latency_chart(timed)))
+
+
 def test_the_users_settings_neither_change_the_figure_nor_are_changed(lenet):
     import matplotlib
 

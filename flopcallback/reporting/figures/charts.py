@@ -7,12 +7,12 @@ imported when a figure is asked for.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile.rows import share
 from flopcallback.reporting.caption import at_least, headline
+from flopcallback.reporting.figures.axes import PALETTE, FlopsAndTime, heaviest_types, tick_label
 from flopcallback.reporting.flops_and_time import measured_leaves
 from flopcallback.reporting.tree import OWN, end_of, widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["latency_chart", "module_chart", "pixels"]
 
 INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
-PALETTE = ("#2f6fde", "#e8833a", "#2a9d6f", "#8a5cd1", "#d64550", "#17a2b8", "#b5892d")
 
 DPI = 106
 """Nine inches are then 954 pixels: TensorBoard has room for 973 in a window of 1400."""
@@ -44,6 +43,11 @@ LABELLED = 6
 BAR, THIN_BAR = 0.72, 0.16
 CHARACTER, LEAST_BAR = 0.0083, 0.12
 """Of the width of the figure of bars: a character of its texts, and the longest bar, however long the texts are."""
+
+MOST_TICKS = 15
+
+ROOM = (0.4, 0.78, 0.3, 0.4)
+"""Decades left free around the points of the scatter: to the left, to the right, below and above."""
 
 LINE = 13
 """Points from one name in the scatter to the next."""
@@ -59,7 +63,7 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     """
     nodes = widest_work(profile, limit)
     types = [_kind(node) for node in nodes]
-    colours = _colours(types, [node.flops for node in nodes])
+    colours = _colours(zip(types, (node.flops for node in nodes), strict=True))
     is_timed = any(share(node.forward_ms, profile.forward_ms) is not None for node in nodes)
     # What is left over, which has no type, is cut where it is longer than all that has a name.
     longest = max((max(_shares(profile, node)) for node, kind in zip(nodes, types, strict=True) if kind), default=0.0)
@@ -125,20 +129,18 @@ def latency_chart(profile: ModelProfile) -> Figure:
     if not rows:
         raise ValueError("latency_chart: no module of this profile has a time; draw it from with_latency(...)")
     kinds = [row.type for row in rows]
-    colours = _colours(kinds, [row.forward_ms or 0.0 for row in rows])
-    least = min((row.hw_flops for row in rows if row.hw_flops > 0), default=10)
-    places = [float(row.hw_flops) if row.hw_flops > 0 else least / 8 for row in rows]
     times = [row.forward_ms or 0.0 for row in rows]
+    colours = _colours(zip(kinds, times, strict=True))
+    frame = FlopsAndTime.around(rows, ROOM)
+    places = [float(row.hw_flops) if row.hw_flops > 0 else 10 ** (frame.zero or 0.0) for row in rows]
     with _style():
         figure, axes = _canvas(width=9, height=6.2)
         _title(axes, "FLOPs against time, module by module", headline(profile))
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         drawn = [colours.get(kind, GREY) for kind in kinds]
         size = 46 if len(rows) < 200 else 24
+        _draw_axes(axes, frame)
         axes.scatter(places, times, s=size, c=drawn, alpha=0.75, edgecolors="white", linewidths=0.6, zorder=3)
-        _limits(axes, places, times, zero_at=least / 8 if 0 in {row.hw_flops for row in rows} else None)
-        _equal_rates(axes)
+        _draw_equal_rates(axes, frame)
         _name_outliers(axes, rows, places)
         axes.set_xlabel("hardware FLOPs (2 per multiply-add)", color=PALE)
         axes.set_ylabel("forward, ms (median)", color=PALE)
@@ -157,47 +159,26 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     return image
 
 
-def _limits(axes: Axes, places: Sequence[float], times: Sequence[float], *, zero_at: float | None) -> None:
-    """Room around the points and ticks at powers of ten, with `0` where modules without FLOPs stand."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    low, high = min(places), max(places)
-    axes.set_xlim(low / 2.5, high * 6)
-    axes.set_ylim(min(times) / 2, max(times) * 2.5)
-    least = low * 8 if zero_at is not None else low
-    powers = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(high)) + 1)]
-    powers = [power for power in powers if power >= least / 2]
-    step = max(1, len(powers) // 8)
-    ticks = ([] if zero_at is None else [zero_at]) + powers[::step]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == zero_at else _power(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    tens = range(math.floor(math.log10(min(times))), math.ceil(math.log10(max(times))) + 1)
-    axes.yaxis.set_major_locator(FixedLocator([part * 10.0**ten for ten in tens for part in (1, 2, 5)]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+def _draw_axes(axes: Axes, frame: FlopsAndTime) -> None:
+    """Room around the points and round ticks, with `0` where modules without FLOPs stand."""
+    axes.set(xscale="log", xlim=(10**frame.x.low, 10**frame.x.high))
+    axes.set(yscale="log", ylim=(10**frame.y.low, 10**frame.y.high))
+    x_ticks, y_ticks = list(frame.flops_ticks(MOST_TICKS)), frame.time_ticks((1, 2, 5))
+    axes.set_xticks([10.0**place for place, _ in x_ticks], labels=[label for _, label in x_ticks])
+    axes.set_yticks([10.0**place for place, _ in y_ticks], labels=[label for _, label in y_ticks])
+    axes.minorticks_off()
     axes.tick_params(colors=PALE, length=0)
-    if zero_at is not None:
-        axes.axvspan(low / 2.5, zero_at * 2.5, color="#f5f7fa", zorder=0)
+    if frame.zero_band is not None:
+        axes.axvspan(10**frame.x.low, 10**frame.zero_band, color="#f5f7fa", zorder=0)
 
 
-def _power(value: float) -> str:
-    return si(round(value)).replace(".00", "").replace(".0", "")
-
-
-def _equal_rates(axes: Axes) -> None:
+def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
     """A line for each power of ten of FLOP/s that crosses the picture, named where it leaves it."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    slowest, fastest = left / high * 1e3, right / low * 1e3
-    for power in range(math.ceil(math.log10(slowest)), math.floor(math.log10(fastest)) + 1):
-        rate = 10.0**power
-        axes.plot([left, right], [left / rate * 1e3, right / rate * 1e3], color=GRID, linewidth=1, zorder=1)
-        top = high * rate / 1e3
-        leaves_at, vertical = ((top, high), "top") if top < right else ((right, right / rate * 1e3), "center")
-        text = f"{_power(rate)}FLOP/s"
-        axes.annotate(text, leaves_at, (5, 0), textcoords="offset points", color=GREY, fontsize=8.5, va=vertical)
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high)
+    for rate in frame.rates():
+        x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low)
+        axes.plot([10**x1, 10**x2], [10**y1, 10**y2], color=GRID, linewidth=1, zorder=1)
+        text, va = tick_label(10**rate, "FLOP/s"), "top" if x2 < frame.x.high else "center"
+        axes.annotate(text, (10**x2, 10**y2), (5, 0), textcoords="offset points", color=GREY, fontsize=8.5, va=va)
 
 
 def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float]) -> None:
@@ -284,13 +265,9 @@ def _above(axes: Axes, text: str, points: int, **form: Any) -> None:
     note.set_in_layout(False)
 
 
-def _colours(kinds: Sequence[str], weights: Sequence[float]) -> dict[str, str]:
+def _colours(weights: Iterable[tuple[str, float]]) -> dict[str, str]:
     """A colour for each of the types that weigh most; the others are grey."""
-    weight: Counter[str] = Counter()
-    for kind, amount in zip(kinds, weights, strict=True):
-        weight[kind] += amount  # type: ignore[assignment]  # a Counter adds up floats just as well
-    ranked = [kind for kind, _ in weight.most_common() if kind]
-    return dict(zip(ranked, PALETTE, strict=False))
+    return dict(zip(heaviest_types(weights), PALETTE, strict=False))
 
 
 def _legend(

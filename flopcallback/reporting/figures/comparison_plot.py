@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flopcallback.reporting.units import si
+from flopcallback.reporting.figures.axes import Axis, Frame
 from flopcallback.runs.comparison import Comparison, RunRow
 
 __all__ = ["Plot", "PlotLine", "PlotPoint", "curves", "flops_against_latency", "metric_and_compute"]
 
 MOST_TICKS = 7
-
-LOG_FROM = 20
-"""An axis is logarithmic where its largest value is so many times the smallest."""
-
-ROOM = 0.06
-"""Of an axis, left free at either end."""
 
 MOST_PLACES = 20_000
 """Of all curves together; each keeps at least `FEWEST` and its last."""
@@ -77,13 +71,13 @@ def curves(comparison: Comparison) -> Plot | None:
     drawn = {index: _thinned(row.curve, len(comparison.rows)) for index, row in enumerate(comparison.rows) if row.curve}
     if not drawn:
         return None
-    places = [place for curve in drawn.values() for place in curve]
-    x, y = _Axis.around([place[0] for place in places]), _Axis.around([place[1] for place in places])
+    frame = _frame([pair for curve in drawn.values() for pair in curve])
+    x_ticks, y_ticks = frame.ticks_in_percent(frame.x.ticks(MOST_TICKS), frame.y.ticks(MOST_TICKS))
     return Plot(
-        points=[PlotPoint(index, x.percent(curve[-1][0]), y.down(curve[-1][1])) for index, curve in drawn.items()],
-        x_ticks=list(x.ticks()),
-        y_ticks=[(100 - place, label) for place, label in y.ticks()],
-        lines=[PlotLine(index, _places(curve, x, y)) for index, curve in drawn.items()],
+        points=[PlotPoint(index, *_percent(frame, curve[-1])) for index, curve in drawn.items()],
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        lines=[PlotLine(index, _path(frame, curve)) for index, curve in drawn.items()],
         missing=[row.name for index, row in enumerate(comparison.rows) if index not in drawn],
     )
 
@@ -98,15 +92,28 @@ def _scatter(
     }
     if not known:
         return None
-    x, y = _Axis.around([pair[0] for pair in known.values()]), _Axis.around([pair[1] for pair in known.values()])
+    frame = _frame(list(known.values()))
+    x_ticks, y_ticks = frame.ticks_in_percent(frame.x.ticks(MOST_TICKS), frame.y.ticks(MOST_TICKS))
     front = sorted(known[index] for index in known if rows[index].is_on_front) if with_front else []
     return Plot(
-        points=[PlotPoint(index, x.percent(first), y.down(second)) for index, (first, second) in known.items()],
-        x_ticks=list(x.ticks()),
-        y_ticks=[(100 - place, label) for place, label in y.ticks()],
-        front=_places(_stair(front), x, y),
+        points=[PlotPoint(index, *_percent(frame, pair)) for index, pair in known.items()],
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        front=_path(frame, _stair(front)),
         missing=[row.name for index, row in enumerate(rows) if index not in known],
     )
+
+
+def _frame(pairs: Sequence[tuple[float, float]]) -> Frame:
+    return Frame(Axis.around([pair[0] for pair in pairs]), Axis.around([pair[1] for pair in pairs]))
+
+
+def _percent(frame: Frame, pair: tuple[float, float]) -> tuple[float, float]:
+    return frame.percent(frame.x.place(pair[0]), frame.y.place(pair[1]))
+
+
+def _path(frame: Frame, pairs: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in (_percent(frame, pair) for pair in pairs))
 
 
 def _stair(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -115,63 +122,8 @@ def _stair(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*front[:1], *corners]
 
 
-def _places(pairs: Sequence[tuple[float, float]], x: _Axis, y: _Axis) -> str:
-    return " ".join(f"{x.percent(first):g},{y.down(second):g}" for first, second in pairs)
-
-
 def _thinned(curve: Sequence[tuple[float, float]], runs: int) -> list[tuple[float, float]]:
     """Every so many-th place of a curve, and its last."""
     most = max(FEWEST, MOST_PLACES // runs)
     stride = math.ceil(len(curve) / most)
     return [*curve[:-1:stride], curve[-1]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """The values at both ends; of a logarithmic axis, their powers of ten."""
-
-    low: float
-    high: float
-    is_log: bool
-
-    @classmethod
-    def around(cls, values: Sequence[float]) -> _Axis:
-        least, most = min(values), max(values)
-        is_log = least > 0 and most >= LOG_FROM * least
-        low, high = (math.log10(least), math.log10(most)) if is_log else (float(least), float(most))
-        room = ROOM * (high - low) or abs(low) / 2 or 1.0  # where all values are one, it stands in the middle
-        return cls(low - room, high + room, is_log)
-
-    def percent(self, value: float) -> float:
-        place = math.log10(value) if self.is_log else float(value)
-        return round(100 * (place - self.low) / (self.high - self.low), 2)
-
-    def down(self, value: float) -> float:
-        return round(100 - self.percent(value), 2)
-
-    def ticks(self) -> Iterator[tuple[float, str]]:
-        values = self._powers() if self.is_log else self._even()
-        yield from ((self.percent(value), _label(value)) for value in values)
-
-    def _powers(self) -> list[float]:
-        decades = self.high - self.low
-        parts = (1, 2, 5) if decades < 1.8 else (1, 3) if decades < 3.2 else (1,)
-        tens = range(math.floor(self.low), math.ceil(self.high) + 1)
-        values = [part * 10.0**ten for ten in tens for part in parts]
-        inside = [value for value in values if self.low <= math.log10(value) <= self.high]
-        return inside[:: max(1, math.ceil(len(inside) / MOST_TICKS))]
-
-    def _even(self) -> list[float]:
-        """Multiples of 1, 2 or 5 times a power of ten."""
-        ten = 10.0 ** math.floor(math.log10((self.high - self.low) / MOST_TICKS))
-        step = next(part * ten for part in (1, 2, 5, 10) if (self.high - self.low) / (part * ten) <= MOST_TICKS)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [multiple * step for multiple in range(first, last + 1)]
-
-
-def _label(value: float) -> str:
-    """Three digits are enough: ticks are round."""
-    if abs(value) < 1000:
-        return f"{value:.4g}"
-    number, _, prefix = si(value).partition(" ")
-    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {prefix}".rstrip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting.figures.charts import PALETTE
+from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.comparison_plot import curves, flops_against_latency, metric_and_compute
 from flopcallback.reporting.page.environment import template
 from flopcallback.reporting.text.comparison_table import footnotes, heading, shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.reporting.caption import at_least, footer, headline, in_words, step_parts, timing_includes
-from flopcallback.reporting.figures.charts import PALETTE
+from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.scatter import scatter
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page.environment import template
