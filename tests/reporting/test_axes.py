@@ -83,6 +83,7 @@ def test_places_are_percent_from_the_left_and_from_the_top():
     frame = Frame(Axis(2, 6), Axis(-1, 1))
     assert frame.percent(3, 0.5) == (25.0, 25.0)
     assert frame.percent(2, -1) == (0.0, 100.0)
+    assert repr(frame.percent(2, 1)) == "(0.0, 0.0)"
     assert frame.ticks_in_percent([(4, "10 k")], [(1, "10")]) == ([(50.0, "10 k")], [(0.0, "10")])
 
 

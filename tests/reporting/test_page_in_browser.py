@@ -105,6 +105,15 @@ def test_exact_figures_take_no_width_from_the_columns(show, lenet, measured):
         browser.click("#body tr td:nth-child(5)")
 
 
+def test_a_bar_stands_beside_its_share(show, lenet, measured):
+    browser = show(measured(lenet))
+    ms, whole = 0.1 + 0.0002 * 146.016, 0.7 + 0.0002 * 274.656
+    shares = browser.run(
+        """[...document.querySelectorAll("#body tr:has([title=conv2]) small")].map(s => s.textContent)"""
+    )
+    assert shares == [f"{100 * 146_016 / 274_656:.1f} %", f"{100 * ms / whole:.1f} %"]
+
+
 def test_the_tree_opens_and_closes(show, decoder):
     browser = show(decoder(8))
     blocks = [str(index) for index in range(8)]

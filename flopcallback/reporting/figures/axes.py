@@ -173,4 +173,4 @@ def thinned(items: Sequence[Item], most: int) -> Sequence[Item]:
 
 
 def _percent(place: float, start: float, end: float) -> float:
-    return round(100 * (place - start) / (end - start), 2)
+    return round(100 * (place - start) / (end - start), 2) + 0.0  # no -0.0, which would be written with its sign

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.comparison_plot import curves, flops_against_latency, metric_and_compute
 from flopcallback.reporting.page.environment import template
 from flopcallback.reporting.text.comparison_table import footnotes, heading, shown
 from flopcallback.runs.comparison import COLUMNS, Comparison, RunRow
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["comparison_page"]
 

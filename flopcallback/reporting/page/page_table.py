@@ -126,9 +126,15 @@ def _column_data(profile: ModelProfile, column: _Column) -> dict[str, Any]:
         "bar": column.bar,
         "isText": column.is_text,
         "unsortable": len(unsortable),
-        "cells": [_shortest([cell.text, cell.exact, _bar_length(cell.share)]) for cell in places],
+        "cells": [_packed(cell) for cell in places],
         "of": [places[cell] for cell in cells],
     }
+
+
+def _packed(cell: _Cell) -> list[Any]:
+    """The cell as `[text, exact, bar in percent, share as text]`, without empty ends."""
+    share = "" if cell.share is None else percent(cell.share)
+    return _shortest([cell.text, cell.exact, _bar_length(cell.share), share])
 
 
 def _bar_length(share: float | None) -> float | None:

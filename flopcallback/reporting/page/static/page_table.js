@@ -1,5 +1,5 @@
-/** The table of modules; null where there are none. */
-const moduleTable = (() => {
+page.moduleTable = (() => {
+  const { byId, make } = page;
   const data = JSON.parse(byId("rows").textContent);
   if (!data) return null;
 
@@ -15,11 +15,11 @@ const moduleTable = (() => {
     paths.push(parent ? `${paths[parent]}.${data.names[row]}` : data.names[row]);
     depths.push(depths[parent] + 1);
   }
-  /** What stands in a row's cell: its text, the exact one, and the bar's length in percent or null. */
+  /** What stands in a row's cell: its text, the exact one, the bar's length in percent or null, and the share it shows. */
   function cellOf(each, row) {
-    if (!each) return { text: "", exact: "", bar: null };
-    const [text, exact = "", bar = null] = each.cells[each.of[row]];
-    return { text, exact: exact || text, bar };
+    if (!each) return { text: "", exact: "", bar: null, share: "" };
+    const [text, exact = "", bar = null, share = ""] = each.cells[each.of[row]];
+    return { text, exact: exact || text, bar, share };
   }
   const searched = paths.map((path, row) =>
     `${path} ${cellOf(column.type, row).text} ${data.notes[row] || ""}`.toLowerCase());
@@ -50,24 +50,24 @@ const moduleTable = (() => {
   function sorted(rows) {
     if (!state.sort) return rows;
     const { key, down } = state.sort;
-    const { of, unsortable } = key === "module" ? nameOrder : column[key];
+    const { of, unsortable } = key === "module" ? orderOfNames() : column[key];
     return rows.slice().sort((one, other) => {
       const blanks = (of[one] < unsortable) - (of[other] < unsortable);
       return blanks || (down ? of[other] - of[one] : of[one] - of[other]) || one - other;
     });
   }
 
-  const collator = new Intl.Collator("en", { numeric: true });
-  const nameOrder = {
-    unsortable: 0,
-    get of() {
-      const order = Array.from({ length: count }, (_, row) => row).sort((a, b) => collator.compare(paths[a], paths[b]));
-      const of = new Array(count);
-      order.forEach((row, place) => { of[row] = place; });
-      Object.defineProperty(this, "of", { value: of });
-      return of;
-    },
-  };
+  let nameOrder = null; // Of many names it takes a while, so it waits for the first click.
+
+  function orderOfNames() {
+    if (nameOrder) return nameOrder;
+    const collator = new Intl.Collator("en", { numeric: true });
+    const rows = Array.from({ length: count }, (_, row) => row).sort((a, b) => collator.compare(paths[a], paths[b]));
+    const of = new Array(count);
+    rows.forEach((row, place) => { of[row] = place; });
+    nameOrder = { of, unsortable: 0 };
+    return nameOrder;
+  }
 
   const openSet = () => (found ? found.open : state.open);
 
@@ -137,7 +137,7 @@ const moduleTable = (() => {
   }
 
   function valueCell(each, row) {
-    const { text, exact, bar } = cellOf(each, row);
+    const { text, exact, bar, share } = cellOf(each, row);
     const cell = make("td", `r${each.rank} ${each.isText ? "text" : ""}`, bar === null ? text : undefined);
     cell.title = exact;
     if (bar === null) {
@@ -145,7 +145,7 @@ const moduleTable = (() => {
       return cell;
     }
     const line = make("span", bar ? "cell" : "cell zero"), track = make("span", "track"), fill = make("i", each.bar);
-    line.append(make("span", "", text), make("small", "", exact.slice(exact.lastIndexOf("·") + 2)));
+    line.append(make("span", "", text), make("small", "", share));
     fill.style.width = `${bar}%`;
     if (!bar) fill.style.minWidth = "0";
     track.append(fill);

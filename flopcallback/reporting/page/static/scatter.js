@@ -1,5 +1,6 @@
 // FLOPs against time: which module a point is, by mouse, finger or arrow keys.
 (() => {
+  const { byId, make, moduleTable } = page;
   const plot = byId("plot");
   if (!plot) return;
   const tip = byId("tip"), svg = plot.querySelector("svg"), NEAR = 28;
