@@ -118,8 +118,18 @@ class FlopCountAnalysis(OperatorAnalysis):
 _FlopSelf = TypeVar("_FlopSelf", bound=FlopCountAnalysis)
 
 
-class ActivationCountAnalysis(OperatorAnalysis):
-    """Activations: elements of the first output of every convolution, matrix product, attention and recurrent layer."""
+def _bytes_moved(call: OpCall) -> int:
+    return sum(value.nbytes for value in (*call.inputs, *call.outputs))
+
+
+def _activations(call: OpCall) -> int:
+    return call.outputs[0].numel
+
+
+class _OneStatistic(OperatorAnalysis):
+    """Counts `_statistic` of every call, and nothing else."""
+
+    _statistic: Callable[[OpCall], int]
 
     def __init__(
         self,
@@ -130,7 +140,13 @@ class ActivationCountAnalysis(OperatorAnalysis):
         prune: bool = False,
         engine: str = AUTO,
     ) -> None:
-        super().__init__(model, inputs, kwargs, formula=_activations, prune=prune, engine=engine)
+        super().__init__(model, inputs, kwargs, formula=self._statistic, prune=prune, engine=engine)
+
+
+class ActivationCountAnalysis(_OneStatistic):
+    """Activations: elements of the first output of every convolution, matrix product, attention and recurrent layer."""
+
+    _statistic = staticmethod(_activations)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         row = lookup(operator)
@@ -139,23 +155,14 @@ class ActivationCountAnalysis(OperatorAnalysis):
         return super()._by_default(operator)
 
 
-class BytesCountAnalysis(OperatorAnalysis):
+class BytesCountAnalysis(_OneStatistic):
     """Bytes that operators read and write: the sizes of all tensors in and out, as if nothing stayed in a cache.
 
     Views, and what nobody executes (sizes, constants), move nothing. FLOPs over bytes is the arithmetic intensity
     (Williams et al., Roofline, 2009, https://doi.org/10.1145/1498765.1498785).
     """
 
-    def __init__(
-        self,
-        model: nn.Module | Callable[..., Any],
-        inputs: Any = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        prune: bool = False,
-        engine: str = AUTO,
-    ) -> None:
-        super().__init__(model, inputs, kwargs, formula=_bytes_moved, prune=prune, engine=engine)
+    _statistic = staticmethod(_bytes_moved)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         if self._formula is not None and returns_view(operator):
@@ -170,11 +177,3 @@ def returns_view(operator: str) -> bool:
         return True
     schemas = torch._C._jit_get_schemas_for_operator(operator)
     return any("Tensor(a)" in str(schema).partition("->")[2] for schema in schemas)
-
-
-def _bytes_moved(call: OpCall) -> int:
-    return sum(value.nbytes for value in (*call.inputs, *call.outputs))
-
-
-def _activations(call: OpCall) -> int:
-    return call.outputs[0].numel

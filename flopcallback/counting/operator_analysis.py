@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from flopcallback.counting.missing import log_unknown, log_unsupported, log_unused, lower_bounds, uncalled_modules
 from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
@@ -24,7 +24,6 @@ from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, R
 __all__ = ["OperatorAnalysis"]
 
 _Self = TypeVar("_Self", bound="OperatorAnalysis")
-_log = logging.getLogger("flopcallback")
 
 ANCESTOR_MODES = ("owner", "caller")
 
@@ -145,16 +144,11 @@ class OperatorAnalysis:
 
     def lower_bounds(self) -> set[str]:
         """Canonical names of the modules whose totals are lower bounds, with those that own them."""
-        unknown = self._results().unknown
-        return {name for name, reasons in unknown.items() if any(one.is_floating_point for one in reasons.values())}
+        return lower_bounds(self._results())
 
     def uncalled_modules(self) -> set[str]:
         """Canonical names of modules that were never at work, and of containers none of whose children were."""
-        run = self._run()
-        if self._ancestor_mode == "caller":
-            return set(run.names.unique) - run.called
-        seen = {owner for name in run.calls for owner in ModuleNames.owners(name)}
-        return set(run.names.unique) - seen
+        return uncalled_modules(self._run(), self._ancestor_mode)
 
     def module_calls(self) -> Counter[str]:
         """How often each module was entered, by canonical name."""
@@ -296,10 +290,16 @@ class OperatorAnalysis:
 
     def _run(self) -> Run:
         if self._stats is None:
-            self._tally = None
             self._stats = self._observe(self._engine)
-            self._report()
+            self._tally = self._sum(self._stats)
+            self._log_missing(self._stats, self._tally)
         return self._stats
+
+    def _results(self) -> Tally:
+        run = self._run()
+        if self._tally is None:  # another setting, or a run that was observed elsewhere
+            self._tally = self._sum(run)
+        return self._tally
 
     def _observe(self, engine: str) -> Run:
         model, roots, args = self._model, self._roots(), self._arguments()
@@ -318,13 +318,16 @@ class OperatorAnalysis:
                 raise
             raise ValueError(f"{type(self).__name__}: {message}") from error
 
-    def _results(self) -> Tally:
-        run = self._run()
-        if self._tally is None:
-            self._tally = tally(
-                run, self._measure, handles=self._op_handles, mode=self._ancestor_mode, prune=self._prune
-            )
-        return self._tally
+    def _log_missing(self, run: Run, sums: Tally) -> None:
+        if self._enable_warn_unsupported_ops:
+            log_unsupported(sums)
+        elif self._enable_warn_unsupported_ops is None:
+            log_unknown(sums)
+        if self._enable_warn_uncalled_mods:
+            log_unused(run, uncalled_modules(run, self._ancestor_mode))
+
+    def _sum(self, run: Run) -> Tally:
+        return tally(run, self._measure, handles=self._op_handles, mode=self._ancestor_mode, prune=self._prune)
 
     def _unknown(self, module_name: str) -> dict[str, Unknown]:
         return self._results().unknown[self.canonical_module_name(module_name)]
@@ -342,40 +345,6 @@ class OperatorAnalysis:
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
         return formula  # type: ignore[return-value]
-
-    def _report(self) -> None:
-        unknown = self._unknown("")
-        if self._enable_warn_unsupported_ops:
-            for operator, calls in self._results().unsupported[""].items():
-                _log.warning("Unsupported operator %s encountered %d time(s)", operator, calls)
-        elif self._enable_warn_unsupported_ops is None and self.is_lower_bound:
-            missing = sorted(
-                name if reason.reason == "no formula" else f"{name} ({reason.reason})"
-                for name, reason in unknown.items()
-                if reason.is_floating_point
-            )
-            _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
-        if self._enable_warn_uncalled_mods:
-            self._report_uncalled()
-
-    def _report_uncalled(self) -> None:
-        run = self._run()
-        uncalled = sorted(n for n in self.uncalled_modules() if type(run.names.by_name[n]).forward is not _NO_FORWARD)
-        if uncalled:
-            _log.warning("Modules never called: %s", ", ".join(uncalled))
-        if unused := sorted(self._unused_modules(run)):
-            _log.warning(
-                "Modules called, but nothing they compute reaches an output (a pruning counter says: never called): %s",
-                ", ".join(unused),
-            )
-
-    def _unused_modules(self, run: Run) -> set[str]:
-        live = {owner for op in run.record.operations(prune=True) for owner in ModuleNames.owners(op.scope.module)}
-        worked = {op.scope.module for op in run.record.operations()}
-        return worked - live
-
-
-_NO_FORWARD = nn.Module.forward
 
 
 def _costs_nothing(call: OpCall) -> None:

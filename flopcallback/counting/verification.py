@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flopcallback.counting.tally import Statistic, tally
 from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
+from flopcallback.profile.verdict import Difference
 from flopcallback.tracing.run import Run
 
 __all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
@@ -19,26 +19,6 @@ __all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
 _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
 # What these are called depends on where one looks: below autograd they may all be matrix products.
 _PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A family of operators in a module for which the two engines have different counts.
-
-    Attributes:
-        module: canonical name; what it owns is counted with it.
-        family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"custom"` or `"spectral"`.
-        trace: hardware FLOPs that the tracer saw.
-        dispatch: those that the dispatcher saw.
-    """
-
-    module: str
-    family: str
-    trace: int
-    dispatch: int
-
-    def __str__(self) -> str:
-        return f"{self.module or '(model)'}, {self.family}: {self.trace:,} traced, {self.dispatch:,} dispatched"
 
 
 def differences(trace: Run, dispatch: Run, own: Mapping[str, Formula | None]) -> tuple[Difference, ...]:

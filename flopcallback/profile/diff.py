@@ -173,10 +173,6 @@ def parse_share(text: str | float) -> Fraction:
     return value
 
 
-def _unknown_calls(profile: ModelProfile) -> dict[str, int]:
-    return {row.operator: row.calls for row in profile.operators if row.status == "unknown"}
-
-
 def _notes(before: ModelProfile, after: ModelProfile) -> Iterator[str]:
     """Where the conditions differ, in words."""
     pairs = {name: (before.config.get(key), after.config.get(key)) for key, name in _CONDITIONS.items()}

@@ -54,9 +54,9 @@ def measure_latency(
     Then each of `latency_steps` rounds makes one call with clocks and three without, of which the first two warm up.
 
     Args:
-        model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
-        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
-        kwargs: keyword arguments of the call.
+        model: what is called, as for `FlopCountAnalysis`.
+        inputs: its positional arguments, as for `FlopCountAnalysis`.
+        kwargs: its keyword arguments.
         fma: how many FLOPs a multiply-add is, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
         warmup_steps: calls before the first that is timed.

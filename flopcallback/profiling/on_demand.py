@@ -14,7 +14,7 @@ from flopcallback.counting.analysis import FlopCountAnalysis
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.modules.names import find_modules
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.profile.verdict import EngineDifference, Verdict
+from flopcallback.profile.verdict import Verdict
 from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
@@ -38,9 +38,9 @@ def profile_call(
     The model runs once, as it is, and is left as it was found, also when it raises. It may be on the meta device.
 
     Args:
-        model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
-        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
-        kwargs: keyword arguments of the call.
+        model: what is called, as for `FlopCountAnalysis`.
+        inputs: its positional arguments, as for `FlopCountAnalysis`.
+        kwargs: its keyword arguments.
         fma: how many FLOPs a multiply-add is, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
         engine: `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
@@ -72,9 +72,9 @@ def verify_call(
     why, and nothing is raised.
 
     Args:
-        model: a module, a method of one, or any callable on modules.
-        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
-        kwargs: keyword arguments of the call.
+        model: what is called, as for `FlopCountAnalysis`.
+        inputs: its positional arguments, as for `FlopCountAnalysis`.
+        kwargs: its keyword arguments.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
@@ -93,7 +93,7 @@ def verify_call(
         found = analysis.verify()
     except RuntimeError as error:
         return Verdict(reason=f"only the tracer can count this call: {error}")
-    return Verdict(tuple(EngineDifference(each.module, each.family, each.trace, each.dispatch) for each in found))
+    return Verdict(found)
 
 
 @dataclass(frozen=True, slots=True)

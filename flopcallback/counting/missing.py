@@ -1,0 +1,60 @@
+"""Says what a total leaves out: operators without a count, modules that were never called or reach no output."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from flopcallback.counting.tally import Tally
+from flopcallback.modules.names import ModuleNames
+from flopcallback.tracing.run import Run
+
+__all__ = ["log_unknown", "log_unsupported", "log_unused", "lower_bounds", "uncalled_modules"]
+
+_log = logging.getLogger("flopcallback")
+
+_NO_FORWARD = nn.Module.forward
+
+
+def lower_bounds(sums: Tally) -> set[str]:
+    """Return the canonical names of modules in which an unknown operator took and gave floating-point tensors."""
+    return {name for name, found in sums.unknown.items() if any(one.is_floating_point for one in found.values())}
+
+
+def uncalled_modules(run: Run, ancestor_mode: str) -> set[str]:
+    """Return the canonical names of modules that were never at work; `ancestor_mode` as for `OperatorAnalysis`."""
+    if ancestor_mode == "caller":
+        return set(run.names.unique) - run.called
+    seen = {owner for name in run.calls for owner in ModuleNames.owners(name)}
+    return set(run.names.unique) - seen
+
+
+def log_unsupported(sums: Tally) -> None:
+    """Log a line for each operator that is not counted, as the original tool does."""
+    for operator, calls in sums.unsupported[""].items():
+        _log.warning("Unsupported operator %s encountered %d time(s)", operator, calls)
+
+
+def log_unknown(sums: Tally) -> None:
+    """Log one line that names what makes the total a lower bound, if it is one."""
+    missing = sorted(
+        name if unknown.reason == "no formula" else f"{name} ({unknown.reason})"
+        for name, unknown in sums.unknown[""].items()
+        if unknown.is_floating_point
+    )
+    if missing:
+        _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
+
+
+def log_unused(run: Run, uncalled: set[str]) -> None:
+    """Log a line for the modules that were not called, and one for those that nobody uses the results of."""
+    by_name = run.names.by_name
+    if missing := sorted(name for name in uncalled if type(by_name[name]).forward is not _NO_FORWARD):
+        _log.warning("Modules never called: %s", ", ".join(missing))
+    live = {owner for op in run.record.operations(prune=True) for owner in ModuleNames.owners(op.scope.module)}
+    if unused := sorted({op.scope.module for op in run.record.operations()} - live):
+        _log.warning(
+            "Modules called, but nothing they compute reaches an output (a pruning counter says: never called): %s",
+            ", ".join(unused),
+        )
