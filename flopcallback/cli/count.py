@@ -17,6 +17,7 @@ from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, u
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import screen
 from flopcallback.cli.sources import load_model
+from flopcallback.modules.errors import first_line
 from flopcallback.profiling.measure import measure_latency
 from flopcallback.profiling.on_demand import profile_call, verify_call
 from flopcallback.reporting import (
@@ -133,8 +134,7 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except Exception as error:  # noqa: BLE001 - each backend raises what it likes when it is not there
-        first = next(iter(str(error).splitlines()), "")
-        raise UsageError(f"--device {device}: {first}") from None
+        raise UsageError(f"--device {device}: {first_line(error)}") from None
 
 
 def _check_engine(engine: str, profile: ModelProfile) -> None:

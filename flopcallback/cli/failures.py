@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import typer
 
+from flopcallback.modules.errors import first_line
+
 __all__ = ["COULD_NOT", "FAILED", "UsageError", "reported", "users_code"]
 
 FAILED, COULD_NOT = 1, 2
@@ -66,7 +68,7 @@ def reported() -> Iterator[None]:
 
 
 def _named(error: BaseException) -> str:
-    message = next(iter(str(error).strip().splitlines()), "")
+    message = first_line(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

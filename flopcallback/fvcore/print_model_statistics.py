@@ -21,6 +21,7 @@ from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAn
 from flopcallback.fvcore._tables import children_by_parent, pipe_table
 from flopcallback.fvcore.jit_analysis import JitModelAnalysis
 from flopcallback.fvcore.parameter_count import parameter_count
+from flopcallback.modules.names import as_one_module
 
 __all__ = ["flop_count_str", "flop_count_table"]
 
@@ -62,7 +63,7 @@ def flop_count_table(
     """
     parameters_header = "#parameters or shape" if show_param_shapes else "#parameters"
     columns = _columns("flop_count_table", flops, activations, {ActivationCountAnalysis: "#activations"})
-    model = _root_module(flops)
+    model = as_one_module(flops._roots())
     figures = {parameters_header: parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
     shown = _remove_zero_statistics(
@@ -90,7 +91,7 @@ def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysi
         activations: a second count, shown as `#acts`.
     """
     columns = _columns("flop_count_str", flops, activations, {ActivationCountAnalysis: "#acts"})
-    model = _root_module(flops)
+    model = as_one_module(flops._roots())
     figures = {"#params": parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
     all_uncalled = set().union(*(column.uncalled for column in columns.values()))
@@ -100,16 +101,6 @@ def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysi
     )
     rows = _marked(_pretty_statistics(shown, sig_figs=2), columns)
     return (_ABOUT_MISSING if all_uncalled else "") + _model_stats_str(model, rows)
-
-
-def _root_module(analysis: JitModelAnalysis) -> nn.Module:
-    """The analysed model; for a function, a module that holds those that it works on under the same names."""
-    roots = analysis._roots()
-    if "" in roots:
-        return roots[""]
-    holder = nn.Module()
-    holder._modules.update(roots)
-    return holder
 
 
 def _columns(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flopcallback.runs.folders import REPORT
 from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_of, new_name, tracker_for
 from flopcallback.training.failures import Troubles
 from flopcallback.training.options import Options
@@ -48,4 +49,4 @@ def report_folder(trainer: Any, options: Options, first: Sequence[Any] = ()) -> 
     if options.report_dir is not None:
         return Path(options.report_dir)
     folders = [folder for logger in [*first, *trainer.loggers] if (folder := folder_of(logger)) is not None]
-    return Path((folders or [trainer.default_root_dir])[0]) / "flopcallback_report"
+    return Path((folders or [trainer.default_root_dir])[0]) / REPORT

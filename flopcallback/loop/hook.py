@@ -16,6 +16,7 @@ from flopcallback.loop.objects import optimizers_of, unwrapped
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
+from flopcallback.runs.folders import REPORT
 from flopcallback.trackers import Tracker, new_name, tracker_for
 from flopcallback.training.failures import FlopCallbackWarning, Troubles
 from flopcallback.training.options import Options
@@ -23,8 +24,6 @@ from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import Training
 
 __all__ = ["FlopHook"]
-
-REPORT = Path("flopcallback_report")
 
 NOTHING_SEEN = (
     "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
@@ -146,7 +145,7 @@ class FlopHook:
             self._trackers(to) if is_logging else {},
             samples=first_dimension,
             show=_print if summary and is_logging else None,
-            fallback=options.report_dir or REPORT,
+            fallback=options.report_dir or Path(REPORT),
             failures=self._troubles,
         )
         self._watch = LoopWatch(self._model, optimizers, options, self._training, self._troubles)

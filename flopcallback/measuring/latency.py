@@ -17,10 +17,9 @@ import torch
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, call_sites, has_forward
 from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.profile.rows import CPU_CLOCK
 
 __all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
-
-CPU_CLOCK = "CPU clock"
 
 
 class DeviceEvent(Protocol):

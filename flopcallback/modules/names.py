@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["ModuleNames", "find_modules", "storage_of"]
+__all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "storage_of"]
 
 
 def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -77,6 +77,19 @@ def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) 
     found = {name: value for name, value in _variables(function, arguments) if isinstance(value, nn.Module)}
     inner = {id(child) for module in found.values() for child in module.modules() if child is not module}
     return {name: module for name, module in found.items() if id(module) not in inner}
+
+
+class ModuleHolder(nn.Module):
+    """Holds the modules that a function works on, under the names by which it calls them."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+
+def as_one_module(roots: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the module that `find_modules` found, or a `ModuleHolder` of those that a function works on."""
+    return roots[""] if "" in roots else ModuleHolder(roots)
 
 
 def _variables(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:

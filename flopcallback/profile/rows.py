@@ -7,6 +7,7 @@ from typing import Protocol
 
 __all__ = [
     "ABOVE_PEAK",
+    "CPU_CLOCK",
     "LatencySummary",
     "ModuleRow",
     "OperatorRow",
@@ -15,6 +16,9 @@ __all__ = [
     "achieved_flops_per_s",
     "share",
 ]
+
+CPU_CLOCK = "CPU clock"
+"""Begins `LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
 
 ABOVE_PEAK = "above peak"
 """Said of a row in place of FLOP/s that the device cannot do."""

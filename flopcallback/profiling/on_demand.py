@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.analysis import FlopCountAnalysis
 from flopcallback.measuring.hardware import peak_for
-from flopcallback.modules.names import find_modules
+from flopcallback.modules.names import ModuleHolder, as_one_module, find_modules
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.verdict import Verdict
 from flopcallback.profiling.build import profile_of
@@ -143,23 +143,14 @@ class Call:
             raise ValueError(f"{self.owner}: engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
         run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs, engine=engine)
         profile = profile_of(Observed(None, (run,)), self.root, conditions, convention)
-        if isinstance(self.root, _Modules):
+        if isinstance(self.root, ModuleHolder):
             profile = _named(profile, getattr(self.model, "__name__", type(self.model).__name__))
         return profile, run
 
 
-class _Modules(nn.Module):
-    """Holds the modules that a function works on, under the names by which it calls them."""
-
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self._modules.update(modules)
-
-
 def _root(owner: str, model: nn.Module | Callable[..., Any], args: tuple[Any, ...]) -> nn.Module:
     """The module whose row is the whole call."""
-    roots = find_modules(model, args)
-    root = roots[""] if "" in roots else _Modules(roots)
+    root = as_one_module(find_modules(model, args))
     if any(is_lazy(tensor) for tensor in (*root.parameters(), *root.buffers())):
         raise ValueError(
             f"{owner}: the model has lazy modules that are not initialised. Call it once, as in model(*inputs), and "

@@ -5,6 +5,7 @@ from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, St
 from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
+from flopcallback.reporting.files import report_files
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
@@ -36,6 +37,7 @@ __all__ = [
     "pixels",
     "plain_table",
     "rank_correlation",
+    "report_files",
     "rich_table",
     "rich_text",
     "si",

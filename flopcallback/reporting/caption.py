@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from flopcallback.profile.rows import share
+from flopcallback.profile.rows import CPU_CLOCK, share
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from flopcallback.profile.rows import StepFlops
 
 __all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
-
-CPU_CLOCK = "CPU clock"
-"""`LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
 
 NAMED = 3
 """How many modules the footer names for one reason; tables have them all."""

@@ -15,9 +15,8 @@ from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
 
 __all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
 
-
 REPORT = "flopcallback_report"
-
+"""The folder that keeps what no tracker takes, inside a run's own or beside a script."""
 
 PROFILE, SCALARS, METRICS = "flopcallback.json", "scalars.jsonl", "metrics.csv"
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from flopcallback.modules.attempt import Attempt, call_once
+from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Found
@@ -237,7 +238,7 @@ def _because(reason: str, first: Exception | None) -> str:
 
 
 def _in_words(error: Exception | None) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _found(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Found:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Found, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
@@ -168,7 +169,7 @@ def run_isolated(
                 return run
             reason = _loses(kind)
         except Exception as stopped:  # noqa: BLE001 - the model's own error shows again in the second run
-            error, reason = stopped, f"the tracer stopped with {type(stopped).__name__}: {_first_line(stopped)}"
+            error, reason = stopped, f"the tracer stopped with {type(stopped).__name__}: {first_line(stopped)}"
     elif engine == TRACE:
         raise _untraceable(reason)
     run = _isolated(call, names, args, kwargs, DISPATCH, reason, tracer_warnings)
@@ -179,10 +180,6 @@ def run_isolated(
 
 def _untraceable(reason: str) -> RuntimeError:
     return RuntimeError(f"engine='trace' cannot count this call: {reason}; the dispatcher can, with engine='auto'")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _isolated(

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from flopcallback.reporting import ModelProfile, html_page, markdown_modules, markdown_operators, plain_table
+from flopcallback.profile.numbers import finite
+from flopcallback.reporting import ModelProfile, report_files
 
 __all__ = ["LocalTracker"]
 
@@ -27,9 +28,9 @@ class LocalTracker:
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Adds one line of JSON."""
-        finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
+        numbers = {"step": step, **{name: finite(value) for name, value in values.items()}}
+        line = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
         with (self.folder / "scalars.jsonl").open("a" if self._has_begun else "w", encoding="utf-8") as file:
             self._has_begun = True
             file.write(line + "\n")
@@ -37,16 +38,9 @@ class LocalTracker:
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Writes the four files of the profile's phase anew; only `step` of the latest call can be read from them."""
         self._steps[profile.phase] = step
-        title = f"# {profile.name} at step {step}"
-        report = [title, markdown_modules(profile), "## Operators", markdown_operators(profile)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        for suffix, text in (
-            (".json", profile.to_json(indent=1)),
-            (".html", html_page(profile)),
-            (".txt", plain_table(profile)),
-            (".md", "\n\n".join(report)),
-        ):
-            (self.folder / f"{profile.file_stem}{suffix}").write_text(text + "\n", encoding="utf-8")
+        for suffix, text in report_files(profile, step):
+            (self.folder / f"{profile.file_stem}{suffix}").write_text(text, encoding="utf-8")
 
     def log_training(self, profile: ModelProfile) -> None:
         """Writes the files of the profile anew."""

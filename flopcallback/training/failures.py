@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flopcallback.modules.errors import first_line
+
 __all__ = ["FlopCallbackWarning", "Troubles"]
 
 _log = logging.getLogger("flopcallback")
@@ -45,7 +47,7 @@ class Troubles:
         if self._strict:
             raise error
         # The first line: the tracer's complaints go on with every element of a tensor.
-        message = next(iter(str(error).strip().splitlines()), "no message")
+        message = first_line(error, "no message")
         reason = f"{type(error).__name__}: {message}"
         if not self._told & {what, reason}:
             text = f"{what}: {reason}. Training is not affected and goes on. ({_WHERE_TO_LOOK})"

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.numbers import LARGEST_EXACT
 from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ __all__ = ["find_runs"]
 
 DATABASE = "mlflow.db"
 """What MLflow calls its store where nobody says otherwise."""
-
-LARGEST_EXACT = 2**53
-"""From here on, two integers may be one float64."""
 
 ANSWER_S = 20
 

@@ -8,14 +8,8 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.reporting import (
-    html_page,
-    latency_chart,
-    markdown_modules,
-    markdown_operators,
-    measured_leaves,
-    module_chart,
-)
+from flopcallback.profile.numbers import finite
+from flopcallback.reporting import latency_chart, measured_leaves, module_chart, report_files
 from flopcallback_mlflow.target import client_and_run
 
 if TYPE_CHECKING:
@@ -92,17 +86,14 @@ class MLflowTracker:
         for name, records in tables.items():
             self._write(profile, name, _table(records))
         self._set_tags(profile, {self._path(profile, name): len(records) for name, records in tables.items()})
-        self._write(profile, "report.json", profile.to_json(indent=1) + "\n")
-        self._write(profile, "report.md", _markdown(profile, step))
-        self._write(profile, "report.html", html_page(profile))
+        self._write_report(profile, (".json", ".md", ".html"), step)
         self._draw(profile)
 
     def log_training(self, profile: ModelProfile) -> None:
         """Writes the report anew, and the exact integers as tags: a metric is a float64."""
         from mlflow.entities import RunTag
 
-        self._write(profile, "report.json", profile.to_json(indent=1) + "\n")
-        self._write(profile, "report.html", html_page(profile))
+        self._write_report(profile, (".json", ".html"))
         integers = {name: value for name, value in profile.training.items() if isinstance(value, int)}
         tags = [RunTag(_legal(self.prefix + name).replace("/", "."), str(value)) for name, value in integers.items()]
         self.client.log_batch(self.run_id, tags=tags, synchronous=True)
@@ -112,6 +103,10 @@ class MLflowTracker:
 
     def _write(self, profile: ModelProfile, name: str, text: str) -> None:
         self.client.log_text(self.run_id, text, self._path(profile, name))
+
+    def _write_report(self, profile: ModelProfile, suffixes: Sequence[str], step: int = 0) -> None:
+        for suffix, text in report_files(profile, step, suffixes=suffixes):
+            self._write(profile, f"report{suffix}", text)
 
     def _draw(self, profile: ModelProfile) -> None:
         self.client.log_figure(self.run_id, module_chart(profile), self._path(profile, "by_module.png"))
@@ -165,11 +160,4 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     """Times and shares to four digits: the page prints all it gets. What is not finite is null, as in strict JSON."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _markdown(profile: ModelProfile, step: int) -> str:
-    title = f"# {profile.name} at step {step}"
-    return "\n\n".join([title, markdown_modules(profile), "## Operators", markdown_operators(profile)]) + "\n"
+    return finite(float(f"{value:.4g}") if isinstance(value, float) else value)

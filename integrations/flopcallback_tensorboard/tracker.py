@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flopcallback.reporting import (
     ModelProfile,
-    html_page,
     latency_chart,
     markdown_operators,
     markdown_top,
@@ -16,6 +15,7 @@ from flopcallback.reporting import (
     module_chart,
     pixels,
     plain_table,
+    report_files,
 )
 
 if TYPE_CHECKING:
@@ -104,30 +104,30 @@ class TensorBoardTracker:
 
     def _earlier(self, profile: ModelProfile) -> ModelProfile | None:
         """What the folder shows already, of the same phase and prefix."""
-        files = self._files(profile)
-        if files is None or not files[0].is_file():
+        folder = self._folder()
+        if folder is None or not (file := folder / f"{self._stem(profile)}.json").is_file():
             return None
         try:
-            return ModelProfile.from_json(files[0].read_bytes())
+            return ModelProfile.from_json(file.read_bytes())
         except ValueError:  # Not one of ours, or of another schema.
             return None
 
     def _write_files(self, profile: ModelProfile) -> None:
-        files = self._files(profile)
-        if files is None:
+        folder = self._folder()
+        if folder is None:
             return
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file, text in zip(files, (profile.to_json(indent=1), html_page(profile)), strict=True):
-            file.write_text(text + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in report_files(profile, suffixes=(".json", ".html")):
+            (folder / f"{self._stem(profile)}{suffix}").write_text(text, encoding="utf-8")
 
-    def _files(self, profile: ModelProfile) -> tuple[Path, Path] | None:
-        """JSON and page beside the events; None for a bucket, to which the writer alone knows how to write."""
+    def _folder(self) -> Path | None:
+        """Where the events are; None for a bucket, to which the writer alone knows how to write."""
         # torch's attribute and tensorboardX's; the latter has None where it writes nothing to disk.
         folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
-        if folder is None or "://" in str(folder):
-            return None
-        stem = re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
-        return Path(folder) / f"{stem}.json", Path(folder) / f"{stem}.html"
+        return None if folder is None or "://" in str(folder) else Path(folder)
+
+    def _stem(self, profile: ModelProfile) -> str:
+        return re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
 
 
 def _shows(earlier: ModelProfile, profile: ModelProfile) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import wandb
 
+from flopcallback.profile.numbers import finite
 from flopcallback.reporting import measured_leaves, widest_work
 
 if TYPE_CHECKING:
@@ -74,10 +74,13 @@ def artifact(profile: ModelProfile, page: str, run_id: str, prefix: str) -> wand
 
 
 def _table(records: Records) -> wandb.Table:
-    """The records as W&B's table, of columns whose types do not depend on the rows."""
+    """The records as W&B's table, of columns whose types do not depend on the rows.
+
+    W&B would write NaN into its JSON, which is none then.
+    """
     columns: list[str | int] = list(records[0])
     kinds = [str if column in TEXTS else float for column in columns]
-    data = [[_cell(record.get(str(column))) for column in columns] for record in records]
+    data = [[finite(record.get(str(column))) for column in columns] for record in records]
     return wandb.Table(columns=columns, data=data, dtype=kinds)
 
 
@@ -98,8 +101,3 @@ def _largest(items: Sequence[Item], limit: int, key: Callable[[Item], int]) -> l
     """At most `limit` of the items, in their order."""
     ranked = sorted(range(len(items)), key=lambda index: -key(items[index]))
     return [items[index] for index in sorted(ranked[:limit])]
-
-
-def _cell(value: Any) -> Any:
-    """None for a number that is not finite: W&B would write NaN into its JSON, which is none then."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.numbers import LARGEST_EXACT
 from flopcallback.reporting import html_page
 from flopcallback_wandb.target import run_of
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from flopcallback.reporting import ModelProfile
 
 __all__ = ["WandbTracker"]
-
-LARGEST_EXACT = 2**53
-"""Browsers show larger integers rounded, and W&B keeps those from 2**63 on as floats."""
 
 STAGES = ("report", "tables", "times")
 """How much of a profile a run shows: the report; tables and charts too; all of it, with times."""

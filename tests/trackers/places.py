@@ -208,7 +208,7 @@ def in_mlflow(client: Any, run_id: str) -> Found:
             found.modules[phase] = [(row["path"], row["flops"]) for row in rows]
             found.tables[phase] = shown.count(f"{front}flops/modules.json")
             found.profiles[phase] = ModelProfile.from_json((folder / "report.json").read_bytes())
-            found.pages[phase] = (folder / "report.html").read_text(encoding="utf-8")
+            found.pages[phase] = (folder / "report.html").read_text(encoding="utf-8").removesuffix("\n")
     return found
 
 

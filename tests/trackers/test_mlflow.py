@@ -78,7 +78,7 @@ def test_the_reports_are_those_of_the_profile(run, net, timed):
     profile = timed(net([3, 5]))
     run.tracker().log_profile(profile, 7)
     assert ModelProfile.from_json(run.file("flops/report.json")) == profile
-    assert run.file("flops/report.html").decode() == html_page(profile)
+    assert run.file("flops/report.html").decode() == html_page(profile) + "\n"
     text = run.file("flops/report.md").decode()
     assert text.startswith("# Net at step 7\n")
     assert markdown_modules(profile) in text

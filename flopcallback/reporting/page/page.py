@@ -48,7 +48,7 @@ def html_page(profile: ModelProfile) -> str:
         agreement=_agreement(profile),
         slow=_slow(profile),
         table=table_data(profile) if profile.modules else None,
-        operators=[_operator(profile, record) for record in profile.operator_records()],
+        operators=[_operator(record) for record in profile.operator_records()],
         unknown=list(profile.unknown.items())[:UNKNOWN],
         more_unknown=max(0, len(profile.unknown) - UNKNOWN),
         meanings=_meanings(profile),
@@ -246,7 +246,7 @@ def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
     ]
 
 
-def _operator(profile: ModelProfile, record: dict[str, Any]) -> dict[str, Any]:
+def _operator(record: dict[str, Any]) -> dict[str, Any]:
     is_unknown, part = record["status"] == "unknown", record["flops_share"]
     return {
         "name": record["operator"],

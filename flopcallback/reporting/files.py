@@ -1,0 +1,42 @@
+"""Gives a profile as the texts of files: JSON, HTML, plain text and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from flopcallback.reporting.page.page import html_page
+from flopcallback.reporting.text.markdown import markdown_modules, markdown_operators
+from flopcallback.reporting.text.table import plain_table
+
+if TYPE_CHECKING:
+    from flopcallback.profile.model_profile import ModelProfile
+
+__all__ = ["report_files"]
+
+
+def report_files(
+    profile: ModelProfile, step: int = 0, *, suffixes: Iterable[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Give suffix and text of each file, made one after the other; each text ends its last line.
+
+    Args:
+        profile: what the files show.
+        step: the training step that the Markdown names in its title.
+        suffixes: which files; by default all of `.json`, `.html`, `.txt` and `.md`.
+    """
+    for suffix in _WRITERS if suffixes is None else suffixes:
+        yield suffix, _WRITERS[suffix](profile, step) + "\n"
+
+
+def _markdown(profile: ModelProfile, step: int) -> str:
+    title = f"# {profile.name} at step {step}"
+    return "\n\n".join([title, markdown_modules(profile), "## Operators", markdown_operators(profile)])
+
+
+_WRITERS: Mapping[str, Callable[[ModelProfile, int], str]] = {
+    ".json": lambda profile, _: profile.to_json(indent=1),
+    ".html": lambda profile, _: html_page(profile),
+    ".txt": lambda profile, _: plain_table(profile),
+    ".md": _markdown,
+}
