@@ -1,4 +1,4 @@
-"""What all families share: real operations behind a multiply-add, and the size of what an operator touches."""
+"""Arithmetic that all families share: multiply-adds, element counts, required shapes."""
 
 from __future__ import annotations
 
@@ -24,34 +24,48 @@ __all__ = [
 
 
 def multiply_adds(count: int, *factors: Value) -> Cost:
-    """The cost of `count` multiply-adds of elements of `factors`, in real operations.
+    """Return the cost of `count` multiply-adds, in real operations.
 
-    Integer factors (`_int_mm`, quantized layers) count as floating-point ones do: the same array of multipliers does
-    the work, and the figure can be set beside that of the model that was not quantized.
+    A complex factor multiplies the cost, see `real_multiply_adds`. Integer factors (`_int_mm`, quantized layers) count
+    as floating-point ones do: the same array of multipliers does the work, and the figure can be compared with that of
+    the unquantized model.
+
+    Args:
+        count: multiply-adds of elements.
+        factors: the two operands; only their dtypes matter.
     """
     return Cost(fma=count * real_multiply_adds(sum(is_complex(factor) for factor in factors)))
 
 
 def multiplications(count: int, *factors: Value) -> Cost:
-    """The cost of `count` products of elements of two `factors` that no sum follows: no multiply-adds, but FLOPs.
+    """Return the cost of `count` products that no sum follows.
 
-    `(a + bi)(c + di)` takes four real products and two sums; with a real factor, two products.
+    They are FLOPs, but no multiply-adds. `(a + bi)(c + di)` takes four real products and two sums; with one real factor
+    it takes two products.
+
+    Args:
+        count: products of elements.
+        factors: the two operands; only their dtypes matter.
     """
+    # Indexed by the number of complex factors; 6 is four products and two sums.
     return Cost(other=count * (1, 2, 6)[sum(is_complex(factor) for factor in factors)])
 
 
 def real_multiply_adds(complex_factors: int) -> int:
-    """Real multiply-adds in one multiply-add with that many complex factors out of two.
+    """Return the real multiply-adds behind one multiply-add.
 
-    `(a + bi)(c + di) + (e + fi)` is `ac - bd + e` and `ad + bc + f`: four. With a real `c`, two.
+    `(a + bi)(c + di) + (e + fi)` is `ac - bd + e` and `ad + bc + f`: four. With a real `c + di`, two.
+
+    Args:
+        complex_factors: how many of the two factors are complex.
     """
     return (1, 2, 4)[complex_factors]
 
 
 def elements(value: Value) -> int:
-    """Floating-point elements of a tensor or of all tensors of a list; integers and booleans are no FLOPs.
+    """Count the floating-point elements of a tensor or a list.
 
-    A complex element counts as two.
+    A complex element counts as two. Integers and booleans count as none: work on them is not floating-point work.
     """
     if value.items is not None:
         return sum(map(elements, value.items))
@@ -59,15 +73,16 @@ def elements(value: Value) -> int:
 
 
 def is_floating(value: Value) -> bool:
-    """Whether this is a tensor of floating-point or complex numbers."""
+    """Return whether a value is a tensor of floating-point or complex numbers."""
     return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
 def shape_of(value: Value) -> tuple[int, ...]:
-    """The shape of a tensor that must be there.
+    """Return the shape of a required tensor.
 
     Raises:
-        ValueError: this is no tensor, or an optional one that was not given; the operator is then unknown, never 0.
+        ValueError: the value is no tensor, or an optional tensor that was not given. The operator is then unknown,
+            never 0.
     """
     if value.shape is None:
         raise ValueError(f"expected a tensor, got {value}")
@@ -75,10 +90,10 @@ def shape_of(value: Value) -> tuple[int, ...]:
 
 
 def items_of(value: Value) -> tuple[Value, ...]:
-    """The tensors of a list that must be there.
+    """Return the tensors of a required list.
 
     Raises:
-        ValueError: this is no list of tensors.
+        ValueError: the value is no list of tensors.
     """
     if value.items is None:
         raise ValueError(f"expected a list of tensors, got {value}")
@@ -86,14 +101,14 @@ def items_of(value: Value) -> tuple[Value, ...]:
 
 
 def numel_of(value: Value) -> int:
-    """The number of elements of a tensor that must be there.
+    """Return the number of elements of a required tensor.
 
     Raises:
-        ValueError: as `shape_of`; `Value.numel` would be 0.
+        ValueError: the value is no tensor; `Value.numel` would be 0.
     """
     return prod(shape_of(value))
 
 
 def is_complex(value: Value) -> bool:
-    """Whether this is a tensor of complex numbers."""
+    """Return whether a value is a tensor of complex numbers."""
     return value.dtype is not None and value.dtype.is_complex

@@ -1,17 +1,19 @@
-"""Attention: per head, a score for each (query, key) pair, `width` multiply-adds each, and `value_width` to apply it.
+"""Attention: two products per head and (query, key) pair, and a softmax.
 
-Grouped queries change nothing: every query head attends, whichever keys it shares. Batch and heads of the keys may be
-broadcast. The scale and the softmax are elementwise work; the mask, dropout and layout copies cost nothing.
+A score takes `width` multiply-adds, its application to the values `value_width`. Grouped queries change nothing: every
+query head attends, whichever keys it shares. Batch and heads of the keys may be broadcast. The scale and the softmax
+are elementwise work; the mask, dropout and layout copies cost nothing.
 
-**Causal masks.** By default every pair counts, masked or not: that is what PyTorch's own counter and the unfused
-operators say, and what a mask given as a tensor would cost. `with_causal` gives the formulas that count fewer pairs
-where the operator is told `is_causal=True`:
+**Causal masks.** By default every pair counts, masked or not: that is the figure of PyTorch's own counter, of the
+unfused operators, and of a mask given as a tensor. `with_causal` returns formulas that count fewer pairs where the
+operator is called with `is_causal=True`:
 
-- `"half"`: half of the pairs, rounded up; what many papers do.
+- `"half"`: half of the pairs, rounded up; the usual figure in papers.
 - `"exact"`: query `i` sees the keys `0 ... i`: the sum of `min(i + 1, keys)` over the queries.
 
-**Backward.** A fused backward keeps no scores and computes them again: the three products with the queries' width are
-scores, gradient of queries, gradient of keys; the two with the values' width, gradient of weights, gradient of values.
+**Backward.** A fused backward does not keep the scores and computes them again. Its three products of the queries'
+width are the scores and the gradients of queries and keys; its two products of the values' width are the gradients of
+weights and values.
 
 **Packed sequences** (`_flash_attention_forward` with cumulative lengths, `varlen_attn`): their lengths are data. Every
 query counts as meeting as many keys as the longest sequence has: exact for equal lengths, an upper bound otherwise.
@@ -66,7 +68,16 @@ Causal = Literal["dense", "half", "exact"]
 
 
 class _Sizes(NamedTuple):
-    """`heads` is batch times query heads; `score_heads` is smaller where only the values have a batch."""
+    """Sizes of one attention.
+
+    Attributes:
+        score_heads: batch times heads of the scores; smaller than `heads` where only the values have a batch.
+        heads: batch times query heads.
+        queries: queries per head.
+        keys: keys per head.
+        width: width of queries and keys in one head.
+        value_width: width of values in one head.
+    """
 
     score_heads: int
     heads: int
@@ -77,28 +88,35 @@ class _Sizes(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """Per pair: products with the queries' width, products with the values' width, elementwise operations."""
+    """Work per (query, key) pair.
+
+    Attributes:
+        width: products of the queries' width.
+        value_width: products of the values' width.
+        elementwise: elementwise operations.
+    """
 
     width: int
     value_width: int
     elementwise: int
 
 
+# Per score: the scale is one multiplication, the softmax 5 operations, its backward 4 (table in `elementwise.py`).
 _SCALE_AND_SOFTMAX = 1 + 5
-_THEIR_BACKWARD = 1 + 4
+_SCALE_AND_SOFTMAX_BACKWARD = 1 + 4
 _FORWARD = _Work(1, 1, _SCALE_AND_SOFTMAX)
-_BACKWARD = _Work(3, 2, _SCALE_AND_SOFTMAX + _THEIR_BACKWARD)
+_BACKWARD = _Work(3, 2, _SCALE_AND_SOFTMAX + _SCALE_AND_SOFTMAX_BACKWARD)
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """The formula of an operator that does a whole attention: a function of the call, with its causal convention.
+    """Formula of an operator that computes a whole attention.
 
     Attributes:
-        sizes: how the operator's arguments give the sizes.
-        is_causal: which argument says that the mask is causal.
-        work: what is done per pair.
-        causal: which pairs count under a causal mask.
+        sizes: reads the sizes from the operator's arguments.
+        is_causal: position of the argument that makes the mask causal.
+        work: work per pair.
+        causal: pairs that count under a causal mask.
     """
 
     sizes: Callable[[OpCall], _Sizes]
@@ -107,8 +125,9 @@ class Attention:
     causal: Causal = "dense"
 
     def __call__(self, call: OpCall) -> Cost:
-        """The cost of one call."""
+        """Count one call."""
         score_heads, heads, queries, keys, width, value_width = self.sizes(call)
+        # A mask given as a tensor has no `constant`: all its pairs count.
         pairs = _PAIRS[self.causal if call.inputs[self.is_causal].constant else "dense"](queries, keys)
         return Cost(
             fma=pairs * (self.work.width * score_heads * width + self.work.value_width * heads * value_width),
@@ -117,11 +136,11 @@ class Attention:
 
 
 def with_causal(formulas: Mapping[str, Callable[[OpCall], Cost]], causal: Causal) -> dict[str, Attention]:
-    """The attention formulas among `formulas`, with another convention for causal masks.
+    """Return the attention formulas with another convention for causal masks.
 
     Args:
-        formulas: operator name -> formula, such as `registry.COUNTED[Family.ATTENTION]`.
-        causal: `"dense"`, `"half"` or `"exact"`, as the module's text says.
+        formulas: operator name -> formula, such as `registry.COUNTED[Family.ATTENTION]`; other formulas are left out.
+        causal: `"dense"`, `"half"` or `"exact"`; the module's docstring defines them.
 
     Raises:
         ValueError: there is no such convention.
@@ -134,28 +153,30 @@ def with_causal(formulas: Mapping[str, Callable[[OpCall], Cost]], causal: Causal
 
 
 def multi_head_attention(call: OpCall) -> Cost:
-    """`nn.MultiheadAttention` on the fast path: three projections in, attention, one projection out.
+    """Count `nn.MultiheadAttention` on the fast path.
 
-    `(query: [batch, queries, embed], key, value, embed, heads, weights in: [3 embed, embed], ...)`; a component of a
-    nested tensor has no batch.
+    `(query: [batch, queries, embed], key, value, embed, heads, weights in: [3 embed, embed], ...)`. The work is three
+    projections in, the attention, and one projection out.
     """
     query, key, _, _, heads = call.inputs[:5]
-    *batch, queries, embed = shape_of(query)
+    *batch, queries, embed = shape_of(query)  # no batch in a component of a nested tensor
     *_, keys, _ = shape_of(key)
     return _multi_head_attention(prod(batch), queries, keys, embed, heads.constant)
 
 
 def transformer_encoder_layer(call: OpCall) -> Cost:
-    """`nn.TransformerEncoderLayer` on the fast path: self-attention, two linear layers, two layer norms, two residuals.
+    """Count `nn.TransformerEncoderLayer` on the fast path.
 
-    `(source: [batch, tokens, embed], embed, heads, ..., [14] first linear weight: [hidden, embed], ...)`.
+    `(source: [batch, tokens, embed], embed, heads, ..., [14] first linear weight: [hidden, embed], ...)`. The work is
+    self-attention, two linear layers, two layer norms and two residuals.
     """
     source, _, heads = call.inputs[:3]
     *batches, tokens, embed = shape_of(source)
     batch = prod(batches)
-    hidden, _ = shape_of(call.inputs[14])
+    hidden, _ = shape_of(call.inputs[14])  # `ffn_weight_1`
     norms = 2 * (MEAN_AND_VARIANCE + NORMALIZE + SCALE) * batch * tokens * embed
     linears = 2 * batch * tokens * embed * hidden
+    # One operation per element: the activation on `hidden`, two residuals on `embed`.
     activation_and_residuals = batch * tokens * (hidden + 2 * embed)
     attention = _multi_head_attention(batch, tokens, tokens, embed, heads.constant)
     return attention + Cost(fma=linears, other=norms, elementwise=activation_and_residuals)
@@ -168,41 +189,53 @@ def _multi_head_attention(batch: int, queries: int, keys: int, embed: int, heads
 
 
 def _heads_first(call: OpCall) -> _Sizes:
-    """`query: [..., heads, queries, width]`, `key: [..., keys, width]`, `value: [..., keys, value_width]`.
+    """Read sizes of `query: [..., heads, queries, width]` and the result.
 
-    The result has the batch and the heads of all three.
+    Key and value are `[..., keys, width]` and `[..., keys, value_width]`; each of the three may lack batch or heads.
     """
     (*query_batch, queries, width), (*key_batch, keys, _) = map(shape_of, call.inputs[:2])
+    # Only the result has the batch and heads of all three: each input may be broadcast.
     *batch, _, value_width = shape_of(call.outputs[0])
     return _Sizes(_widest(query_batch, key_batch), prod(batch), queries, keys, width, value_width)
 
 
 def _tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
-    """`query: [batch, queries, heads, width]`, or packed: `[tokens, heads, width]` and cumulative lengths.
+    """Read sizes of `query: [batch, queries, heads, width]`, dense or packed.
 
-    The lengths of queries and keys stand three and two places before the length of the longest key.
+    Packed, the query is `[tokens, heads, width]`, and cumulative lengths are given.
+
+    Args:
+        call: the operator call.
+        query: position of the query; key and value follow it.
+        longest_key: position of the longest key's length.
     """
     (*batch, queries, heads, width), (*_, keys, _, _), (*_, value_width) = map(shape_of, call.inputs[query : query + 3])
+    # Cumulative lengths of queries and keys come three and two places before the longest key's length.
     if call.inputs[longest_key - 3].is_tensor:
         keys = call.inputs[longest_key].constant
     return _Sizes(prod(batch) * heads, prod(batch) * heads, queries, keys, width, value_width)
 
 
-def _rank_tells(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
-    """`query: [batch, heads, queries, width]`, or packed as `[tokens, heads, width]`."""
+def _heads_or_tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
+    """Read sizes of `[batch, heads, queries, width]`, or packed `[tokens, heads, width]`."""
     if len(shape_of(call.inputs[query])) == 4:
-        return _named_first(call, query=query)
+        return _heads_first_from_inputs(call, query=query)
     return _tokens_first(call, query=query, longest_key=longest_key)
 
 
-def _named_first(call: OpCall, *, query: int) -> _Sizes:
-    """`query: [..., heads, queries, width]`, key and value behind it; only heads of keys and values are broadcast."""
+def _heads_first_from_inputs(call: OpCall, *, query: int) -> _Sizes:
+    """Read sizes of `query: [..., heads, queries, width]` without the result.
+
+    Key and value follow the query.
+    """
+    # A backward has no result to take the batch from; only heads of keys and values are broadcast here.
     (*batch, queries, width), (*_, keys, _), (*_, value_width) = map(shape_of, call.inputs[query : query + 3])
     return _Sizes(prod(batch), prod(batch), queries, keys, width, value_width)
 
 
 def _widest(*batches: Iterable[int]) -> int:
-    """Elements of batches broadcast together, where fewer heads of keys are shared among those of queries."""
+    """Return the number of elements of batches broadcast together."""
+    # Not a plain broadcast: fewer key heads (grouped queries) are shared among the query heads, so the largest wins.
     aligned = zip_longest(*(reversed(tuple(batch)) for batch in batches), fillvalue=1)
     return prod(0 if 0 in sizes else max(sizes) for sizes in aligned)
 
@@ -216,7 +249,8 @@ def _half_of_pairs(queries: int, keys: int) -> int:
 
 
 def _seen_pairs(queries: int, keys: int) -> int:
-    """The mask of `is_causal` is aligned at the top left, also where there are more or fewer keys than queries."""
+    """Count the pairs below a diagonal that starts at the top left."""
+    # Top left is where `is_causal` aligns its mask, also where there are more or fewer keys than queries.
     corner = min(queries, keys)
     return corner * (corner + 1) // 2 + (queries - corner) * keys
 
@@ -227,21 +261,22 @@ _PAIRS: Mapping[Causal, Callable[[int, int], int]] = {
     "exact": _seen_pairs,
 }
 
-# Every operator that does a whole attention, by where its arguments stand.
+# Operators that compute a whole attention. Numbers are positions of arguments in the operator's schema.
 scaled_dot_product_attention = Attention(_heads_first, is_causal=5)
 flash = Attention(_heads_first, is_causal=4)
 efficient = Attention(_heads_first, is_causal=6)
 cudnn = Attention(_heads_first, is_causal=6)
-cudnn_kernel = Attention(partial(_rank_tells, query=0, longest_key=7), 10)
-# A mask is a function there, or a table of blocks: a tensor in the place of a flag, so never "causal".
+cudnn_kernel = Attention(partial(_heads_or_tokens_first, query=0, longest_key=7), 10)
+# A mask is a function or a table of blocks here, and no argument is a flag. Position 0 is the query, a tensor, which
+# never reads as "causal".
 flex = Attention(_heads_first, is_causal=0)
-flex_backward = Attention(partial(_named_first, query=0), 0, _BACKWARD)
-_heads_first_backward = partial(_named_first, query=1)  # behind the gradient
+flex_backward = Attention(partial(_heads_first_from_inputs, query=0), 0, _BACKWARD)
+_heads_first_backward = partial(_heads_first_from_inputs, query=1)  # the gradient comes first
 flash_backward = Attention(_heads_first_backward, 11, _BACKWARD)
 flash_for_cpu_backward = Attention(_heads_first_backward, 7, _BACKWARD)
 efficient_backward = Attention(_heads_first_backward, 11, _BACKWARD)
 cudnn_backward = Attention(_heads_first_backward, 14, _BACKWARD)
-cudnn_kernel_backward = Attention(partial(_rank_tells, query=1, longest_key=12), 14, _BACKWARD)
+cudnn_kernel_backward = Attention(partial(_heads_or_tokens_first, query=1, longest_key=12), 14, _BACKWARD)
 overrideable_backward = Attention(_heads_first_backward, 13, _BACKWARD)
 flash_tokens_first = Attention(partial(_tokens_first, query=0, longest_key=6), 8)
 flash_inplace = Attention(partial(_tokens_first, query=1, longest_key=7), 9)

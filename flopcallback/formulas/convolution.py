@@ -2,7 +2,7 @@
 
 A weight is `[out, in / groups, *kernel]`, or `[in, out / groups, *kernel]` when transposed. So one element of the
 result (transposed: of the input) takes `prod(weight.shape[1:])` multiply-adds, whatever stride, padding and dilation;
-these only decide how many elements there are. A batch dimension may be missing.
+these only decide the number of elements. The batch dimension may be missing.
 """
 
 from __future__ import annotations
@@ -28,53 +28,61 @@ __all__ = [
 
 
 def forward(call: OpCall) -> Cost:
-    """Any convolution `(input, weight, ...)` that is not transposed."""
+    """Count a convolution `(input, weight, ...)` that is not transposed."""
     source, weight = call.inputs[:2]
     return _taps(call.outputs[0], source, weight)
 
 
 def transposed(call: OpCall) -> Cost:
-    """Any transposed convolution `(input, weight, ...)`: each input element is spread over the kernel."""
+    """Count a transposed convolution `(input, weight, ...)`."""
     source, weight = call.inputs[:2]
-    return _taps(source, source, weight)
+    return _taps(source, source, weight)  # each input element is spread over the kernel
 
 
 def forward_or_transposed(call: OpCall) -> Cost:
-    """`convolution(input, weight, bias, stride, padding, dilation, transposed, ...)`."""
+    """Count `convolution(input, weight, bias, stride, padding, dilation, transposed, ...)`."""
+    # 6 is the flag `transposed`, in `_convolution` as well
     return transposed(call) if call.inputs[6].constant else forward(call)
 
 
 def forward_activation(call: OpCall) -> Cost:
-    """A convolution and a ReLU in one: one elementwise operation per output."""
+    """Count a convolution with a ReLU: one elementwise operation per output."""
     return forward(call) + Cost(elementwise=elements(call.outputs[0]))
 
 
 def forward_add_activation(call: OpCall) -> Cost:
-    """A convolution, a residual and a ReLU in one: two elementwise operations per output."""
+    """Count a convolution with residual and ReLU: two elementwise operations per output."""
     return forward(call) + Cost(elementwise=2 * elements(call.outputs[0]))
 
 
 def backward(call: OpCall) -> Cost:
-    """`convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, ..., mask)`."""
+    """Count the gradients of a convolution.
+
+    `convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, ..., mask)`, where
+    `mask` says which of the gradients of input, weight and bias are computed.
+    """
     grad, source, weight = call.inputs[:3]
     return _gradients(grad, source, weight, transposed=call.inputs[7].constant, mask=call.inputs[10].constant)
 
 
 def time_major(call: OpCall) -> Cost:
-    """`conv_tbc([time, batch, in], [kernel, in, out])`."""
+    """Count `conv_tbc([time, batch, in], [kernel, in, out])`."""
     source, weight = call.inputs[:2]
     kernel, ins, _ = shape_of(weight)
     return multiply_adds(numel_of(call.outputs[0]) * kernel * ins, source, weight)
 
 
 def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, mask: tuple[bool, bool, bool]) -> Cost:
-    """The gradients of input and weight pair the same elements as the forward did; the bias' is a sum."""
+    """Count the gradients that `mask` asks for."""
     wants_source, wants_weight, wants_bias = mask
-    each = _taps(source if transposed else grad, source, weight)
-    return Cost(fma=(wants_source + wants_weight) * each.fma, elementwise=wants_bias * elements(grad))
+    # Gradients of input and weight pair the same elements as the forward did.
+    product = _taps(source if transposed else grad, source, weight)
+    # The gradient of the bias is a sum over `grad`, a reduction.
+    return Cost(fma=(wants_source + wants_weight) * product.fma, elementwise=wants_bias * elements(grad))
 
 
 def _taps(positions: Value, source: Value, weight: Value) -> Cost:
-    each = prod(shape_of(weight)[1:])
+    """Count one multiply-add per kernel element at every position."""
+    multiply_adds_per_position = prod(shape_of(weight)[1:])
     # A complex convolution runs as three real ones (`complex_convolution` in ATen's native/Convolution.cpp).
-    return Cost(fma=(3 if is_complex(source) else 1) * numel_of(positions) * each)
+    return Cost(fma=(3 if is_complex(source) else 1) * numel_of(positions) * multiply_adds_per_position)

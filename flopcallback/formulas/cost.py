@@ -1,4 +1,4 @@
-"""What a formula returns: the work of one operator call, kinds of work apart; and what families of work there are."""
+"""Cost of one operator call, and the families of work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula"]
 
 
 class Family(str, Enum):
-    """What kind of work an operator does; `HARDWARE_FAMILIES` make up hardware FLOPs."""
+    """Kind of work of an operator; `HARDWARE_FAMILIES` make up hardware FLOPs."""
 
     CONVOLUTION = "convolution"
     MATMUL = "matmul"
@@ -25,20 +25,21 @@ class Family(str, Enum):
     CUSTOM = "custom"
 
 
+# Matrix products in any form; a custom operator takes part by its multiply-adds.
 HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Exact floating-point work of one operator call, in real (not complex) operations.
+    """Exact floating-point work of one operator call, in real operations.
 
     Attributes:
-        fma: multiply-adds of matrix products, convolutions, attention and recurrent layers: 1 or 2 FLOPs each,
-            as the convention says.
-        other: other operations that belong to the default total (normalization, interpolation, transforms), each 1
-            FLOP in both conventions.
-        elementwise: work that would be an elementwise operator or a reduction if it stood alone (the softmax inside
-            attention, the gates of an LSTM, a ReLU): counted only with `elementwise=True`.
+        fma: multiply-adds of matrix products, convolutions, attention and recurrent layers, 1 or 2 FLOPs each by the
+            chosen convention.
+        other: other operations of the default total (normalization, interpolation, transforms), 1 FLOP each in both
+            conventions.
+        elementwise: work that an elementwise operator or a reduction would do on its own (the softmax inside attention,
+            the gates of an LSTM, a ReLU), counted only with `elementwise=True`.
     """
 
     fma: int = 0
@@ -46,12 +47,17 @@ class Cost:
     elementwise: int = 0
 
     def flops(self, *, fma: int = 1, elementwise: bool = False) -> int:
-        """FLOPs under a convention: `fma` per multiply-add, elementwise work only when asked for."""
+        """Return the FLOPs under a convention.
+
+        Args:
+            fma: FLOPs per multiply-add, 1 or 2.
+            elementwise: whether elementwise work counts.
+        """
         return fma * self.fma + self.other + (self.elementwise if elementwise else 0)
 
-    def __add__(self, more: Cost) -> Cost:
-        return Cost(self.fma + more.fma, self.other + more.other, self.elementwise + more.elementwise)
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.fma + other.fma, self.other + other.other, self.elementwise + other.elementwise)
 
 
 Formula = Callable[[OpCall], Cost]
-"""What an operator call costs: a pure function of shapes, dtypes and constants."""
+"""Pure function from an operator call to its cost, by shapes, dtypes and constants."""

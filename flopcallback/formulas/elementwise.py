@@ -1,6 +1,6 @@
-"""Elementwise operators, reductions, losses and optimizer steps: in the total only with `elementwise=True`.
+"""Elementwise operators, reductions, losses and optimizer steps, counted with `elementwise=True`.
 
-Simple figures, by what the definition of the operator writes down, per floating-point element:
+The figures follow the definition of the operator, per floating-point element:
 
 | operators | operations | reasoning |
 |---|---|---|
@@ -40,21 +40,22 @@ __all__ = ["ELEMENTWISE", "per_input", "per_output"]
 
 
 def per_output(operations: int = 1) -> Formula:
-    """The formula of an operator with so many operations per element of its (first) result.
+    """Return a formula of `operations` per element of the first result.
 
     Where an in-place operator on lists returns nothing, its first argument is the result.
     """
 
     def formula(call: OpCall) -> Cost:
-        written = next(iter(call.outputs), None)
-        result = written if written is not None and _has_tensors(written) else call.inputs[0]
+        first = next(iter(call.outputs), None)
+        # `_foreach_add_` and other in-place operators on lists have no result in their schema.
+        result = first if first is not None and _has_tensors(first) else call.inputs[0]
         return Cost(elementwise=operations * elements(result))
 
     return formula
 
 
 def per_input(operations: int = 1, *, argument: int = 0) -> Formula:
-    """The formula of an operator with so many operations per element of one of its arguments."""
+    """Return a formula of `operations` per element of one argument."""
 
     def formula(call: OpCall) -> Cost:
         return Cost(elementwise=operations * elements(call.inputs[argument]))
@@ -63,7 +64,10 @@ def per_input(operations: int = 1, *, argument: int = 0) -> Formula:
 
 
 def per_list_element(operations: int = 1) -> Formula:
-    """The formula of a `_foreach` operator or a fused optimizer: so many operations per element of its first list."""
+    """Return a formula of `operations` per element of the first list.
+
+    It serves `_foreach` operators and fused optimizers.
+    """
 
     def formula(call: OpCall) -> Cost:
         first = next((value for value in call.inputs if value.items is not None), None)
@@ -75,26 +79,34 @@ def per_list_element(operations: int = 1) -> Formula:
 
 
 def extremum(call: OpCall) -> Cost:
-    """`max`, `min`: of two tensors, one per output; of one, a reduction."""
+    """Count `max`, `min`: one per output for two tensors, else a reduction."""
     formula = per_output() if len(call.inputs) > 1 and call.inputs[1].is_tensor else per_input()
     return formula(call)
 
 
 def multiply(call: OpCall) -> Cost:
-    """`mul`: one per output; complex by complex takes four products and two sums."""
+    """Count `mul`: one operation per output."""
     both_complex = _both_complex(call)
+    # Four products and two sums are 6 operations, on a result of which each element counts as 2 already.
     return per_output(3 if both_complex else 1)(call)
 
 
 def divide(call: OpCall) -> Cost:
-    """`div`: one per output; `(a + bi) / (c + di)` is a complex product, `c * c + d * d` and two quotients."""
+    """Count `div`: one operation per output.
+
+    `(a + bi) / (c + di)` is a complex product (6 operations), `c * c + d * d` (3) and two quotients: 11.
+    """
     if not _both_complex(call):
         return per_output()(call)
+    # `numel_of`, not `elements`: 11 is per complex element.
     return Cost(elementwise=11 * numel_of(call.outputs[0]))
 
 
 def dropout(operations: int) -> Formula:
-    """The formula of `dropout(input, p, train)`: so many operations per element in training, none in evaluation."""
+    """Return a formula of `dropout(input, p, train)`: `operations` per element in training.
+
+    In evaluation, or with `p = 0`, it costs nothing.
+    """
 
     def formula(call: OpCall) -> Cost:
         probability, train = call.inputs[1].constant, call.inputs[2].constant
@@ -104,62 +116,84 @@ def dropout(operations: int) -> Formula:
 
 
 def cross_entropy(call: OpCall) -> Cost:
-    """`cross_entropy_loss(input, target, ...)`: log-softmax, then a sum over targets (indices) or over products.
+    """Count `cross_entropy_loss(input, target, ...)`: log-softmax, then a sum.
 
-    Label smoothing, the sixth argument, adds a sum over all classes.
+    The sum is over targets (indices) or over products (probabilities).
     """
     scores, target = call.inputs[:2]
+    # Indices pick one score each; probabilities take a product and a sum per class.
     picked = 2 * elements(target) if is_floating(target) else numel_of(target)
+    # Position 5 is the label smoothing, which adds a sum over all classes.
     smoothed = elements(scores) if call.inputs[5].constant else 0
     return Cost(elementwise=5 * elements(scores) + picked + smoothed)
 
 
 def picked_targets(call: OpCall) -> Cost:
-    """`nll_loss(input, target, ...)` and its backward `(grad, input, target, ...)`: one per target."""
+    """Count `nll_loss(input, target, ...)` or its backward: one per target.
+
+    The backward is `(grad, input, target, ...)`.
+    """
+    # The target is the only tensor of integers, one place further back in the backward.
     target = next(value for value in call.inputs[1:] if value.is_tensor and not is_floating(value))
     return Cost(elementwise=numel_of(target))
 
 
 def scatter(call: OpCall) -> Cost:
-    """`scatter_add(self, dim, index, source)`: one addition per index; more of the source is not looked at."""
+    """Count `scatter_add(self, dim, index, source)`: one addition per index.
+
+    Elements of the source beyond the index are not read.
+    """
     index, source = call.inputs[2:4]
     return Cost(elementwise=numel_of(index) if is_floating(source) else 0)
 
 
 def accumulate(call: OpCall) -> Cost:
-    """`index_put(self, indices, values, accumulate)`, `put`: one addition per value, if they accumulate at all."""
+    """Count `index_put(self, indices, values, accumulate)`, `put`: one addition per value.
+
+    Without `accumulate`, values are only written, which is free.
+    """
     values, adds = call.inputs[2:4]
     return Cost(elementwise=elements(values) if adds.constant else 0)
 
 
 def norm(call: OpCall) -> Cost:
-    """`linalg_norm(input, ord, dim, ...)`, `linalg_matrix_norm`: a power and a sum; singular values are not counted."""
+    """Count `linalg_norm(input, ord, dim, ...)`, `linalg_matrix_norm`: a power and a sum.
+
+    Raises:
+        ValueError: the norm takes a singular value decomposition, for which there is no count.
+    """
     source, order, dims = call.inputs[:3]
     over = len(shape_of(source)) if dims.constant is None else len(dims.constant)
+    # Order 2 over one dimension is the vector norm; over two it is the largest singular value.
     if over > 1 and order.constant in (2, -2, "nuc"):
         raise ValueError(f"a matrix norm of order {order.constant!r} takes a singular value decomposition")
     return per_input(2)(call)
 
 
 def distances(call: OpCall) -> Cost:
-    """`cdist([*, p, m], [*, r, m])`: subtract, raise to a power and add, for each pair of rows and each coordinate."""
+    """Count `cdist([*, p, m], [*, r, m])`.
+
+    Each pair of rows takes a subtraction, a power and an addition per coordinate.
+    """
     pairs, width = call.outputs[0], shape_of(call.inputs[0])[-1]
     return Cost(elementwise=3 * elements(pairs) * width)
 
 
 def distances_backward(call: OpCall) -> Cost:
-    """`_cdist_backward(grad, x, ...)`: three per pair and coordinate, as forward."""
+    """Count `_cdist_backward(grad, x, ...)`: three operations per pair and coordinate."""
     pairs, width = call.inputs[0], shape_of(call.inputs[1])[-1]
     return Cost(elementwise=3 * elements(pairs) * width)
 
 
 def ctc(call: OpCall) -> Cost:
-    """`ctc_loss([time, batch, classes], targets, ...)`: per time and state, a logsumexp of three and an addition, 6.
+    """Count `ctc_loss([time, batch, classes], targets, ...)`: six operations per time and state.
 
-    A target of `s` labels has `2 * s + 1` states; padding counts as labels.
+    They are a logsumexp of three and an addition. A target of `s` labels has `2 * s + 1` states; padding counts as
+    labels.
     """
     scores, targets = call.inputs[:2]
     time, *batch = shape_of(scores)[:-1]
+    # Summed over the batch, `2 * s + 1` states are `2 * targets + batch`.
     return Cost(elementwise=6 * time * (2 * numel_of(targets) + prod(batch)))
 
 
@@ -207,7 +241,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(multiply, "mul multiply"),
     **_rows(divide, "div divide true_divide"),
     **_rows(per_output(2), "addcmul addcdiv _add_relu gradient"),
-    **_rows(per_output(3), "lerp quantile nanquantile"),
+    **_rows(per_output(3), "lerp quantile nanquantile"),  # a quantile interpolates between two sorted elements
     # --- Activations and dropout ---
     **_rows(
         per_output(),
@@ -247,7 +281,8 @@ ELEMENTWISE: Mapping[str, Formula] = {
         "softmax _softmax _safe_softmax special_softmax log_softmax _log_softmax special_log_softmax _masked_softmax",
     ),
     **_rows(per_input(4), "_softmax_backward_data _log_softmax_backward_data _masked_softmax_backward"),
-    # --- Additions into places ---
+    # --- Additions at indices ---
+    # Argument 3 is the source: one addition per element.
     **_rows(per_input(argument=3), "index_add index_reduce _unsafe_masked_index_put_accumulate"),
     **_rows(scatter, "scatter_add scatter_reduce"),
     **_rows(accumulate, "index_put _index_put_impl _unsafe_index_put put"),

@@ -1,6 +1,6 @@
-"""Embedding bags: rows of a table, summed, averaged or compared per bag. Elementwise, and not in the default total.
+"""Embedding bags: rows of a table, summed, averaged or compared per bag.
 
-A plain embedding is a look-up, and free.
+They are elementwise work, and not in the default total. A plain embedding is a look-up, and free.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["embedding_bag", "embedding_bag_backward", "per_sample_weights_backward"]
 
-_MEAN = 1
+_MEAN = 1  # modes of `embedding_bag`: sum, mean, max
 
 
 def embedding_bag(call: OpCall) -> Cost:
-    """`(weight, indices, offsets, _, mode, _, per-sample weights, ...)`.
+    """Count an embedding bag.
 
-    One operation per element of every row looked up (padding included, since it is known by data alone), one more where
-    rows have weights, and one per element of the result for the division of a mean.
+    `(weight, indices, offsets, _, mode, _, per-sample weights, ...)`. One operation per element of every row looked up,
+    one more where rows have weights, and one per element of the result for the division of a mean. Padding counts,
+    since only the data says what is padding.
     """
     weight, indices, _, _, mode, _, row_weights = call.inputs[:7]
     _, width = shape_of(weight)
@@ -34,12 +35,19 @@ def embedding_bag(call: OpCall) -> Cost:
 
 
 def embedding_bag_backward(call: OpCall) -> Cost:
-    """`(gradient, indices, ...)`: every row looked up gets its bag's gradient added."""
+    """Count the gradient of the table: one addition per element looked up.
+
+    `(gradient, indices, ...)`. Every row looked up gets the gradient of its bag added.
+    """
     gradient, indices = call.inputs[:2]
     return Cost(elementwise=indices.numel * shape_of(gradient)[-1])
 
 
 def per_sample_weights_backward(call: OpCall) -> Cost:
-    """`(gradient, weight, indices, ...)`: the product of a row and its bag's gradient."""
+    """Count the gradient of row weights: two operations per element.
+
+    `(gradient, weight, indices, ...)`. The gradient of a weight is the dot product of its row and the gradient of its
+    bag.
+    """
     gradient, _, indices = call.inputs[:3]
     return Cost(elementwise=2 * indices.numel * shape_of(gradient)[-1])

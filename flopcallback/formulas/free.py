@@ -1,4 +1,7 @@
-"""Operators that do no floating-point work, by reason; names without a namespace are ATen's."""
+"""Operators that do no floating-point work, grouped by reason.
+
+Names without a namespace are those of ATen.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 
 __all__ = ["FREE_OPERATORS"]
 
-# The in-place form of an operator (`aten::squeeze_`) goes with it.
+# An in-place form (`aten::squeeze_`) shares the row of its operator, see `registry.lookup`.
 FREE_OPERATORS: Mapping[str, str] = {
     "a view": """
         view _unsafe_view view_as view_as_real view_as_complex reshape reshape_as _reshape_alias unflatten flatten ravel

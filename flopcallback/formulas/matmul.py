@@ -1,12 +1,14 @@
-"""Matrix products: `[m, k] @ [k, n]` is `m * k * n` multiply-adds.
+"""Matrix products: dense, sparse and quantized.
+
+`[m, k] @ [k, n]` is `m * k * n` multiply-adds.
 
 A product that sums nothing (`outer`, `kron`, `inner` with a scalar) has no multiply-adds: it runs as `mul`, one FLOP
-for each multiplication in either custom. Where it runs as `mm` (`matmul` and `tensordot` with `k = 1`) or adds to its
-result (`addr`), it has. Factors `alpha`, `beta` and the scales of quantized products cost nothing.
+per multiplication in either convention. It has multiply-adds where it runs as `mm` (`matmul` and `tensordot` with
+`k = 1`) or adds to its result (`addr`). Factors `alpha`, `beta` and the scales of quantized products cost nothing.
 
-A sparse matrix does as many multiply-adds as it has stored elements, times the columns of the dense one.
+A sparse matrix takes one multiply-add per stored element and column of the dense matrix.
 
-Left unknown, on purpose: products of two sparse matrices (their cost depends on data), factorizations and what stands
+Unknown on purpose: products of two sparse matrices (their cost depends on data), factorizations, and operators built
 on them (`linalg_solve`, `inverse`, `matrix_exp`, a negative `matrix_power`, ...).
 """
 
@@ -50,19 +52,25 @@ __all__ = [
 
 
 def mm(call: OpCall) -> Cost:
-    """`mm` and its integer form: `[m, k] @ [k, n]`; each stored element of a sparse factor meets a row or a column."""
+    """Count `mm` or `_int_mm`: `[m, k] @ [k, n]`.
+
+    One of the factors may be sparse.
+    """
     left, right = call.inputs[:2]
     return _sparse(left, right) or _mm(left, right)
 
 
 def list_mm(call: OpCall) -> Cost:
-    """`_foreach_mm`: pairwise products of two lists."""
+    """Count `_foreach_mm`: pairwise products of two lists."""
     lefts, rights = map(items_of, call.inputs[:2])
     return sum(map(_mm, lefts, rights), Cost())
 
 
 def product(call: OpCall) -> Cost:
-    """`matmul`, `bmm`, `mv`, `dot`, `inner`: each element of the result sums over the last dimension of the left."""
+    """Count `matmul`, `bmm`, `mv`, `dot`, `inner`.
+
+    Each element of the result sums over the last dimension of the left factor.
+    """
     left, right = call.inputs[:2]
     if (sparse := _sparse(left, right)) is not None:
         return sparse
@@ -72,93 +80,117 @@ def product(call: OpCall) -> Cost:
 
 
 def added_product(call: OpCall) -> Cost:
-    """`addmm`, `baddbmm`, `addbmm`, `addmv`: `input + left @ right`, with a batch or without."""
+    """Count `addmm`, `baddbmm`, `addbmm`, `addmv`: `input + left @ right`.
+
+    `left` is `[m, k]` or `[batch, m, k]`; `right` may be a vector.
+    """
     left, right = call.inputs[1:3]
     if (sparse := _sparse(left, right)) is not None:
         return sparse
     *batch, m, k = shape_of(left)
+    # Empty for a vector, whose product with the left factor is `m * k`.
     columns = shape_of(right)[len(batch) + 1 :]
     return multiply_adds(prod(batch) * m * k * prod(columns), left, right)
 
 
 def mm_activation(call: OpCall) -> Cost:
-    """`_addmm_activation`: `addmm`, then ReLU or GELU, which is one elementwise operation per output."""
+    """Count `_addmm_activation`: `addmm` with one elementwise operation per output."""
     return added_product(call) + Cost(elementwise=elements(call.outputs[0]))
 
 
 def scaled_mm(call: OpCall) -> Cost:
-    """`_scaled_mm` of 8-bit or 4-bit numbers; two 4-bit numbers share an element of `k`."""
+    """Count `_scaled_mm` of 8-bit or 4-bit numbers."""
     left, right = call.inputs[:2]
     (m, k), (_, n) = shape_of(left), shape_of(right)
+    # `k` counts elements, and two 4-bit numbers share one.
     return multiply_adds(m * k * _packed(left) * n, left, right)
 
 
 def grouped_mm(call: OpCall) -> Cost:
-    """`_grouped_mm`, `_scaled_grouped_mm`: products of groups, which offsets cut out of a 2-dimensional side.
+    """Count `_grouped_mm`, `_scaled_grouped_mm`: products of groups.
 
-    Groups of rows `[m, k] @ [g, k, n]`, of columns `[g, m, k] @ [k, n]` and of the contracted dimension
-    `[m, k] @ [k, n]` all do `m * k * n`; `[g, m, k] @ [g, k, n]` does it `g` times. Offsets are data: all of `m`, `n`
-    and `k` is taken as used.
+    Offsets cut the groups out of a 2-dimensional side:
+
+    - groups of rows `[m, k] @ [g, k, n]`, of columns `[g, m, k] @ [k, n]`, and of the contracted dimension
+      `[m, k] @ [k, n]` do `m * k * n`;
+    - `[g, m, k] @ [g, k, n]` does `g * m * k * n`.
+
+    Offsets are data, so `m`, `n` and `k` count as fully used.
     """
     left, right = call.inputs[:2]
+    # Only two 3-dimensional sides are a batch; otherwise the groups are parts of one dimension.
     groups = shape_of(left)[0] if len(shape_of(left)) == len(shape_of(right)) == 3 else 1
     (m, k), n = shape_of(left)[-2:], shape_of(right)[-1]
     return multiply_adds(groups * m * k * _packed(left) * n, left, right)
 
 
 def linear(call: OpCall) -> Cost:
-    """`input @ weight.T + bias`, with `weight` `[out, in]` or `[in]`; the bias is the accumulator's first value."""
+    """Count `input @ weight.T + bias`, with `weight` `[out, in]` or `[in]`.
+
+    The bias costs nothing: it is the accumulator's first value.
+    """
     source, weight = call.inputs[:2]
     outs = shape_of(weight)[:-1]
     return multiply_adds(numel_of(source) * prod(outs), source, weight)
 
 
 def linear_packed(call: OpCall) -> Cost:
-    """A linear layer whose weight is packed (quantized, fbgemm): the result tells the number of outputs."""
+    """Count a linear layer with a packed weight (quantized, fbgemm)."""
+    # A packed weight has no readable shape: the result tells the number of outputs.
     source, result = call.inputs[0], call.outputs[0]
     return multiply_adds(numel_of(source) * shape_of(result)[-1])
 
 
 def linear_backward(call: OpCall) -> Cost:
-    """`linear_backward(input, grad, weight, mask)`: one product each for the gradients of input and weight."""
+    """Count `linear_backward(input, grad, weight, mask)`.
+
+    The gradients of input and weight are a product each; the gradient of the bias is a sum.
+    """
     source, grad, weight, mask = call.inputs[:4]
     wants_source, wants_weight, wants_bias = mask.constant
+    # Each of the two gradients takes as many multiply-adds as the forward.
     products = (wants_source + wants_weight) * numel_of(source) * shape_of(weight)[0]
     return multiply_adds(products, source, weight) + Cost(elementwise=wants_bias * elements(grad))
 
 
 def product_backward(call: OpCall) -> Cost:
-    """`matmul_backward(grad, left, right, mask)`: a product of the same size for each gradient."""
+    """Count `matmul_backward(grad, left, right, mask)`: a product per gradient."""
     grad, left, right, mask = call.inputs[:4]
     return multiply_adds(sum(mask.constant) * numel_of(grad) * shape_of(left)[-1], left, right)
 
 
 def half_stored_mm(call: OpCall) -> Cost:
-    """`_sparse_semi_structured_mm(left: [m, k / 2], where, right: [k, n])`: two of four elements are stored."""
+    """Count `_sparse_semi_structured_mm(left: [m, k / 2], where, right: [k, n])`.
+
+    Two of four elements of the left factor are stored, and only these are multiplied.
+    """
     left, right = call.inputs[0], call.inputs[2]
     return multiply_adds(numel_of(left) * shape_of(right)[1], left, right)
 
 
 def half_stored_addmm(call: OpCall) -> Cost:
-    """`_sparse_semi_structured_addmm(input, left: [m, k / 2], where, right: [k, n])`."""
+    """Count `_sparse_semi_structured_addmm(input, left: [m, k / 2], where, right: [k, n])`."""
     left, right = call.inputs[1], call.inputs[3]
     return multiply_adds(numel_of(left) * shape_of(right)[1], left, right)
 
 
 def outer(call: OpCall) -> Cost:
-    """`outer`, `ger`, `kron`: each element of one side with each of the other, and no sum."""
+    """Count `outer`, `ger`, `kron`: one multiplication per pair of elements."""
     left, right = call.inputs[:2]
     return multiplications(numel_of(left) * numel_of(right), left, right)
 
 
 def added_outer(call: OpCall) -> Cost:
-    """`addr`: `input + outer(left, right)`, one kernel with a multiply-add for each element."""
+    """Count `addr`: `input + outer(left, right)`, one multiply-add per element."""
     left, right = call.inputs[1:3]
     return multiply_adds(numel_of(left) * numel_of(right), left, right)
 
 
 def vecdot(call: OpCall) -> Cost:
-    """`linalg_vecdot`: one pair of vectors runs as `dot`; a batch of them as `mul` and `sum`, which are elementwise."""
+    """Count `linalg_vecdot`: a `dot` for vectors, elementwise work for batches.
+
+    A batch runs as `mul` and `sum`.
+    """
     left = call.inputs[0]
     if len(shape_of(left)) == len(shape_of(call.inputs[1])) == 1:
         return product(call)
@@ -167,37 +199,44 @@ def vecdot(call: OpCall) -> Cost:
 
 
 def covariance(call: OpCall) -> Cost:
-    """`cov`, `corrcoef` of `[variables, samples]`: samples are centred, then multiplied with their own transpose."""
+    """Count `cov`, `corrcoef` of `[variables, samples]`.
+
+    Samples are centred, then multiplied with their own transpose.
+    """
     samples = call.inputs[0]
+    # A single variable may come as a vector.
     variables = shape_of(samples)[0] if len(shape_of(samples)) == 2 else 1
+    # The mean and its subtraction.
     centring = Cost(elementwise=2 * elements(samples))
     return multiply_adds(variables * numel_of(samples), samples, samples) + centring
 
 
 def affine_grid(call: OpCall) -> Cost:
-    """`affine_grid_generator`: each of `*size` points `[d + 1]` (homogeneous) by `[d + 1, d]`; its backward likewise.
+    """Count `affine_grid_generator` or its backward: points times a matrix.
 
-    Forward returns `[n, *size, d]`, backward takes it.
+    Each of `*size` homogeneous points `[d + 1]` meets the matrix `[d + 1, d]`.
     """
+    # Forward returns the points, `[n, *size, d]`, and backward takes them; the other side is `[n, d, d + 1]`.
     points = call.outputs[0] if len(shape_of(call.outputs[0])) > 3 else call.inputs[0]
     return multiply_adds(numel_of(points) * (shape_of(points)[-1] + 1), points)
 
 
 def tensordot(call: OpCall) -> Cost:
-    """`tensordot(left, right, dims_left, dims_right)`: one matrix product.
-
-    A contracted dimension that is 1 on one side is summed away on the other before: it is no part of the product.
-    """
+    """Count `tensordot(left, right, dims_left, dims_right)` as one matrix product."""
     left, right, dims_left, dims_right = call.inputs[:4]
     pairs = [
         (shape_of(left)[i], shape_of(right)[j]) for i, j in zip(dims_left.constant, dims_right.constant, strict=True)
     ]
+    # A dimension that is 1 on one side only is summed away on the other before the product.
     contracted = prod(1 if 1 in pair else pair[0] for pair in pairs)
     return multiply_adds(numel_of(call.outputs[0]) * contracted, left, right)
 
 
 def multi_dot(call: OpCall) -> Cost:
-    """`linalg.multi_dot`, `chain_matmul`: the order with the fewest multiply-adds, which is the one torch takes."""
+    """Count `linalg.multi_dot`, `chain_matmul` in the order with the fewest multiply-adds.
+
+    torch takes that order.
+    """
     matrices = items_of(call.inputs[0])
     shapes = [shape_of(matrix) for matrix in matrices]
     # A vector at the front is a row, at the end a column.
@@ -207,8 +246,9 @@ def multi_dot(call: OpCall) -> Cost:
 
 
 def matrix_power(call: OpCall) -> Cost:
-    """`matrix_power(matrices, n)`: squares for the binary digits of `n`, multiplied together for those that are 1.
+    """Count `matrix_power(matrices, n)`: squares, and products of some of them.
 
+    There is a square for each binary digit of `n` but the first, and a product for each further digit that is 1.
     Source: `linalg_matrix_power` in ATen's native/LinearAlgebra.cpp.
 
     Raises:
@@ -217,12 +257,16 @@ def matrix_power(call: OpCall) -> Cost:
     matrices, power = call.inputs[0], call.inputs[1].constant
     if power < 0:
         raise ValueError(f"the power {power} takes an inverse, for which there is no count")
+    # `bit_length - 1` squares and `bit_count - 1` products.
     products = power.bit_length() + power.bit_count() - 2 if power else 0
     return multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
 
 
 def bilinear(call: OpCall) -> Cost:
-    """`bilinear([*, i], [*, j], [o, i, j])`: for each output, `[*, i] @ [i, j]`, then a dot product over `j`."""
+    """Count `bilinear([*, i], [*, j], [o, i, j])`.
+
+    Each output takes `[*, i] @ [i, j]`, then a dot product over `j`.
+    """
     left, _, weight = call.inputs[:3]
     outs, i, j = shape_of(weight)
     rows = prod(shape_of(left)[:-1])
@@ -230,13 +274,16 @@ def bilinear(call: OpCall) -> Cost:
 
 
 def trilinear(call: OpCall) -> Cost:
-    """`_trilinear`: the product of three tensors over named dimensions, one slice of one dimension at a time.
+    """Count `_trilinear`: a product of three tensors over named dimensions.
 
-    It is what `bilinear` and its backward run as. Each slice multiplies the first two, then the third.
+    `bilinear` and its backward run as it, one slice of the unrolled dimension at a time. Each slice multiplies the
+    first two tensors, then the third.
     Source: `_trilinear` in ATen's native/Linear.cpp.
     """
     tensors, hidden = call.inputs[:3], [value.constant for value in call.inputs[3:6]]
+    # `sumdim` and `unroll_dim` of the schema.
     summed, unrolled = call.inputs[6].constant, call.inputs[7].constant
+    # `expand1` ... `expand3` list the dimensions that each tensor lacks, so all three share one numbering.
     dims = range(len(shape_of(tensors[0])) + len(hidden[0]))
     named = [
         Operand.of([dim for dim in dims if dim not in gone], tensor)
@@ -248,6 +295,7 @@ def trilinear(call: OpCall) -> Cost:
         for operand in named
     )
     results = [dim for dim in dims if dim not in summed]
+    # What the third tensor lacks is summed in the first product, the rest in the second.
     sums_of_pair = [dim for dim in summed if dim in hidden[2] and dim != unrolled]
     sums_of_all = [dim for dim in summed if dim not in hidden[2] and dim != unrolled]
     pair, first = contract(left, middle, {*results, *right.sizes}, as_matrices=bool(sums_of_pair))
@@ -256,9 +304,10 @@ def trilinear(call: OpCall) -> Cost:
 
 
 def _sparse(left: Value, right: Value) -> Cost | None:
-    """The product of a sparse and a dense matrix (of batches, of a matrix and a vector); None where none is sparse.
+    """Count the product of one sparse and one dense factor.
 
-    Of two sparse factors it depends on where the elements are, so that it stays unknown.
+    The dense factor may be a batch or a vector. For two dense or two sparse factors the result is None. Two sparse
+    factors then raise in `shape_of`, and the operator stays unknown: its cost depends on where the elements are.
     """
     if left.stored is not None and right.is_tensor:
         *_, columns = shape_of(right) if len(shape_of(right)) > 1 else (1,)
@@ -274,14 +323,15 @@ def _mm(left: Value, right: Value) -> Cost:
 
 
 def _packed(value: Value) -> int:
-    """Numbers in one element: torch keeps 4-bit floats in pairs."""
+    """Return how many numbers one element holds."""
     return 2 if str(value.dtype) == "torch.float4_e2m1fn_x2" else 1
 
 
 def _cheapest_order(sizes: tuple[int, ...]) -> int:
-    """Fewest multiply-adds for the product of matrices `[sizes[0], sizes[1]] @ [sizes[1], sizes[2]] @ ...`.
+    """Return the fewest multiply-adds that multiply a chain of matrices.
 
-    Cormen et al., Introduction to Algorithms, "Matrix-chain multiplication".
+    The chain is `[sizes[0], sizes[1]] @ [sizes[1], sizes[2]] @ ...`.
+    Source: Cormen et al., Introduction to Algorithms, "Matrix-chain multiplication".
     """
     count = len(sizes) - 1
     best = {(start, start + 1): 0 for start in range(count)}

@@ -1,4 +1,4 @@
-"""What passes from the engines to the formulas: one operator call, as plain data."""
+"""One operator call as plain data: the input of every formula."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ __all__ = ["ROOT", "OpCall", "Scope", "Value"]
 
 
 class Scope(NamedTuple):
-    """Where in the model an operator ran.
+    """Position in the model where an operator ran.
 
     Attributes:
-        module: canonical name of the innermost module that was at work, the root's is `""`; explicit `.forward()` calls
-            and other methods count as work of their module.
-        called: the modules that were being called, outermost first: only what went through `module(...)`.
+        module: canonical name of the innermost module at work, `""` for the root; explicit `.forward()` calls and other
+            methods count as work of their module.
+        called: modules under call, outermost first: only those that went through `module(...)`.
     """
 
     module: str
     called: tuple[str, ...]
 
 
-ROOT = Scope("", ("",))
+ROOT = Scope("", ("",))  # the root module, called by the user
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One argument or result of an operator.
+    """Argument or result of an operator.
 
     A tensor has `shape`, `dtype` and `device`. A list of tensors has `items` and nothing else. A nested tensor has a
-    `dtype` and its components as `items`. A sparse tensor has a `dtype` and as `stored` the number of elements that it
-    keeps, and no shape: that would not say how much work there is. Anything else (numbers, strings, booleans, `None`,
-    lists of numbers, an absent optional tensor) is in `constant`.
+    `dtype`, and its components as `items`. A sparse tensor has a `dtype`, the number of stored elements in `stored`,
+    and no shape, which would not say how much work there is. Anything else (numbers, strings, booleans, `None`, lists
+    of numbers, an absent optional tensor) is in `constant`.
     """
 
     shape: tuple[int, ...] | None = None
@@ -47,36 +47,39 @@ class Value:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether this is one tensor; False for an optional tensor that was not given."""
+        """True for one tensor; False for an absent optional tensor."""
         return self.shape is not None
 
     @property
     def numel(self) -> int:
-        """Number of elements, as an exact Python int; 0 where this is not a tensor."""
+        """Number of elements, an exact int; 0 without a tensor."""
         return 0 if self.shape is None else math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements of a tensor (a sparse one: it stores), or of all tensors of a list; else 0."""
+        """Bytes of a tensor's elements, or of all tensors of a list.
+
+        A sparse tensor has the bytes of its stored elements. 0 for anything else.
+        """
         if self.items is not None:
             return sum(item.nbytes for item in self.items)
         return 0 if self.dtype is None else (self.stored or self.numel) * self.dtype.itemsize
 
     @property
     def is_nested(self) -> bool:
-        """Whether this is a nested tensor, and `items` are its components."""
+        """True for a nested tensor, with its components in `items`."""
         return self.items is not None and self.dtype is not None
 
 
 @dataclass(frozen=True, slots=True)
 class OpCall:
-    """One call of one operator.
+    """Call of one operator.
 
     Attributes:
-        operator: the schema name without overload, such as `"aten::linear"`.
-        inputs: the arguments in the order of the operator's schema, defaults filled in.
-        outputs: the results, in order.
-        scope: the modules that were running.
+        operator: schema name without overload, such as `"aten::linear"`.
+        inputs: arguments in the order of the operator's schema, defaults filled in.
+        outputs: results, in order.
+        scope: modules at work.
     """
 
     operator: str
@@ -85,19 +88,23 @@ class OpCall:
     scope: Scope = ROOT
 
     def components(self) -> tuple[OpCall, ...]:
-        """The same call for each component of the nested tensors in it; itself where there are none.
+        """Split the call into one per component of its nested tensors.
 
-        An operator does with each component by itself what it does with a tensor.
+        An operator does with each component what it does with a tensor. Without nested tensors, the call itself is
+        returned.
+
+        Raises:
+            ValueError: nested tensors have different numbers of components.
         """
         nested = [value for value in (*self.inputs, *self.outputs) if value.is_nested]
         if not nested:
             return (self,)
-        numbers = {len(value.items or ()) for value in nested}
-        if len(numbers) != 1:
-            raise ValueError(f"nested tensors of different numbers of components: {sorted(numbers)}")
+        lengths = {len(value.items or ()) for value in nested}
+        if len(lengths) != 1:
+            raise ValueError(f"nested tensors of different numbers of components: {sorted(lengths)}")
         return tuple(
             OpCall(self.operator, _component(self.inputs, index), _component(self.outputs, index), self.scope)
-            for index in range(numbers.pop())
+            for index in range(lengths.pop())
         )
 
     @property
@@ -107,4 +114,5 @@ class OpCall:
 
 
 def _component(values: tuple[Value, ...], index: int) -> tuple[Value, ...]:
+    # An argument that is not nested, such as a weight, takes part in every component's call.
     return tuple(value.items[index] if value.is_nested and value.items else value for value in values)

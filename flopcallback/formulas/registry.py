@@ -1,4 +1,7 @@
-"""One table: operator schema name -> how it is counted, or why it is free. What is not in it is unknown."""
+"""Table of operators, by schema name.
+
+A row has the formula of an operator, or the reason why it is free. An operator without a row is unknown.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """An operator that is counted, by `formula`."""
+    """Row of an operator that is counted by `formula`."""
 
     formula: Formula
     family: Family
@@ -43,7 +46,11 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """An operator that does no floating-point work, and `reason`: a view, an index, a copy, ..."""
+    """Row of an operator that does no floating-point work.
+
+    Attributes:
+        reason: such as a view, an index, or a copy.
+    """
 
     reason: str
 
@@ -155,7 +162,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     # --- Attention ----------------------------------------------------------------------------------------------
     Family.ATTENTION: {
         "aten::scaled_dot_product_attention": attention.scaled_dot_product_attention,
-        # Flex attention's kernel: query, key and value come first; a block mask does not make it cheaper here.
+        # Query, key and value come first; a block mask does not make flex attention cheaper here.
         "higher_order::flex_attention": attention.flex,
         "higher_order::flex_attention_backward": attention.flex_backward,
         "aten::_scaled_dot_product_attention_math": attention.scaled_dot_product_attention,
@@ -195,6 +202,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::gru_cell": recurrent.gru_cell,
         "aten::rnn_tanh_cell": recurrent.rnn_cell,
         "aten::rnn_relu_cell": recurrent.rnn_cell,
+        # The fused cells do the gates alone: their products are separate calls of `mm` or `linear`.
         "aten::_thnn_fused_lstm_cell": per_input(recurrent.LSTM_GATES, argument=2),
         "aten::_thnn_fused_lstm_cell_backward": per_input(2 * recurrent.LSTM_GATES, argument=2),
         "aten::_thnn_fused_lstm_cell_backward_impl": per_input(2 * recurrent.LSTM_GATES, argument=2),
@@ -226,6 +234,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::layer_norm": normalization.layer_norm,
         "aten::native_layer_norm": normalization.layer_norm,
         "aten::group_norm": normalization.layer_norm,
+        # Below autograd the weight is argument 1, not 2 as in `group_norm`.
         "aten::native_group_norm": normalization.batch_norm_training,
         "aten::rms_norm": normalization.rms_norm,
         "aten::_fused_rms_norm": normalization.rms_norm,
@@ -233,6 +242,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::batch_norm_backward": per_input(normalization.BACKWARD),
         "aten::cudnn_batch_norm_backward": per_input(normalization.BACKWARD),
         "aten::miopen_batch_norm_backward": per_input(normalization.BACKWARD),
+        # `nn.SyncBatchNorm` splits the backward in two.
         "aten::batch_norm_backward_reduce": per_input(normalization.BACKWARD // 2),
         "aten::batch_norm_backward_elemt": per_input(normalization.BACKWARD // 2),
         "aten::native_layer_norm_backward": per_input(normalization.BACKWARD),
@@ -280,6 +290,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::_adaptive_avg_pool2d": resampling.adaptive_average_pool,
         "aten::_adaptive_avg_pool3d": resampling.adaptive_average_pool,
         "aten::mkldnn_adaptive_avg_pool2d": resampling.adaptive_average_pool,
+        # Argument 1 is the forward's input, one operation per element as in the forward.
         "aten::_adaptive_avg_pool2d_backward": per_input(argument=1),
         "aten::_adaptive_avg_pool3d_backward": per_input(argument=1),
         # Here and not among the reductions, since global average pooling runs as a mean.
@@ -315,7 +326,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
     Family.ELEMENTWISE: ELEMENTWISE,
 }
 
-FREE: Mapping[str, Free] = {
+FREE: Mapping[str, Free] = {  # a name without a namespace is ATen's
     (name if "::" in name else f"aten::{name}"): Free(reason)
     for reason, names in FREE_OPERATORS.items()
     for name in names.split()
@@ -325,34 +336,36 @@ _BUILT_IN: Mapping[str, Counted | Free] = {
     **FREE,
     **{operator: Counted(formula, family) for family, rows in COUNTED.items() for operator, formula in rows.items()},
 }
-_registered: dict[str, Counted] = {}
+_registered: dict[str, Counted] = {}  # by `register_formula`, for the whole process
 
 
 def lookup(operator: str) -> Counted | Free | None:
-    """How an operator is counted, or why it is free; None where no one knows.
+    """Return the row of an operator, or None for an unknown one.
 
-    What has no row here is looked up among the formulas that PyTorch's own counter has been told.
+    An operator without a row here may have a formula that PyTorch's own counter was given (`register_flop_formula`).
 
     Args:
         operator: schema name without overload, such as `"aten::linear"`. An in-place `"aten::relu_"` has the row of
             `"aten::relu"`.
     """
-    known = _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
+    # A registered formula wins: `register_formula` refuses built-in names, so it hides no built-in row.
+    row = _registered.get(operator) or _BUILT_IN.get(operator) or _BUILT_IN.get(_out_of_place(operator))
     if operator.startswith("prims::"):  # decompositions, in forward-mode AD for one, go through these
-        known = known or _BUILT_IN.get(operator.replace("prims::", "aten::"))
-    if known is None and (formula := pytorch_formula(operator)) is not None:
+        row = row or _BUILT_IN.get(operator.replace("prims::", "aten::"))
+    # Asked last, in each look-up anew: users may register with PyTorch at any time.
+    if row is None and (formula := pytorch_formula(operator)) is not None:
         return Counted(formula, Family.CUSTOM)
-    return known
+    return row
 
 
 def register_formula(operator: str, formula: Formula, *, family: Family = Family.CUSTOM) -> None:
-    """Count an operator that has no built-in row by a formula of your own.
+    """Count an operator without a built-in row by your own formula.
 
     Args:
         operator: schema name without overload, `"namespace::name"`; an autograd function is
             `"prim::PythonOp.<ClassName>"`.
         formula: from the `OpCall` to its `Cost`: a function of shapes, dtypes and constants.
-        family: where the work belongs; `Family.CUSTOM` is part of hardware FLOPs by its multiply-adds.
+        family: family of the work; `Family.CUSTOM` is part of hardware FLOPs by its multiply-adds.
 
     Raises:
         ValueError: the name is not `"namespace::name"`, or the operator already has a formula.
@@ -372,7 +385,11 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
 
 
 def check_operator_name(function: str, operator: str) -> None:
-    """Refuses what cannot be an operator's name.
+    """Raise unless a text can be an operator's name.
+
+    Args:
+        function: public function to name in the error.
+        operator: text to check.
 
     Raises:
         ValueError: it is neither `"namespace::name"` nor `"prim::PythonOp.<ClassName>"`.
@@ -382,10 +399,10 @@ def check_operator_name(function: str, operator: str) -> None:
 
 
 def unregister_formula(operator: str) -> None:
-    """Forget what `register_formula` was told about an operator.
+    """Forget the formula that `register_formula` was given for an operator.
 
     Raises:
-        ValueError: nothing was registered for it; built-in rows cannot be taken away.
+        ValueError: no formula was registered for it; built-in rows cannot be removed.
     """
     if operator not in _registered:
         raise ValueError(f"unregister_formula: {operator!r} is not registered; registered: {sorted(_registered)}")
@@ -393,5 +410,6 @@ def unregister_formula(operator: str) -> None:
 
 
 def _out_of_place(operator: str) -> str:
-    """`"aten::relu"` for `"aten::relu_"`; names such as `"aten::__iand__"` stay as they are."""
+    """Return `"aten::relu"` for `"aten::relu_"`, other names unchanged."""
+    # `"aten::__iand__"` and other dunder names are no in-place forms.
     return operator[:-1] if operator.endswith("_") and not operator.endswith("__") else operator

@@ -39,13 +39,18 @@ __all__ = [
     "pool_backward",
 ]
 
+# Modes of `grid_sampler`, in ATen's order.
 _BILINEAR, _NEAREST, _BICUBIC = range(3)
 _TAPS_PER_DIMENSION = {_BILINEAR: 2, _NEAREST: 1, _BICUBIC: 4}
+# Dimensions of `mean` as `adaptive_avg_pool2d` and `3d` to one value pass them.
 _GLOBAL_POOL = ([-1, -2], [-1, -2, -3])
 
 
 def interpolation(taps: int) -> Callable[[OpCall], Cost]:
-    """The formula of an interpolation that makes an output value of `taps` input values."""
+    """Return a formula of `taps` operations per output value.
+
+    `taps` is the number of input values that an output value is made of.
+    """
 
     def formula(call: OpCall) -> Cost:
         return Cost(other=taps * numel_of(call.outputs[0]))
@@ -54,7 +59,10 @@ def interpolation(taps: int) -> Callable[[OpCall], Cost]:
 
 
 def antialiased(taps: int) -> Callable[[OpCall], Cost]:
-    """The formula of an antialiased interpolation: `taps` values per dimension, more where the image shrinks."""
+    """Return a formula of an antialiased interpolation.
+
+    An output value is made of `taps` input values per dimension, and of more where the image shrinks.
+    """
 
     def formula(call: OpCall) -> Cost:
         before, after = (shape_of(value) for value in (call.inputs[0], call.outputs[0]))
@@ -65,27 +73,37 @@ def antialiased(taps: int) -> Callable[[OpCall], Cost]:
 
 
 def grid_sampler(call: OpCall) -> Cost:
-    """`(input: [batch, channels, ...], grid, mode, ...)`, in 2 or 3 dimensions; cuDNN's has no mode: it is bilinear."""
+    """Count grid sampling, `(input: [batch, channels, ...], grid, mode, ...)`.
+
+    The image has 2 or 3 dimensions.
+    """
+    # `cudnn_grid_sampler` has no mode.
     mode = call.inputs[2].constant if len(call.inputs) > 2 else _BILINEAR
     return Cost(other=_taps(call, mode) * numel_of(call.outputs[0]))
 
 
 def grid_sampler_backward(call: OpCall) -> Cost:
-    """`(gradient, input, grid, mode, ..., [gradient of input wanted, gradient of grid wanted])`."""
+    """Count the requested gradients of grid sampling.
+
+    `(gradient, input, grid, mode, ..., [gradient of input wanted, gradient of grid wanted])`.
+    """
     gradient, _, _, mode, _, _, wanted = call.inputs[:7]
     return Cost(elementwise=sum(wanted.constant) * _taps(call, mode.constant) * elements(gradient))
 
 
 def adaptive_average_pool(call: OpCall) -> Cost:
-    """In any number of dimensions, with or without a batch."""
+    """Count adaptive average pooling: one operation per input element.
+
+    The pool may have any number of dimensions, with or without a batch.
+    """
     return Cost(other=numel_of(call.inputs[0]))
 
 
 def global_average_pool_or_mean(call: OpCall) -> Cost:
-    """`mean(input, dim, keepdim, ...)`: a reduction, or what adaptive average pooling to one value runs as.
+    """Count `mean(input, dim, keepdim, ...)`: a reduction, or global average pooling.
 
-    Below autograd only this form is left of a pooling layer at the end of a network. A mean that is written
-    in the same form, last dimensions first and kept, does the same work and counts as the same.
+    Below autograd, adaptive average pooling to one value runs as a mean over the last dimensions, last first, kept. A
+    mean that a user writes in the same form does the same work and counts the same.
     """
     if [value.constant for value in call.inputs[1:3]] in [[dims, True] for dims in _GLOBAL_POOL]:
         return adaptive_average_pool(call)
@@ -93,22 +111,26 @@ def global_average_pool_or_mean(call: OpCall) -> Cost:
 
 
 def pool(call: OpCall) -> Cost:
-    """`(input, kernel size, ...)`: average, maximum and fractional pooling; padding counts as if it were data."""
+    """Count average, maximum or fractional pooling, `(input, kernel size, ...)`.
+
+    Padding counts as if it were data.
+    """
     window = prod(call.inputs[1].constant)
     return Cost(elementwise=window * elements(call.outputs[0]))
 
 
 def pool_backward(call: OpCall) -> Cost:
-    """Of average pooling: `(gradient, input, kernel size, ...)`."""
+    """Count the gradient of average pooling, `(gradient, input, kernel size, ...)`."""
     window = prod(call.inputs[2].constant)
     return Cost(elementwise=window * elements(call.inputs[0]))
 
 
 def _taps(call: OpCall, mode: int) -> int:
-    dimensions = len(shape_of(call.inputs[0])) - 2
+    dimensions = len(shape_of(call.inputs[0])) - 2  # without batch and channels
     return int(_TAPS_PER_DIMENSION[mode] ** dimensions)
 
 
 def _window(taps: int, before: int, after: int) -> int:
-    """`taps`, stretched by `before / after` where that is more than 1, rounded up."""
+    """Return `taps`, stretched where the image shrinks."""
+    # `taps * before / after`, rounded up in integers.
     return max(taps, -(-taps * before // after))

@@ -1,9 +1,10 @@
-"""Fourier transforms: `5 N log2 N` real operations for a complex transform of `N` points, half for a real one.
+"""Fourier transforms, by the convention of FFT libraries.
 
-It is the convention in which FFT libraries state their speed (http://www.fftw.org/speed/method.html): the count of the
-radix-2 algorithm, not of the code that really runs. In several dimensions `N` is their product, and `log2 N` the sum of
-the dimensions' logarithms. So that counts stay exact integers, every dimension's logarithm is rounded up: exact for
-powers of two, and otherwise an upper bound with the stages of the next power. Half of an odd number is rounded up.
+A complex transform of `N` points is `5 N log2 N` real operations, a real one half of that. FFT libraries state their
+speed in this convention (http://www.fftw.org/speed/method.html): it counts the radix-2 algorithm, not the code that
+runs. In several dimensions `N` is the product of the lengths, and `log2 N` the sum of their logarithms. Every logarithm
+is rounded up, so that counts stay exact integers: exact for powers of two, and otherwise an upper bound with the stages
+of the next power. Half of an odd number is rounded up.
 
 "Real" is a transform with real numbers on one side; `N` is the length on that side. Scaling costs nothing. All of it
 belongs to the default total.
@@ -38,72 +39,98 @@ __all__ = [
 
 
 def complex_to_complex(call: OpCall) -> Cost:
-    """`_fft_c2c(input, dim, ...)`."""
+    """Count `_fft_c2c(input, dim, ...)`."""
     return _complex(shape_of(call.inputs[0]), call.inputs[1].constant)
 
 
 def real_to_complex(call: OpCall) -> Cost:
-    """`_fft_r2c(input, dim, ...)`."""
+    """Count `_fft_r2c(input, dim, ...)`."""
     return _real(shape_of(call.inputs[0]), call.inputs[1].constant)
 
 
 def complex_to_real(call: OpCall) -> Cost:
-    """`_fft_c2r(input, dim, ...)`."""
+    """Count `_fft_c2r(input, dim, ...)`."""
+    # `N` is the length on the real side: here the result, in `real_to_complex` the input.
     return _real(shape_of(call.outputs[0]), call.inputs[1].constant)
 
 
 def fft(call: OpCall) -> Cost:
-    """`fft` and `ifft`, `(input, n, dim, ...)`; real numbers are transformed as such."""
+    """Count `fft` or `ifft`, `(input, n, dim, ...)`."""
+    # torch transforms real numbers as such here, unlike in `fft2` and `fftn`.
     transform = _complex if _is_complex(call.inputs[0]) else _real
     return transform(shape_of(call.outputs[0]), _dims(call))
 
 
 def fft_multidimensional(call: OpCall) -> Cost:
-    """`fft2`, `fftn` and their inverses, `(input, s, dim, ...)`; real numbers are made complex first."""
+    """Count `fft2`, `fftn` and their inverses, `(input, s, dim, ...)`.
+
+    torch makes real numbers complex first.
+    """
     return _complex(shape_of(call.outputs[0]), _dims(call))
 
 
 def to_half_spectrum(call: OpCall) -> Cost:
-    """`rfft`, `rfft2`, `rfftn`, `ihfft`: one real transform in all dimensions."""
+    """Count `rfft`, `rfft2`, `rfftn`, `ihfft`: one real transform.
+
+    It goes over all dimensions.
+    """
     return _real(_real_input_shape(call), _dims(call))
 
 
 def from_half_spectrum(call: OpCall) -> Cost:
-    """`irfft`, `irfft2`, `irfftn`, `hfft`: one real transform in all dimensions."""
+    """Count `irfft`, `irfft2`, `irfftn`, `hfft`: one real transform.
+
+    It goes over all dimensions.
+    """
     return _real(shape_of(call.outputs[0]), _dims(call))
 
 
 def to_half_spectrum_hermitian(call: OpCall) -> Cost:
-    """`ihfft2`, `ihfftn`: real in the last dimension, then complex in the others on half of the spectrum."""
+    """Count `ihfft2`, `ihfftn`.
+
+    The last dimension is real; the others are then complex, on half of the spectrum.
+    """
     *others, last = _dims(call)
     return _real(_real_input_shape(call), [last]) + _complex(shape_of(call.outputs[0]), others)
 
 
 def from_half_spectrum_hermitian(call: OpCall) -> Cost:
-    """`hfft2`, `hfftn`: complex in all dimensions but the last on half of the spectrum, then real in the last."""
+    """Count `hfft2`, `hfftn`.
+
+    All dimensions but the last are complex, on half of the spectrum; the last is then real.
+    """
     *others, last = _dims(call)
     shape = shape_of(call.outputs[0])
     return _complex(_with_length(shape, last, shape[last] // 2 + 1), others) + _real(shape, [last])
 
 
 def stft(call: OpCall) -> Cost:
-    """`(signal: [batch, samples] or [samples], n_fft, ...)`: a transform per frame; the window is elementwise work."""
+    """Count `stft`: a transform per frame.
+
+    `(signal: [batch, samples] or [samples], n_fft, ...)`. The window is elementwise work.
+    """
     signal, n_fft = call.inputs[:2]
     spectrum = shape_of(call.outputs[0])
+    # Without `return_complex`, a last dimension of 2 holds real and imaginary parts.
     frames = prod(shape_of(signal)[:-1]) * spectrum[-1 if _is_complex(call.outputs[0]) else -2]
     transform = _complex if _is_complex(signal) else _real
     return _frames(frames, n_fft.constant, transform)
 
 
 def istft(call: OpCall) -> Cost:
-    """`(spectrum: [..., frequencies, frames], n_fft, ..., return_complex)`: a real transform per frame by default."""
+    """Count `istft`: a transform per frame, real by default.
+
+    `(spectrum: [..., frequencies, frames], n_fft, ..., return_complex)`.
+    """
     spectrum, n_fft = call.inputs[:2]
     *batch, _, frames = shape_of(spectrum)
+    # Position 9 is `return_complex`.
     transform = _complex if call.inputs[9].constant else _real
     return _frames(prod(batch) * frames, n_fft.constant, transform)
 
 
 def _frames(frames: int, n_fft: int, transform: Callable[[Sequence[int], Iterable[int]], Cost]) -> Cost:
+    # The window is one product per sample.
     return transform((frames, n_fft), [1]) + Cost(elementwise=frames * n_fft)
 
 
@@ -116,32 +143,40 @@ def _real(shape: Sequence[int], dims: Iterable[int]) -> Cost:
 
 
 def _stages(shape: Sequence[int], dims: Iterable[int]) -> int:
-    """The sum of `log2`, rounded up, of the lengths in `dims`."""
+    """Return the sum of `log2`, rounded up, of the lengths in `dims`."""
+    # `(n - 1).bit_length()` is `log2 n`, rounded up, without floating-point error.
     return sum((shape[dim] - 1).bit_length() for dim in dims)
 
 
 def _dims(call: OpCall) -> list[int]:
-    """Transformed dimensions of `(input, n or s, dim, ...)`, in order: all of them where neither is given."""
+    """Return the transformed dimensions, in order, of `(input, n, dim, ...)`.
+
+    `n` may be the lengths `s`. Without `s` and `dim` they are all dimensions.
+    """
     lengths, dims = (value.constant for value in call.inputs[1:3])
     if dims is None:
         rank = len(shape_of(call.inputs[0]))
+        # With `s` alone, the last `len(s)` dimensions.
         return list(range(-len(lengths) if lengths is not None else -rank, 0))
     return [dims] if isinstance(dims, int) else list(dims)
 
 
 def _real_input_shape(call: OpCall) -> tuple[int, ...]:
-    """The shape before the last transformed dimension was cut to half of the spectrum, after padding or trimming."""
+    """Return the shape of the real input, after padding or trimming.
+
+    The result has only half of the spectrum in the last transformed dimension.
+    """
     lengths, last = call.inputs[1].constant, _dims(call)[-1]
     length = lengths[-1] if isinstance(lengths, (list, tuple)) else lengths
-    if length in (None, -1):
+    if length in (None, -1):  # neither padded nor trimmed
         length = shape_of(call.inputs[0])[last]
     return _with_length(shape_of(call.outputs[0]), last, length)
 
 
 def _with_length(shape: tuple[int, ...], dim: int, length: int) -> tuple[int, ...]:
-    changed = list(shape)
-    changed[dim] = length
-    return tuple(changed)
+    sizes = list(shape)
+    sizes[dim] = length
+    return tuple(sizes)
 
 
 def _is_complex(value: Value) -> bool:
