@@ -1,4 +1,7 @@
-"""What `fvcore.nn` and its submodules offer about counting, under their names: change the import and nothing else."""
+"""Drop-in replacement for the counting functions of `fvcore.nn`.
+
+The names and submodules are those of fvcore: a program changes the import and nothing else.
+"""
 
 from flopcallback.fvcore.activation_count import ActivationCountAnalysis, activation_count
 from flopcallback.fvcore.flop_count import FlopCountAnalysis, flop_count

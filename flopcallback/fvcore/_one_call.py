@@ -1,4 +1,4 @@
-"""What `flop_count` and `activation_count` have in common."""
+"""Shared part of `flop_count` and `activation_count`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["counts_in"]
 def counts_in(
     unit: float, analysis: JitModelAnalysis, supported_ops: Mapping[str, Handle | None] | None
 ) -> tuple[defaultdict[str, float], Counter[str]]:
-    """The figures of an analysis by operator, divided by `unit`, and its unsupported operators.
+    """Return an analysis' figures by operator in units, and its unsupported operators.
 
     Args:
-        unit: such as `1e9`.
-        analysis: not yet run; gets the handles.
-        supported_ops: handles beside those of the analysis or in their place, by operator.
+        unit: divisor of the figures, such as `1e9`.
+        analysis: an analysis that has not run yet; it gets the handles.
+        supported_ops: handles by operator, in addition to those of the analysis or in their place.
     """
     analysis.set_op_handle(**(supported_ops or {}))
     counts = defaultdict(float, {operator: count / unit for operator, count in analysis.by_operator().items()})

@@ -1,4 +1,4 @@
-"""What the two tables have in common."""
+"""Shared part of the two tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["children_by_parent", "pipe_table"]
 
 
 def children_by_parent(names: Iterable[str]) -> defaultdict[str, list[str]]:
-    """The direct children of each dotted name, in the order given; the root `""` is nobody's child."""
+    """Group dotted names by their parent, in the order given.
+
+    The root `""` is a parent and never a child.
+    """
     children: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         if name:
@@ -18,10 +21,10 @@ def children_by_parent(names: Iterable[str]) -> defaultdict[str, list[str]]:
 
 
 def pipe_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """A Markdown table whose cells keep their indentation."""
+    """Format rows as a Markdown table with cells that keep their indentation."""
     from tabulate import tabulate
 
-    # From tabulate 0.10 on an argument; the module's flag of that name has no effect there:
+    # An argument since tabulate 0.10, where the module's flag of that name has no effect:
     # https://github.com/astanin/python-tabulate/pull/342
     text: str = tabulate(rows, headers=headers, tablefmt="pipe", preserve_whitespace=True)
     return text

@@ -1,4 +1,4 @@
-"""Activations: the analysis, its handles, and the one-call form in millions."""
+"""Activations: the analysis, its handles, and a function that counts in millions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flopcallback.fvcore.jit_handles import generic_activation_jit
 
 __all__ = ["ActivationCountAnalysis", "activation_count"]
 
-# What `ActivationCountAnalysis` counts by default, as handles: to copy, to change, to set on another analysis.
+# The default counts of `ActivationCountAnalysis` as handles, for users who copy or change them: fvcore's name.
 _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
     operator: generic_activation_jit("conv" if family is Family.CONVOLUTION else None)
     for family, rows in COUNTED.items()
@@ -28,11 +28,14 @@ _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
 def activation_count(
     model: nn.Module, inputs: tuple[Any, ...], supported_ops: Mapping[str, Handle | None] | None = None
 ) -> tuple[defaultdict[str, float], Counter[str]]:
-    """**Millions** of activations of a model by operator, and how often each unsupported operator occurred.
+    """Count **millions** of activations by operator, and list unsupported operators.
 
     Args:
-        model: what to run.
-        inputs: its positional arguments.
-        supported_ops: handles beside the default ones or in their place, by operator.
+        model: module to run.
+        inputs: positional arguments of the model.
+        supported_ops: handles by operator, in addition to the default ones or in their place.
+
+    Returns:
+        Millions of activations by operator, and the number of calls of each unsupported operator.
     """
     return counts_in(1e6, ActivationCountAnalysis(model, inputs), supported_ops)

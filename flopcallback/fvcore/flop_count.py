@@ -1,4 +1,4 @@
-"""FLOPs: the analysis, its handles, and the one-call form in GFLOPs."""
+"""FLOPs: the analysis, its handles, and a function that counts in GFLOPs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flopcallback.fvcore.jit_handles import (
 
 __all__ = ["FlopCountAnalysis", "flop_count"]
 
-# What `FlopCountAnalysis` counts by default, as handles: to copy, to change, to set on another analysis.
+# The default counts of `FlopCountAnalysis` as handles, for users who copy or change them: fvcore's name.
 _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
     **{
         operator: handle_by_formula(operator)
@@ -33,6 +33,7 @@ _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
         if family is not Family.ELEMENTWISE
         for operator in rows
     },
+    # Operators with a handle of their own in fvcore have that function here too.
     "aten::addmm": addmm_flop_jit,
     "aten::bmm": bmm_flop_jit,
     "aten::_convolution": conv_flop_jit,
@@ -47,11 +48,14 @@ _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
 def flop_count(
     model: nn.Module, inputs: tuple[Any, ...], supported_ops: Mapping[str, Handle | None] | None = None
 ) -> tuple[defaultdict[str, float], Counter[str]]:
-    """**Giga**FLOPs of a model by operator, and how often each unsupported operator occurred.
+    """Count **giga**FLOPs by operator, and list unsupported operators.
 
     Args:
-        model: what to run.
-        inputs: its positional arguments.
-        supported_ops: handles beside the default ones or in their place, by operator.
+        model: module to run.
+        inputs: positional arguments of the model.
+        supported_ops: handles by operator, in addition to the default ones or in their place.
+
+    Returns:
+        GFLOPs by operator, and the number of calls of each unsupported operator.
     """
     return counts_in(1e9, FlopCountAnalysis(model, inputs), supported_ops)

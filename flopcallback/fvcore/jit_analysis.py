@@ -1,4 +1,4 @@
-"""The base of the two counters: any statistic by handles."""
+"""Base of the two counters, for any statistic by handles."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from flopcallback.counting.analysis import OperatorAnalysis
 
 __all__ = ["JitModelAnalysis", "Statistics"]
 
-# One class under both names, so that `isinstance` and subclasses hold whichever of the two a user's code imports.
+# One class under both names, so that `isinstance` and subclasses work with either import.
 JitModelAnalysis = OperatorAnalysis
 
 
 @dataclass
 class Statistics:
-    """The results of one analysis, for code that passes them around as one object."""
+    """Results of one analysis as one object.
+
+    Attributes:
+        counts: figure by operator, by module.
+        unsupported_ops: calls of each unsupported operator, by module.
+        uncalled_mods: modules that were not called.
+    """
 
     counts: dict[str, Counter[str]]
     unsupported_ops: dict[str, Counter[str]]

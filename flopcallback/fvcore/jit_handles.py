@@ -1,7 +1,8 @@
-"""Handles: functions from the inputs and outputs of one traced operator to its FLOPs or activations.
+"""Handles: functions from a traced operator's inputs and outputs to its count.
 
-A handle takes two lists of `torch._C.Value` and returns a number, or a `Counter` under names of its own. An operator
-gets it by `set_op_handle`. The FLOPs are those of this package's formulas, 1 per multiply-add: exact Python ints.
+A handle takes two lists of `torch._C.Value` and returns a number, or a `Counter` under names of its own.
+`set_op_handle` assigns it to an operator. FLOPs are those of this package's formulas, 1 per multiply-add: exact Python
+ints.
 """
 
 from __future__ import annotations
@@ -37,72 +38,78 @@ Values = list[Any]
 
 
 def get_shape(val: Any) -> list[int] | None:
-    """The shape of a traced value; None for anything but a tensor of known shape."""
+    """Return the shape of a traced value, None if it is unknown."""
     sizes: list[int] | None = val.type().sizes() if val.isCompleteTensor() else None
     return sizes
 
 
 def generic_activation_jit(op_name: str | None = None) -> Handle:
-    """A handle that gives the number of elements of the first output.
+    """Return a handle that counts the elements of the first output.
 
     Args:
-        op_name: the name to count under; the operator's own where not given.
+        op_name: name to count under; by default the operator's own.
     """
 
     def activations(inputs: Values, outputs: Values) -> Counter[str] | int:
         count = prod(_shape(outputs[0]))
+        # A bare number is booked under the operator's own name.
         return count if op_name is None else Counter({op_name: count})
 
     return activations
 
 
 def addmm_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `addmm(input, mat1, mat2)`."""
+    """Count FLOPs of `addmm(input, mat1, mat2)`."""
     return _flops("aten::addmm", inputs, outputs)
 
 
 def linear_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `linear(input, weight, bias)`, the input of any rank."""
+    """Count FLOPs of `linear(input, weight, bias)`, for inputs of any rank."""
     return _flops("aten::linear", inputs, outputs)
 
 
 def bmm_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `bmm(input, mat2)`."""
+    """Count FLOPs of `bmm(input, mat2)`."""
     return _flops("aten::bmm", inputs, outputs)
 
 
 def matmul_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `matmul(input, other)` or `mm`: all broadcasting, vectors included."""
+    """Count FLOPs of `matmul(input, other)` or `mm`, with broadcasting and vectors."""
     return _flops("aten::matmul", inputs, outputs)
 
 
 def einsum_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `einsum(equation, operands)` on the contraction path that PyTorch takes."""
+    """Count FLOPs of `einsum(equation, operands)` on the path that PyTorch takes."""
     return _flops("aten::einsum", inputs, outputs)
 
 
 def conv_flop_jit(inputs: Values, outputs: Values) -> Counter[str]:
-    """FLOPs of `_convolution`, transposed or not, under the name `conv`."""
+    """Count FLOPs of `_convolution`, transposed or not, as `conv`."""
     return Counter({"conv": _flops("aten::_convolution", inputs, outputs)})
 
 
 def conv_flop_count(
     x_shape: Sequence[int], w_shape: Sequence[int], out_shape: Sequence[int], transposed: bool = False
 ) -> int:
-    """FLOPs of a convolution from its shapes: every weight meets every position once.
+    """Count FLOPs of a convolution from its shapes.
+
+    Every weight meets every position once.
 
     Args:
         x_shape: `[batch, channels, *spatial]`.
         w_shape: `[out, in / groups, *kernel]`; transposed `[in, out / groups, *kernel]`.
         out_shape: `[batch, channels, *spatial]`.
-        transposed: whether the weights slide over the input (True) or the output.
+        transposed: whether positions are those of the input (True) or of the output.
     """
+    # One multiply-add per weight and position, so stride and padding need not be known.
     positions = (x_shape if transposed else out_shape)[2:]
     return x_shape[0] * prod(w_shape) * prod(positions)
 
 
 def norm_flop_counter(affine_arg_index: int) -> Handle:
-    """A handle for a normalization that computes its statistics: 4 FLOPs an element, 5 with a weight.
+    """Return a handle for a normalization that computes its statistics.
+
+    It counts 4 FLOPs per element, 5 with a weight.
 
     Args:
         affine_arg_index: position of the weight among the operator's inputs.
@@ -116,15 +123,23 @@ def norm_flop_counter(affine_arg_index: int) -> Handle:
 
 
 def batchnorm_flop_jit(inputs: Values, outputs: Values) -> int:
-    """FLOPs of `batch_norm`: 4 an element in training and 1 in evaluation, and 1 more with a weight."""
+    """Count FLOPs of `batch_norm`.
+
+    They are 4 per element in training and 1 in evaluation, and 1 more with a weight.
+    """
     return _flops("aten::batch_norm", inputs, outputs)
 
 
 def elementwise_flop_counter(input_scale: float = 1, output_scale: float = 0) -> Handle:
-    """A handle that gives so many FLOPs per element of the first input, and so many per element of the output."""
+    """Return a handle that counts FLOPs per element of input and output.
+
+    Args:
+        input_scale: FLOPs per element of the first input.
+        output_scale: FLOPs per element of the first output.
+    """
 
     def elementwise_flops(inputs: Values, outputs: Values) -> float:
-        # A scale of 0 is for arguments that are no tensors: their shapes must not be asked for.
+        # With a scale of 0 the argument may be no tensor: its shape must not be read.
         from_input = input_scale * prod(_shape(inputs[0])) if input_scale else 0
         return from_input + (output_scale * prod(_shape(outputs[0])) if output_scale else 0)
 
@@ -132,7 +147,7 @@ def elementwise_flop_counter(input_scale: float = 1, output_scale: float = 0) ->
 
 
 def handle_by_formula(operator: str) -> Handle:
-    """A handle that counts as the built-in formula of an operator does."""
+    """Return a handle that counts by an operator's built-in formula."""
 
     def flops_by_formula(inputs: Values, outputs: Values) -> int:
         return _flops(operator, inputs, outputs)
@@ -142,11 +157,13 @@ def handle_by_formula(operator: str) -> Handle:
 
 def _flops(operator: str, inputs: Values, outputs: Values) -> int:
     row = lookup(operator)
+    # Only called with names from the table of counted operators, which `register_formula` cannot replace.
     assert isinstance(row, Counted)
     return row.formula(OpCall(operator, tuple(map(_read, inputs)), tuple(map(_read, outputs)))).flops()
 
 
 def _read(value: Any) -> Value:
+    # Handles get a `RecordedValue` from this package's analyses, and may get a real `torch._C.Value` from a user.
     return value.value if isinstance(value, RecordedValue) else read_value(value)
 
 

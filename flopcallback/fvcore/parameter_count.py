@@ -1,4 +1,4 @@
-"""Parameters by module, and the table of them."""
+"""Parameters by module, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ if TYPE_CHECKING:
 
 __all__ = ["parameter_count", "parameter_count_table"]
 
+# A unit is used from a tenth of it on, as in fvcore.
 _UNITS = ((1e8, 1e9, "G"), (1e5, 1e6, "M"), (1e2, 1e3, "K"))
 
 
 def parameter_count(model: nn.Module) -> defaultdict[str, int]:
-    """Elements of every parameter and of all parameters below every module.
+    """Count the elements of every parameter and of every module.
+
+    A parameter that several modules share counts once, under its first name.
 
     Args:
-        model: the root, whose total stands under `""`. A parameter that several modules share counts once, under the
-            first of its names.
+        model: root module; its total has the key `""`.
+
+    Returns:
+        Elements by the dotted name of a parameter or a module.
     """
     counts: defaultdict[str, int] = defaultdict(int)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():  # yields a shared parameter once
         size = parameter.numel()
         counts[""] += size
         parts = name.split(".")
@@ -33,10 +38,12 @@ def parameter_count(model: nn.Module) -> defaultdict[str, int]:
 
 
 def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
-    """The counts as a pipe table, a module's rows below its own: totals of modules, shapes of parameters.
+    """Format parameter counts as a pipe table, children below their parents.
+
+    Modules have totals, parameters their shapes.
 
     Args:
-        model: the root, the row `model`.
+        model: root module, in the row `model`.
         max_depth: levels below the root that are shown.
     """
     counts = parameter_count(model)
@@ -49,6 +56,7 @@ def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
             return
         indent = " " * depth
         for name in children[parent]:
+            # `counts` has modules and parameters; only parameters have a shape.
             cell = str(shapes[name]) if name in shapes else _short(counts[name])
             rows.append((indent + name, indent + cell))
             add_rows_below(name, depth + 1)
@@ -58,7 +66,7 @@ def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
 
 
 def _short(count: int) -> str:
-    for above, unit, suffix in _UNITS:
-        if count > above:
+    for threshold, unit, suffix in _UNITS:
+        if count > threshold:
             return f"{count / unit:.1f}{suffix}"
     return str(count)

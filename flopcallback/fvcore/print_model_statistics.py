@@ -1,10 +1,12 @@
-"""A model's statistics as text: `flop_count_table`, a pipe table, and `flop_count_str`, `str(model)` with figures.
+"""Model statistics as text: `flop_count_table` and `flop_count_str`.
 
-A statistic is a mapping from module names to figures. The steps between the analyses and the text pass a mapping of
-mappings, either `{statistic: {module: figure}}` or, "by module", `{module: {statistic: figure}}`.
+`flop_count_table` is a pipe table, `flop_count_str` is `str(model)` with figures.
 
-Private functions that `tests/fvcore/test_names.py` lists keep fvcore's names and parameters for the sake of fvcore's
-own tests; `hide_zero`, and no `stat_columns`, are used there alone.
+A statistic is a mapping from module names to figures. Between the analyses and the text they are nested mappings,
+either `{statistic: {module: figure}}` or, "by module", `{module: {statistic: figure}}`.
+
+The private functions that `tests/fvcore/test_names.py` lists keep fvcore's names and parameters for fvcore's own tests.
+Only those tests use `hide_zero`, or leave out `stat_columns`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,13 @@ _ABOUT_MISSING = (
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """What one analysis says, by module: its figures, who was not called, and whose figures are lower bounds."""
+    """Result of one analysis, by module.
+
+    Attributes:
+        figures: figure of every module.
+        uncalled: modules that were not called.
+        lower_bounds: modules with a figure that is a lower bound.
+    """
 
     figures: Mapping[str, int]
     uncalled: set[str]
@@ -50,15 +58,15 @@ def flop_count_table(
     activations: ActivationCountAnalysis | None = None,
     show_param_shapes: bool = True,
 ) -> str:
-    """Parameters, FLOPs and, where given, activations of every module, as a pipe table.
+    """Format parameters, FLOPs and activations by module as a pipe table.
 
-    A module whose only child has the same figures shares the child's row, and rows in which everything is 0 are left
+    A module with the same figures as its only child shares the child's row, and rows in which everything is 0 are left
     out. A module that was not called has an empty cell. A lower bound has `>=` in front, and its row always stays.
 
     Args:
-        flops: the count; run here unless it has run already, without fvcore's warnings.
+        flops: FLOP count; it runs now unless it has run before, without fvcore's warnings.
         max_depth: levels below the root that are shown.
-        activations: a second count, for a column of its own.
+        activations: second count, for a column of its own.
         show_param_shapes: whether parameters have rows, with their shapes.
     """
     parameters_header = "#parameters or shape" if show_param_shapes else "#parameters"
@@ -68,10 +76,12 @@ def flop_count_table(
 
     shown = _remove_zero_statistics(
         _group_by_module(figures),
+        # The root always has a row, and no lower bound is hidden.
         force_keep={""}.union(*(column.lower_bounds for column in columns.values())),
         require_trivial_children=True,
     )
     rows = _marked(_pretty_statistics(shown), columns, uncalled_indicator="")
+    # `parameter_count` has rows for parameters as well as for modules.
     for name, parameter in model.named_parameters():
         if not show_param_shapes:
             rows.pop(name, None)
@@ -81,19 +91,20 @@ def flop_count_table(
 
 
 def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysis | None = None) -> str:
-    """What `str(model)` gives, with parameters, FLOPs and, where given, activations written into every module.
+    """Format `str(model)` with parameters, FLOPs and activations in every module.
 
-    Modules in which everything is 0 stay as they are. One that was not called has `N/A`, and the first line says so.
-    A lower bound has `>=` in front.
+    Modules in which everything is 0 stay as they are. A module that was not called has `N/A`, and the first line
+    explains it. A lower bound has `>=` in front.
 
     Args:
-        flops: the count; run here unless it has run already, without fvcore's warnings.
-        activations: a second count, shown as `#acts`.
+        flops: FLOP count; it runs now unless it has run before, without fvcore's warnings.
+        activations: second count, shown as `#acts`.
     """
     columns = _columns("flop_count_str", flops, activations, {ActivationCountAnalysis: "#acts"})
     model = as_one_module(flops._roots())
     figures = {"#params": parameter_count(model), **{h: column.figures for h, column in columns.items()}}
 
+    # A module that was not called keeps its line, so that "N/A" shows.
     all_uncalled = set().union(*(column.uncalled for column in columns.values()))
     shown = _remove_zero_statistics(
         _group_by_module(_fill_missing_statistics(model, figures)),
@@ -106,38 +117,43 @@ def flop_count_str(flops: FlopCountAnalysis, activations: ActivationCountAnalysi
 def _columns(
     function: str, first: JitModelAnalysis, second: JitModelAnalysis | None, headers: Mapping[type, str]
 ) -> dict[str, _Column]:
-    """One or two analyses, run, by header: that of what they count, whichever argument they came in.
+    """Run one or two analyses and return their columns by header.
+
+    A header follows from what an analysis counts, not from the argument that it was given as.
 
     Raises:
-        TypeError: one is no analysis; a model and a total are what people try.
+        TypeError: an argument is no analysis. A model or a total are common mistakes.
     """
     analyses: dict[str, JitModelAnalysis] = {}
     for argument, analysis in {"flops": first, **({} if second is None else {"activations": second})}.items():
         if not isinstance(analysis, JitModelAnalysis):
-            what = "FlopCountAnalysis" if argument == "flops" else "ActivationCountAnalysis"
-            given = type(analysis).__name__  # the text of a model may have a thousand lines
-            raise TypeError(f"{function}: {argument} is of type {given}, expected a count: {what}(model, inputs)")
+            expected = "FlopCountAnalysis" if argument == "flops" else "ActivationCountAnalysis"
+            given = type(analysis).__name__  # the `repr` of a model may have a thousand lines
+            raise TypeError(f"{function}: {argument} is of type {given}, expected a count: {expected}(model, inputs)")
         header = _header(analysis, headers)
+        # Two counts of one kind need two headers.
         analyses[f"{header} (2)" if header in analyses else header] = analysis
     with _without_warnings(analyses.values()):
         return {h: _Column(a.by_module(), a.uncalled_modules(), a.lower_bounds()) for h, a in analyses.items()}
 
 
 def _header(analysis: JitModelAnalysis, headers: Mapping[type, str]) -> str:
-    known = {FlopCountAnalysis: "#flops", BytesCountAnalysis: "#bytes", **headers}
-    # An analysis that only handles tell what to count is what fvcore's users count FLOPs of their own with.
-    other = "#flops" if analysis._formula is None else "#count"
-    return next((header for kind, header in known.items() if isinstance(analysis, kind)), other)
+    by_class = {FlopCountAnalysis: "#flops", BytesCountAnalysis: "#bytes", **headers}
+    # fvcore's users count FLOPs of their own by an analysis that has handles alone, without a formula.
+    default = "#flops" if analysis._formula is None else "#count"
+    return next((header for kind, header in by_class.items() if isinstance(analysis, kind)), default)
 
 
 @contextmanager
 def _without_warnings(analyses: Collection[JitModelAnalysis]) -> Iterator[None]:
-    """Analyses that run in here log none of fvcore's lines; afterwards their warnings are set as the caller had them.
+    """Silence fvcore's warnings of analyses that run inside.
 
-    What stays is the one line about a lower bound: the run is kept, so nothing would say it later.
+    Afterwards their warnings are set as the caller had them. The one line about a lower bound stays: the run is kept,
+    so nothing would say it later.
     """
     before = [(a, a._enable_warn_unsupported_ops, a._enable_warn_uncalled_mods, a._warn_trace) for a in analyses]
     for analysis in analyses:
+        # None warns about lower bounds alone; True would warn about every unsupported operator.
         if analysis._enable_warn_unsupported_ops:
             analysis._enable_warn_unsupported_ops = None
         analysis.uncalled_modules_warnings(False).tracer_warnings("none")
@@ -154,11 +170,14 @@ def _without_warnings(analyses: Collection[JitModelAnalysis]) -> Iterator[None]:
 
 
 def _format_size(x: int, sig_figs: int = 3, hide_zero: bool = False) -> str:
-    """`1234567` as `"1.235M"`, with at most `sig_figs` decimals; from a tenth of a unit on the unit is taken."""
+    """Format `1234567` as `"1.235M"`, with at most `sig_figs` decimals.
+
+    A unit is used from a tenth of it on.
+    """
     if hide_zero and x == 0:
         return ""
-    for above, unit, suffix in _UNITS:
-        if abs(x) > above:
+    for threshold, unit, suffix in _UNITS:
+        if abs(x) > threshold:
             return f"{x / unit:.{sig_figs}f}".rstrip("0").rstrip(".") + suffix
     return str(x)
 
@@ -166,7 +185,7 @@ def _format_size(x: int, sig_figs: int = 3, hide_zero: bool = False) -> str:
 def _pretty_statistics(
     statistics: Mapping[str, Mapping[str, int]], sig_figs: int = 3, hide_zero: bool = False
 ) -> ByModule[str]:
-    """All figures as short texts."""
+    """Format all figures as short texts."""
     return {
         module: {statistic: _format_size(figure, sig_figs, hide_zero) for statistic, figure in figures.items()}
         for module, figures in statistics.items()
@@ -174,7 +193,7 @@ def _pretty_statistics(
 
 
 def _group_by_module(statistics: Mapping[str, Mapping[str, T]]) -> ByModule[T]:
-    """The same figures, the module as the outer key."""
+    """Regroup figures with the module as the outer key."""
     by_module: defaultdict[str, dict[str, T]] = defaultdict(dict)
     for statistic, figures in statistics.items():
         for module, figure in figures.items():
@@ -188,7 +207,7 @@ def _indicate_uncalled_modules(
     uncalled_modules: Collection[str],
     uncalled_indicator: str = "N/A",
 ) -> ByModule[str]:
-    """A copy in which `stat_name` of the modules that were not called is `uncalled_indicator`."""
+    """Return a copy with `uncalled_indicator` for modules that were not called."""
     marked = {module: dict(texts) for module, texts in statistics.items()}
     for module in sorted(uncalled_modules):
         marked.setdefault(module, {})[stat_name] = uncalled_indicator
@@ -196,9 +215,10 @@ def _indicate_uncalled_modules(
 
 
 def _marked(rows: ByModule[str], columns: Mapping[str, _Column], uncalled_indicator: str = "N/A") -> ByModule[str]:
-    """A copy of the rows in which modules that were not called, and lower bounds, can be told."""
+    """Mark uncalled modules and lower bounds in a copy of the rows."""
     for header, column in columns.items():
         rows = _indicate_uncalled_modules(rows, header, column.uncalled & rows.keys(), uncalled_indicator)
+        # A module that was not called has no figure to mark.
         for module in (column.lower_bounds - column.uncalled) & rows.keys():
             rows[module][header] = f">= {rows[module][header]}"
     return rows
@@ -209,30 +229,30 @@ def _remove_zero_statistics(
     force_keep: Collection[str] | None = None,
     require_trivial_children: bool = False,
 ) -> ByModule[int]:
-    """A copy without the modules whose figures are all 0.
+    """Return a copy without the modules with only zeros.
 
     Args:
-        statistics: by module.
-        force_keep: modules that stay whatever their figures; the root alone where there are none.
-        require_trivial_children: whether a module stays for the sake of a child that stays.
+        statistics: figures by module.
+        force_keep: modules that stay whatever their figures; by default the root alone.
+        require_trivial_children: whether a module stays if one of its children stays.
     """
-    kept: ByModule[int] = {}
+    result: ByModule[int] = {}
     always = force_keep or {""}
     children = children_by_parent(statistics)
 
-    def keep_if_telling(module: str) -> None:
-        for child in children[module]:
-            keep_if_telling(child)
-        has_telling_child = any(child in kept for child in children[module])
-        if any(statistics[module].values()) or module in always or (require_trivial_children and has_telling_child):
-            kept[module] = dict(statistics[module])
+    def add_if_nonzero(module: str) -> None:
+        for child in children[module]:  # first, since the decision about a parent depends on them
+            add_if_nonzero(child)
+        has_nonzero_child = any(child in result for child in children[module])
+        if any(statistics[module].values()) or module in always or (require_trivial_children and has_nonzero_child):
+            result[module] = dict(statistics[module])
 
-    keep_if_telling("")
-    return kept
+    add_if_nonzero("")
+    return result
 
 
 def _fill_missing_statistics(model: nn.Module, statistics: Mapping[str, Mapping[str, int]]) -> ByModule[int]:
-    """A copy, by statistic, in which every module of `model` has a figure: 0 where there was none."""
+    """Return a copy, by statistic, with 0 for modules without a figure."""
     modules = [name for name, _ in model.named_modules()]
     return {
         statistic: {**figures, **{module: 0 for module in modules if module not in figures}}
@@ -244,7 +264,10 @@ def _fill_missing_statistics(model: nn.Module, statistics: Mapping[str, Mapping[
 
 
 def _model_stats_str(model: nn.Module, statistics: Mapping[str, Mapping[str, str]]) -> str:
-    """`str(model)` with each module's figures on a line of their own, or in its parentheses where nothing else is."""
+    """Format `str(model)` with each module's figures.
+
+    They have a line of their own, or are in the module's parentheses if nothing else is.
+    """
 
     def text_of(module: nn.Module, path: str) -> str:
         own = module.extra_repr().splitlines()
@@ -254,6 +277,7 @@ def _model_stats_str(model: nn.Module, statistics: Mapping[str, Mapping[str, str
         for name, child in module._modules.items():
             text = str(None) if child is None else text_of(child, f"{path}.{name}" if path else name)
             inner.extend(f"({name}): {text}".split("\n"))
+        # As `nn.Module.__repr__`: one line if there are no children and at most one line of its own.
         is_short = len(own) <= 1 and len(inner) == len(own)
         body = "".join(inner) if is_short else "".join(f"\n  {line}" for line in inner) + "\n"
         return f"{module._get_name()}({body})"
@@ -267,12 +291,12 @@ def _model_stats_str(model: nn.Module, statistics: Mapping[str, Mapping[str, str
 def _model_stats_table(
     statistics: Mapping[str, Mapping[str, str]], max_depth: int = 3, stat_columns: list[str] | None = None
 ) -> str:
-    """The pipe table of texts by module.
+    """Format texts by module as a pipe table.
 
     Args:
-        statistics: by module, all texts ready.
+        statistics: texts by module.
         max_depth: levels of rows below the root's; merged rows count as one level.
-        stat_columns: the columns in their order; all that occur, in order of appearance, where not given.
+        stat_columns: columns in their order; by default all that occur, in order of appearance.
     """
     if stat_columns is None:
         stat_columns = list(dict.fromkeys(column for texts in statistics.values() for column in texts))
@@ -288,7 +312,7 @@ def _model_stats_table(
             return
         for child in children[parent]:
             module, texts = _merged_with_only_child(child, statistics, children)
-            # The prefix that all rows share says nothing.
+            # Once the root is merged with its only child, all names share that prefix.
             add_row(module.removeprefix(root + ".") if root else module, texts, depth)
             add_rows_below(module, depth + 1)
 
@@ -301,18 +325,19 @@ def _model_stats_table(
 def _merged_with_only_child(
     module: str, statistics: Mapping[str, Mapping[str, str]], children: Mapping[str, list[str]]
 ) -> tuple[str, Mapping[str, str]]:
-    """A module's row, merged down through only children for as long as nothing in the two rows differs."""
+    """Merge a module's row with its only child's while their texts agree."""
     texts = statistics[module]
-    while len(only := children.get(module, [])) == 1:
-        merged = _merged(texts, statistics[only[0]])
+    while len(below := children.get(module, [])) == 1:
+        merged = _merged(texts, statistics[below[0]])
         if merged is None:
             break
-        module, texts = only[0], merged
+        module, texts = below[0], merged
     return module, texts
 
 
 def _merged(texts: Mapping[str, str], below: Mapping[str, str]) -> dict[str, str] | None:
-    """Both rows in one, an empty text giving way to the other's; None where they differ."""
+    """Merge two rows, or return None if they differ."""
+    # An empty text, of a module that was not called, gives way to the other one.
     if texts.keys() != below.keys() or any(text and below[key] and text != below[key] for key, text in texts.items()):
         return None
     return {key: text or below[key] for key, text in texts.items()}
