@@ -1,1 +1,1 @@
-"""How long things take, measured on the device while training goes on."""
+"""Clocks and devices: latency of modules and peak rates of hardware."""

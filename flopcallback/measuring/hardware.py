@@ -1,4 +1,4 @@
-"""What a device can do at most: a figure that was given, one that is measured, or that of a table."""
+"""Peak rates of a device: given, measured, or from a table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["MEASURE", "PEAK_VARIABLE", "Peak", "measured_peak", "peak_for", "pea
 MEASURE = "measure"
 PEAK_VARIABLE = "FLOPCALLBACK_PEAK_FLOPS"
 
-# Words of a driver's device string that tell no two devices apart.
+# Words of a driver's device name that never tell two devices apart.
 _VENDOR_WORDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct"})
 
-_REPEATS = 3  # of a product that is timed
+_REPEATS = 3  # of each size, at least
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _PRECISIONS = {
@@ -37,12 +37,12 @@ _PRECISIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What a device can do at most.
+    """Peak rates of a device.
 
     Attributes:
-        flops_per_s: of dense matrix products, a multiply-add being two FLOPs.
-        source: where the figure is from, for people to read.
-        bytes_per_s: to and from the device's memory; None where it is not known.
+        flops_per_s: FLOP/s of dense matrix products, a multiply-add being two FLOPs.
+        source: origin of the figure, for people to read.
+        bytes_per_s: bytes/s to and from the device's memory; None if unknown.
     """
 
     flops_per_s: float
@@ -58,15 +58,15 @@ def peak_for(
     environ: Mapping[str, str] = os.environ,
     name_of: Callable[[torch.device], str | None] | None = None,
 ) -> Peak | None:
-    """The peak of a device for matrix products in `dtype`; None where it is not known.
+    """Return the peak of a device for matrix products; None if unknown.
 
     Args:
-        device: a CPU's is known only if it is given or measured.
-        dtype: for float32, whether PyTorch may use TF32 is asked of PyTorch, and counts.
-        given: FLOP/s; "measure": see `measured_peak`, once per process; None: what the environment variable
-            `FLOPCALLBACK_PEAK_FLOPS` says, a number or "measure", and if it says nothing, the table's figure.
+        device: the device; the peak of a CPU is known only if it is given or measured.
+        dtype: dtype of the matrices. For float32, PyTorch's settings decide whether the peak is that of TF32.
+        given: FLOP/s, or "measure" for `measured_peak`, once per process. With None, the environment variable
+            `FLOPCALLBACK_PEAK_FLOPS` decides, a number or "measure", and without it the table.
         environ: the environment.
-        name_of: asks a driver what it calls a device.
+        name_of: returns the driver's name of a device.
 
     Raises:
         ValueError: `given`, or the variable, is neither a finite number above 0 nor "measure"; or matrices cannot be
@@ -74,6 +74,7 @@ def peak_for(
     """
     name = (_driver_name if name_of is None else name_of)(device)
     row = None if name is None else _row_of(name)
+    # The argument wins over the variable. An empty variable is none.
     where, value = ("peak_flops", given) if given is not None else (PEAK_VARIABLE, environ.get(PEAK_VARIABLE) or None)
     if value is None:
         return None if row is None else _peak_in(row, precision_of(dtype))
@@ -81,19 +82,20 @@ def peak_for(
         flops_per_s, source = _measured_once(device, dtype, precision_of(dtype))
     else:
         flops_per_s, source = _number(value, where), f"given as {where}"
+    # A given or measured rate says nothing about memory: that figure is still the table's.
     return Peak(flops_per_s, source, None if row is None else _bytes_per_s(row))
 
 
 def peak_in_table(device_name: str, dtype: torch.dtype | str) -> Peak | None:
-    """The figure of the table (`peaks.py`) for a device as its driver calls it; None where there is none.
+    """Return the table's peak (`peaks.py`) for a device name; None if unknown.
 
-    The row with the longest match in whole words is taken, and only if it leaves no word of the device's unexplained:
-    an "RTX 4090 Laptop GPU" is no "RTX 4090", and a MIG slice of an A100 is no A100.
+    The row with the longest match in whole words is taken, and only if it explains every word of the device's name: an
+    "RTX 4090 Laptop GPU" is no "RTX 4090", and a MIG slice of an A100 is no A100.
 
     Args:
-        device_name: as of `torch.cuda.get_device_name()`.
-        dtype: or one of `flopcallback.measuring.peaks.PRECISIONS`, such as "tfloat32". Here float32 is IEEE float32,
-            whatever PyTorch is set to.
+        device_name: name as returned by `torch.cuda.get_device_name()`.
+        dtype: a dtype, or one of `flopcallback.measuring.peaks.PRECISIONS`, such as "tfloat32". Here float32 is IEEE
+            float32, whatever PyTorch is set to.
     """
     row = _row_of(device_name)
     precision = dtype if isinstance(dtype, str) else _PRECISIONS.get(dtype)
@@ -101,10 +103,10 @@ def peak_in_table(device_name: str, dtype: torch.dtype | str) -> Peak | None:
 
 
 def precision_of(dtype: torch.dtype) -> str | None:
-    """In what PyTorch, as it is set now, multiplies CUDA matrices of `dtype`: one of `PRECISIONS`; None if in none.
+    """Return the precision in which PyTorch multiplies CUDA matrices of `dtype`.
 
-    It is float32 that depends on settings (`torch.set_float32_matmul_precision`, default IEEE), and float16
-    (`torch.backends.cuda.matmul.allow_fp16_accumulation`, default False).
+    It is one of `PRECISIONS`, or None. Settings decide for float32 (`torch.set_float32_matmul_precision`, default IEEE)
+    and for float16 (`torch.backends.cuda.matmul.allow_fp16_accumulation`, default False).
     """
     matmul = torch.backends.cuda.matmul
     if dtype == torch.float32 and _may_use_tf32():
@@ -115,7 +117,7 @@ def precision_of(dtype: torch.dtype) -> str | None:
 
 
 def _may_use_tf32() -> bool:
-    # torch >= 2.9 has a setting per backend, and raises when asked for the old one after the new one was set.
+    # torch >= 2.9 has a setting per backend, and raises on reading the old one after the new one was set.
     precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     if precision is not None:
         return bool(precision == "tf32")
@@ -134,6 +136,7 @@ def _row_of(device_name: str) -> Row | None:
     words = _words(device_name)
     matches = [(name, row) for row in ROWS for name in map(_words, row.names) if name <= words]
     longest, row = max(matches, key=lambda match: len(match[0]), default=(frozenset(), None))
+    # Any word left over, such as "Laptop" or "MIG", makes it another device.
     return row if longest == words else None
 
 
@@ -141,8 +144,8 @@ def _peak_in(row: Row, precision: str | None) -> Peak | None:
     tflops = None if precision is None else row.tflops.get(precision)
     if tflops is None:
         return None
-    first, *others = row.sources
-    return Peak(tflops * 1e12, f"{first}" + (f" and {len(others)} more" if others else ""), _bytes_per_s(row))
+    first, *further = row.sources
+    return Peak(tflops * 1e12, f"{first}" + (f" and {len(further)} more" if further else ""), _bytes_per_s(row))
 
 
 def _bytes_per_s(row: Row) -> float | None:
@@ -151,7 +154,7 @@ def _bytes_per_s(row: Row) -> float | None:
 
 def _number(value: float | str, where: str) -> float:
     try:
-        number = float("nan") if isinstance(value, bool) else float(value)
+        number = float("nan") if isinstance(value, bool) else float(value)  # True would be 1 FLOP/s
     except (TypeError, ValueError):
         number = float("nan")
     if not (math.isfinite(number) and number > 0):
@@ -161,7 +164,10 @@ def _number(value: float | str, where: str) -> float:
 
 @functools.cache
 def _measured_once(device: torch.device, dtype: torch.dtype, precision: str | None) -> tuple[float, str]:
-    """`measured_peak`, again only when `precision` says that PyTorch was set differently since."""
+    """Measure the peak once per device, dtype and precision.
+
+    `precision` is only part of the key: after PyTorch was set differently, the peak is measured again.
+    """
     return measured_peak(device, dtype)
 
 
@@ -172,44 +178,64 @@ def measured_peak(
     clock: Callable[[], float] = time.perf_counter,
     budget_s: float = 1.0,
 ) -> tuple[float, str]:
-    """FLOP/s of the fastest of a few dense square matrix products, and in words how it was found.
+    """Measure the FLOP/s of dense square matrix products.
 
-    Sizes double as long as the next one is expected to fit into `budget_s`, up to 8192. No random number is drawn. Of a
-    GPU's memory, PyTorch's allocator keeps what three matrices took.
+    Sizes double up to 8192, as long as the next size is expected to fit into `budget_s`; the fastest counts. No random
+    number is drawn. PyTorch's allocator keeps the GPU memory of three matrices.
+
+    Args:
+        device: device to measure.
+        dtype: dtype of the matrices.
+        clock: returns seconds.
+        budget_s: seconds for all products together.
+
+    Returns:
+        FLOP/s, and a description of the measurement.
 
     Raises:
         ValueError: matrices cannot be multiplied in `dtype` on `device`.
     """
-    fastest, its_size, begin = 0.0, 0, clock()
+    fastest, fastest_size, begin = 0.0, 0, clock()
     for size in (256, 512, 1024, 2048, 4096, 8192):
         try:
             seconds = _seconds_of_product(size, device, dtype, clock, budget_s / 10)
-        except (RuntimeError, TypeError) as error:  # so are NotImplementedError and the one about memory
-            if fastest:
+        # NotImplementedError and torch.OutOfMemoryError are RuntimeErrors.
+        except (RuntimeError, TypeError) as error:
+            if fastest:  # smaller sizes could be timed; this one does not fit into memory
                 break
             text = f'peak_flops="{MEASURE}" cannot multiply matrices of {dtype} on {device}; give a number of FLOP/s'
             raise ValueError(text) from error
         if 2 * size**3 / seconds > fastest:
-            fastest, its_size = 2 * size**3 / seconds, size
+            fastest, fastest_size = 2 * size**3 / seconds, size
+        # Twice the size is 8 times the work.
         if clock() - begin + 8 * _REPEATS * seconds > budget_s:
             break
-    return fastest, f"measured: {its_size} x {its_size} matrix product in {str(dtype).removeprefix('torch.')}"
+    return fastest, f"measured: {fastest_size} x {fastest_size} matrix product in {str(dtype).removeprefix('torch.')}"
 
 
 def _seconds_of_product(
     size: int, device: torch.device, dtype: torch.dtype, clock: Callable[[], float], at_least_s: float
 ) -> float:
-    """The shortest time of a product, of `_REPEATS` and as many more as `at_least_s` allows."""
+    """Return the shortest time of several products of one size.
+
+    Args:
+        size: rows and columns.
+        device: device to measure.
+        dtype: dtype of the matrices.
+        clock: returns seconds.
+        at_least_s: seconds of products after which `_REPEATS` of them suffice.
+    """
     if dtype not in _PRECISIONS:
         raise TypeError(dtype)
     synchronize = torch.get_device_module(device).synchronize
     times: list[float] = []
-    # Whoever asks may be in the middle of a training step, where autocast would change the dtype and a counter of
-    # FLOPs would count these.
+    # This may run in the middle of a training step, where autocast would change the dtype and a FLOP counter would
+    # count these products.
     with _disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # Not `torch.rand`, which would move the random state of the training.
         left = torch.linspace(-1, 1, size * size, dtype=dtype, device=device).view(size, size)
         right, out = left.flip(0), torch.empty_like(left)
-        torch.mm(left, right, out=out)
+        torch.mm(left, right, out=out)  # untimed: the first call chooses kernels and loads libraries
         while len(times) < _REPEATS or sum(times) < at_least_s:
             synchronize()
             begin = clock()

@@ -1,4 +1,4 @@
-"""Forward time of every module over a window of real steps, medians of it, and nothing left on the modules between."""
+"""Latency of every module over a window of real steps, as medians."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
 
 
 class DeviceEvent(Protocol):
-    """What is used of `torch.Event(device, enable_timing=True)`."""
+    """The used part of `torch.Event(device, enable_timing=True)`."""
 
     def record(self) -> None:
-        """Marks the present position in the device's queue of work."""
+        """Mark the present position in the device's queue of work."""
 
     def synchronize(self) -> None:
-        """Waits until the device has come to the mark."""
+        """Wait until the device has reached the mark."""
 
     def query(self) -> bool:
-        """Whether the device has come to the mark; does not wait."""
+        """Return at once whether the device has reached the mark."""
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds on the device from this mark to `end`."""
+        """Return the milliseconds on the device from this mark to `end`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,12 @@ class Latency:
     """Medians over a window, in milliseconds.
 
     Attributes:
-        forward_ms: of the counted call.
-        step_ms: of the step around it.
-        steps: how many calls were timed.
-        how: the clock and the device, in words.
-        modules: by canonical name; a module's time in a call is the sum over its own calls, with what it contains.
+        forward_ms: time of the counted call.
+        step_ms: time of the step around it.
+        steps: number of timed calls.
+        how: clock and device, in words.
+        modules: time by canonical name; a module's time in a call is the sum over its own calls, with everything
+            inside.
         spreads: first and third quartile, by canonical name.
     """
 
@@ -59,7 +60,11 @@ class Latency:
     spreads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def within(self, bare_ms: Sequence[float]) -> Latency:
-        """The same with the whole call by times without clocks on modules, and modules with no more than that."""
+        """Replace the whole call's times by bare ones; cap modules at them.
+
+        Args:
+            bare_ms: times of the whole call in calls without clocks on modules.
+        """
         whole_ms = statistics.median(bare_ms)
         modules = {name: min(ms, whole_ms) for name, ms in self.modules.items()}
         spreads = {name: (min(low, whole_ms), high) for name, (low, high) in self.spreads.items()}
@@ -72,26 +77,26 @@ class Latency:
 
 
 class LatencyWindow:
-    """Times the forward of every module during some steps, after some that only warm up.
+    """Times the forward of every module during some steps, after a warm-up.
 
-    On a CPU with `clock`; on any other device with a pair of its events around each forward, whose times are asked for
-    once, when the window is read: no step waits for the device.
+    On a CPU it reads `clock`. On any other device it records a pair of events around each forward, and asks for their
+    times only when the window is read, so that no step waits for the device.
 
     A step is `begin_step()`, one or more calls inside `with timed_call():`, `end_step()`. Modules are wrapped within
     `timed_call` only.
 
-    The clocks on the modules take time themselves. `bare_steps` go without, in turns with those that have them: where
-    there are any, the times of the call and of the step are of these, and no module has more than the call.
+    The clocks on the modules take time themselves. So `bare_steps` run without them, in turns with the others: if there
+    are any, they give the times of the call and of the step, and no module gets more than the call.
 
     Args:
-        names: the modules.
-        device: where they run.
+        names: modules to time.
+        device: device of the modules.
         warmup_steps: steps that are not timed.
         steps: steps in which modules are timed.
-        bare_steps: steps that are timed as a whole; `is_open` turns False after both.
-        clock: seconds, for a CPU.
-        event: `torch.Event`, for other devices: `event(device, enable_timing=True)`.
-        rest: the name under which the time outside of any submodule is to stand; None: it is not asked for.
+        bare_steps: steps that are timed as a whole only; `is_open` becomes False after both kinds.
+        clock: returns seconds, for a CPU.
+        event: `torch.Event` or a stand-in, called as `event(device, enable_timing=True)`, for other devices.
+        rest: name for the time outside of any submodule; None leaves it out.
     """
 
     def __init__(
@@ -109,49 +114,55 @@ class LatencyWindow:
         self._names = names
         self._rest = rest
         self._timer = _Clock(clock) if event is None and device.type == "cpu" else _Events(device, event or torch.Event)
+        # Counted down to 0: warm-up first, then timed and bare steps in turns.
         self._steps_to_skip = warmup_steps
         self._steps_to_time = steps
         self._steps_to_time_bare = bare_steps
         self._step_spans: list[_Span] = []
         self._bare_step_spans: list[_Span] = []
         self._calls: list[_TimedCall] = []
-        self._in_step = self._is_bare = False
-        self._began: Any = None
+        self._in_step = False  # between `begin_step` and `end_step`
+        self._is_bare = False  # of the current step; meaningful only while `_began` is set
+        self._began: Any = None  # mark at the begin of the current step; None while warming up, or after the window
         self._sites = list(call_sites(names))
 
     @property
     def is_open(self) -> bool:
-        """Whether there are steps left to warm up or to time."""
+        """True if there are steps left to warm up or to time."""
         return self._steps_to_time > 0 or self._steps_to_time_bare > 0
 
     def warm_up(self) -> None:
-        """A step went by that was not begun: it is one of those that warm up, if there are any left."""
+        """Use up one warm-up step, if any is left, without timing it."""
         self._steps_to_skip = max(0, self._steps_to_skip - 1)
 
     def begin_step(self) -> None:
-        """Starts the time of a step."""
+        """Start the time of a step."""
         self._in_step = True
+        # With as many bare steps as others, every second step is bare.
         self._is_bare = self._steps_to_time_bare > self._steps_to_time
         self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
 
     @property
     def is_disturbing(self) -> bool:
-        """Whether the step under way takes longer than others: modules carry clocks in it.
+        """True if clocks on modules slow down the current step.
 
-        On a device, all steps that are timed count as such. Between them the device's queue would have to be emptied,
-        to tell their times apart.
+        On a device all timed steps count as disturbed: to tell their times apart, its queue would have to be emptied
+        between them.
         """
         return self._began is not None and not (self._is_bare and isinstance(self._timer, _Clock))
 
     @contextmanager
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> Iterator[None]:
-        """Times the modules, and what is inside as the counted call. What raises leaves no time.
+        """Time the modules and the code inside as one call.
+
+        A call that raises has no time.
 
         Args:
-            is_forward: False where more than forwards happens inside (a backward, an optimizer's step): the time of
-                the counted call is then the sum over outermost calls of modules.
-            continues: what is inside belongs to the same call as what was timed last.
+            is_forward: False if more than forwards happens inside (a backward, an optimizer's step). The time of the
+                call is then the sum over outermost module calls.
+            continues: whether the code inside belongs to the same call as the last timed one.
         """
+        # Without clocks on modules there is nothing to sum for a call that is not a forward.
         if self._began is None or (self._is_bare and not is_forward):
             yield
             return
@@ -161,15 +172,16 @@ class LatencyWindow:
                 wrap_on_instance(site.module, site.attribute, functools.partial(call.wrap, site), undo)
             with call:
                 yield
+        # Raised only now, after the model's own code has finished.
         if call.failure is not None:
             raise call.failure
         self._calls.append(call)
 
     def end_step(self, *, is_whole: bool = True) -> None:
-        """Ends the time of a step; without effect where none began.
+        """End the time of a step; without effect if none began.
 
         Args:
-            is_whole: False where what lies in between is not the whole step: it then has no time.
+            is_whole: False if the code since `begin_step` is not the whole step, which then has no time.
         """
         if self._began is not None:
             if is_whole:
@@ -180,16 +192,16 @@ class LatencyWindow:
                 self._steps_to_time_bare -= 1
             else:
                 self._steps_to_time -= 1
-        elif self._in_step and self._steps_to_skip > 0:
+        elif self._in_step and self._steps_to_skip > 0:  # a warm-up step that was begun and not timed
             self._steps_to_skip -= 1
         self._in_step = False
 
     def read(self, *, wait: bool = True) -> Latency | None:
-        """Medians of what was timed so far, None where no modules were.
+        """Return medians so far, or None if no modules were timed.
 
         Args:
-            wait: for the device. False where it may never come to the end of its work: calls and steps that it has not
-                come through by now are left out.
+            wait: whether to wait for the device. With False, for a device that may never finish its work, calls and
+                steps that it has not completed by now are left out.
         """
         if wait:
             self._timer.wait()
@@ -198,6 +210,7 @@ class LatencyWindow:
         if not calls:
             return None
         by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
+        # Bare steps are the undisturbed ones.
         steps = self._step_times(self._bare_step_spans) or self._step_times(self._step_spans)
         latency = Latency(
             forward_ms=statistics.median(by_name[""]),
@@ -214,12 +227,16 @@ class LatencyWindow:
         return [self._timer.ms(*span) for span in spans if self._has_passed(span)]
 
     def _has_passed(self, span: _Span) -> bool:
-        return all(map(self._timer.has_come_to, span))
+        return all(map(self._timer.has_reached, span))
 
     def _times(self, call: _TimedCall) -> dict[str, float]:
-        """Milliseconds of one call by module; the call's own stand under the root's name."""
+        """Return the milliseconds of one call by module.
+
+        The time of the call itself has the root's name.
+        """
         times = {name: self._sum(spans) for name, spans in call.modules.items()}
         times[""] = self._sum(call.whole)
+        # Outside of a forward, `whole` is only a sum over modules: nothing is left over.
         if self._rest is not None and call.is_forward:
             times[self._rest] = times[""] - self._sum(call.submodules)
         return self._with_containers(times)
@@ -228,7 +245,11 @@ class LatencyWindow:
         return sum(self._timer.ms(*span) for span in spans)
 
     def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
-        """Adds containers that are never called themselves (`ModuleList`): the sum over what they contain."""
+        """Add containers that are never called themselves (`ModuleList`).
+
+        Their time is the sum over their children.
+        """
+        # Children before their parents, so that nested containers add up.
         for name in reversed(self._names.unique):
             if name not in times and not has_forward(self._names.unique[name]):
                 inside = [times[child] for child in times if child.rpartition(".")[0] == name]
@@ -237,11 +258,12 @@ class LatencyWindow:
         return times
 
 
+# Marks at begin and end, of a `_Clock` or of `_Events`.
 _Span = tuple[Any, Any]
 
 
 class _Clock:
-    """Times on the CPU."""
+    """Clock of the CPU."""
 
     how = CPU_CLOCK
 
@@ -249,9 +271,9 @@ class _Clock:
         self.mark = clock
 
     def wait(self) -> None:
-        """A clock has always come to its marks."""
+        """Return at once: a clock is always at its marks."""
 
-    def has_come_to(self, mark: float) -> bool:
+    def has_reached(self, mark: float) -> bool:
         return True
 
     def ms(self, start: float, end: float) -> float:
@@ -259,13 +281,13 @@ class _Clock:
 
 
 class _Events:
-    """Times on a device."""
+    """Events in a device's queue of work."""
 
     def __init__(self, device: torch.device, event: Callable[..., DeviceEvent]) -> None:
         self.how = f"events on {device}"
         self._device = device
         self._event = event
-        self._last: DeviceEvent | None = None
+        self._last: DeviceEvent | None = None  # the device has reached all marks when it has reached this one
 
     def mark(self) -> DeviceEvent:
         self._last = self._event(self._device, enable_timing=True)
@@ -276,10 +298,10 @@ class _Events:
         if self._last is not None:
             self._last.synchronize()
 
-    def has_come_to(self, mark: DeviceEvent) -> bool:
+    def has_reached(self, mark: DeviceEvent) -> bool:
         try:
             return mark.query()
-        except Exception:  # noqa: BLE001 - a device that died raises whatever it is asked
+        except Exception:  # noqa: BLE001 - a device that died raises on any question
             return False
 
     def ms(self, start: DeviceEvent, end: DeviceEvent) -> float:
@@ -287,15 +309,15 @@ class _Events:
 
 
 class _TimedCall:
-    """Spans of one call: its own, and those of the modules in it.
+    """Spans of one call and of the modules in it.
 
-    Timing must not stop a module's forward: what fails around one is kept in `failure`.
+    Timing must not stop a module's forward: an error of the timing is kept in `failure`.
 
     Attributes:
-        is_bare: modules carry no clock in it.
-        whole: of the call; where it is not a forward, of the outermost calls of modules in it.
-        modules: by canonical name.
-        submodules: of those submodules that no other submodule called.
+        is_bare: True if modules carry no clock in this call.
+        whole: spans of the call; if it is not a forward, of the outermost module calls in it.
+        modules: spans by canonical name.
+        submodules: spans of the submodules that no other submodule called.
     """
 
     def __init__(self, timer: _Clock | _Events, is_forward: bool, is_bare: bool) -> None:
@@ -307,11 +329,11 @@ class _TimedCall:
         self.submodules: list[_Span] = []
         self._timer = timer
         self._thread = threading.get_ident()
-        self._running: list[str] = []
+        self._running: list[str] = []  # names of the modules under call, outermost first
         self._began: Any = None
 
     def spans(self) -> Iterator[_Span]:
-        """All of them."""
+        """Return all spans."""
         return chain(self.whole, *self.modules.values())
 
     def __enter__(self) -> None:
@@ -326,8 +348,10 @@ class _TimedCall:
 
         @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            # Autograd at work: a recomputation, which is part of the backward.
+            # A call during a backward is a recomputation, whose time belongs to the backward. Other threads would
+            # mix up `running`.
             elsewhere = torch._C._current_graph_task_id() != -1 or threading.get_ident() != self._thread
+            # A module that calls itself is timed once, by its outer call.
             if elsewhere or name in running:
                 return method(*args, **kwargs)
             began = None
@@ -342,21 +366,25 @@ class _TimedCall:
                 running.pop()
                 try:
                     self._keep(name, (began, self._timer.mark()))
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - it would hide what the forward returns or raises
                     self.failure = error
 
         return timed
 
     def _keep(self, name: str, span: _Span) -> None:
         self.modules.setdefault(name, []).append(span)
+        # `_running` has the callers only: the module itself was just removed.
         if not self._running and not self.is_forward:
             self.whole.append(span)
-        if name and not any(self._running):
+        if name and not any(self._running):  # the root's name is empty, so it does not count as a caller
             self.submodules.append(span)
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float]:
-    """The first and the third; of a single time, twice that."""
+    """Return the first and the third quartile.
+
+    Of a single time both are that time.
+    """
     if len(times) == 1:
         return times[0], times[0]
     first, _, third = statistics.quantiles(times, n=4, method="inclusive")

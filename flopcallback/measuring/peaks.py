@@ -1,7 +1,7 @@
-"""Peaks of devices: rows of data, each with the sources that were read for it. All figures are dense.
+"""Peak rates of devices, without sparsity, each row with its sources.
 
-A figure stands here if its vendor's own text was read and has it, or if two other publications that were read agree on
-it. docs/hardware.md tells what was left out, and why.
+A figure is in the table if the vendor's own text has it, or if two other publications agree on it. All of them were
+read. docs/hardware.md lists what was left out, and why.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 __all__ = ["PRECISIONS", "ROWS", "Row", "Source"]
 
-# What a peak depends on. `float16_accumulate` is float16 summed in float16, which PyTorch does only when it is asked
-# to (`torch.backends.cuda.matmul.allow_fp16_accumulation`).
+# `float16_accumulate` is float16 summed in float16, which PyTorch does only on request
+# (`torch.backends.cuda.matmul.allow_fp16_accumulation`).
 PRECISIONS = ("float64", "float32", "tfloat32", "bfloat16", "float16", "float16_accumulate", "float8")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A text that was read, and that has a figure.
+    """Text that was read and that has a figure.
 
     Attributes:
-        document: what it is called.
-        url: where it was read.
-        vendor: whether it is the vendor's own text; otherwise somebody quotes the vendor in it.
-        read_on: the day, as year-month-day.
+        document: title.
+        url: address where it was read.
+        vendor: whether it is the vendor's own text; otherwise it quotes the vendor.
+        read_on: day of reading, as year-month-day.
     """
 
     document: str
@@ -38,13 +38,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A device.
+    """Peak rates of one device.
 
     Attributes:
-        names: the words by which drivers call it, without the vendor's name.
-        tflops: 1e12 FLOP/s of matrix products without sparsity, by precision; those that are not known are not in it.
-        gb_per_s: of the device's memory, 1e9 bytes/s; None where it is not known.
-        sources: each has one of the figures at least, and each figure is in one of the vendor's or in two others.
+        names: words of the driver's device names, without the vendor's name.
+        tflops: 1e12 FLOP/s of matrix products without sparsity, by precision; unknown ones are absent.
+        gb_per_s: 1e9 bytes/s of the device's memory; None if unknown.
+        sources: texts with at least one of the figures; each figure is in one of the vendor's or in two others.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Row:
 
 
 def _file(document: str, repository: str, commit: str, path: str, *, vendor: bool = False) -> Source:
-    """A file as it was at a commit on GitHub."""
+    """Return the source for a file on GitHub at a commit."""
     return Source(document, f"https://github.com/{repository}/blob/{commit}/{path}", vendor)
 
 
@@ -90,7 +90,7 @@ CDNA2 = _file("AMD CDNA 2 white paper", *_CDNA, "cdna2/whitepaper.md", vendor=Tr
 CDNA3 = _file("AMD CDNA 3 white paper", *_CDNA, "cdna3/whitepaper.md", vendor=True)
 CDNA4 = _file("AMD CDNA 4 white paper", *_CDNA, "cdna4/whitepaper.md", vendor=True)
 
-# Tables in programs that hold a rate against a peak.
+# Tables in programs that compare a rate with a peak.
 COMPOSER = _file(
     "Composer", "mosaicml/composer", "003ec03f7c9a69c0bf0dabbe949a6f55daa7a447", "composer/callbacks/speed_monitor.py"
 )
@@ -201,7 +201,10 @@ def _tflops(
     float16_accumulate: float | None = None,
     float8: float | None = None,
 ) -> dict[str, float]:
-    """The figures that are given, by precision; `sixteen_bit` is bfloat16 and float16 alike."""
+    """Return the given figures by precision.
+
+    `sixteen_bit` stands for both bfloat16 and float16.
+    """
     figures = {
         "float64": float64,
         "float32": float32,
@@ -214,8 +217,8 @@ def _tflops(
     return {precision: figure for precision, figure in figures.items() if figure is not None}
 
 
-# Cards for data centres sum float16 in float32 as fast as in float16, so where NVIDIA's own text has one figure, it is
-# that of both. Volta and Turing have no TF32: float32 stays what it is, whatever precision is asked for.
+# Data centre cards sum float16 in float32 as fast as in float16, so a single figure in NVIDIA's own text is valid for
+# both. Volta and Turing have no TF32: float32 stays float32, whatever precision is requested.
 _A100 = _tflops(float64=19.5, float32=19.5, tfloat32=156, sixteen_bit=312, float16_accumulate=312)
 _MI300X = _tflops(float64=163.4, float32=163.4, sixteen_bit=1307.4, float8=2614.9)
 
@@ -268,7 +271,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(("RTX A4000",), _tflops(float32=19.2), 448, (ECER_A4000, SYSRQMTS_A4000, EXO)),
     Row(("RTX A5000",), _tflops(float32=27.8), None, (EXO, CALWOO)),
-    # Marin has 309.7, with sparsity.
+    # Marin has 309.7 with sparsity: half of it is dense.
     Row(
         ("RTX A6000",),
         _tflops(float32=38.7, sixteen_bit=309.7 / 2),
@@ -308,7 +311,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(("RTX 4060 Ti",), _tflops(sixteen_bit=44.1), None, (EXO, LLM_C)),
     Row(("RTX 4070",), _tflops(float32=29.15, sixteen_bit=58.3), None, (EXO, LLM_C, GPU_RANKING, HMC_4070)),
-    # The figure of float16 summed in float16 is printed with sparsity.
+    # The published figure of float16 summed in float16 is with sparsity: half of it is dense.
     Row(
         ("RTX 4080",),
         _tflops(float32=48.7, tfloat32=48.7, sixteen_bit=97.5, float16_accumulate=390 / 2),
@@ -341,7 +344,7 @@ ROWS: tuple[Row, ...] = (
         2000,
         (TENSORRT_LLM, COMPOSER, GPU_SPECS),
     ),
-    # Of both kinds of H200, TensorRT-LLM has what is printed with sparsity.
+    # TensorRT-LLM has both kinds of H200 with sparsity: half of it is dense.
     Row(
         ("H200",),
         _tflops(float64=67, float32=67, tfloat32=989 / 2, sixteen_bit=1979 / 2, float8=3958 / 2),
@@ -359,14 +362,14 @@ ROWS: tuple[Row, ...] = (
         (NEMO_RL, ML_ENGINEERING, LOCKWOOD_B200, NANOCHAT),
     ),
     Row(("RTX 5080",), _tflops(float32=56.3), None, (HMC_5080, ITCCTV)),
-    # The figure of float16 summed in float16 is printed with sparsity.
+    # The published figure of float16 summed in float16 is with sparsity: half of it is dense.
     Row(
         ("RTX 5090",),
         _tflops(float32=104.8, sixteen_bit=209.5, float16_accumulate=838 / 2),
         1792,
         (NANOCHAT, AUTORESEARCH, SPHERON, LINUX_FORMAT, HMC_5090),
     ),
-    # CDNA 2 to 4; float32 and float64 are those of the matrix cores. Of an MI250X, PyTorch sees each half as a device.
+    # CDNA 2 to 4; float32 and float64 are those of the matrix cores. PyTorch sees each half of an MI250X as a device.
     Row(("MI210",), _tflops(float64=45.3, float32=45.3, sixteen_bit=181), 1638.4, (CDNA2,)),
     Row(
         ("MI250X",),
@@ -377,15 +380,15 @@ ROWS: tuple[Row, ...] = (
     Row(("MI300A",), _tflops(float64=122.6, float32=122.6, sixteen_bit=980.6, float8=1961.2), 5300, (CDNA3,)),
     Row(("MI300X",), _MI300X, 5300, (CDNA3,)),
     Row(("MI325X",), _MI300X, 6000, (CDNA3,)),
-    # The paper rounds what is in PyTorch: 2.3 and 4.6 PFLOPS.
+    # The white paper rounds PyTorch's figures, to 2.3 and 4.6 PFLOPS.
     Row(
         ("MI350X",),
         _tflops(float64=72.1, float32=144.2, sixteen_bit=2309.6, float8=4614),
         8000,
         (CDNA4, PYTORCH),
     ),
-    # The paper rounds to 2.5 and 5.0 PFLOPS, and has what they are the products of: 256 units, 2.4 GHz, 4096 and 8192
-    # FLOPs per clock.
+    # The white paper rounds to 2.5 and 5.0 PFLOPS, and has the factors: 256 units, 2.4 GHz, 4096 and 8192 FLOPs per
+    # clock.
     Row(
         ("MI355X",),
         _tflops(float64=78.6, float32=157.3, sixteen_bit=2516.6, float8=5033.2),
