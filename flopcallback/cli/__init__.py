@@ -1,1 +1,1 @@
-"""The command line: `flopcallback count`, `flopcallback diff` and `flopcallback compare`."""
+"""Command line: `flopcallback count`, `flopcallback diff` and `flopcallback compare`."""

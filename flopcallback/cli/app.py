@@ -1,4 +1,4 @@
-"""The command `flopcallback`: its subcommands, its version, its exit codes."""
+"""Command `flopcallback`: its subcommands and its version."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from flopcallback.cli.diff import diff
 
 __all__ = ["app", "main"]
 
-# Plain help and errors, without boxes that wrap what people copy and search; what a model raises we show ourselves.
+# No rich markup: its boxes wrap text that people copy and search. No pretty exceptions: `exit_on_error` shows what a
+# model raises.
 app = typer.Typer(name="flopcallback", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(count)
 app.command()(diff)
 app.command()(compare)
 
 
-def _show_version(is_asked_for: bool) -> None:
-    if is_asked_for:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"flopcallback {__version__}")
         raise typer.Exit
 
@@ -32,9 +33,9 @@ def flopcallback(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """FLOPs of PyTorch models, by module and by operator: counted, compared, held to a limit."""
+    """Count, compare and limit FLOPs of PyTorch models."""
 
 
 def main() -> None:
-    """Runs the command that `sys.argv` holds."""
+    """Run the command in `sys.argv`."""
     app(prog_name="flopcallback")

@@ -1,4 +1,4 @@
-"""`flopcallback count`: one call of a model, counted, as a table, JSON, HTML or Markdown."""
+"""`flopcallback count`: one call as a table, JSON, HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, reported, users_code
+from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, exit_on_error, user_code
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import screen
 from flopcallback.cli.sources import load_model
@@ -33,6 +33,7 @@ from flopcallback.tracing.run import AUTO, ENGINES, TRACE
 
 __all__ = ["count"]
 
+# By the suffix of a file, which stands for the printed form as well.
 FORMS: dict[str, Callable[[ModelProfile], str]] = {
     ".json": lambda profile: profile.to_json(indent=1),
     ".html": html_page,
@@ -41,8 +42,9 @@ FORMS: dict[str, Callable[[ModelProfile], str]] = {
 }
 
 
+# An enumeration, since typer takes choices from one.
 class Engine(str, Enum):
-    """What `--engine` takes."""
+    """Values of `--engine`."""
 
     AUTO, TRACE, DISPATCH = ENGINES
 
@@ -57,22 +59,26 @@ def count(
             "--input",
             "-i",
             metavar="[NAME=]SHAPE[:DTYPE[:RANGE]]",
-            help="A tensor of random values to call it with: 1,3,224,224 or ids=1,128:int64:1000. May be repeated.",
+            help="Input tensor of random values: 1,3,224,224 or ids=1,128:int64:1000. May be repeated.",
         ),
     ] = [],  # noqa: B006 - typer takes it as a default and never gives it out
     arg: Annotated[
         list[str],
         typer.Option(metavar="NAME=VALUE", help="Argument of the class, function or config. May be repeated."),
     ] = [],  # noqa: B006
-    device: Annotated[str | None, typer.Option(help="Where to make it: cpu, cuda, or meta to compute nothing.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the model and of inputs without one, such as bfloat16.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the model: cpu, cuda, or meta to compute nothing.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of the model and of inputs without one, such as bfloat16.")
+    ] = None,
     train: Annotated[
         bool, typer.Option("--train/--eval", help="Training mode with gradients, or evaluation without.")
     ] = False,
     fma: Annotated[int, typer.Option(min=1, max=2, help="FLOPs of a multiply-add.")] = 1,
     elementwise: Annotated[bool, typer.Option("--elementwise", help="Count elementwise operators too.")] = False,
     engine: Annotated[
-        Engine, typer.Option(help="What counts: the tracer, the dispatcher, or whichever can.")
+        Engine, typer.Option(help="Counting engine: the tracer, the dispatcher, or whichever can count the call.")
     ] = Engine.AUTO,
     latency: Annotated[bool, typer.Option("--latency", help="Measure times by module as well.")] = False,
     verify: Annotated[
@@ -84,37 +90,39 @@ def count(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown in place of the table.")] = False,
     output: Annotated[
         list[Path],
-        typer.Option("--output", "-o", metavar="FILE", help="Write it to a .json, .html, .md or .txt file as well."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Also write a .json, .html, .md or .txt file. May be repeated."
+        ),
     ] = [],  # noqa: B006
 ) -> None:
     """Count the FLOPs of one call of a model, module by module."""
-    with reported():
+    with exit_on_error():
         form = _form(json=json, html=html, markdown=markdown)
         _check_files(output)
         _check_device(device)
         kind = _model_dtype(dtype)
-        torch.manual_seed(0)  # so that a model that looks at its data takes the same path each time
+        torch.manual_seed(0)  # data-dependent models take the same path every time
         model, device = load_model(target, parse_arguments(arg), device=device)
         _set_modes(model, kind, is_training=train)
         args, kwargs = parse_inputs(input_, device=device, dtype=kind)
-        with users_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
+        with user_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
             _initialise(model, args, kwargs)
             take = measure_latency if latency else profile_call
-            # With "auto", so that a call which cannot be traced is told from one that fails.
-            by = AUTO if engine.value == TRACE else engine.value
-            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=by)
+            # "auto" in place of "trace": `_check_engine` then tells a call that cannot be traced from one that raises.
+            engine_name = AUTO if engine.value == TRACE else engine.value
+            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=engine_name)
             _check_engine(engine.value, profile)
             if verify:
                 profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))
         for path in output:
             _write(path, FORMS[path.suffix](profile) + "\n")
         _print(profile, form, depth)
-        _end(profile, is_said=not form)
+        _end(profile, is_printed=not form)
 
 
-def _form(**asked: bool) -> str:
-    """The suffix of the form to print; empty for the table."""
-    forms = [name for name, is_asked_for in asked.items() if is_asked_for]
+def _form(**flags: bool) -> str:
+    """Return the suffix of the printed form, empty for the table."""
+    forms = [name for name, is_given in flags.items() if is_given]
     if len(forms) > 1:
         raise UsageError(
             f"--{' and --'.join(forms)}: only one form can be printed; --output writes any number of files"
@@ -126,7 +134,7 @@ def _check_files(paths: list[Path]) -> None:
     for path in paths:
         if path.suffix not in FORMS:
             raise UsageError(f"--output {path}: its form is not known; a name ends in {', '.join(FORMS)}")
-        if not path.parent.is_dir():  # said before a model is counted that may take minutes
+        if not path.parent.is_dir():  # checked now, since the count may take minutes
             raise UsageError(f"--output {path}: there is no folder {path.parent}")
 
 
@@ -138,7 +146,7 @@ def _check_device(device: str | None) -> None:
 
 
 def _check_engine(engine: str, profile: ModelProfile) -> None:
-    """Refuses what the other engine has counted."""
+    """Raise if another engine counted than the one asked for."""
     if engine == TRACE != profile.config["flops.engine"]:
         reason = profile.config["flops.engine_reason"]
         raise UsageError(f"--engine trace: {reason}; the dispatcher can count this call, with --engine auto")
@@ -146,6 +154,7 @@ def _check_engine(engine: str, profile: ModelProfile) -> None:
 
 def _model_dtype(name: str | None) -> torch.dtype | None:
     dtype = parse_dtype(name, "--dtype") if name else None
+    # `model.to` refuses integers, with a message that does not name the option.
     if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
         raise UsageError(
             f"--dtype {name}: parameters are floating-point; integers are for inputs: --input 1,128:{name}"
@@ -154,28 +163,29 @@ def _model_dtype(name: str | None) -> torch.dtype | None:
 
 
 def _initialise(model: Callable[..., Any], args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-    """Lazy modules get their sizes by a first call."""
+    """Call a model with lazy modules once, which gives them their sizes."""
     if isinstance(model, nn.Module) and any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         model(*args, **kwargs)
 
 
 def _set_modes(model: Callable[..., Any], dtype: torch.dtype | None, *, is_training: bool) -> None:
     if isinstance(model, nn.Module):
-        with users_code("setting its mode"):
+        with user_code("setting its mode"):
             model.train(is_training)
             if dtype is not None:
                 model.to(dtype)
 
 
 def _calling(model: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> str:
-    """What is being done, with what a user may have to change if it fails."""
+    """Describe the call by everything that a user can change."""
     texts = [str(tuple(tensor.shape)) for tensor in args]
     texts += [f"{name}={tuple(tensor.shape)}" for name, tensor in kwargs.items()]
-    given = ", ".join(texts) if texts else "nothing (--input gives it tensors)"
+    inputs = ", ".join(texts) if texts else "nothing (--input gives it tensors)"
+    # A model that looks at values of meta tensors fails: the message names the device that computes them.
     weights = model.parameters() if isinstance(model, nn.Module) else ()
     is_meta = any(tensor.is_meta for tensor in (*args, *kwargs.values(), *weights))
     where = " on the meta device, where nothing is computed (--device cpu computes it)" if is_meta else ""
-    return f"calling it{where} with {given}"
+    return f"calling it{where} with {inputs}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -193,12 +203,14 @@ def _print(profile: ModelProfile, form: str, depth: int | None) -> None:
     console.print(rich_table(profile, width=console.width, max_depth=depth))
 
 
-def _end(profile: ModelProfile, *, is_said: bool) -> None:
-    """Ends with the exit code of the verdict, if there is one; on stderr where it is bad, or said nowhere else."""
+def _end(profile: ModelProfile, *, is_printed: bool) -> None:
+    """Exit with the code of the verdict, if there is one."""
     verdict = profile.verdict
     if verdict is None:
         return
+    # A call that one engine cannot count is not verified, so it does not pass.
     code = COULD_NOT if verdict.reason else FAILED if verdict.differences else 0
-    if code or not is_said:
+    # The table has the verdict already; JSON and other forms must not be mixed with it.
+    if code or not is_printed:
         typer.echo({0: "", FAILED: "Failed: ", COULD_NOT: "Error: "}[code] + verdict_line(profile), err=True)
     raise typer.Exit(code)

@@ -1,8 +1,8 @@
-"""`flopcallback diff`: two profiles module by module, and a limit that fails a build."""
+"""`flopcallback diff`: two profiles by module, with limits that fail a build."""
 
 from __future__ import annotations
 
-import json as json_
+import json as json_  # `--json` is an argument of that name
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flopcallback.cli.failures import FAILED, UsageError, reported
+from flopcallback.cli.failures import FAILED, UsageError, exit_on_error
 from flopcallback.cli.screen import screen
 from flopcallback.profile.diff import ProfileDiff, diff_profiles, parse_share
 from flopcallback.reporting import ModelProfile, milliseconds
@@ -35,11 +35,12 @@ def diff(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown in place of the table.")] = False,
 ) -> None:
     """Compare two profiles module by module, the largest changes first."""
-    with reported():
+    with exit_on_error():
         if json and markdown:
             raise UsageError("--json and --markdown: only one form can be printed")
         limits = _share("--max-increase", max_increase), _share("--max-latency-increase", max_latency_increase)
-        difference = _difference(before, after)
+        difference = _diff(before, after)
+        # Before anything is printed: a limit that cannot be checked is an error of the command line.
         failures = list(_failures(difference, *limits))
         if json:
             typer.echo(json_.dumps(diff_record(difference), indent=1, ensure_ascii=False, allow_nan=False))
@@ -60,7 +61,7 @@ def _share(option: str, text: str | None) -> Fraction | None:
         raise UsageError(f"{option}: {error}") from None
 
 
-def _difference(before: Path, after: Path) -> ProfileDiff:
+def _diff(before: Path, after: Path) -> ProfileDiff:
     try:
         return diff_profiles(_profile(before), _profile(after))
     except ValueError as error:
@@ -72,15 +73,16 @@ def _profile(path: Path) -> ModelProfile:
         return ModelProfile.from_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+    # Any JSON may be given, with keys missing or values of other types.
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no profile, such as flopcallback count --json prints: {error}") from None
 
 
 def _failures(diff: ProfileDiff, max_increase: Fraction | None, max_latency_increase: Fraction | None) -> Iterator[str]:
-    """In words, what breaks the limits.
+    """Describe every limit that the change breaks.
 
     Raises:
-        UsageError: the profiles do not tell.
+        UsageError: the profiles cannot be compared by the limit.
     """
     if max_increase is not None:
         if not diff.has_same_inputs:
@@ -92,6 +94,7 @@ def _failures(diff: ProfileDiff, max_increase: Fraction | None, max_latency_incr
             before, after = diff.before.forward_flops, diff.after.forward_flops
             rise = f"from {before:,} to {after:,} ({signed_percent(before, after)})"
             yield f"FLOPs rose {rise}; {_percent(max_increase)} is allowed"
+        # A rise in an operator without a formula is invisible in the totals.
         if diff.new_unknown:
             names = ", ".join(diff.new_unknown)
             yield f"FLOPs are a lower bound that may hide any rise: there is no count for {names}"
@@ -100,6 +103,7 @@ def _failures(diff: ProfileDiff, max_increase: Fraction | None, max_latency_incr
 
 
 def _latency_failures(diff: ProfileDiff, limit: Fraction) -> Iterator[str]:
+    # None in profiles of `count` without `--latency`.
     before, after = diff.before.forward_ms, diff.after.forward_ms
     if before is None or after is None:
         raise UsageError("--max-latency-increase needs two profiles with times, as count --latency --json prints them")

@@ -1,4 +1,7 @@
-"""What ends a command: something wrong with how it was called, or the user's own code; each with exit code 2."""
+"""Errors that end a command with exit code 2.
+
+Either the command cannot be done as it was called, or the user's own code raised.
+"""
 
 from __future__ import annotations
 
@@ -13,46 +16,57 @@ import typer
 
 from flopcallback.modules.errors import first_line
 
-__all__ = ["COULD_NOT", "FAILED", "UsageError", "reported", "users_code"]
+__all__ = ["COULD_NOT", "FAILED", "UsageError", "exit_on_error", "user_code"]
 
 FAILED, COULD_NOT = 1, 2
 """Exit codes: a limit or a check failed; the command could not be done."""
 
-# Not the user's: our files, PyTorch's, and the import machinery.
-_PASSED_OVER = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<frozen")
+# Frames that are not the user's: files of this package, of PyTorch, and of the import machinery.
+_HIDDEN_FRAMES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<frozen")
 
 
 class UsageError(Exception):
-    """The command cannot be done as it was called; the text says why, and the way out."""
+    """Command that cannot be done as it was called.
+
+    The text says why, and how to do it instead.
+    """
 
 
-class _UsersError(Exception):
-    """The user's code raised `error` while `what` was being done."""
+class _UserCodeError(Exception):
+    """Exception in the user's code.
 
-    def __init__(self, what: str, error: BaseException) -> None:
-        super().__init__(what)
+    Attributes:
+        error: exception that was raised.
+    """
+
+    def __init__(self, activity: str, error: BaseException) -> None:
+        super().__init__(activity)
         self.error = error
 
 
 @contextmanager
-def users_code(what: str) -> Iterator[None]:
-    """Around code that is not ours: what it prints goes to stderr, what it raises ends the command.
+def user_code(activity: str) -> Iterator[None]:
+    """Redirect the output of the user's code, and report its exceptions.
+
+    Its prints go to stderr, and an exception ends the command.
 
     Args:
-        what: what is being done, such as `"importing net"`.
+        activity: description for the error message, such as `"importing net"`.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):  # stdout may be JSON for another program
             yield
-    except UsageError:
+    except UsageError:  # raised by this package inside, about the command line
         raise
-    except (Exception, SystemExit) as error:  # a script that reads its own command line when imported exits
-        raise _UsersError(what, error) from error
+    except (Exception, SystemExit) as error:  # a script exits if it parses its command line on import
+        raise _UserCodeError(activity, error) from error
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Around a command: what ends it is said on stderr, the user's code with the part of the traceback that is theirs.
+def exit_on_error() -> Iterator[None]:
+    """Report the error that ends a command, and exit with code 2.
+
+    The message goes to stderr. An exception of the user's code comes with the user's part of the traceback.
 
     Raises:
         typer.Exit: with code 2.
@@ -62,8 +76,8 @@ def reported() -> Iterator[None]:
     except UsageError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(COULD_NOT) from None
-    except _UsersError as error:
-        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", err=True)
+    except _UserCodeError as error:
+        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_first_line(error.error)}", err=True)
         raise typer.Exit(COULD_NOT) from None
 
 
@@ -73,9 +87,9 @@ def _named(error: BaseException) -> str:
 
 
 def _traceback_of(error: BaseException) -> str:
-    """Where it was raised, as far as that is the user's; nothing where it is not."""
+    """Return the user's frames of a traceback, or an empty string."""
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_PASSED_OVER)
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HIDDEN_FRAMES)
     ]
     if not frames:
         return ""

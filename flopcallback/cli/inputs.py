@@ -1,4 +1,7 @@
-"""What a model is called with, as a command line says it: `1,3,224,224`, `input_ids=1,128:int64:0:1000`."""
+"""Inputs of a model, written on a command line.
+
+Examples are `1,3,224,224` and `input_ids=1,128:int64:0:1000`.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,29 @@ __all__ = ["parse_arguments", "parse_dtype", "parse_inputs"]
 
 EXAMPLES = "such as 1,3,224,224 or 1,128:int64 or input_ids=1,128:int64:1000"
 
+# [name=]shape[:dtype][:range]; `_shape` checks the shape, to tell a user what is wrong with it.
 _INPUT = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:=]*)(?::(?P<dtype>[a-z]\w*))?(?::(?P<range>-?\d+(?::-?\d+)?))?"
 )
 
 HIGH = 2
-"""Integers are 0 or 1 unless a range is given: legal as token ids, masks and class labels alike."""
+"""Without a range, integers are 0 or 1: valid token ids, masks and class labels alike."""
 
 
 def parse_inputs(
     texts: Iterable[str], *, device: str | None, dtype: torch.dtype | None
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    """Positional and keyword arguments from texts such as `1,3,224,224` and `ids=1,128:int64:1000`.
+    """Parse positional and keyword arguments from texts.
+
+    Texts are such as `1,3,224,224` and `ids=1,128:int64:1000`.
 
     Args:
-        texts: `[name=]shape[:dtype[:high | :low:high]]`; values are random, integers from `low` on and below `high`.
-        device: where the tensors are made; None for the default.
-        dtype: of tensors whose text says none; None for the default.
+        texts: `[name=]shape[:dtype[:high | :low:high]]`; values are random, integers from `low` up to but below `high`.
+        device: device of the tensors; None for the default.
+        dtype: dtype of tensors without one in their text; None for the default.
 
     Raises:
-        UsageError: a text says something else, a name stands there twice.
+        UsageError: a text has another form, or a name is given twice.
     """
     args: list[torch.Tensor] = []
     kwargs: dict[str, torch.Tensor] = {}
@@ -59,12 +65,13 @@ def _tensor(text: str, match: re.Match[str], device: str | None, dtype: torch.dt
     if kind.is_floating_point or kind.is_complex:
         if match["range"]:
             raise UsageError(f"--input {text!r}: a range of values is for integers, not for {_name(kind)}")
-        return torch.rand(shape, device=device).to(kind)  # there is no random generator for every dtype
+        return torch.rand(shape, device=device).to(kind)  # not every dtype has a random generator, float8 for one
     low, high = _range(text, match["range"])
     return torch.randint(low, high, shape, device=device).to(kind)
 
 
 def _shape(text: str, shape: str) -> tuple[int, ...]:
+    # `(1, 3)` and `[1, 3]` are what Python prints; a trailing comma is that of a tuple of one.
     parts = shape.strip().strip("()[]").rstrip(",")
     try:
         sizes = tuple(int(part) for part in parts.split(",")) if parts else ()
@@ -76,6 +83,7 @@ def _shape(text: str, shape: str) -> tuple[int, ...]:
 
 
 def _range(text: str, values: str | None) -> tuple[int, int]:
+    # A single number is the upper bound.
     low, high = (0, HIGH) if values is None else ([0, *map(int, values.split(":"))][-2:])
     if low >= high:
         raise UsageError(f"--input {text!r}: no integer is from {low} on and below {high}")
@@ -83,10 +91,14 @@ def _range(text: str, values: str | None) -> tuple[int, int]:
 
 
 def parse_dtype(name: str, owner: str) -> torch.dtype:
-    """The dtype that PyTorch has under a name such as `bfloat16`.
+    """Return PyTorch's dtype of a name such as `bfloat16`.
+
+    Args:
+        name: name in the module `torch`.
+        owner: option to name in the error.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such dtype.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -99,10 +111,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
-    """Keyword arguments from texts such as `width=64` and `name=small`: Python literals, or strings if they are none.
+    """Parse keyword arguments from texts such as `width=64` and `name=small`.
+
+    A value is a Python literal, or a string if it is none.
 
     Raises:
-        UsageError: a text is no `name=value`.
+        UsageError: a text is not `name=value`.
     """
     arguments = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""Console that tables are printed on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["screen"]
 
 UNBOUNDED = 140
-"""Columns where the output is no terminal and `COLUMNS` says nothing: files and logs of builds scroll sideways."""
+"""Columns without a terminal and without `COLUMNS`; files and build logs scroll sideways."""
 
 
 def screen() -> Console:
-    """Standard output as it is now, as wide as the terminal."""
+    """Return a console on standard output, as wide as the terminal."""
     from rich.console import Console
 
+    # `sys.stdout` is read in each call, since tests and `redirect_stdout` replace it.
     is_bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if is_bounded else UNBOUNDED)
