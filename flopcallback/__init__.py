@@ -1,4 +1,7 @@
-"""FLOPs per module and per operator, traced on the first real batch and logged by the tracker in use."""
+"""FLOPs of PyTorch models, by module and by operator.
+
+They are counted on the first real batch and logged by the tracker in use.
+"""
 
 import importlib
 import typing

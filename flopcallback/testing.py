@@ -1,4 +1,4 @@
-"""assert_flops: a test that fails when a model does more work than it may, and shows where."""
+"""`assert_flops`: a test that limits a model's FLOPs and shows the modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flopcallback.reporting.text.diff_table import diff_text, signed_percent
 __all__ = ["UPDATE_VARIABLE", "assert_flops"]
 
 UPDATE_VARIABLE = "FLOPCALLBACK_UPDATE_BASELINES"
-"""Environment variable; where it is `1`, baselines are written instead of compared with."""
+"""Environment variable: with `1`, baselines are written instead of compared."""
 
 
 def assert_flops(
@@ -32,20 +32,20 @@ def assert_flops(
     fma: int = 1,
     elementwise: bool = False,
 ) -> None:
-    """Raises AssertionError where one call of a model has more FLOPs than it may; the message shows them by module.
+    """Raise AssertionError if a call of a model exceeds its FLOPs.
 
-    The model runs once, as it is, and is left as it was found. FLOPs that are a lower bound fail as well, since nobody
-    knows whether they are within the limit.
+    The message shows FLOPs by module. The model runs once, as it is, and is left as it was found. FLOPs that are a
+    lower bound fail as well, since the true figure may exceed the limit.
 
     Args:
-        model: a module, a method of one, or any callable on modules, as `FlopCountAnalysis` takes it.
-        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
+        model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
-        at_most: FLOPs that the call may have.
-        baseline: JSON of a profile to compare with, kept with the tests. It is written only where the environment
-            variable `FLOPCALLBACK_UPDATE_BASELINES` is `1`, over an older one too; without the file, the test fails.
-        max_increase: by what share FLOPs may be above those of the baseline, such as 0.02 or `"2%"`.
-        fma: how many FLOPs a multiply-add is, 1 or 2.
+        at_most: maximal FLOPs of the call.
+        baseline: JSON of a profile to compare with, kept with the tests. It is written only if the environment variable
+            `FLOPCALLBACK_UPDATE_BASELINES` is `1`, over an older one too; without the file, the test fails.
+        max_increase: allowed increase over the baseline's FLOPs, such as 0.02 or `"2%"`.
+        fma: FLOPs of a multiply-add, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
 
     Raises:
@@ -58,12 +58,13 @@ def assert_flops(
         >>> from flopcallback.testing import assert_flops
         >>> assert_flops(torch.nn.Linear(3, 5), torch.ones(2, 3), at_most=30)
     """
-    __tracebackhide__ = True  # pytest then shows the line of the test
+    __tracebackhide__ = True  # pytest then shows the line of the test, not this file
     if at_most is None and baseline is None:
         raise ValueError("assert_flops: give at_most=, a number of FLOPs, or baseline=, a file to compare with")
     limit = parse_share(max_increase)
     profile = profile_call(model, inputs, kwargs, fma=fma, elementwise=elementwise)
     path = None if baseline is None else Path(baseline)
+    # Each returns a message, or an empty string. A lower bound is reported first: no limit can hold it.
     problem = _lower_bound(profile) or _above(profile, at_most, path) or _beyond_baseline(profile, path, limit)
     if problem:
         raise AssertionError(problem)
@@ -82,23 +83,26 @@ def _lower_bound(profile: ModelProfile) -> str:
 def _above(profile: ModelProfile, at_most: float | None, path: Path | None) -> str:
     if at_most is None or profile.forward_flops <= at_most:
         return ""
-    over = signed_percent(at_most, profile.forward_flops)
-    shown = plain_table(profile)
+    excess = signed_percent(at_most, profile.forward_flops)
+    details = plain_table(profile)
+    # With a baseline at hand, the modules that changed say more than the whole table.
     if path is not None and path.exists():
         try:
-            shown = diff_text(diff_profiles(_read(path), profile))
-        except ValueError as error:  # of another convention
-            shown += f"\n{path}: {error}"
-    return f"{profile.name} has {profile.forward_flops:,} FLOPs, at_most={at_most:,} ({over})\n\n{shown}"
+            details = diff_text(diff_profiles(_read(path), profile))
+        except ValueError as error:  # the baseline has another convention
+            details += f"\n{path}: {error}"
+    return f"{profile.name} has {profile.forward_flops:,} FLOPs, at_most={at_most:,} ({excess})\n\n{details}"
 
 
 def _beyond_baseline(profile: ModelProfile, path: Path | None, limit: Fraction) -> str:
     if path is None:
         return ""
+    # Read in every call, so that a test may set it.
     if os.environ.get(UPDATE_VARIABLE) == "1":
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(profile.to_json(indent=1) + "\n", encoding="utf-8")
         return ""
+    # Not written by itself: on a build machine a missing file would then always pass.
     if not path.exists():
         return f"there is no baseline {path}. {UPDATE_VARIABLE}=1 writes it: look at it, and keep it with the tests"
     try:

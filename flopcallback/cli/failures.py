@@ -77,7 +77,7 @@ def exit_on_error() -> Iterator[None]:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(COULD_NOT) from None
     except _UserCodeError as error:
-        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_first_line(error.error)}", err=True)
+        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", err=True)
         raise typer.Exit(COULD_NOT) from None
 
 

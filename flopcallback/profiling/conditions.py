@@ -1,4 +1,4 @@
-"""What counts as a FLOP, and the conditions under which a call is counted."""
+"""FLOP convention of a count, and the conditions of the counted call."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ __all__ = ["Conditions", "Convention", "conditions_of"]
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What counts as a FLOP: `fma` per multiply-add, and whether elementwise operators count."""
+    """Definition of a FLOP.
+
+    Attributes:
+        fma: FLOPs of a multiply-add, 1 or 2.
+        elementwise: whether elementwise operators count.
+    """
 
     fma: int = 1
     elementwise: bool = False
 
     def analysis(self, run: Run, model: nn.Module) -> FlopCountAnalysis:
-        """The FLOPs of a run under this convention."""
+        """Return the FLOPs of a run under this convention."""
         return FlopCountAnalysis.of_run(run, model, fma=self.fma, elementwise=self.elementwise)
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Under which a call was counted.
+    """Conditions that a call was counted under.
 
     Attributes:
         phase: one of `flopcallback.profile.model_profile.PHASES`.
-        device: where it ran.
-        dtype: what its matrix products and convolutions computed in: autocast's dtype, or the parameters'.
-        input_shapes: of every tensor given to it.
-        batch_size: samples; None where it is not known.
-        step_row: the path of a row for what ran outside of any submodule; without one, that is the root's own.
-        peak: what the device can do in that dtype; None where it is not known.
+        device: device of the call.
+        dtype: dtype of its matrix products and convolutions: autocast's, or the parameters'.
+        input_shapes: shapes of all tensors in its inputs.
+        batch_size: number of samples; None if unknown.
+        step_row: path of a row for work outside of any submodule; None books it on the root.
+        peak: peak rates of the device in that dtype; None if unknown.
     """
 
     phase: str
@@ -61,19 +66,21 @@ def conditions_of(
     batch_size: int | None = None,
     step_row: str | None = None,
 ) -> Conditions:
-    """The conditions that a call of `model` finds now.
+    """Return the present conditions of a call of `model`.
 
     Args:
         phase: one of `flopcallback.profile.model_profile.PHASES`.
-        model: what is called.
-        inputs: what it is given, of any structure.
-        batch_size: samples; by default what all tensors in `inputs` agree on as their first dimension.
-        step_row: the path of a row for what runs outside of any submodule.
+        model: module under call.
+        inputs: inputs of the call, of any structure.
+        batch_size: number of samples; by default the common first dimension of all tensors in `inputs`.
+        step_row: path of a row for work outside of any submodule.
     """
     tensors = list(tensors_in(inputs))
+    # The first floating-point parameter decides; without one, the inputs decide the device.
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     device = next((t.device for t in (parameter, *tensors) if t is not None), torch.device("cpu"))
     dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    # `is_autocast_enabled` raises for a device without autocast, such as meta.
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if batch_size is None:

@@ -1,4 +1,4 @@
-"""measure_latency: one call of a model, counted and timed on demand, without training."""
+"""`measure_latency`: one call of a model, counted and timed without training."""
 
 from __future__ import annotations
 
@@ -38,39 +38,41 @@ def measure_latency(
     max_s: float = 60.0,
     engine: str = AUTO,
 ) -> ModelProfile:
-    """FLOPs of one call of a model next to measured times, by module: the callback's table, without training.
+    """Count and time one call of a model, by module.
 
-    The model is called as it is: `model.training`, grad mode, autocast and the number of threads are the caller's. For
-    inference, call this after `model.eval()` and within `torch.no_grad()`. Afterwards the model, its buffers and
-    grads, the inputs and the random states are as they were found, also when the model raises.
+    The result is the callback's profile, without training. The model is called as it is: `model.training`, grad mode,
+    autocast and the number of threads are the caller's. For inference, call this after `model.eval()` and within
+    `torch.no_grad()`. Afterwards the model, its buffers and grads, the inputs and the random states are as they were
+    found, also when the model raises.
 
-    The time of the whole call, in `profile.latency` and in the row of the model, is that of a call as a user makes it,
-    without any clock of ours on a module: `torch.utils.benchmark` takes it, and waits for the device before and after.
-    A module has a clock around its forward, in calls that take turns with those. A clock takes time too, on a CPU about
-    a microsecond, which is part of the time of whatever contains the module; so no module is given more than the whole,
-    and shares are shares of what a user waits for. What a module's time contains stands under every table.
+    The time of the whole call, in `profile.latency` and in the row of the model, is that of a user's call, without any
+    clock on a module: `torch.utils.benchmark` takes it, and waits for the device before and after. Times of modules
+    come from clocks around their forwards, in other calls that alternate with those. A clock takes time too, about a
+    microsecond on a CPU, and that adds to the time of every module around it; so no module is given more than the
+    whole, and shares are shares of the time that a user waits. Every table says below what a module's time contains.
 
-    Two calls are observed: one is counted, the other shows what has to be put back. `warmup_steps` calls are not timed.
-    Then each of `latency_steps` rounds makes one call with clocks and three without, of which the first two warm up.
+    Two calls are observed: one is counted, and the other shows what has to be restored. `warmup_steps` calls are not
+    timed. Then each of `latency_steps` rounds makes one call with clocks and three without, of which the first two warm
+    up.
 
     Args:
-        model: what is called, as for `FlopCountAnalysis`.
-        inputs: its positional arguments, as for `FlopCountAnalysis`.
-        kwargs: its keyword arguments.
-        fma: how many FLOPs a multiply-add is, 1 or 2.
+        model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
+        kwargs: keyword arguments of the call.
+        fma: FLOPs of a multiply-add, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
-        warmup_steps: calls before the first that is timed.
+        warmup_steps: calls before the first timed one.
         latency_steps: rounds; medians are over these.
-        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
-            device. `"measure"` measures it once by a matrix product.
-        max_s: seconds after which no further round begins (half of it: no further call that warms up). The first round
-            is made in any case; `profile.latency.steps` says how many were.
-        engine: what counts, `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
+        peak_flops: dense peak of the device in FLOP/s, to compare achieved FLOP/s with; by default the known peak of
+            the device. `"measure"` measures it once by a matrix product.
+        max_s: seconds after which no further round begins (half of it: no further warm-up call). The first round is
+            made in any case; `profile.latency.steps` says how many were.
+        engine: counting engine, `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
-        ValueError: an argument is not what it is to be, or the model cannot be run: it is on the meta device, or has
-            lazy modules that are not initialised.
+        ValueError: an argument is invalid, or the model cannot be run: it is on the meta device, or has lazy modules
+            that are not initialised.
         RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         Exception: whatever the model raises by itself.
 
@@ -94,48 +96,54 @@ def measure_latency(
     _check_device(call.root, (call.args, call.kwargs))
     conditions = call.conditions(peak_flops)
     profile, run = call.count(Convention(fma, elementwise), conditions, engine)
+    # The warm-up is made here, in calls, and stops early when time is short.
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
-    latency = _timed(call, run, window, warmup_steps, max_s)
-    how = f"{latency.how}, the whole call by torch.utils.benchmark"
-    summary = LatencySummary(latency.forward_ms, None, latency.steps, how)
+    latency = _time(call, run, window, warmup_steps, max_s)
+    clocks = f"{latency.how}, the whole call by torch.utils.benchmark"
+    summary = LatencySummary(latency.forward_ms, None, latency.steps, clocks)
     return profile.with_latency(summary, latency.modules, latency.spreads)
 
 
-def _timed(counted: Call, run: Run, window: LatencyWindow, warmup_steps: int, max_s: float) -> Latency:
-    """The times of calls like the one that was counted."""
+def _time(counted: Call, run: Run, window: LatencyWindow, warmup_steps: int, max_s: float) -> Latency:
+    """Time calls like the counted one."""
     from torch.utils.benchmark import Timer
 
     call, args, kwargs = counted.model, counted.args, counted.kwargs
 
     def fresh() -> Any:
-        """Inputs that carry state, such as a cache, are the same for each call."""
+        """Copy the inputs: state in them, such as a cache, starts anew."""
         return private_copies((args, kwargs))
 
     statement, names = "call(*inputs[0], **inputs[1])", {"call": call, "fresh": fresh}
-    timer = Timer(statement, "inputs = fresh()", globals=names, num_threads=torch.get_num_threads())  # by default 1
+    timer = Timer(statement, "inputs = fresh()", globals=names, num_threads=torch.get_num_threads())  # 1 by default
     bare_ms: list[float] = []
     with left_as_found(run.names.unique.values(), (args, kwargs)) as found:
-        _keep_what_is_written(call, run, fresh(), found)
+        _save_written_tensors(call, run, fresh(), found)
         begin_s = time.monotonic()
         for _ in range(warmup_steps):
             own_args, own_kwargs = fresh()
             call(*own_args, **own_kwargs)
             if time.monotonic() - begin_s > max_s / 2:
                 break
+        # One round is made whatever the time: without it there are no medians.
         while window.is_open and (not bare_ms or time.monotonic() - begin_s < max_s):
             own_args, own_kwargs = fresh()
             window.begin_step()
             with window.timed_call():
                 call(*own_args, **own_kwargs)
             window.end_step()
+            # The timer makes two calls of its own before the one that it times.
             bare_ms += [1e3 * seconds for seconds in timer.timeit(1).raw_times]
         latency = window.read()
     assert latency is not None  # at least one round was made
     return latency.within(bare_ms)
 
 
-def _keep_what_is_written(call: Callable[..., Any], run: Run, inputs: Any, found: Found) -> None:
-    """Has one more call observed, so that parameters and inputs that it writes to are kept, and no others need be."""
+def _save_written_tensors(call: Callable[..., Any], run: Run, inputs: Any, found: Found) -> None:
+    """Observe one more call, to save the tensors that it writes to.
+
+    These are parameters and inputs; no others have to be saved.
+    """
     args, kwargs = inputs
     bound = functools.partial(call, *args, **kwargs)
     with without_compilation(list(run.names.unique.values())), filtered_warnings("no_tracer_warning"):
@@ -148,6 +156,7 @@ def _check_counts(latency_steps: int, max_s: Any) -> None:
             f"measure_latency: latency_steps is {latency_steps}, expected 1 or more. FlopCountAnalysis counts and "
             "times nothing."
         )
+    # True would be a second; infinity is allowed.
     is_number = isinstance(max_s, (int, float)) and not isinstance(max_s, bool)
     if not is_number or math.isnan(max_s) or max_s < 0:
         raise ValueError(f"measure_latency: max_s is {max_s!r}, expected seconds, 0 or more")

@@ -1,4 +1,4 @@
-"""profile_call and verify_call: one call of a model, counted on demand by one engine, or by both."""
+"""`profile_call` and `verify_call`: one call of a model, counted on demand."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ def profile_call(
     elementwise: bool = False,
     engine: str = AUTO,
 ) -> ModelProfile:
-    """One call of a model as a profile without times: what `FlopCountAnalysis` counts, ready for tables and pages.
+    """Return one call of a model as a profile without times.
 
-    The model runs once, as it is, and is left as it was found, also when it raises. It may be on the meta device.
+    It has the counts of `FlopCountAnalysis`, ready for tables and pages. The model runs once, as it is, and is left as
+    it was found, also when it raises. It may be on the meta device.
 
     Args:
-        model: what is called, as for `FlopCountAnalysis`.
-        inputs: its positional arguments, as for `FlopCountAnalysis`.
-        kwargs: its keyword arguments.
-        fma: how many FLOPs a multiply-add is, 1 or 2.
+        model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
+        kwargs: keyword arguments of the call.
+        fma: FLOPs of a multiply-add, 1 or 2.
         elementwise: whether elementwise operators and reductions count.
         engine: `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
-        ValueError: an argument is not what it is to be, or the model has lazy modules that are not initialised.
+        ValueError: an argument is invalid, or the model has lazy modules that are not initialised.
         RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
         Exception: whatever the model raises by itself.
 
@@ -66,15 +67,15 @@ def profile_call(
 def verify_call(
     model: nn.Module | Callable[..., Any], inputs: Any = (), kwargs: Mapping[str, Any] | None = None
 ) -> Verdict:
-    """What comes of counting one call of a model with both engines: `FlopCountAnalysis.verify()` as data for a profile.
+    """Count one call with both engines, and return their verdict.
 
-    The model runs once with each, and is left as it was found. Where only one of them can count it, the verdict says
-    why, and nothing is raised.
+    It is `FlopCountAnalysis.verify()` as data for a profile. The model runs once with each engine, and is left as it
+    was found. If only one of them can count the call, the verdict says why, and nothing is raised.
 
     Args:
-        model: what is called, as for `FlopCountAnalysis`.
-        inputs: its positional arguments, as for `FlopCountAnalysis`.
-        kwargs: its keyword arguments.
+        model: a module, a method of one, or any callable on modules.
+        inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
+        kwargs: keyword arguments of the call.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
@@ -86,24 +87,24 @@ def verify_call(
         >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
         Verdict(differences=(), reason='')
     """
-    analysis = FlopCountAnalysis(model, inputs, kwargs).unsupported_ops_warnings(False)  # a profile has them all
+    analysis = FlopCountAnalysis(model, inputs, kwargs).unsupported_ops_warnings(False)  # a profile lists them
     if analysis.engine == DISPATCH:
         return Verdict(reason=f"only the dispatcher can count this call: {analysis.engine_reason}")
     try:
-        found = analysis.verify()
-    except RuntimeError as error:
+        differences = analysis.verify()
+    except RuntimeError as error:  # the dispatcher cannot count it
         return Verdict(reason=f"only the tracer can count this call: {error}")
-    return Verdict(found)
+    return Verdict(differences)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a model that is to be made for its own sake.
+    """Call of a model that is made only to be counted.
 
     Attributes:
-        owner: the public function that was asked for it.
-        model: what is called.
-        root: the module whose row is the whole call.
+        owner: public function that makes it, named in errors.
+        model: callable.
+        root: module with the row of the whole call.
         args: positional arguments.
         kwargs: keyword arguments.
     """
@@ -116,24 +117,31 @@ class Call:
 
     @classmethod
     def of(cls, owner: str, model: Any, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
-        """The call that a user's function, `owner`, was asked for.
+        """Check a user's arguments and return the call.
 
         Raises:
             TypeError: `model` is no module and cannot be called.
             ValueError: the model has lazy modules that are not initialised.
         """
         _check_model(owner, model)
+        # A named tuple is one argument, such as a batch with fields.
         args = inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,)
         return cls(owner, model, _root(owner, model, args), args, dict(kwargs or {}))
 
     def conditions(self, peak_flops: float | str | None = None) -> Conditions:
-        """Reads the conditions that the call finds now; `peak_flops` as for `measure_latency`."""
+        """Read the present conditions of the call.
+
+        Args:
+            peak_flops: as for `measure_latency`.
+        """
         conditions = conditions_of("call", self.root, (self.args, self.kwargs))
         peak = peak_for(conditions.device, conditions.dtype, peak_flops)
         return dataclasses.replace(conditions, peak=peak)
 
     def count(self, convention: Convention, conditions: Conditions, engine: str = AUTO) -> tuple[ModelProfile, Run]:
-        """Makes the call once, leaves everything as it was found, and gives its profile and what it did.
+        """Make the call once; return its profile and the observed run.
+
+        Everything is left as it was found.
 
         Raises:
             ValueError: there is no such engine.
@@ -149,7 +157,7 @@ class Call:
 
 
 def _root(owner: str, model: nn.Module | Callable[..., Any], args: tuple[Any, ...]) -> nn.Module:
-    """The module whose row is the whole call."""
+    """Return the module with the row of the whole call."""
     root = as_one_module(find_modules(model, args))
     if any(is_lazy(tensor) for tensor in (*root.parameters(), *root.buffers())):
         raise ValueError(
@@ -160,12 +168,16 @@ def _root(owner: str, model: nn.Module | Callable[..., Any], args: tuple[Any, ..
 
 
 def _named(profile: ModelProfile, name: str) -> ModelProfile:
-    """The profile of a function: the root is no module of the user's."""
+    """Rename the profile of a function.
+
+    Its root is no module of the user's.
+    """
     root, *rows = profile.modules
     return dataclasses.replace(profile, name=name, modules=(dataclasses.replace(root, type="function"), *rows))
 
 
 def _check_model(owner: str, model: object) -> None:
+    # A class is callable too, but counting its constructor is never meant.
     if isinstance(model, type) and issubclass(model, nn.Module):
         name = model.__name__
         raise TypeError(f"{owner}: model is the class {name}, expected a module, such as {name}(...)")
