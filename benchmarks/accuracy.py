@@ -1,10 +1,11 @@
-"""Error of counters against multiply-adds on paper: matrix products, convolutions, attention, recurrent layers.
+"""Error of FLOP counters against multiply-adds on paper.
 
 Usage: python benchmarks/accuracy.py [--quick] [--peers] [--page] [MODEL ...]
 
-Norms and other operators, about whose cost the counters differ by convention, are left out where a counter tells them
-apart. PyTorch's counter says 2 per multiply-add: halved. fvcore gets the tensors-in, tensors-out wrapper that it needs.
-With --peers come the counters that `peers.py` installs. With --page the table goes into docs/accuracy.md.
+The work is matrix products, convolutions, attention and recurrent layers. Norms and other operators, for which the
+counters have different conventions, are left out if a counter reports them separately. PyTorch's counter counts 2 per
+multiply-add: its figure is halved. fvcore gets the tensors-in, tensors-out wrapper that it needs.
+--peers adds the counters that `peers.py` installs. --page writes the table into docs/accuracy.md.
 The exit status is 1 if ours is not exact on every model.
 """
 
@@ -28,12 +29,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flopcallback import FlopCountAnalysis
 
-# What fvcore counts of these kinds of work, by its own names.
+# fvcore's names of the work in question.
 FVCORE_PRODUCTS = frozenset({"conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum"})
 
 
 def ours(case: Case) -> int:
     with torch.set_grad_enabled(case.grad):
+        # Hardware FLOPs are 2 per multiply-add, without norms and elementwise work.
         return FlopCountAnalysis(case.model, (), case.inputs).hardware_flops()[""] // 2
 
 
@@ -61,12 +63,15 @@ TABLE = re.compile(r"(?<=<!-- written by benchmarks/accuracy.py -->\n).*?(?=<!--
 
 
 def error(counted: int, on_paper: int) -> str:
-    """In percent of the truth; what is exact to the last multiply-add is marked as such."""
+    """Format the error in percent of the truth.
+
+    An exact figure is `0`, a rounded one `0.00`.
+    """
     return "0" if counted == on_paper else f"{100 * (counted - on_paper) / on_paper:+.2f}"
 
 
 def of_counter(counter: Callable[[Case], int], case: Case) -> str:
-    """The error of a counter of this process."""
+    """Format the error of a counter in this process."""
     try:
         return error(counter(case), case.multiply_adds)
     except Exception as failure:  # noqa: BLE001 - a counter that cannot count a model is a result too
@@ -74,32 +79,37 @@ def of_counter(counter: Callable[[Case], int], case: Case) -> str:
 
 
 def of_peer(answer: peers.Answer, on_paper: int) -> str:
-    """The error of a counter of another process."""
+    """Format the error of a counter in another process."""
     return f"fails: {answer.error}" if answer.multiply_adds is None else error(answer.multiply_adds, on_paper)
 
 
-def row(name: str, others: list[str], *, small: bool) -> list[str]:
-    """A model's line of the table; why a peer gave no figure goes to the standard error stream."""
+def row(name: str, peer_names: list[str], *, small: bool) -> list[str]:
+    """Return a model's row of the table.
+
+    The reason why a peer has no figure goes to stderr.
+    """
     case = build(name, small=small)
     on_paper = case.multiply_adds
     errors = [of_counter(counter, case) for counter in COUNTERS.values()]
+    # The peers' processes build the model again: this one need not be in memory as well.
     del case
     gc.collect()
-    answers = peers.ask(others, name, small=small) if others else []
-    for peer, answer in zip(others, answers, strict=True):
+    answers = peers.ask(peer_names, name, small=small) if peer_names else []
+    for peer, answer in zip(peer_names, answers, strict=True):
         if answer.error:
             print(f"{name}: {peer}: {answer.error}: {answer.message}", file=sys.stderr)
     return [name, f"{on_paper:,}", *errors, *(of_peer(answer, on_paper) for answer in answers)]
 
 
 def with_table(page: str, table: str) -> str:
-    """The page with another table.
+    """Replace the table of a page.
 
     Raises:
-        ValueError: the page has no place for one.
+        ValueError: the page has no place for a table.
     """
     if TABLE.search(page) is None:
         raise ValueError("no place for the table: two comments, written by benchmarks/accuracy.py and end")
+    # A function, since a table may contain backslashes, which a template would interpret.
     return TABLE.sub(lambda _: f"\n{table}\n\n", page)
 
 
@@ -114,19 +124,19 @@ def main() -> None:
     logging.getLogger("fvcore").setLevel(logging.ERROR)
 
     installed = peers.versions() if options.peers else {}
-    others = [peer for peer, package in peers.PACKAGES.items() if package in installed]
+    peer_names = [peer for peer, package in peers.PACKAGES.items() if package in installed]
     rows = []
     for name in options.models or MODELS:
-        rows.append(row(name, others, small=options.quick))
+        rows.append(row(name, peer_names, small=options.quick))
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
 
-    facts = [environment("transformers", "fvcore"), *(f"{package} {which}" for package, which in installed.items())]
-    table = markdown(["model", "multiply-adds", *COUNTERS, *others], rows)
+    facts = [environment("transformers", "fvcore"), *(f"{package} {version}" for package, version in installed.items())]
+    table = markdown(["model", "multiply-adds", *COUNTERS, *peer_names], rows)
     result = f"{', '.join(facts)}.\n\n{table}"
     print(f"\n{result}")
     if options.page:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
-    sys.exit(any(each[2] != "0" for each in rows))
+    sys.exit(any(ours_error != "0" for _, _, ours_error, *_ in rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark counts: a model with its inputs and its multiply-adds on paper."""
+"""Benchmark case: a model with its inputs and its multiply-adds on paper."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Case", "TensorsOnly"]
 
 @dataclass(frozen=True)
 class Case:
-    """A model with inputs, and what counting it should give.
+    """Model with inputs and its true count.
 
     Attributes:
-        model: with random weights, in evaluation mode.
-        inputs: by keyword, in the order of the forward's parameters.
-        multiply_adds: of one call, by the formulas of `truth`.
+        model: module with random weights, in evaluation mode.
+        inputs: keyword arguments, in the order of the forward's parameters.
+        multiply_adds: multiply-adds of one call, by the formulas of `truth`.
         grad: whether the call is made with autograd on.
     """
 
@@ -29,13 +29,16 @@ class Case:
     grad: bool = False
 
     def call(self) -> Any:
-        """One forward."""
+        """Make one forward."""
         with torch.set_grad_enabled(self.grad):
             return self.model(**self.inputs)
 
 
 class TensorsOnly(nn.Module):
-    """Positional tensors in, a tuple of tensors out: what counters on `torch.jit.trace` ask for."""
+    """Model with positional tensors in and a tuple of tensors out.
+
+    Counters on `torch.jit.trace` require this form.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Time of one count over the time of one plain forward, for three counters that take turns with it in one process.
+"""Time of one count over one plain forward, for three counters.
 
 Usage: python benchmarks/count_time.py [--quick] [--rounds 7] [--threads N] [MODEL ...]
 
-In every round each counter counts once, with a new analysis and right after a plain `no_grad` forward of its own; the
-ratio of such a pair is robust against whatever else the machine does. Printed are medians over the rounds. The first
-round is not counted. The column of milliseconds is the forward's median.
+The counters take turns in one process. In every round each counter counts once, with a new analysis and right after a
+plain `no_grad` forward of its own; the ratio of such a pair is robust against other load on the machine. The script
+prints medians over the rounds, without the first round. The column of milliseconds is the forward's median.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def one_round(case: Case) -> dict[str, tuple[float, float]]:
-    """By counter: seconds of a plain forward, and of the count after it."""
+    """Return seconds of a plain forward and of a count, by counter."""
     return {name: (seconds(case.call), seconds(lambda c=counter: c(case))) for name, counter in COUNTERS.items()}
 
 
 def measured(name: str, rounds: int, *, small: bool) -> list[str]:
-    """A row of the table."""
+    """Measure a row of the table."""
     case = build(name, small=small)
     with torch.no_grad():
-        pairs = [one_round(case) for _ in range(rounds + 1)][1:]
+        pairs = [one_round(case) for _ in range(rounds + 1)][1:]  # the first round loads code and fills caches
     ratios = [statistics.median(pair[name][1] / pair[name][0] for pair in pairs) for name in COUNTERS]
     forward_s = statistics.median(forward for pair in pairs for forward, _ in pair.values())
     return [name, f"{1000 * forward_s:.0f}", *(f"{ratio:.2f}" for ratio in ratios)]

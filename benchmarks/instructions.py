@@ -1,10 +1,10 @@
-"""Floating-point operations of a forward as the processor counted them, over what the counter says.
+"""Floating-point operations by the processor's counters, over our count.
 
 Usage: python benchmarks/instructions.py [MODEL] [--quick] [--forwards 20]
 
-Runs `perf stat` on two processes that differ in nothing but the number of forwards, and divides the difference. Needs
-Linux, `perf` and a processor whose counters can be read: most virtual machines hide them. The exit status is 2 where
-that is so, with what perf said.
+It runs `perf stat` on two processes that differ only in their number of forwards, and divides the difference. It needs
+Linux, `perf` and a processor with readable counters: most virtual machines hide them. Without them the exit status is
+2, and perf's message is printed.
 """
 
 from __future__ import annotations
@@ -35,30 +35,37 @@ EVENTS: Mapping[str, Mapping[str, int]] = {
 
 
 def vendor(cpuinfo: str) -> str:
-    """Of a processor by `/proc/cpuinfo`; empty where it does not say."""
+    """Return the processor's vendor from `/proc/cpuinfo`, or an empty string."""
     lines = (line.split(":") for line in cpuinfo.splitlines() if line.startswith("vendor_id"))
     return next((value.strip() for _, value in lines), "")
 
 
 def operations(written: str, per_count: Mapping[str, int]) -> int:
-    """The sum over what `perf stat -x,` wrote.
+    """Sum the operations in the output of `perf stat -x,`.
+
+    Args:
+        written: perf's output.
+        per_count: operations per count of each event.
 
     Raises:
         ValueError: an event was not counted, or perf does not know it.
     """
     counts = {}
     for line in written.splitlines():
-        value, _, event, *_ = [*line.split(","), "", ""]
+        value, _, event, *_ = [*line.split(","), "", ""]  # perf writes other lines as well
         name = event.removesuffix(":u")
         if name in per_count and value.isdecimal():
             counts[name] = int(value)
     if missing := set(per_count) - set(counts):
         raise ValueError(f"perf did not count {', '.join(sorted(missing))}; it said: {written.strip()}")
-    return sum(counts[name] * each for name, each in per_count.items())
+    return sum(counts[name] * factor for name, factor in per_count.items())
 
 
 def measured(model: str, forwards: int, per_count: Mapping[str, int], *, small: bool) -> int:
-    """Operations of a process that builds the model and makes so many forwards, one thread, user space alone."""
+    """Count the operations of a process that makes `forwards` forwards.
+
+    It builds the model as well. It has one thread, and only user space counts.
+    """
     events = ",".join(f"{name}:u" for name in per_count)
     program = [sys.executable, Path(__file__), model, "--run", str(forwards), *(["--quick"] if small else [])]
     ran = subprocess.run(
@@ -92,6 +99,7 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     seen = (later - first) / options.forwards
+    # The processor counts a multiply-add as 2, so both of our figures do.
     products = FlopCountAnalysis(case.model, (), case.inputs).hardware_flops()[""]
     everything = FlopCountAnalysis(case.model, (), case.inputs, fma=2, elementwise=True).total()
     print(f"{options.model}: the processor {seen:,.0f}, products {products:,} ({seen / products:.3f}),", end=" ")

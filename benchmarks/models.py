@@ -1,6 +1,7 @@
-"""The models of the benchmarks: real architectures with random weights, each beside its multiply-adds on paper.
+"""Models of the benchmarks, each with its multiply-adds on paper.
 
-Nothing is downloaded: the models of `transformers` are built from their configurations, the others here and in `nasty`.
+They are real architectures with random weights. Nothing is downloaded: the models of `transformers` are built from
+their configurations, the others here and in `nasty`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cases import Case
 from nasty import NASTY
 from torch import nn
 
-# Configurations alone are used: nothing may be fetched, and advice about faster kernels is beside the point.
+# Set before `transformers` is imported: nothing may be downloaded, and its advice on faster kernels is not wanted.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -26,13 +27,19 @@ __all__ = ["MODELS", "build", "small_llama"]
 
 
 def build(name: str, *, small: bool = False) -> Case:
-    """The case of this name, with the same random weights every time; `small` for tests, with awkward sizes."""
+    """Build a case, with the same random weights every time.
+
+    Args:
+        name: key of `MODELS`.
+        small: whether sizes are those for tests: small and awkward.
+    """
     torch.manual_seed(0)
     case = MODELS[name](small)
     case.model.eval()
     return case
 
 
+# Odd sizes in the small models, so that a swapped dimension shows.
 def _small(small: bool, **sizes: Any) -> dict[str, Any]:
     return sizes if small else {}
 
@@ -77,7 +84,7 @@ def _llama(batch: int, tokens: int, **sizes: int) -> Case:
 
 
 def llama(small: bool) -> Case:
-    """Grouped queries: several query heads to a key head."""
+    """Build a Llama with grouped queries: several query heads per key head."""
     if small:
         return _llama(
             2, 11, vocab_size=97, hidden_size=36, intermediate_size=53, num_hidden_layers=2, num_attention_heads=6,
@@ -90,7 +97,10 @@ def llama(small: bool) -> Case:
 
 
 def small_llama(small: bool) -> Case:
-    """Deep and narrow: little arithmetic per operator, so that the cost of looking shows."""
+    """Build a deep and narrow Llama.
+
+    It has little arithmetic per operator, so that the overhead of counting shows.
+    """
     return _llama(
         1, 128, vocab_size=1000, hidden_size=256, intermediate_size=688, num_hidden_layers=2 if small else 24,
         num_attention_heads=8, num_key_value_heads=2,
@@ -98,7 +108,10 @@ def small_llama(small: bool) -> Case:
 
 
 def mixtral(small: bool) -> Case:
-    """A mixture of experts: which rows an expert gets depends on the data, how many all get does not."""
+    """Build a mixture of experts.
+
+    The data decides which rows an expert gets; the number of all rows does not depend on it.
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes: dict[str, Any] = {
@@ -270,7 +283,13 @@ def convnext(small: bool) -> Case:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Channels in, channels per level, classes."""
+    """Sizes of a U-Net.
+
+    Attributes:
+        ins: channels in.
+        widths: channels per level.
+        classes: classes out.
+    """
 
     ins: int
     widths: tuple[int, ...]
@@ -285,7 +304,10 @@ def _two_convolutions(ins: int, outs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Ronneberger et al., 2015, with padded convolutions, so that sides are kept."""
+    """U-Net of Ronneberger et al., 2015.
+
+    Its convolutions are padded, so that sides are kept.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -302,7 +324,7 @@ class UNet(nn.Module):
         for level, block in enumerate(self.down):
             image = block(F.max_pool2d(image, 2) if level else image)
             skips.append(image)
-        skips.pop()
+        skips.pop()  # the lowest level has no skip connection
         for up, join in zip(self.up, self.join, strict=True):
             image = join(torch.cat([skips.pop(), up(image)], dim=1))
         return self.head(image)
@@ -316,7 +338,13 @@ def unet(small: bool) -> Case:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Width of the code, channels per level, channels out."""
+    """Sizes of a decoder.
+
+    Attributes:
+        code: width of the code.
+        widths: channels per level.
+        outs: channels out.
+    """
 
     code: int
     widths: tuple[int, ...]
@@ -324,7 +352,10 @@ class DecoderConfig:
 
 
 class Decoder(nn.Sequential):
-    """A generator as in Radford et al., 2016: transposed convolutions from a code to an image."""
+    """Generator of Radford et al., 2016.
+
+    Transposed convolutions lead from a code to an image.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         layers: list[nn.Module] = [
@@ -350,7 +381,15 @@ def decoder(small: bool) -> Case:
 
 @dataclass(frozen=True)
 class LSTMConfig:
-    """`projection` is the width of what a level passes on, `hidden` where that is 0."""
+    """Sizes of an LSTM language model.
+
+    Attributes:
+        vocabulary: tokens.
+        width: width of the embedding.
+        hidden: width of the state.
+        projection: width of a level's output; with 0 it is `hidden`.
+        levels: number of levels.
+    """
 
     vocabulary: int
     width: int
@@ -380,13 +419,20 @@ def lstm_language_model(small: bool) -> Case:
 
 
 def projected_lstm(small: bool) -> Case:
-    """Sak et al., 2014."""
+    """Build an LSTM with projection, as in Sak et al., 2014."""
     return _lstm(LSTMConfig(97, 17, 19, 13, 3), 3, 11) if small else _lstm(LSTMConfig(10_000, 512, 2048, 512, 2), 4, 64)
 
 
 @dataclass(frozen=True)
 class GRUConfig:
-    """Both directions have `hidden` units."""
+    """Sizes of a bidirectional GRU tagger.
+
+    Attributes:
+        width: width of the inputs.
+        hidden: width of the state of each direction.
+        levels: number of levels.
+        tags: number of tags.
+    """
 
     width: int
     hidden: int
@@ -414,7 +460,14 @@ def gru_tagger(small: bool) -> Case:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """`hidden` is the width between the two dense layers."""
+    """Sizes of a transformer encoder.
+
+    Attributes:
+        width: width of a token.
+        heads: attention heads.
+        hidden: width between the two dense layers.
+        layers: number of layers.
+    """
 
     width: int
     heads: int
@@ -436,7 +489,10 @@ def encoder_with_grad(small: bool) -> Case:
 
 
 def encoder_no_grad(small: bool) -> Case:
-    """Without grad, PyTorch runs a whole layer (with an even number of heads) as one operator."""
+    """Build an encoder that runs without grad.
+
+    PyTorch then runs a whole layer (with an even number of heads) as one operator.
+    """
     return _encoder(small, grad=False)
 
 

@@ -1,4 +1,7 @@
-"""Small models that do ordinary things in ways that counters do not expect, each beside its multiply-adds on paper."""
+"""Small models that do ordinary things in unusual ways.
+
+Counters tend to miss them. Each comes with its multiply-adds on paper.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ __all__ = ["NASTY"]
 
 
 class ExplicitForward(nn.Module):
-    """Children that are not called: `.forward()`, a method, a weight handed to a function."""
+    """Layers that work without being called.
+
+    The work goes through `.forward()`, a method, and a weight passed to a function.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,7 +40,10 @@ def explicit_forward(small: bool) -> Case:
 
 
 class FunctionsAlone(nn.Module):
-    """Parameters and no layers: the products that stand beside `matmul`, and a convolution padded by name."""
+    """Parameters without layers.
+
+    They take part in less common products than `matmul`, and in a convolution padded by name.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -62,7 +71,10 @@ def functions_alone(small: bool) -> Case:
 
 
 class Force(nn.Module):
-    """The gradient of an energy by position, inside the forward, as in models of molecules."""
+    """Gradient of an energy by position, inside the forward.
+
+    Models of molecules compute forces this way.
+    """
 
     def __init__(self, ins: int, width: int) -> None:
         super().__init__()
@@ -75,14 +87,17 @@ class Force(nn.Module):
 
 
 def force(small: bool) -> Case:
-    """Back through the layers as far as the positions costs what coming did: no gradient of a weight is asked for."""
+    """Build the case of a gradient inside the forward.
+
+    The backward to the positions costs as much as the forward: no gradient of a weight is computed.
+    """
     rows, ins, width = (5, 3, 7) if small else (512, 96, 512)
     forward = truth.linear(rows, ins, width) + truth.linear(rows, width, width) + truth.linear(rows, width, 1)
     return Case(Force(ins, width), {"positions": torch.randn(rows, ins)}, 2 * forward, grad=True)
 
 
 class Ensemble(nn.Module):
-    """Members of an ensemble side by side by `vmap`, which makes one product of all."""
+    """Members of an ensemble under `vmap`, which merges their products."""
 
     def __init__(self, members: int, ins: int, outs: int) -> None:
         super().__init__()
@@ -99,7 +114,7 @@ def ensemble(small: bool) -> Case:
 
 
 class Shared(nn.Module):
-    """One layer in three places, in the last of them under a checkpoint."""
+    """One layer used in three places, the last under a checkpoint."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,7 +132,7 @@ def shared(small: bool) -> Case:
 
 
 class LowRank(nn.Module):
-    """An einsum of three operands, whose cost depends on the order."""
+    """Einsum of three operands, with a cost that depends on the order."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -128,7 +143,10 @@ class LowRank(nn.Module):
 
 
 def low_rank(small: bool) -> Case:
-    """Rows meet the narrow factor first: the cheapest order, and the order as written."""
+    """Build the case of an einsum of three operands.
+
+    Rows meet the narrow factor first: the cheapest order, and the order as written.
+    """
     rows, width, rank = (5, 7, 3) if small else (512, 1024, 16)
     on_paper = truth.linear(rows, width, rank) + truth.linear(rows, rank, width)
     return Case(LowRank(width, rank), {"x": torch.randn(rows, width)}, on_paper)

@@ -1,16 +1,17 @@
-"""Time of a training step with us over one without us, by trainings that take turns in one process.
+"""Time of a training step with us over one without us.
 
 Usage: python benchmarks/overhead.py [--quick] [--seconds 75] [--begins 5] [--threads 1]
 
-Three trainings of the same model advance step by step, in a random order: without us, without us once more, and with
-us, all with TensorBoard and the default logging interval. So whatever else the machine does hits all three. A step is
-timed from its begin to the begin of the next one, with what the loop does between (data, logging). Trainings are begun
-anew several times, since where a model happens to lie in memory makes a difference, too. Of each begin there is a ratio
-of medians over the steps after the measuring window; printed are their median, and the lowest and the highest of them.
-The column "without, twice" is the same ratio of what is the same: what such a figure is worth on the machine.
+Three trainings of the same model advance step by step in one process, in a random order: without us, without us once
+more, and with us, all with TensorBoard and the default logging interval. So other load on the machine affects all
+three. A step is timed from its begin to the begin of the next one, including the loop's work between (data, logging).
+Trainings are begun anew several times, since the place of a model in memory matters, too. Each begin gives a ratio of
+medians over the steps after the measuring window; printed are the median, minimum and maximum of these ratios. The
+column "without, twice" is the ratio of two equal trainings: it shows how precise such a figure is on the machine.
 
-The counted step is the first one. It is held against a plain step, beside the first step without us, which is no plain
-step either; medians over the begins, the very first left out. With TensorBoard, it draws and writes the profile, too.
+The counted step is the first one. It is compared with a plain step, next to the first step without us, which takes
+longer than a plain one, too; medians over the begins, without the very first. With TensorBoard, it also draws and
+writes the profile.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flopcallback import FlopCallback, FlopHook
 
-WINDOW = 30  # steps, a few more than the counted one, 5 that warm up, and 20 that are timed
+WINDOW = 30  # steps: a few more than the counted one, 5 of warm-up, and 20 timed ones
 CLASSES = 10
 LOG_EVERY = 50  # Lightning's default
 
 
 class Encoder(nn.Module):
-    """A transformer encoder on sequences of vectors."""
+    """Transformer encoder on sequences of vectors."""
 
     def __init__(self, features: int, width: int, layers: int) -> None:
         super().__init__()
@@ -61,14 +62,14 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model to train, and the shape of its batches."""
+    """Model to train, with the shape of its batches."""
 
     name: str
     build: Callable[[], nn.Module]
     batch: tuple[int, ...]
 
     def batch_of_ones(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels; data is no part of this."""
+        """Return inputs and labels of ones, since data does not matter."""
         return torch.ones(self.batch), torch.ones(self.batch[:1], dtype=torch.long)
 
 
@@ -79,39 +80,43 @@ CASES = (
 
 
 class Training:
-    """A training in a thread of its own, which goes on only while `advance` waits for it."""
+    """Training in its own thread that runs only during `advance`."""
 
     def __init__(self, train: Callable[[Training], None]) -> None:
         self._may_go = threading.Semaphore(0)
         self._done: queue.SimpleQueue[float | BaseException] = queue.SimpleQueue()
         self._train = train
-        self._began = 0.0
-        self._is_over = False
+        self._began = 0.0  # begin of the step under way; 0 before the first
+        self._is_over = False  # set by `end`: from then on nothing waits
+        # A daemon, so that a training that still waits does not keep the process alive.
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def advance(self) -> float:
-        """Makes one step and gives its seconds."""
+        """Make one step and return its seconds."""
         self._may_go.release()
-        done = self._done.get()
-        if isinstance(done, BaseException):
-            raise done
-        return done
+        result = self._done.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def end(self) -> None:
-        """Lets the training come to its end, untimed."""
+        """Let the training finish, untimed."""
         self._is_over = True
         self._may_go.release()
         self._thread.join()
 
     def batches(self, case: Case) -> Iterator[Any]:
-        """Asked for by the training: the same batch until it is over."""
+        """Yield the same batch until the training is over."""
         batch = case.batch_of_ones()
         while not self._is_over:
             yield batch
 
     def begin_step(self) -> None:
-        """Called by the training: a step ended, if there was one, and the next one begins when it may."""
+        """Report the last step, and wait until the next one may begin.
+
+        The training calls it.
+        """
         if self._is_over:
             return
         if self._began:
@@ -122,7 +127,7 @@ class Training:
     def _run(self) -> None:
         try:
             self._train(self)
-        except BaseException as error:  # noqa: BLE001 - raised again where somebody waits
+        except BaseException as error:  # noqa: BLE001 - `advance` raises it again
             self._done.put(error)
 
 
@@ -144,7 +149,10 @@ class Classifier(LightningModule):
 
 
 class Turns(Callback):
-    """Makes a trainer wait for its turn; stands before every other callback."""
+    """Callback that makes a trainer wait for its turn.
+
+    It has to come before every other callback.
+    """
 
     def __init__(self, training: Training) -> None:
         self._training = training
@@ -202,7 +210,12 @@ WITHOUT, AGAIN, WITH, NO_TRACKER = "without", "without, twice", "with", "with, n
 
 @dataclass(frozen=True)
 class Begin:
-    """Seconds of steps by training: of the first one, and of those after the window."""
+    """Seconds of steps by training.
+
+    Attributes:
+        firsts: seconds of the first step.
+        steps: seconds of the steps after the window.
+    """
 
     firsts: dict[str, float]
     steps: dict[str, list[float]]
@@ -219,11 +232,12 @@ def begin(case: Case, loop: str, folder: str, seconds: float) -> Begin:
         for name in names
     }
     firsts = {name: training.advance() for name, training in trainings.items()}
-    trainings.pop(NO_TRACKER).end()
+    trainings.pop(NO_TRACKER).end()  # only its first step is of interest
     names.remove(NO_TRACKER)
     for name, _ in itertools.product(names, range(WINDOW)):
         trainings[name].advance()
     steps: dict[str, list[float]] = {name: [] for name in names}
+    # Shuffled in every round, so that none always runs after the same other one.
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         random.shuffle(names)
@@ -239,13 +253,12 @@ def spread(ratios: list[float]) -> str:
 
 
 def measured(case: Case, loop: str, options: argparse.Namespace, folder: str) -> list[str]:
-    """A row of the table."""
+    """Measure a row of the table."""
     begins = [begin(case, loop, folder, options.seconds / options.begins) for _ in range(options.begins)]
-    plain_s = statistics.median(itertools.chain(*(one.steps[WITHOUT] for one in begins)))
-    ratios = [spread([one.ratio(name) for one in begins]) for name in (WITH, AGAIN)]
-    firsts = [
-        statistics.median(one.firsts[name] for one in begins[1:]) / plain_s for name in (WITHOUT, NO_TRACKER, WITH)
-    ]
+    plain_s = statistics.median(itertools.chain(*(b.steps[WITHOUT] for b in begins)))
+    ratios = [spread([b.ratio(name) for b in begins]) for name in (WITH, AGAIN)]
+    # Without the first begin, in which the process also loads code.
+    firsts = [statistics.median(b.firsts[name] for b in begins[1:]) / plain_s for name in (WITHOUT, NO_TRACKER, WITH)]
     return [case.name, loop, f"{1000 * plain_s:.1f}", *ratios, *(f"{first:.1f}" for first in firsts)]
 
 

@@ -1,10 +1,10 @@
-"""How each of the other counters is asked for multiply-adds; run by `peers.py` where they are installed.
+"""Multiply-adds by the other counters.
 
 Usage: python benchmarks/peer_counts.py MODEL [--quick] [--timeout 300] PEER ..., which prints a line of JSON for each.
 
-Each function says what the tool's own figure is and what was done to compare it: multiply-adds of matrix products,
-convolutions, attention and recurrent layers. Where a tool tells its figures apart by layer or operator, norms and the
-like are left out; where it does not, they are in.
+`peers.py` runs it in the environment where they are installed. Each function's docstring names the tool's own figure
+and what was done to compare it: multiply-adds of matrix products, convolutions, attention and recurrent layers. If a
+tool reports figures by layer or operator, norms and similar layers are left out; otherwise they are included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import warnings
 from collections.abc import Callable, Mapping
 
-# Read when DeepSpeed is imported: it looks for an accelerator and for a compiler otherwise.
+# DeepSpeed reads it on import; without it, it looks for an accelerator and for a compiler.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
@@ -32,21 +32,21 @@ __all__ = ["PEERS"]
 
 
 def ptflops(case: Case) -> int:
-    """Multiply-adds; activations, norms and elementwise products are in its figure."""
+    """Return multiply-adds, including activations, norms and elementwise products."""
     from ptflops import get_model_complexity_info
 
     return _ptflops(get_model_complexity_info, case, "pytorch")
 
 
 def ptflops_aten(case: Case) -> int:
-    """Multiply-adds of matrix products and convolutions alone, with the bias of a convolution."""
+    """Return multiply-adds of products and convolutions, including a convolution's bias."""
     from ptflops import get_model_complexity_info
 
     return _ptflops(get_model_complexity_info, case, "aten")
 
 
 def _ptflops(count: Callable[..., tuple[int | None, int | None]], case: Case, backend: str) -> int:
-    # By keyword it takes the batch for one, and then does not divide by it.
+    # With inputs by keyword it takes the batch size to be 1, and then does not divide by it.
     multiply_adds, _ = count(
         case.model, (1,), input_constructor=lambda _: dict(case.inputs), backend=backend, as_strings=False,
         print_per_layer_stat=False,
@@ -57,7 +57,10 @@ def _ptflops(count: Callable[..., tuple[int | None, int | None]], case: Case, ba
 
 
 def thop(case: Case) -> int:
-    """Multiply-adds; rules for norms, pools, softmax and upsampling are replaced by 0."""
+    """Return multiply-adds.
+
+    Rules for norms, pools, softmax and upsampling are replaced by 0.
+    """
     from thop import profile
     from thop.vision.basic_hooks import zero_ops
 
@@ -71,15 +74,19 @@ def thop(case: Case) -> int:
 
 
 def torchinfo(case: Case) -> int:
-    """Multiply-adds by layer, of which those of norms are left out; its figure of an embedding is in."""
+    """Return multiply-adds by layer, without norms.
+
+    Its figure of an embedding is included.
+    """
     from torchinfo import summary
 
+    # Only leaves: a container repeats the figures of its layers.
     layers = summary(case.model, input_data=dict(case.inputs), verbose=0, depth=99).summary_list
     return sum(layer.macs for layer in layers if layer.is_leaf_layer and "Norm" not in layer.class_name)
 
 
 def calflops(case: Case) -> int:
-    """Multiply-adds, which it has beside its FLOPs."""
+    """Return multiply-adds, which it has besides its FLOPs."""
     from calflops import calculate_flops
 
     _, multiply_adds, _ = calculate_flops(
@@ -89,7 +96,7 @@ def calflops(case: Case) -> int:
 
 
 def torchprofile(case: Case) -> int:
-    """Multiply-adds by operator, of which those of products are added up."""
+    """Return multiply-adds of the operators that are products."""
     from torchprofile import profile_macs
 
     products = {
@@ -101,7 +108,7 @@ def torchprofile(case: Case) -> int:
 
 
 def deepspeed(case: Case) -> int:
-    """Multiply-adds, which it has beside its FLOPs."""
+    """Return multiply-adds, which it has besides its FLOPs."""
     from deepspeed.profiling.flops_profiler import FlopsProfiler
 
     profiler = FlopsProfiler(case.model)
@@ -113,7 +120,7 @@ def deepspeed(case: Case) -> int:
 
 
 def torchlens(case: Case) -> int:
-    """Multiply-adds, which it has beside its FLOPs."""
+    """Return multiply-adds, which it has besides its FLOPs."""
     from torchlens import trace
 
     return int(trace(TensorsOnly(case), list(case.inputs.values())).total_macs_forward)
@@ -132,7 +139,10 @@ PEERS: Mapping[str, Callable[[Case], int]] = {
 
 
 def answer(peer: str, case: Case) -> dict[str, object]:
-    """What the tool says of the model, or what it raised; whatever it prints is swallowed."""
+    """Return a tool's count, or the exception that it raised.
+
+    Its prints are discarded.
+    """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             with torch.set_grad_enabled(case.grad):
@@ -142,24 +152,26 @@ def answer(peer: str, case: Case) -> dict[str, object]:
 
 
 def in_a_process(peer: str, case: Case, timeout_s: float) -> dict[str, object]:
-    """The same in a fork of this process, since the tools leave patches and hooks behind, above all when they fail.
+    """Return the answer of a fork of this process.
 
-    A plain fork: TorchLens refuses to work in a child of `multiprocessing`.
+    The tools leave patches and hooks behind, above all when they fail. It is a plain fork: TorchLens refuses to work in
+    a child of `multiprocessing`.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.write(writing, json.dumps(answer(peer, case)).encode())
-        os._exit(0)
+        os._exit(0)  # no cleanup of the parent's in the child
     os.close(writing)
     has_answered, _, _ = select.select([reading], [], [], timeout_s)
-    said = os.read(reading, 2**16) if has_answered else b""
+    # Empty if the child died: the pipe is closed, which also ends `select`.
+    written = os.read(reading, 2**16) if has_answered else b""
     os.close(reading)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not has_answered:
         return {"error": f"no answer in {timeout_s:g} s"}
-    return json.loads(said) if said else {"error": f"ended by signal {os.WTERMSIG(status)}"}
+    return json.loads(written) if written else {"error": f"ended by signal {os.WTERMSIG(status)}"}
 
 
 def main() -> None:

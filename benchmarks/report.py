@@ -1,4 +1,4 @@
-"""What the benchmarks print: Markdown tables, and what they ran on."""
+"""Output of the benchmarks: Markdown tables, and the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["environment", "markdown"]
 
 
 def environment(*packages: str) -> str:
-    """One line: date, Python, versions of packages, machine."""
+    """Describe date, Python, versions of packages and machine in one line."""
     parts = [f"{datetime.now(timezone.utc):%Y-%m-%d}", f"Python {platform.python_version()}"]
     parts += [f"{package} {_version(package)}" for package in ("flopcallback", "torch", *packages)]
     return ", ".join([*parts, f"{platform.machine()} with {os.cpu_count()} cores, {torch.get_num_threads()} threads"])
@@ -23,12 +23,15 @@ def environment(*packages: str) -> str:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
+    except PackageNotFoundError:  # fvcore is optional here
         return "(absent)"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, the first column to the left, the others to the right, wide enough to be read as it is."""
+    """Format a table with padded cells.
+
+    The first column is aligned to the left, the others to the right.
+    """
     rows = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"| {' | '.join(map(_aligned, range(len(row)), row, widths))} |" for row in rows]

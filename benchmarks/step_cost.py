@@ -1,10 +1,11 @@
-"""What booking a step costs after the measuring window, in microseconds, on a net so small that it shows.
+"""Cost of booking a step after the measuring window, in microseconds.
 
 Usage: python benchmarks/step_cost.py [--steps 3000]
 
-Plain loop: two trainings of a tiny net, with us and without us, take turns step by step; each has the median of its
-steps after the window. Trainer: the time that is spent in the hooks of `FlopCallback`, held against the time from batch
-to batch. It does not depend on the model, but for its parameters, whose `requires_grad` is read in every step.
+The net is so small that the cost shows. Plain loop: two trainings of a tiny net, with us and without us, take turns
+step by step; each has the median of its steps after the window. Trainer: time inside the hooks of `FlopCallback`,
+compared with the time from batch to batch. The cost does not depend on the model, except for its parameters:
+`requires_grad` of each is read in every step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import nn
 
 from flopcallback import FlopCallback, FlopHook
 
-WINDOW = 60  # steps, some more than what is counted, observed and timed, and a log step
+WINDOW = 60  # steps: more than those that are counted, observed and timed, and a log step
 
 
 def net() -> nn.Sequential:
@@ -33,7 +34,7 @@ def net() -> nn.Sequential:
 
 
 class Regression(LightningModule):
-    """The net, trained on ones."""
+    """Net in a LightningModule, trained on ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Regression(LightningModule):
 
 
 class Timed(FlopCallback):
-    """Notes when batches begin, and how long the hooks of each step take."""
+    """Callback that times its own hooks and records begins of batches."""
 
     def __init__(self) -> None:
         super().__init__(summary=False)
@@ -75,7 +76,7 @@ class Timed(FlopCallback):
 
 
 def in_a_loop(steps: int) -> tuple[float, float]:
-    """Microseconds of a step without us, and with us."""
+    """Return the microseconds of a step without us, and with us."""
     models = [net(), net()]
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
     times: tuple[list[float], list[float]] = ([], [])
@@ -88,12 +89,13 @@ def in_a_loop(steps: int) -> tuple[float, float]:
                 optimizer.step()
                 optimizer.zero_grad()
                 taken.append(time.perf_counter() - begin)
+    # Medians, since a step that something else interrupts takes many times as long.
     without, ours = (statistics.median(taken[WINDOW:]) * 1e6 for taken in times)
     return without, ours
 
 
 def under_a_trainer(steps: int) -> tuple[float, float]:
-    """Microseconds of a step but for what is spent in our hooks, and with it."""
+    """Return the microseconds of a step without our hooks, and with them."""
     callback = Timed()
     trainer = Trainer(
         accelerator="cpu",

@@ -1,10 +1,10 @@
-"""How counting scales: time per operator from a thousand operators to a hundred thousand, and peak memory.
+"""Scaling of a count: time per operator, and peak memory.
 
 Usage: python benchmarks/trace_scale.py [--quick]
 
-Time: a chain of cheap operators on a small tensor, spread over modules, so that next to nothing is the operators' own
-work. Memory: peak resident size of a process of its own that runs a forward, or counts one, of models whose
-activations matter; what the process takes before either is subtracted.
+Time: a chain of a thousand to a hundred thousand cheap operators on a small tensor, spread over modules, so that the
+operators' own work is negligible. Memory: peak resident size of a process that runs a forward, or counts one, of models
+with large activations; the size of the process before either is subtracted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 class Block(nn.Module):
-    """A hundred operators."""
+    """Module of a hundred operators."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(OPERATORS_PER_BLOCK // 4):
@@ -42,29 +42,34 @@ class Block(nn.Module):
 
 
 def chain(operators: int) -> nn.Module:
-    """Blocks in groups of ten: modules at two levels."""
+    """Build blocks in groups of ten: modules at two levels."""
     blocks = [Block() for _ in range(operators // OPERATORS_PER_BLOCK)]
     return nn.Sequential(*(nn.Sequential(*blocks[start : start + 10]) for start in range(0, len(blocks), 10)))
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    gc.collect()
+    gc.collect()  # a collection inside would be timed
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def time_row(operators: int, rounds: int) -> tuple[int, float, float]:
-    """Operators, and the best microseconds per operator of a forward and of a count."""
+    """Time a forward and a count of `operators` operators.
+
+    Returns:
+        Operators, and the best microseconds per operator of a forward and of a count.
+    """
     model, x = chain(operators), torch.ones(2, 3)
     with torch.no_grad():
+        # The minimum: other load on the machine only adds time.
         forward_s = min(seconds(lambda: model(x)) for _ in range(rounds))
         count_s = min(seconds(lambda: FlopCountAnalysis(model, x, elementwise=True).total()) for _ in range(rounds))
     return operators, 1e6 * forward_s / operators, 1e6 * count_s / operators
 
 
 def wide_mlp() -> tuple[nn.Module, torch.Tensor]:
-    """Activations of 64 MiB each, weights of next to nothing."""
+    """Build an MLP with activations of 64 MiB each and small weights."""
     layers = [layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.GELU())]
     return nn.Sequential(*layers), torch.randn(64 * MIB // (4 * 64), 64)
 
@@ -77,26 +82,30 @@ BIG: Mapping[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {"wide MLP": w
 
 
 def peak_mib() -> float:
-    """Of this process so far.
-
-    `ru_maxrss` would start from what the parent had when it forked (Linux), so it is only the second choice.
-    """
+    """Return the peak resident size of this process so far, in MiB."""
+    # Not `ru_maxrss` on Linux: it starts from the size that the parent had when it forked.
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-def probe(name: str, what: str, grad: bool) -> None:
-    """In a process of its own: prints by how many MiB the peak grew."""
-    FlopCountAnalysis(nn.Linear(3, 5), torch.ones(2, 3)).total()  # what is loaded on first use is not the model's
+def probe(name: str, action: str, grad: bool) -> None:
+    """Print the MiB by which the peak grows, in a separate process.
+
+    Args:
+        name: key of `BIG`.
+        action: `"forward"` or `"count"`.
+        grad: whether autograd is on.
+    """
+    FlopCountAnalysis(nn.Linear(3, 5), torch.ones(2, 3)).total()  # loads modules that a first count needs
     model, x = BIG[name]()
     model.eval()
     before = peak_mib()
     with torch.set_grad_enabled(grad):
-        if what == "forward":
+        if action == "forward":
             model(x)
         else:
             FlopCountAnalysis(model, x).total()
@@ -104,12 +113,13 @@ def probe(name: str, what: str, grad: bool) -> None:
 
 
 def memory_row(name: str, grad: bool) -> list[str]:
-    # Blocks of 1 MiB and more go back to the system when they are freed. By itself glibc keeps those below 32 MiB in a
-    # heap whose end the graph's small blocks hold down: up to 130 MiB that no tensor uses, more or less by chance.
+    # With this setting, freed blocks of 1 MiB and more go back to the system. By default glibc keeps blocks below 32
+    # MiB in a heap, which cannot shrink below the graph's small blocks at its end. Up to 130 MiB are then used by no
+    # tensor, more or less by chance.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)}
     grown = []
-    for what in ("forward", "count"):
-        command = [sys.executable, __file__, "--probe", name, what, str(int(grad))]
+    for action in ("forward", "count"):
+        command = [sys.executable, __file__, "--probe", name, action, str(int(grad))]
         grown.append(
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout)
         )
@@ -124,12 +134,12 @@ def main() -> None:
     parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.probe:
-        name, what, grad = options.probe
-        probe(name, what, bool(int(grad)))
+        name, action, grad = options.probe
+        probe(name, action, bool(int(grad)))
         return
 
     sizes = (1_000, 3_000, 10_000) if options.quick else (1_000, 3_000, 10_000, 30_000, 100_000)
-    time_row(sizes[0], 1)
+    time_row(sizes[0], 1)  # loads modules that a first count needs
     rows = [time_row(operators, options.rounds) for operators in sizes]
     print(f"{environment()}\n")
     header = ["operators", "forward, us/operator", "count, us/operator", "count against the smallest"]

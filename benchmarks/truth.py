@@ -1,8 +1,8 @@
-"""How many multiply-adds a model does, worked out on paper from its configuration: no tensor, no counter.
+"""Multiply-adds of models on paper, from their configurations.
 
-What is counted: matrix products, convolutions, attention and recurrent layers, one multiply-add per weight (or key, or
-value) that meets an element. Biases, norms, activations, softmax and the sums of residuals are not multiply-adds of
-these, and neither is arithmetic by broadcasting (rotary embeddings, the scan of a state space model).
+No tensor and no counter is used. Matrix products, convolutions, attention and recurrent layers count: one multiply-add
+per weight (or key, or value) that meets an element. Biases, norms, activations, softmax and residual sums are not
+multiply-adds of these, and neither is arithmetic by broadcasting (rotary embeddings, the scan of a state space model).
 """
 
 from __future__ import annotations
@@ -14,39 +14,53 @@ from typing import Any
 
 
 def linear(rows: int, ins: int, outs: int) -> int:
-    """A dense layer on each of `rows` vectors."""
+    """Count a dense layer on each of `rows` vectors."""
     return rows * ins * outs
 
 
 def convolution(positions: int, ins: int, outs: int, taps: int, groups: int = 1) -> int:
-    """`positions` of the output (of the input, where transposed), each with `taps` kernel elements."""
+    """Count a convolution.
+
+    Args:
+        positions: elements per channel of the output, or of the input of a transposed convolution.
+        ins: channels in.
+        outs: channels out.
+        taps: kernel elements.
+        groups: groups of channels.
+    """
     return positions * outs * (ins // groups) * taps
 
 
 def slide(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
-    """How many times a kernel fits on a padded line."""
+    """Return the number of positions of a kernel on a padded line."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
 def attend(queries: int, keys: int, width: int) -> int:
-    """Scores and weighted sums of all heads together, `width` being heads times head width; masked pairs included."""
+    """Count scores and weighted sums of all heads together.
+
+    `width` is heads times head width. Masked pairs are included.
+    """
     return 2 * queries * keys * width
 
 
 def attention(queries: int, keys: int, width: int, inner: int | None = None) -> int:
-    """Projections of queries, keys, values and result, with the attention between them."""
-    inner = inner or width
+    """Count the projections of queries, keys, values and result, and the attention."""
+    inner = inner or width  # heads times head width, where that is not the model's width
     projections = 2 * linear(queries, width, inner) + 2 * linear(keys, width, inner)
     return projections + attend(queries, keys, inner)
 
 
 def encoder_layer(tokens: int, width: int, hidden: int) -> int:
-    """Self-attention and two dense layers."""
+    """Count self-attention and two dense layers."""
     return attention(tokens, tokens, width) + 2 * linear(tokens, width, hidden)
 
 
 def gates(rows: int, count: int, ins: int, recurrent: int, hidden: int) -> int:
-    """The gates of a recurrent layer, which see the input and the previous output."""
+    """Count the gates of a recurrent layer.
+
+    They see the input and the previous output.
+    """
     return rows * count * hidden * (ins + recurrent)
 
 
@@ -54,21 +68,27 @@ def gates(rows: int, count: int, ins: int, recurrent: int, hidden: int) -> int:
 
 
 def bert(config: Any, batch: int, tokens: int) -> int:
-    """Encoder and pooler, which looks at the first token."""
+    """Count encoder and pooler.
+
+    The pooler reads the first token.
+    """
     width = config.hidden_size
     layers = config.num_hidden_layers * encoder_layer(tokens, width, config.intermediate_size)
     return batch * (layers + linear(1, width, width))
 
 
 def gpt2(config: Any, batch: int, tokens: int) -> int:
-    """Decoder and language model's head."""
+    """Count decoder and language model head."""
     width = config.n_embd
-    layers = config.n_layer * encoder_layer(tokens, width, config.n_inner or 4 * width)
+    layers = config.n_layer * encoder_layer(tokens, width, config.n_inner or 4 * width)  # GPT-2's default
     return batch * (layers + linear(tokens, width, config.vocab_size))
 
 
 def _grouped_attention(config: Any, tokens: int) -> int:
-    """Each query head has its own queries and a share in a key head."""
+    """Count attention with grouped queries.
+
+    Each query head has its own queries and shares a key head.
+    """
     width, head_width = config.hidden_size, config.hidden_size // config.num_attention_heads
     query_width = config.num_attention_heads * head_width
     key_width = config.num_key_value_heads * head_width
@@ -77,14 +97,17 @@ def _grouped_attention(config: Any, tokens: int) -> int:
 
 
 def llama(config: Any, batch: int, tokens: int) -> int:
-    """Grouped queries, three dense layers per block, head."""
-    dense = 3 * linear(tokens, config.hidden_size, config.intermediate_size)
+    """Count grouped queries, three dense layers per block, and the head."""
+    dense = 3 * linear(tokens, config.hidden_size, config.intermediate_size)  # gate, up, down
     layers = config.num_hidden_layers * (_grouped_attention(config, tokens) + dense)
     return batch * (layers + linear(tokens, config.hidden_size, config.vocab_size))
 
 
 def mixtral(config: Any, batch: int, tokens: int) -> int:
-    """As a Llama, but every token goes through its router and the experts that it chooses, whichever they are."""
+    """Count a Llama with experts.
+
+    Every token goes through the router and the chosen experts, whichever they are.
+    """
     width = config.hidden_size
     router = linear(tokens, width, config.num_local_experts)
     experts = 3 * linear(tokens * config.num_experts_per_tok, width, config.intermediate_size)
@@ -93,7 +116,10 @@ def mixtral(config: Any, batch: int, tokens: int) -> int:
 
 
 def t5(config: Any, batch: int, tokens: int, target_tokens: int) -> int:
-    """Encoder, decoder with cross-attention, head; heads need not add up to the width."""
+    """Count encoder, decoder with cross-attention, and head.
+
+    The heads need not add up to the width.
+    """
     width, inner, hidden = config.d_model, config.num_heads * config.d_kv, config.d_ff
     encoder = attention(tokens, tokens, width, inner) + 2 * linear(tokens, width, hidden)
     decoder = (
@@ -106,19 +132,27 @@ def t5(config: Any, batch: int, tokens: int, target_tokens: int) -> int:
 
 
 def xlnet(config: Any, batch: int, tokens: int) -> int:
-    """Einsums throughout; keys by content and by relative position, of which there are twice as many."""
+    """Count einsums with keys by content and by relative position.
+
+    There are twice as many positions as tokens.
+    """
     width = config.d_model
     content = attention(tokens, tokens, width)
+    # Positions add to the scores only; the weighted sum is that of the content.
     position = linear(2 * tokens, width, width) + tokens * 2 * tokens * width
     return batch * config.n_layer * (content + position + 2 * linear(tokens, width, config.d_inner))
 
 
 def mamba(config: Any, batch: int, tokens: int) -> int:
-    """A state space model; the scan itself is elementwise, reading a state out is a product."""
+    """Count a state space model.
+
+    The scan itself is elementwise; reading a state out is a product.
+    """
     width, inner, state = config.hidden_size, config.intermediate_size, config.state_size
     rank = config.time_step_rank
     layer = (
         linear(tokens, width, 2 * inner)
+        # Padded by `kernel - 1` on both sides and cut afterwards, so more positions than tokens are computed.
         + convolution(tokens + config.conv_kernel - 1, inner, inner, config.conv_kernel, groups=inner)
         + linear(tokens, inner, rank + 2 * state)
         + linear(tokens, rank, inner)
@@ -132,13 +166,13 @@ def mamba(config: Any, batch: int, tokens: int) -> int:
 
 
 def _patches(config: Any, width: int) -> tuple[int, int]:
-    """How many patches, and what embedding them takes."""
+    """Return the number of patches, and the multiply-adds of their embedding."""
     count = (config.image_size // config.patch_size) ** 2
     return count, convolution(count, config.num_channels, width, config.patch_size**2)
 
 
 def vit(config: Any, batch: int) -> int:
-    """Patches and a class token, whose result is classified."""
+    """Count patches and a class token, which is classified."""
     width = config.hidden_size
     patches, embedding = _patches(config, width)
     layers = config.num_hidden_layers * encoder_layer(patches + 1, width, config.intermediate_size)
@@ -146,7 +180,10 @@ def vit(config: Any, batch: int) -> int:
 
 
 def clip(config: Any, images: int, texts: int, tokens: int) -> int:
-    """A vision and a text encoder, a projection each, and every text by every image."""
+    """Count a vision and a text encoder with their projections.
+
+    In the end every text meets every image.
+    """
     vision, text, joint = config.vision_config, config.text_config, config.projection_dim
     patches, embedding = _patches(vision, vision.hidden_size)
     image = embedding + vision.num_hidden_layers * encoder_layer(
@@ -161,10 +198,14 @@ def clip(config: Any, images: int, texts: int, tokens: int) -> int:
 
 
 def swin(config: Any, batch: int) -> int:
-    """Attention within windows, to which the image is padded; four patches become one between stages."""
+    """Count attention within windows.
+
+    The image is padded to whole windows; between stages four patches become one.
+    """
     window, side, width = config.window_size, config.image_size // config.patch_size, config.embed_dim
     total = convolution(side**2, config.num_channels, width, config.patch_size**2)
     for stage, depth in enumerate(config.depths):
+        # Four patches of the old width are concatenated, twice the new one, and reduced to the new one.
         if stage:
             side, width = ceil(side / 2), 2 * width
             total += linear(side**2, 2 * width, width)
@@ -176,8 +217,12 @@ def swin(config: Any, batch: int) -> int:
 
 
 def whisper(config: Any, batch: int, target_tokens: int) -> int:
-    """Two convolutions over the spectrum, the second of stride 2; encoder; decoder with cross-attention; head."""
+    """Count two convolutions over the spectrum, encoder, decoder and head.
+
+    The second convolution has stride 2, and the decoder has cross-attention.
+    """
     width, tokens = config.d_model, config.max_source_positions
+    # The spectrum has two frames per token.
     total = convolution(2 * tokens, config.num_mel_bins, width, 3) + convolution(tokens, width, width, 3)
     total += config.encoder_layers * encoder_layer(tokens, width, config.encoder_ffn_dim)
     cross = attention(target_tokens, tokens, width)
@@ -186,7 +231,10 @@ def whisper(config: Any, batch: int, target_tokens: int) -> int:
 
 
 def wav2vec2(config: Any, batch: int, samples: int) -> int:
-    """Convolutions over the raw wave, a grouped one for positions (an even kernel gives one more), encoder."""
+    """Count convolutions over the raw wave, positions and encoder.
+
+    The positions are a grouped convolution; an even kernel gives one position more.
+    """
     total, ins, length = 0, 1, samples
     for outs, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
         length = slide(length, kernel, stride)
@@ -203,9 +251,12 @@ def wav2vec2(config: Any, batch: int, samples: int) -> int:
 
 
 def resnet(config: Any, batch: int, image_size: int) -> int:
-    """Bottlenecks; the first of a stage halves the image (not in the first stage) and projects its shortcut."""
+    """Count bottlenecks.
+
+    The first block of a stage halves the image (not in the first stage) and projects its shortcut.
+    """
     side = slide(image_size, 7, 2, 3)
-    total = convolution(side**2, config.num_channels, config.embedding_size, 49)
+    total = convolution(side**2, config.num_channels, config.embedding_size, 49)  # 7x7
     side, ins = slide(side, 3, 2, 1), config.embedding_size
     for stage, (outs, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
         squeezed = outs // 4
@@ -225,12 +276,15 @@ _INVERTED_RESIDUALS = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1
 
 
 def mobilenet_v2(config: Any, batch: int, image_size: int) -> int:
-    """The published network at depth multiplier 1: expand, filter each channel, reduce."""
+    """Count the published network at depth multiplier 1.
+
+    A block expands, filters each channel, and reduces.
+    """
     side = ceil(image_size / 2)
     ins, total = 32, convolution(side**2, config.num_channels, 32, 9)
     for outs, blocks, first_stride in _INVERTED_RESIDUALS:
         for block in range(blocks):
-            wide = ins if outs == 16 else 6 * ins
+            wide = ins if outs == 16 else 6 * ins  # the first block does not expand
             total += 0 if outs == 16 else convolution(side**2, ins, wide, 1)
             side = ceil(side / (1 if block else first_stride))
             total += convolution(side**2, wide, wide, 9, groups=wide) + convolution(side**2, wide, outs, 1)
@@ -240,7 +294,10 @@ def mobilenet_v2(config: Any, batch: int, image_size: int) -> int:
 
 
 def convnext(config: Any, batch: int, image_size: int) -> int:
-    """Depthwise 7x7, then two dense layers per pixel; 2x2 convolutions of stride 2 between stages."""
+    """Count blocks: a depthwise 7x7 convolution, then two dense layers per pixel.
+
+    Between stages there are 2x2 convolutions of stride 2.
+    """
     side, ins = image_size // config.patch_size, config.hidden_sizes[0]
     total = convolution(side**2, config.num_channels, ins, config.patch_size**2)
     for outs, depth in zip(config.hidden_sizes, config.depths, strict=True):
@@ -253,24 +310,30 @@ def convnext(config: Any, batch: int, image_size: int) -> int:
 
 
 def unet(config: Any, batch: int, image_size: int) -> int:
-    """Two convolutions per level going down and up; a transposed one doubles the side; the skip doubles the input."""
+    """Count two convolutions per level, going down and up.
+
+    A transposed convolution doubles the side; the skip connection doubles the input channels.
+    """
     total, ins, sides = 0, config.ins, [image_size >> level for level in range(len(config.widths))]
     for outs, side in zip(config.widths, sides, strict=True):
         total += convolution(side**2, ins, outs, 9) + convolution(side**2, outs, outs, 9)
         ins = outs
     for level in reversed(range(len(config.widths) - 1)):
         outs, side = config.widths[level], sides[level]
-        total += convolution(sides[level + 1] ** 2, ins, outs, 4)
+        total += convolution(sides[level + 1] ** 2, ins, outs, 4)  # 2x2, at every position of the lower level
         total += convolution(side**2, 2 * outs, outs, 9) + convolution(side**2, outs, outs, 9)
         ins = outs
     return batch * (total + convolution(image_size**2, ins, config.classes, 1))
 
 
 def decoder(config: Any, batch: int) -> int:
-    """Transposed convolutions from a code of one pixel: to 4x4, then doubling; every input pixel meets the kernel."""
+    """Count transposed convolutions from a code of one pixel.
+
+    The first leads to 4x4, the others double the side; every input pixel meets the kernel.
+    """
     total, side = 0, 1
     for ins, outs in zip((config.code, *config.widths), (*config.widths, config.outs), strict=True):
-        total += convolution(side**2, ins, outs, 16)
+        total += convolution(side**2, ins, outs, 16)  # 4x4
         side = 4 if side == 1 else 2 * side
     return batch * total
 
@@ -279,17 +342,24 @@ def decoder(config: Any, batch: int) -> int:
 
 
 def lstm_language_model(config: Any, batch: int, tokens: int) -> int:
-    """Levels of four gates each, whose output may be projected; then the vocabulary."""
+    """Count levels of four gates each, then the vocabulary.
+
+    The output of a level may be projected.
+    """
     rows, total, ins = batch * tokens, 0, config.width
     for _ in range(config.levels):
         outs = config.projection or config.hidden
+        # The recurrent input is the projected output. Without a projection its width is 0, and so is the product.
         total += gates(rows, 4, ins, outs, config.hidden) + linear(rows, config.hidden, config.projection)
         ins = outs
     return total + linear(rows, ins, config.vocabulary)
 
 
 def gru_tagger(config: Any, batch: int, tokens: int) -> int:
-    """Levels in both directions, three gates each, the next level seeing both; then the tags."""
+    """Count levels of three gates in both directions, then the tags.
+
+    The next level sees both directions.
+    """
     rows, total, ins = batch * tokens, 0, config.width
     for _ in range(config.levels):
         total += 2 * gates(rows, 3, ins, config.hidden, config.hidden)
@@ -298,5 +368,5 @@ def gru_tagger(config: Any, batch: int, tokens: int) -> int:
 
 
 def encoder(config: Any, batch: int, tokens: int) -> int:
-    """`nn.TransformerEncoder`."""
+    """Count `nn.TransformerEncoder`."""
     return batch * config.layers * encoder_layer(tokens, config.width, config.hidden)
