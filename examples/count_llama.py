@@ -1,10 +1,10 @@
-"""Counts a Llama of 70 billion parameters from its configuration: on the meta device, without weights, in seconds.
+"""Count a Llama of 70 billion parameters without its weights, in seconds.
 
 Usage: python examples/count_llama.py [--batch 1] [--tokens 4096] [--depth 3]
 
-Prints the table of modules, parameters and FLOPs, and checks both against the closed form below: FLOPs by the tracer
-and, independently, by the dispatcher. The exit status is 1 if anything differs. Takes other sizes of the family by
---layers, --width, ...
+The model is made on the meta device from its configuration. The script prints the table of modules, parameters and
+FLOPs, and checks both against the closed form below: FLOPs by the tracer and, independently, by the dispatcher. The
+exit status is 1 if anything differs. --layers, --width, ... choose other sizes of the family.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ SIZES = {"layers": 80, "width": 8192, "heads": 64, "key-heads": 8, "hidden": 28_
 
 
 def parameters_on_paper(o: argparse.Namespace) -> int:
-    """Query and output projections, keys and values, three dense layers and two norms; embedding, norm, head."""
-    keys = o.width // o.heads * o.key_heads
+    """Count the parameters in closed form.
+
+    A layer has query and output projections, keys and values, three dense layers and two norms. The model also has the
+    embedding, a norm and the head.
+    """
+    keys = o.width // o.heads * o.key_heads  # several query heads share a key head
     layer = 2 * o.width * o.width + 2 * o.width * keys + 3 * o.width * o.hidden + 2 * o.width
     return o.layers * layer + o.width + 2 * o.vocabulary * o.width
 
 
 def multiply_adds_on_paper(o: argparse.Namespace) -> int:
-    """Every weight of a product meets every token; every query meets every key twice, for the score and the value."""
+    """Count the multiply-adds in closed form.
+
+    Every weight of a product meets every token; every query meets every key twice, for the score and the value.
+    """
     keys = o.width // o.heads * o.key_heads
     weights = 2 * o.width * o.width + 2 * o.width * keys + 3 * o.width * o.hidden
     attention = 2 * o.tokens * o.tokens * o.width
@@ -49,14 +56,14 @@ def on_meta(o: argparse.Namespace) -> torch.nn.Module:
 
 def count(model: torch.nn.Module, o: argparse.Namespace, engine: str) -> FlopCountAnalysis:
     tokens = torch.empty(o.batch, o.tokens, dtype=torch.long, device="meta")
-    # Without a cache the model looks into the positions for packed sequences, and on meta there is nothing to see.
+    # Without a cache the model searches the positions for packed sequences, and meta tensors have no values.
     flops = FlopCountAnalysis(model, tokens, {"use_cache": True}, engine=engine)
     flops.total()
     return flops
 
 
-def agree(what: str, counted: int, on_paper: int) -> bool:
-    print(f"{what}: {counted:,}; on paper {on_paper:,}: {'equal' if counted == on_paper else 'DIFFERENT'}")
+def agree(quantity: str, counted: int, on_paper: int) -> bool:
+    print(f"{quantity}: {counted:,}; on paper {on_paper:,}: {'equal' if counted == on_paper else 'DIFFERENT'}")
     return counted == on_paper
 
 
@@ -74,12 +81,13 @@ def main() -> None:
     for engine in ("dispatch", "trace"):
         began = time.perf_counter()
         flops = count(model, o, engine)
-        # A hardware FLOP is a multiplication or an addition of a product: two for a multiply-add.
+        # Hardware FLOPs are 2 per multiply-add.
         equal &= agree(
             f"multiply-adds by {engine}, in {time.perf_counter() - began:.1f} s",
             flops.hardware_flops()[""] // 2,
             multiply_adds_on_paper(o),
         )
+        # An operator without a formula would make the count a lower bound.
         equal &= not flops.unknown_ops()
     print(f"FLOPs: {flops.total():,} at 1 per multiply-add, {flops.hardware_flops()['']:,} at 2\n")
     print(flop_count_table(flops, max_depth=o.depth, show_param_shapes=False))

@@ -1,6 +1,7 @@
-"""Two small models on the digits that scikit-learn ships: one in a Trainer with FlopCallback, one in a plain loop.
+"""Train two small models on digits: by a Trainer and by a loop.
 
-No account and no server: TensorBoard's files, MLflow on SQLite, W&B offline. The last lines say where to look.
+The data ships with scikit-learn. No account and no server is needed: TensorBoard's files, MLflow on SQLite, W&B
+offline. The last lines of the output say where to look.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ OUTPUT = Path("demo_output")
 STORE = f"sqlite:///{OUTPUT}/mlflow.db"
 ARTIFACTS = (OUTPUT / "mlflow").resolve().as_uri()
 DIGITS, SIDE = 10, 8
-WIDTH = 118  # columns that the whole table needs
+WIDTH = 118  # columns of the whole table
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the input is added."""
+    """Residual block of two convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Residual(nn.Module):
 
 
 class ImageModel(nn.Module):
-    """A small residual network on 1×8×8 images."""
+    """Small residual network on 1×8×8 images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class ImageModel(nn.Module):
 
 
 class RowTransformer(nn.Module):
-    """A transformer that reads an image as a sequence of eight rows."""
+    """Transformer that reads an image as a sequence of eight rows."""
 
     def __init__(self, width: int = 64, layers: int = 4) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class RowTransformer(nn.Module):
 
 
 class Classifier(LightningModule):
-    """Any model of images, trained to tell digits apart."""
+    """Model of images, trained to classify digits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -115,7 +116,10 @@ def digits() -> tuple[DataLoader, DataLoader]:
 
 
 def train_with_lightning(epochs: int) -> None:
-    """One line in a Trainer, and each of its loggers shows the profile."""
+    """Train in a Trainer: FlopCallback is one line.
+
+    Each of the loggers shows the profile.
+    """
     seed_everything(7, verbose=False)
     train_data, val_data = digits()
     name = ImageModel.__name__
@@ -142,7 +146,10 @@ def train_with_lightning(epochs: int) -> None:
 
 
 def train_in_a_loop(epochs: int) -> None:
-    """One line around a plain loop, and each target shows the profile."""
+    """Train in a plain loop: FlopHook is one line.
+
+    Each of the targets shows the profile.
+    """
     torch.manual_seed(7)
     train_data, val_data = digits()
     model = RowTransformer()
@@ -164,7 +171,7 @@ def train_in_a_loop(epochs: int) -> None:
             optimizer.zero_grad()
             if step % 5 == 0:
                 writer.add_scalar("train/loss", loss.item(), step)
-    client.set_terminated(run_id)
+    client.set_terminated(run_id)  # the hook leaves the run open: it is the user's
     model.eval()
     with torch.no_grad():
         right = [(model(images).argmax(dim=1) == labels).float() for images, labels in val_data]
@@ -172,10 +179,10 @@ def train_in_a_loop(epochs: int) -> None:
     show(hook.profile, f"{name}, in a plain loop: {epochs} epochs", time.perf_counter() - start, accuracy)
 
 
-def show(profile: ModelProfile, what: str, seconds: float, accuracy: float) -> None:
+def show(profile: ModelProfile, title: str, seconds: float, accuracy: float) -> None:
     console = Console(width=max(WIDTH, Console().width))
     console.print(rich_table(profile, width=console.width))
-    console.print(f"\n{what} in {seconds:.0f} s, accuracy {accuracy:.1%}\n", style="bold")
+    console.print(f"\n{title} in {seconds:.0f} s, accuracy {accuracy:.1%}\n", style="bold")
 
 
 def main() -> None:
@@ -185,17 +192,17 @@ def main() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
-    torch.set_num_threads(1)  # for models this small faster than two, and the times are steadier
+    torch.set_num_threads(1)  # faster than two for models this small, with steadier times
     train_with_lightning(epochs=6)
     train_in_a_loop(epochs=8)
     print(f"All of it is in {OUTPUT.resolve()}. To look at it:\n")
-    for command, what in (
+    for command, hint in (
         (f"{OUTPUT}/report/flopcallback.html", "in a browser: the transformer's report"),
         (f".venv/bin/tensorboard --logdir {OUTPUT}/tensorboard", "and http://localhost:6006: TEXT, IMAGES, SCALARS"),
         (f".venv/bin/mlflow server --backend-store-uri {STORE}", "and http://localhost:5000: the runs' artifacts"),
         (f".venv/bin/wandb sync {OUTPUT}/wandb/offline-run-*", "with an account, to see it there"),
     ):
-        print(f"    {command}\n        {what}")
+        print(f"    {command}\n        {hint}")
 
 
 if __name__ == "__main__":

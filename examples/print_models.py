@@ -1,8 +1,8 @@
-"""Prints three real models in full, as a table and as a tree, and writes them to docs/examples.md.
+"""Print three real models in full, as table and tree.
 
 Usage: python examples/print_models.py
 
-Weights are random and inputs made up: neither matters for a count.
+It also writes them to docs/examples.md. Weights are random and inputs made up: neither matters for a count.
 """
 
 import sys
@@ -12,7 +12,7 @@ import torch
 
 from flopcallback import ActivationCountAnalysis, FlopCountAnalysis, flop_count_str, flop_count_table
 
-# The benchmarks' models; they are scripts beside each other, not a package.
+# The benchmarks are scripts in one folder, not a package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import models
@@ -32,11 +32,12 @@ Written by `python examples/print_models.py`; a test compares. One multiply-add 
 
 
 def printed(name: str) -> str:
-    """A chapter: the model as `flop_count_table` and as `flop_count_str`."""
+    """Format a chapter: the model as `flop_count_table` and `flop_count_str`."""
     case = models.build(name)
     with torch.no_grad():
         flops = FlopCountAnalysis(case.model, (), case.inputs)
         activations = ActivationCountAnalysis(case.model, (), case.inputs)
+        # Deeper than any of the models, so that nothing is left out.
         table = flop_count_table(flops, max_depth=99, activations=activations)
         tree = flop_count_str(flops, activations)
         operators = ", ".join(f"{operator} {count:,}" for operator, count in flops.by_operator().most_common())
@@ -45,7 +46,7 @@ def printed(name: str) -> str:
 
 
 def document() -> str:
-    """The whole of docs/examples.md."""
+    """Format the whole of docs/examples.md."""
     return "\n".join([INTRODUCTION, *map(printed, TITLES)])
 
 

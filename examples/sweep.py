@@ -1,6 +1,7 @@
-"""Six networks on the digits that scikit-learn ships, each trained with the same compute; then they are compared.
+"""Train six networks on digits with equal compute, and compare them.
 
-No account and no server: Optuna in memory, metrics in CSV files. The last lines say where to look.
+No account and no server is needed: Optuna in memory, metrics in CSV files. The data ships with scikit-learn. The last
+lines of the output say where to look.
 
 Usage: python examples/sweep.py [--budget 16e9] [--output sweep_output]
 """
@@ -35,7 +36,7 @@ DIGITS, SIDE, PIXELS = 10, 8, 16
 
 
 class Classifier(LightningModule):
-    """Convolutions of one width on 1×8×8 images, and a linear layer."""
+    """Convolutions of one width on 1×8×8 images, with a linear layer."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -71,17 +72,21 @@ def digits() -> tuple[DataLoader, DataLoader]:
 
 
 def configurations() -> Iterator[dict[str, int]]:
-    """Every combination of what the grid has."""
+    """Yield every combination of the grid's values."""
     yield from (dict(zip(GRID, values, strict=True)) for values in product(*GRID.values()))
 
 
 def train(configuration: dict[str, Any], logger: Any, budget: float) -> tuple[float, FlopCallback]:
-    """Trains until the budget is spent, and gives the loss of validation and the callback."""
+    """Train until the budget is spent.
+
+    Returns:
+        Validation loss, and the callback.
+    """
     seed_everything(7, verbose=False)
     callback = FlopCallback(max_hw_flops=budget, peak_flops="measure", summary=False)
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=-1,  # the budget ends it
+        max_epochs=-1,  # the budget ends the training
         logger=logger,
         callbacks=[callback],
         log_every_n_steps=5,
@@ -99,24 +104,25 @@ def name_of(configuration: dict[str, Any]) -> str:
 
 
 def compare(places: Sequence[str | Path], page: Path) -> None:
-    """What `flopcallback compare PLACES --metric val/loss -o PAGE` does."""
+    """Run `flopcallback compare PLACES --metric val/loss -o PAGE`."""
     command = [sys.executable, "-m", "flopcallback", "compare", *map(str, places)]
     subprocess.run([*command, "--metric", "val/loss", "-o", str(page)], check=True)
 
 
 def options(description: str | None, output: str) -> argparse.Namespace:
-    """What the command line says; the output folder is made anew."""
+    """Parse the command line, and make the output folder anew."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=BUDGET, help="hardware FLOPs of each training")
     parser.add_argument(
-        "--output", type=Path, default=Path(output), help="a new folder; by default that of the last time"
+        "--output", type=Path, default=Path(output), help="a new folder; the default one is overwritten"
     )
     given = parser.parse_args()
+    # Only the default folder, which this script made, is cleared without asking.
     if given.output != Path(output) and given.output.exists() and any(given.output.iterdir()):
         parser.error(f"--output {given.output}: there are files in it; give a new folder")
     shutil.rmtree(given.output, ignore_errors=True)
     given.output.mkdir(parents=True)
-    torch.set_num_threads(1)  # for models this small faster than two, and the times are steadier
+    torch.set_num_threads(1)  # faster than two for models this small, with steadier times
     warnings.filterwarnings("ignore", module="lightning")  # advice on data loaders' workers
     for name in ("lightning.pytorch", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -130,6 +136,7 @@ def main() -> None:
         configuration = {key: trial.suggest_categorical(key, values) for key, values in GRID.items()}
         logger = CSVLogger(given.output, name=name_of(configuration), version="")
         loss, callback = train(configuration, logger, given.budget)
+        # Optuna keeps the totals of each trial, for `report` and for the study.
         for name, value in callback.profiles["train"].training.items():
             trial.set_user_attr(name, value)
         return loss
@@ -144,7 +151,7 @@ def main() -> None:
 
 
 def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """A line for a training that ended."""
+    """Print a line for a training that ended."""
     spent, steps = trial.user_attrs["compute/hw_flops_total"], trial.user_attrs["compute/samples_total"] // 64
     print(f"{name_of(trial.params):18} val/loss {trial.value:.4f} after {steps:,} steps, {spent:,} hardware FLOPs")
 

@@ -1,6 +1,8 @@
-"""The six trainings of sweep.py as children of one run of MLflow's, in a SQLite store.
+"""Train the six networks of sweep.py as children of an MLflow run.
 
 Usage: python examples/sweep_mlflow.py [--budget 16e9] [--output sweep_mlflow_output]
+
+The store is SQLite.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def main() -> None:
             name = name_of(configuration)
             with mlflow.start_run(experiment_id=experiment, run_name=name, nested=True) as child:
                 mlflow.log_params(configuration)
+                # By its id, so that the logger writes to this child run and makes none of its own.
                 logger = MLFlowLogger("digits", tracking_uri=store, run_id=child.info.run_id)
                 losses[name], callback = train(configuration, logger, given.budget)
                 spent = callback.profiles["train"].training["compute/hw_flops_total"]

@@ -1,9 +1,9 @@
-"""The six trainings of sweep.py as runs of W&B's: offline by default, or as a real sweep with an account.
+"""Train the six networks of sweep.py as runs of W&B.
 
 Usage: python examples/sweep_wandb.py [--online] [--budget 16e9] [--output sweep_wandb_output]
 
-W&B's server hands out the configurations of a sweep. Offline, the same function is called for each of them, in one
-group of runs; `wandb sync` brings them to the server later.
+--online is a real sweep and needs an account: W&B's server hands out the configurations. Offline, the same function is
+called for each of them, in one group of runs; `wandb sync` uploads them later.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from sweep import GRID, compare, configurations, name_of, options, train
 
-# No line of it is about FLOPs: what FlopCallback logs can be chosen as an axis of the sweep's plots all the same.
+# FLOPs need no entry: everything that FlopCallback logs can be an axis of the sweep's plots.
 SWEEP = {
     "method": "grid",
     "metric": {"name": "val/loss", "goal": "minimize"},
@@ -27,7 +27,10 @@ SWEEP = {
 
 
 def train_one(budget: float, **settings: Any) -> None:
-    """One training of the sweep: what `wandb agent` calls, without settings."""
+    """Train one configuration of the sweep.
+
+    `wandb agent` calls it without settings.
+    """
     with wandb.init(project="digits", **settings) as run:
         configuration = {name: run.config[name] for name in GRID}
         run.name = name_of(configuration)
@@ -37,11 +40,13 @@ def train_one(budget: float, **settings: Any) -> None:
 
 def main() -> None:
     is_online = "--online" in sys.argv
+    # `options` of sweep.py does not know the flag.
     sys.argv = [argument for argument in sys.argv if argument != "--online"]
     given = options(__doc__, "sweep_wandb_output")
     if is_online:
         wandb.agent(wandb.sweep(SWEEP, project="digits"), partial(train_one, given.budget, dir=given.output))
         return
+    # Otherwise each of the six runs prints its summary.
     os.environ.setdefault("WANDB_SILENT", "true")
     for configuration in configurations():
         train_one(given.budget, mode="offline", group="sweep", config=configuration, dir=given.output)
