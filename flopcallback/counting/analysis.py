@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from flopcallback.counting.operator_analysis import OperatorAnalysis
@@ -17,6 +16,7 @@ from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.tracing.run import AUTO, DISPATCH, TRACE
+from flopcallback.tracing.torch_private import schemas_of
 
 __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
 
@@ -175,5 +175,4 @@ def returns_view(operator: str) -> bool:
     """Whether what an operator returns shares its argument's memory, unless it was written to on the way."""
     if operator == "aten::_unsafe_view":  # a view that autograd is not told of: its schema does not say so
         return True
-    schemas = torch._C._jit_get_schemas_for_operator(operator)
-    return any("Tensor(a)" in str(schema).partition("->")[2] for schema in schemas)
+    return any("Tensor(a)" in schema.partition("->")[2] for schema in schemas_of(operator))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.tracing.torch_private import takes_step_hooks
+
 __all__ = ["optimizers_of", "unwrapped"]
 
 
@@ -31,7 +33,7 @@ def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
     several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     for each in several:
         # A wrapper may be one in name alone, without the list of hooks that `Optimizer.__init__` makes.
-        if not isinstance(each, torch.optim.Optimizer) or not hasattr(each, "_optimizer_step_post_hooks"):
+        if not isinstance(each, torch.optim.Optimizer) or not takes_step_hooks(each):
             what = f"a {type(each).__qualname__}" if isinstance(each, torch.optim.Optimizer) else f"{each!r:.80}"
             raise TypeError(
                 f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "

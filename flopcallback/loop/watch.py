@@ -20,6 +20,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.torch_private import base_of
 from flopcallback.training.failures import Troubles
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
@@ -293,7 +294,7 @@ class LoopWatch:
 
         for tensor in tensors_in(result):
             # An in-place write replaces a view's grad_fn but not its base's: hook both.
-            for part in (tensor, tensor._base):
+            for part in (tensor, base_of(tensor)):
                 if part is not None and part.grad_fn is not None:
                     part.grad_fn.register_prehook(began)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from flopcallback.measuring.peaks import ROWS, Row
+from flopcallback.tracing.torch_private import disable_current_modes
 
 __all__ = ["MEASURE", "PEAK_VARIABLE", "Peak", "measured_peak", "peak_for", "peak_in_table", "precision_of"]
 
@@ -231,7 +231,7 @@ def _seconds_of_product(
     times: list[float] = []
     # This may run in the middle of a training step, where autocast would change the dtype and a FLOP counter would
     # count these products.
-    with _disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         # Not `torch.rand`, which would move the random state of the training.
         left = torch.linspace(-1, 1, size * size, dtype=dtype, device=device).view(size, size)
         right, out = left.flip(0), torch.empty_like(left)

@@ -18,6 +18,7 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, call_sites, has_forward
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profile.rows import CPU_CLOCK
+from flopcallback.tracing.torch_private import is_backward_running
 
 __all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
 
@@ -350,7 +351,7 @@ class _TimedCall:
         def timed(*args: Any, **kwargs: Any) -> Any:
             # A call during a backward is a recomputation, whose time belongs to the backward. Other threads would
             # mix up `running`.
-            elsewhere = torch._C._current_graph_task_id() != -1 or threading.get_ident() != self._thread
+            elsewhere = is_backward_running() or threading.get_ident() != self._thread
             # A module that calls itself is timed once, by its outer call.
             if elsewhere or name in running:
                 return method(*args, **kwargs)

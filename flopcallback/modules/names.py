@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from flopcallback.tracing.torch_private import storage_id
+
 __all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "storage_of"]
 
 
@@ -127,6 +129,6 @@ def storage_of(tensor: torch.Tensor) -> int | None:
     if is_lazy(tensor):
         return None
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return storage_id(tensor.untyped_storage())
     except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
         return None

@@ -16,7 +16,14 @@ from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import is_isolated
 from flopcallback.modules.wrappers import is_reached, wrap_on_instance
-from flopcallback.tracing.jit_trace import is_tracing
+from flopcallback.tracing.torch_private import (
+    COMPILED_CALL,
+    has_compiled_call,
+    is_backward_running,
+    is_compiled_function,
+    is_tracing,
+    original_module,
+)
 
 __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
 
@@ -38,8 +45,7 @@ def is_compiled(module: nn.Module) -> bool:
     That is `torch.compile(module)`, `module.compile()`, or `module.forward = torch.compile(module.forward)`.
     """
     forward = vars(module).get("forward")
-    has_compiled_call = "_orig_mod" in module._modules or module._compiled_call_impl is not None
-    return has_compiled_call or hasattr(forward, "_torchdynamo_orig_callable")
+    return original_module(module) is not None or has_compiled_call(module) or is_compiled_function(forward)
 
 
 def has_forward(module: nn.Module) -> bool:
@@ -60,8 +66,8 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
             continue
         if is_compiled(module):
             closed.append(f"{name}." if name else "")
-        if module._compiled_call_impl is not None:
-            yield CallSite(name, module, "_compiled_call_impl")
+        if has_compiled_call(module):
+            yield CallSite(name, module, COMPILED_CALL)
         elif has_forward(module):
             yield CallSite(name, module, "forward")
 
@@ -158,5 +164,4 @@ def outermost_calls(
 
 def _is_no_step() -> bool:
     """Whether modules are called for a recomputation, an export, or the count of a model that contains them."""
-    is_backward = torch._C._current_graph_task_id() != -1
-    return is_backward or is_tracing() or is_isolated()
+    return is_backward_running() or is_tracing() or is_isolated()

@@ -15,10 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
 
 from flopcallback.modules.names import storage_of
+from flopcallback.tracing.torch_private import (
+    disable_current_modes,
+    is_view,
+    preserve_version_counter,
+    set_deterministic_algorithms,
+    tree_leaves,
+    tree_map,
+)
 
 __all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "written_to"]
 
@@ -40,7 +46,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
         inputs: any structure of tensors; those that the run writes to get their values back.
     """
     # Past the caller's modes: under a fake mode, what is kept of a real tensor would be a fake one, and be put back.
-    with _disable_current_modes():
+    with disable_current_modes():
         found = Found(modules)
         for leaf in tree_leaves(inputs):
             found.keep_input(leaf)
@@ -50,7 +56,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
         yield found
     finally:
         _isolated.depth -= 1
-        with _disable_current_modes():
+        with disable_current_modes():
             found.put_back()
 
 
@@ -87,10 +93,16 @@ def _keep_modes(undo: ExitStack) -> None:
     undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())
     undo.callback(torch.set_default_dtype, torch.get_default_dtype())
     undo.callback(torch.set_anomaly_enabled, torch.is_anomaly_enabled())
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Not the public function: it imports the compiler's settings, which takes a second.
-    undo.callback(torch._C._set_deterministic_algorithms, deterministic, warn_only=warn_only)
+    undo.callback(_put_back_determinism, *_determinism())
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _put_back_determinism(is_on: bool, warn_only: bool) -> None:
+    if _determinism() != (is_on, warn_only):
+        set_deterministic_algorithms(is_on, warn_only=warn_only)
 
 
 def _keep_random_states(undo: ExitStack) -> None:
@@ -180,7 +192,7 @@ class Found:
     def keep_written(self, tensor: torch.Tensor) -> None:
         """Keeps by value the parameters and inputs whose memory a tensor shares: it is about to be written to."""
         for kept in self._by_storage.pop(storage_of(tensor) or -1, ()):
-            with _disable_current_modes():
+            with disable_current_modes():
                 self._keep_values(kept if kept.is_inference() else kept.data)
 
     def drop_grads(self) -> None:
@@ -199,7 +211,7 @@ class Found:
         for tensor, values in self._tensors:
             _put_back(tensor, values)
         for tensor, data, grad, requires_grad in self._with_grads:
-            if not tensor.is_leaf and not tensor._is_view():  # written to with something that requires grad
+            if not tensor.is_leaf and not is_view(tensor):  # written to with something that requires grad
                 tensor.detach_()
             if _place_of(tensor) != _place_of(data):
                 tensor.data = data
@@ -208,7 +220,7 @@ class Found:
             if tensor.grad is not grad:
                 tensor.grad = grad
         for version in self._versions:
-            version.__exit__()
+            version.__exit__(None, None, None)
 
     def _put_back_attributes(self) -> None:
         for container in filter(None, self._empty):
@@ -234,7 +246,7 @@ class Found:
     def _keep_version(self, tensor: torch.Tensor) -> None:
         # A graph that saved the tensor before the run has to find it unchanged, by its version too.
         if not tensor.is_inference():
-            self._versions.append(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
+            self._versions.append(preserve_version_counter(tensor))
 
     def _keep_values(self, tensor: torch.Tensor) -> None:
         with torch.no_grad():

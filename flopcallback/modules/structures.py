@@ -7,7 +7,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
+
+from flopcallback.tracing.torch_private import tree_leaves
 
 __all__ = ["Shapes", "first_dimension", "shapes_of", "tensors_in"]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from flopcallback.tracing.torch_private import REPLICATE, replicate
+
 __all__ = ["is_reached", "wrap_on_instance"]
 
 _MISSING = object()
-_replicate = nn.Module._replicate_for_data_parallel
 _lock = threading.Lock()
 
 
@@ -90,7 +91,8 @@ def _remember(key: tuple[int, str], shadow: _Shadow) -> None:
     with _lock:
         if not _standing:
             nn.Module.__reduce_ex__ = _reduce_ex  # type: ignore[method-assign,assignment]
-            nn.Module._replicate_for_data_parallel = _replicate_plainly  # type: ignore[method-assign]
+            if replicate is not None:
+                setattr(nn.Module, REPLICATE, _replicate_plainly)
         _standing[key] += 1
         _shadows.setdefault(key, weakref.WeakValueDictionary())[id(shadow.function)] = shadow
 
@@ -103,7 +105,8 @@ def _forget(key: tuple[int, str], shadow: _Shadow) -> None:
             del _standing[key], _shadows[key]
         if not _standing:
             del nn.Module.__reduce_ex__
-            nn.Module._replicate_for_data_parallel = _replicate  # type: ignore[method-assign]
+            if replicate is not None:
+                setattr(nn.Module, REPLICATE, replicate)
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -115,7 +118,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
 
 
 def _replicate_plainly(self: nn.Module) -> nn.Module:
-    replica: nn.Module = _replicate(self)  # type: ignore[no-untyped-call]
+    replica: nn.Module = replicate(self)
     replica.__dict__ = _without_shadows(replica.__dict__, id(vars(self)))
     return replica
 

@@ -9,14 +9,26 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import DispatchKey
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
 from flopcallback.tracing.record import Region
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
+from flopcallback.tracing.torch_private import (
+    LOOKED_INTO,
+    OpOverload,
+    TorchDispatchMode,
+    disable_current_modes,
+    fake_mode,
+    nested_shapes,
+    operator_name,
+    schema_of,
+    stored_values,
+    tree_leaves,
+    views_are_marked,
+)
 
 __all__ = ["DispatchRecorder", "value_of"]
 
@@ -41,65 +53,55 @@ def _without_shape(tensor: torch.Tensor) -> Value:
     if tensor.is_nested:
         if tensor.layout != torch.strided:  # jagged: its operators arrive as those of the tensor that holds its values
             return Value(dtype=tensor.dtype)
-        shapes = tensor._nested_tensor_size().tolist()
+        if (shapes := nested_shapes(tensor)) is None:
+            return Value(dtype=tensor.dtype)
         items = tuple(Value(tuple(shape), tensor.dtype, tensor.device) for shape in shapes)
         return Value(dtype=tensor.dtype, items=items)
     if tensor.dense_dim() or tensor.device.type == "meta":
         return Value(dtype=tensor.dtype)
-    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
-    return Value(dtype=tensor.dtype, stored=values.numel())
+    values = stored_values(tensor) if tensor.layout == torch.sparse_coo else tensor.values()
+    return Value(dtype=tensor.dtype, stored=None if values is None else values.numel())
 
 
 @functools.cache
-def _parameters(func: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
+def _parameters(func: OpOverload) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema_of(func).arguments)
 
 
-def _in_schema_order(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
+def _in_schema_order(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
     rest = _parameters(func)[len(args) :]
     return tuple(map(value_of, args)) + tuple(value_of(kwargs.get(name, default)) for name, default in rest)
 
 
-def _written_to(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    for position, argument in enumerate(func._schema.arguments):
+def _written_to(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
-def _must_decompose(func: torch._ops.OpOverload) -> bool:
+def _must_decompose(func: OpOverload) -> bool:
     """Whether an operator reaches the mode whole (under `inference_mode`) that is normally split up before.
 
     It is split here too, unless there is a formula for the whole; both give the same count.
     """
-    return _is_composite(func) and not isinstance(lookup(func._schema.name), Counted)
+    return _is_composite(func) and not isinstance(lookup(operator_name(func)), Counted)
 
 
 @functools.cache
-def _is_composite(func: torch._ops.OpOverload) -> bool:
-    if not torch._C._dispatch_has_kernel(func.name()):  # what only Python knows, such as `aten::sym_size`
+def _is_composite(func: OpOverload) -> bool:
+    try:
+        return func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    except RuntimeError:  # what only Python knows, such as `aten::sym_size`
         return False
-    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-
-
-# Subclasses whose operators are made of operators on the tensors inside, which say what really runs: on this process'
-# part of a distributed tensor, on the rows that a jagged tensor has.
-_LOOKED_INTO = frozenset(
-    {("torch.distributed.tensor", "DTensor"), ("torch.nested._internal.nested_tensor", "NestedTensor")}
-)
 
 
 @functools.cache
 def _is_looked_into(cls: type) -> bool:
-    return any((base.__module__, base.__qualname__) in _LOOKED_INTO for base in cls.__mro__)
+    return any((base.__module__, base.__qualname__) in LOOKED_INTO for base in cls.__mro__)
 
 
-def _fake_mode() -> Any:
-    """The mode that gives tensors without values, if one is on."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-
-
-def _as_without_a_mode(func: torch._ops.OpOverload) -> AbstractContextManager[Any]:
+def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
     """Lets an operator that reached the mode whole mark the views that it makes, as it does where there is no mode.
 
     A mode's handler runs past the marking. An unmarked view of a weight does not say `requires_grad`, and `matmul` then
@@ -107,13 +109,13 @@ def _as_without_a_mode(func: torch._ops.OpOverload) -> AbstractContextManager[An
     """
     if not _is_composite(func) or _marks_views(func):
         return nullcontext()
-    return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
+    return views_are_marked()
 
 
 @functools.cache
-def _marks_views(func: torch._ops.OpOverload) -> bool:
+def _marks_views(func: OpOverload) -> bool:
     """Whether an operator's views are marked before the mode sees it; twice is an error."""
-    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.ADInplaceOrView)
+    return func.has_kernel_for_dispatch_key(DispatchKey.ADInplaceOrView)
 
 
 class DispatchRecorder(TorchDispatchMode):
@@ -141,17 +143,17 @@ class DispatchRecorder(TorchDispatchMode):
         self._thread = threading.get_ident()
         self._before_write = before_write
         self._is_past = False  # a piece is running past the mode
-        self._fake_mode = _fake_mode()
+        self._fake_mode = fake_mode()
 
     def __enter__(self) -> Any:
-        self._fake_mode = _fake_mode()
+        self._fake_mode = fake_mode()
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _fake_mode() is not self._fake_mode:  # asks for a shape: how a distributed tensor finds out what it will be
+        if fake_mode() is not self._fake_mode:  # asks for a shape: how a distributed tensor finds out what it will be
             return func(*args, **kwargs)
-        if not isinstance(func, torch._ops.OpOverload):
+        if not isinstance(func, OpOverload):
             return self._record_higher_order(func, args, kwargs)
         if any(map(_is_looked_into, types)):
             return NotImplemented
@@ -160,7 +162,7 @@ class DispatchRecorder(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if self._before_write is not None and func._schema.is_mutable:
+        if self._before_write is not None and schema_of(func).is_mutable:
             for tensor in _written_to(func, args, kwargs):
                 self._before_write(tensor)
         with _as_without_a_mode(func):
@@ -172,9 +174,9 @@ class DispatchRecorder(TorchDispatchMode):
         """Records what has run; the operator's result is there already."""
         self.calls.append(call())
 
-    def _described(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Any, result: Any) -> OpCall:
+    def _described(self, func: OpOverload, args: tuple[Any, ...], kwargs: Any, result: Any) -> OpCall:
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
-        return OpCall(func._schema.name, _in_schema_order(func, args, kwargs), outputs, self._scope(args))
+        return OpCall(operator_name(func), _in_schema_order(func, args, kwargs), outputs, self._scope(args))
 
     def _named(self, name: str, args: Any, kwargs: Any, result: Any, scope: Scope | None = None) -> OpCall:
         inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
@@ -212,7 +214,7 @@ class DispatchRecorder(TorchDispatchMode):
             return call(*args, **kwargs)
         self._is_past, before = True, self._is_past
         try:
-            with torch.utils._python_dispatch._disable_current_modes():
+            with disable_current_modes():
                 result = call(*args, **kwargs)
         finally:
             self._is_past = before

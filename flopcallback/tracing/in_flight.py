@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from flopcallback.modules.attempt import Attempt, call_once
 from flopcallback.modules.errors import first_line
@@ -22,6 +21,7 @@ from flopcallback.modules.snapshot import Found
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.regions import without_compilation
 from flopcallback.tracing.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
+from flopcallback.tracing.torch_private import RAISING_PACKAGES, tree_leaves
 
 __all__ = [
     "may_be_ours",
@@ -32,8 +32,8 @@ __all__ = [
     "together",
 ]
 
-# Packages that a tracer or a compiler of torch raises from by itself, with `raise`.
-_MACHINERY = ("flopcallback", "torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
+# Packages that a tracer or a compiler of torch raises from by itself, with `raise`; and ours.
+_MACHINERY = ("flopcallback", *RAISING_PACKAGES)
 
 
 def observe_in_flight(

@@ -14,9 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
-from torch._C import _len_torch_function_stack
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from flopcallback.formulas.op_call import OpCall, Scope
 from flopcallback.modules.snapshot import written_to
@@ -32,15 +30,24 @@ from flopcallback.tracing.regions import (
 from flopcallback.tracing.repeats import Repeats
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
+from flopcallback.tracing.torch_private import (
+    PYTHON_FUNCTIONS,
+    create_graph_by_tracing,
+    function_modes,
+    get_value_trace,
+    pop_function_mode,
+    push_function_mode,
+    set_tracing_state,
+    set_value_trace,
+    tracing_questions,
+    tracing_state,
+    tracing_state_place,
+    tree_leaves,
+)
 
-__all__ = ["is_tracing", "trace"]
+__all__ = ["trace"]
 
 T = TypeVar("T")
-
-_tracing_state = torch._C._get_tracing_state
-_set_tracing_state = torch._C._set_tracing_state  # type: ignore[attr-defined]
-_get_value_trace = torch._C._get_value_trace  # type: ignore[attr-defined]
-_set_value_trace = torch._C._set_value_trace  # type: ignore[attr-defined]
 
 # Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
 # values, which is what the model's own code would see without us.
@@ -100,11 +107,6 @@ class _Leave(Exception):  # noqa: N818 - nothing went wrong
     """Leaves the tracer once the graph is in hand."""
 
 
-def is_tracing() -> bool:
-    """Whether a trace is under way in this thread, ours or anybody's; `torch.jit.is_tracing` is made to deny ours."""
-    return _tracing_state() is not None
-
-
 def trace(
     call: Callable[[], T],
     scopes: ModuleScopes,
@@ -145,7 +147,7 @@ class _Tracer:
         self._recorder: DispatchRecorder | None = None  # of the region under way
         # Held, so that no other tensor can come to have the id of one of these.
         self._known: dict[int, torch.Tensor] = {}
-        self._graph: torch._C.Graph
+        self._graph: torch.Graph
 
     def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
         if not _ONE_AT_A_TIME.acquire(blocking=False):
@@ -157,10 +159,10 @@ class _Tracer:
 
     def _run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
         result: list[T] = []
-        returned: list[torch._C.Value] = []
+        returned: list[torch.Value] = []
 
         def traced() -> None:
-            self._graph = _tracing_state().graph()
+            self._graph = tracing_state().graph()
             for tensor in tensors:
                 self.register(tensor)
             with ExitStack() as stack:
@@ -174,19 +176,19 @@ class _Tracer:
             raise _Leave
 
         with suppress(_Leave):
-            torch._C._create_graph_by_tracing(traced, (), lambda _: "", True, False, None, [])
+            create_graph_by_tracing(traced, (), lambda _: "", True, False, None, [])
         return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned, self._threads.calls)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a piece that cannot be traced past the tracer, under the dispatcher, and takes up its results."""
-        state = _tracing_state()
+        state = tracing_state()
         if state is None:
             aside = self._threads.recorder() or self._recorder
             return call(*args, **kwargs) if aside is None else aside.region(kind, call, args, kwargs)
         recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
         outputs: list[torch.Tensor] = []
         handed = self._values_handed_to((args, kwargs))
-        _set_tracing_state(None)
+        set_tracing_state(None)
         self._recorder = recorder
         try:
             with _without_function_modes() if kind == FLEX_ATTENTION else recorder:
@@ -197,30 +199,30 @@ class _Tracer:
             self._recorder = None
             inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
             seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
-            _set_tracing_state(state)
+            set_tracing_state(state)
             for output in outputs:
                 self.register(output)
             self._mark(REGION_MARK, len(self._regions), handed)
             self._regions.append(Region(seen, tuple(recorder.calls)))
 
-    def _values_handed_to(self, arguments: Any) -> list[torch._C.Value]:
+    def _values_handed_to(self, arguments: Any) -> list[torch.Value]:
         """The graph's values for what a region is given, so that `prune` keeps what computed them."""
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
         self.make_known(tensors)
-        return [_get_value_trace(tensor) for tensor in tensors]
+        return [get_value_trace(tensor) for tensor in tensors]
 
-    def _values_of(self, result: Any) -> list[torch._C.Value]:
+    def _values_of(self, result: Any) -> list[torch.Value]:
         """The graph's values for what was returned; only they tell `prune` what is needed."""
-        if _tracing_state() is None:
+        if tracing_state() is None:
             raise RuntimeError("the tracer lost its state during the run")
         leaves = list(_tensors_within(result, set()))
         self.make_known(leaves)
-        return [_get_value_trace(leaf) for leaf in leaves]
+        return [get_value_trace(leaf) for leaf in leaves]
 
     @contextmanager
     def _marking_scopes(self) -> Iterator[None]:
         def mark(scope: Scope) -> None:
-            if _tracing_state() is not None:  # inside a region, the dispatcher asks for the scope itself
+            if tracing_state() is not None:  # inside a region, the dispatcher asks for the scope itself
                 self._mark(SCOPE_MARK, self._marks.setdefault(scope, len(self._marks)))
 
         before, self._scopes.on_change = self._scopes.on_change, mark
@@ -230,7 +232,7 @@ class _Tracer:
         finally:
             self._scopes.on_change = before
 
-    def _mark(self, kind: str, index: int, values: Sequence[torch._C.Value] = ()) -> None:
+    def _mark(self, kind: str, index: int, values: Sequence[torch.Value] = ()) -> None:
         # A node that we append ourselves costs no walk of the Python stack, and unlike `push_scope` opens no block.
         node = self._graph.create(kind, list(values), 0)
         node.i_("index", index)
@@ -240,7 +242,7 @@ class _Tracer:
         """Makes a tensor an input of the graph, as it is now."""
         if tensor.requires_grad and tensor.is_leaf:
             self._known[id(tensor)] = tensor
-        _set_value_trace(tensor, self._graph.addInput())
+        set_value_trace(tensor, self._graph.addInput())
 
     def make_leaves_known(self, arguments: Iterable[Any]) -> None:
         """Makes graph inputs of unseen leaves that require grad, before the tracer complains about them.
@@ -257,15 +259,15 @@ class _Tracer:
 
     def make_known(self, arguments: Iterable[Any]) -> None:
         """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
-        state = _tracing_state()
+        state = tracing_state()
         leaves = tree_leaves(list(arguments))
         self.make_leaves_known(leaves)
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad and id(leaf) not in self._known:
                 try:
-                    _get_value_trace(leaf)
+                    get_value_trace(leaf)
                 except RuntimeError:
-                    _set_tracing_state(state)  # the complaint has cost the tracer its state (2.13)
+                    set_tracing_state(state)  # the complaint has cost the tracer its state (2.13)
                     self.register(leaf)
 
 
@@ -286,17 +288,17 @@ class _TracingMode(TorchFunctionMode):
         if self._before_write is not None:
             for tensor in written_to(func, args, kwargs):
                 self._before_write(tensor)
-        state = _tracing_state()
+        state = tracing_state()
         if state is None:
             return func(*args, **kwargs)
         if func in _QUESTIONS:
             if func in _DATA_QUESTIONS:
                 warnings.warn(_FOLLOWS_DATA, torch.jit.TracerWarning, stacklevel=2)  # type: ignore[attr-defined]
-            _set_tracing_state(None)
+            set_tracing_state(None)
             try:
                 return func(*args, **kwargs)
             finally:
-                _set_tracing_state(state)
+                set_tracing_state(state)
         if func == _SET_DATA:  # other memory, and maybe another shape: to the tracer it is another tensor
             func(*args, **kwargs)
             self._tracer.register(args[0])
@@ -314,17 +316,15 @@ class _TracingMode(TorchFunctionMode):
             except RuntimeError as error:
                 if _UNSEEN not in str(error):
                     raise
-                _set_tracing_state(state)
+                set_tracing_state(state)
                 self._tracer.make_known((*args, *kwargs.values()))
                 return func(*args, **kwargs)
         except BaseException:
             # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.
-            _set_tracing_state(state)
+            set_tracing_state(state)
             raise
 
 
-# Where PyTorch's functions written in Python ask whether a mode or a subclass wants to have them whole.
-_PYTHON_FUNCTIONS = (torch.nn.functional, torch.functional, torch._tensor, torch.nn.init, torch.autograd)
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -336,7 +336,7 @@ def _python_functions_entered() -> Iterator[None]:
     to it whole, sizes would be traced tensors again. Tensor subclasses still get them whole.
     """
     with ExitStack() as stack:
-        for owner in _PYTHON_FUNCTIONS:
+        for owner in PYTHON_FUNCTIONS:
             for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
                 if hasattr(owner, name):
                     stack.enter_context(replaced(owner, name, _for_subclasses_only))
@@ -345,7 +345,7 @@ def _python_functions_entered() -> Iterator[None]:
 
 def _for_subclasses_only(original: Callable[..., bool]) -> Callable[..., bool]:
     def has_torch_function(*args: Any) -> bool:
-        if _tracing_state() is None:
+        if tracing_state() is None:
             return original(*args)
         candidates = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
         return any(_is_overriding(candidate) for candidate in candidates) and original(*args)
@@ -378,20 +378,21 @@ def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torc
 @contextmanager
 def _without_function_modes() -> Iterator[None]:
     """What is compiled on the spot must not meet a mode, or nothing is compiled."""
-    modes = [_pop_mode() for _ in range(_len_torch_function_stack())]
+    modes = [pop_function_mode() for _ in range(function_modes())]
     try:
         yield
     finally:
         for mode in reversed(modes):
-            _push_mode(mode)
+            push_function_mode(mode)
 
 
 @contextmanager
 def _denied_to_models() -> Iterator[None]:
     """Tells models, and PyTorch's own modules, that nothing is traced: they take other paths under a tracer."""
     with ExitStack() as stack:
-        for owner, name in ((torch._C, "_is_tracing"), (torch.jit, "is_tracing"), (torch.jit._trace, "is_tracing")):
+        for owner, name in tracing_questions():
             stack.enter_context(replaced(owner, name, lambda original: lambda: False))
         # Without it `Module.__call__` takes a detour, one more frame for the tracer to write down at every operator.
-        stack.enter_context(replaced(torch._C, "_get_tracing_state", lambda original: lambda: None))
+        for owner, name in tracing_state_place():
+            stack.enter_context(replaced(owner, name, lambda original: lambda: None))
         yield

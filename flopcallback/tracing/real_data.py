@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from flopcallback.tracing.dispatch import DispatchRecorder
+from flopcallback.tracing.torch_private import OpOverload, operator_name, tree_leaves
 
 __all__ = ["needs_real_data"]
 
@@ -41,9 +41,9 @@ def needs_real_data(error: BaseException) -> str | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     seen = [frame.f_locals for frame in frames if isinstance(frame.f_locals.get("self"), DispatchRecorder)]
     func, args = next(((each["func"], each["args"]) for each in reversed(seen) if "func" in each), (None, ()))
-    if not isinstance(func, torch._ops.OpOverload):
+    if not isinstance(func, OpOverload):
         return None
-    place = f"{_place(error.__traceback__)} ({func._schema.name})"
+    place = f"{_place(error.__traceback__)} ({operator_name(func)})"
     if any(frame.f_code.co_name == "validate_and_convert_non_fake_tensors" for frame in frames):
         return f"a fake tensor meets one that is real, or of another mode: {place}. {_FAKE_WAY_OUT}"
     if (asked := _asked(func, args)) is None or not any(map(_has_no_values, tree_leaves(args))):
@@ -51,13 +51,13 @@ def needs_real_data(error: BaseException) -> str | None:
     return f"{asked}, and {_HAS_NONE}: {place}. {_WAY_OUT}"
 
 
-def _asked(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> str | None:
+def _asked(func: OpOverload, args: tuple[Any, ...]) -> str | None:
     if torch.Tag.data_dependent_output in func.tags:
         return "the model turns a tensor's value into a Python value"
     # Indexing has such a shape by a mask only, and may fail for other reasons.
-    if torch.Tag.dynamic_output_shape in func.tags and (func._schema.name != "aten::index" or _has_mask(args)):
+    if torch.Tag.dynamic_output_shape in func.tags and (operator_name(func) != "aten::index" or _has_mask(args)):
         return "the model makes a tensor whose shape depends on another one's values"
-    if func._schema.name == "aten::_to_copy":  # `tolist`, `cpu`
+    if operator_name(func) == "aten::_to_copy":  # `tolist`, `cpu`
         return "the model copies a tensor's values to another device"
     return None
 

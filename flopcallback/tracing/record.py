@@ -32,7 +32,7 @@ class Operation:
 
     operator: str
     scope: Scope
-    node: torch._C.Node | None = None
+    node: torch.Node | None = None
     values: dict[int, Value] = field(default_factory=dict)
     seen: OpCall | None = None
     body: tuple[Operation, ...] | None = None
@@ -45,7 +45,7 @@ class Operation:
         inputs = tuple(map(self._value, self.node.inputs()))
         return OpCall(self.operator, inputs, tuple(map(self._value, self.node.outputs())), self.scope)
 
-    def _value(self, value: torch._C.Value) -> Value:
+    def _value(self, value: torch.Value) -> Value:
         key = value.unique()
         if (known := self.values.get(key)) is None:
             known = self.values[key] = read_value(value)
@@ -93,10 +93,10 @@ class GraphRecord:
         beside: what ran in other threads.
     """
 
-    graph: torch._C.Graph
+    graph: torch.Graph
     scopes: list[Scope]
     regions: list[Region]
-    results: list[torch._C.Value]
+    results: list[torch.Value]
     beside: Sequence[OpCall | Region] = ()
 
     def lost(self) -> str | None:
@@ -133,12 +133,12 @@ _MAKERS = (
 )
 
 
-def _has_run(kind: str, node: torch._C.Node) -> bool:
+def _has_run(kind: str, node: torch.Node) -> bool:
     """Whether an operator came back: one that raised, and whose error the model caught, has no outputs."""
     return node.outputsSize() > 0 or kind.startswith("aten::_foreach_")
 
 
-def read_value(value: torch._C.Value) -> Value:
+def read_value(value: torch.Value) -> Value:
     """A value of a traced graph as plain data: a tensor, a list of them, or a constant; else empty."""
     if value.isCompleteTensor():
         of: Any = value.type()
@@ -166,7 +166,7 @@ _COMMON = frozenset({bool, int, float, str, type(None)})
 _shared_constant = functools.lru_cache(maxsize=4096, typed=True)(lambda constant: Value(constant=constant))
 
 
-def _unpacked(value: torch._C.Value) -> Value:
+def _unpacked(value: torch.Value) -> Value:
     """A list that an operator returned: the tracer unpacks it at once."""
     for use in value.uses():
         if use.user.kind() == "prim::ListUnpack":
@@ -174,7 +174,7 @@ def _unpacked(value: torch._C.Value) -> Value:
     return Value()
 
 
-def _nodes(block: torch._C.Graph | torch._C.Block) -> Iterator[tuple[str, torch._C.Node]]:
+def _nodes(block: torch.Graph | torch.Block) -> Iterator[tuple[str, torch.Node]]:
     """All nodes and their kinds in order, those within blocks too.
 
     We open no block, but whoever calls the tracer's `push_scope` does: fvcore's hooks, for one, which stay on a model
@@ -188,7 +188,7 @@ def _nodes(block: torch._C.Graph | torch._C.Block) -> Iterator[tuple[str, torch.
                 yield from _nodes(inner)
 
 
-def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int]:
+def _live_nodes(graph: torch.Graph, results: list[torch.Value]) -> set[int]:
     """Positions of the nodes that `results` depend on.
 
     An operator that writes into an argument counts as a use of everything that may share the argument's memory, so
@@ -209,7 +209,7 @@ def _live_nodes(graph: torch._C.Graph, results: list[torch._C.Value]) -> set[int
     return kept
 
 
-def _aliases(node: torch._C.Node) -> Iterator[tuple[torch._C.Value, torch._C.Value]]:
+def _aliases(node: torch.Node) -> Iterator[tuple[torch.Value, torch.Value]]:
     """Pairs of an input and an output of a node that may share memory: a view, or an argument written to."""
     if node.kind() in ("prim::ListConstruct", "prim::ListUnpack", "prim::TupleConstruct", "prim::TupleUnpack"):
         yield from ((i, o) for i in node.inputs() for o in node.outputs())

@@ -6,14 +6,24 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import _SingleLevelFunction
 
 from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.torch_private import (
+    COMPILED_CALL,
+    SingleLevelFunction,
+    backward_engine,
+    collectives,
+    has_compiled_call,
+    is_compiler_imported,
+    operator_name,
+    original_module,
+    transforms,
+)
 
 __all__ = [
     "AUTOGRAD_FUNCTION",
@@ -72,8 +82,7 @@ def intercept_untraceable(region: RunRegion) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(intercept_named(region))
         for owner, name, kind in _doors():
-            if hasattr(owner, name):  # they are private, and another version of torch may not have them all
-                stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
+            stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
         yield
 
 
@@ -82,7 +91,9 @@ def intercept_named(region: RunRegion) -> Iterator[None]:
     """Sends what has a name that no operator bears through `region`: autograd functions, flex attention's kernel."""
     # Below `Function.apply`, which many take hold of when a module is imported: `swish = Swish.apply`.
     with (
-        replaced(_SingleLevelFunction, "apply", functools.partial(_autograd_function, region)),
+        nullcontext()
+        if SingleLevelFunction is None
+        else replaced(SingleLevelFunction, "apply", functools.partial(_autograd_function, region)),
         intercept_compiled_attention(region),
     ):
         yield
@@ -120,30 +131,15 @@ class _TorchForFlexAttention:
 
 def _doors() -> Iterator[tuple[Any, str, str]]:
     # `torch.autograd.grad` and `Tensor.backward`: a backward inside a trace raises.
-    yield torch.autograd, "_engine_run_backward", "flopcallback::backward"
+    yield from ((*place, "flopcallback::backward") for place in backward_engine())
     # Scripted and traced modules and functions: the tracer records the call of a function, or raises.
     yield torch.ScriptMethod, "__call__", "prim::CallMethod"
     yield torch.ScriptFunction, "__call__", "prim::CallFunction"
     # The transforms of torch.func wrap tensors at a level of their own, which the tracer does not know.
-    yield torch._functorch.apis, "vmap_impl", "flopcallback::vmap"
-    yield torch._functorch.eager_transforms, "grad_impl", "flopcallback::grad"
-    yield torch._functorch.eager_transforms, "grad_and_value_impl", "flopcallback::grad_and_value"
-    yield torch._functorch.eager_transforms, "_vjp_with_argnums", "flopcallback::vjp"
-    yield torch._functorch.eager_transforms, "_jvp_with_argnums", "flopcallback::jvp"
-    yield from ((owner, name, "flopcallback::collective") for owner, name in _collectives())
-
-
-def _collectives() -> Iterator[tuple[Any, str]]:
-    """What sends tensors to other processes: the tracer does not know a process group."""
+    yield from ((*place, f"flopcallback::{name}") for name, place in transforms())
+    # What sends tensors to other processes: the tracer does not know a process group.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        yield torch.distributed, "_broadcast_coalesced"
-        group = torch.distributed.ProcessGroup
-        methods = (
-            "allreduce allreduce_coalesced allgather allgather_coalesced allgather_into_tensor_coalesced "
-            "_allgather_base alltoall alltoall_base barrier broadcast gather recv recv_anysource reduce "
-            "reduce_scatter reduce_scatter_tensor_coalesced _reduce_scatter_base scatter send"
-        )
-        yield from ((group, method) for method in methods.split())
+        yield from ((*place, "flopcallback::collective") for place in collectives())
 
 
 def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,7 +162,7 @@ def _autograd_function(region: RunRegion, original: Any) -> Any:
 
 
 def _built_in_apply(cls: Any) -> Callable[..., Any]:
-    return super(_SingleLevelFunction, cls).apply  # type: ignore[no-any-return]
+    return super(SingleLevelFunction, cls).apply  # type: ignore[no-any-return]
 
 
 _CONVOLUTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))
@@ -181,17 +177,10 @@ def is_meta_convolution(function: Any, args: tuple[Any, ...], kwargs: dict[str, 
     `DONT_RECORD_TRACE` in tools/autograd/gen_trace_type.py). Meta has a function in Python there, which meets traced
     sizes. Of the operators that multiply it is the only one.
     """
-    if function not in _CONVOLUTION_FUNCTIONS and _operator_name(function) not in _CONVOLUTION_OPERATORS:
+    if function not in _CONVOLUTION_FUNCTIONS and operator_name(function) not in _CONVOLUTION_OPERATORS:
         return False
     source = args[0] if args else kwargs.get("input")
     return isinstance(source, torch.Tensor) and source.is_meta
-
-
-def _operator_name(function: Any) -> str:
-    """Of an operator that is called as `torch.ops.aten...`; empty for other functions."""
-    if isinstance(function, torch._ops.OpOverload):
-        return str(function._schema.name)
-    return function._qualified_op_name if isinstance(function, torch._ops.OpOverloadPacket) else ""
 
 
 @contextmanager
@@ -203,11 +192,11 @@ def without_compilation(modules: list[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in modules:
-            if "_orig_mod" in module._modules:
+            if original_module(module) is not None:
                 wrap_on_instance(module, "forward", functools.partial(_original_forward, module), stack)
-            if module._compiled_call_impl is not None:
-                wrap_on_instance(module, "_compiled_call_impl", _nothing, stack)
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes a second
+            if has_compiled_call(module):
+                wrap_on_instance(module, COMPILED_CALL, _nothing, stack)
+        if is_compiler_imported():  # else nothing was compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -233,6 +222,6 @@ def without_fast_paths() -> Iterator[None]:
 
 def _original_forward(module: nn.Module, _: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return module._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]
+        return original_module(module)(*args, **kwargs)  # type: ignore[misc]
 
     return forward

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Repeats"]
+from flopcallback.tracing.torch_private import (
+    get_value_trace,
+    is_any_autocast_enabled,
+    set_tracing_state,
+    set_value_trace,
+)
 
-_set_tracing_state = torch._C._set_tracing_state  # type: ignore[attr-defined]
-_get_value_trace = torch._C._get_value_trace  # type: ignore[attr-defined]
-_set_value_trace = torch._C._set_value_trace  # type: ignore[attr-defined]
+__all__ = ["Repeats"]
 
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 _CONSTANTS = frozenset(
@@ -44,7 +47,7 @@ class _Unusual(Exception):  # noqa: N818 - nothing went wrong
 class _Pattern(NamedTuple):
     """The one operator that calls of a form are: its node, and which of its values are which tensors of the call."""
 
-    node: torch._C.Node
+    node: torch.Node
     positions: dict[int, int]
 
 
@@ -55,7 +58,7 @@ class Repeats:
         graph: the graph under way.
     """
 
-    def __init__(self, graph: torch._C.Graph) -> None:
+    def __init__(self, graph: torch.Graph) -> None:
         self._graph = graph
         self._patterns: dict[Hashable, _Pattern | None] = {}
 
@@ -81,12 +84,12 @@ class Repeats:
         pattern = self._patterns[form]
         if pattern is None:
             return function(*args, **kwargs)
-        values = [_get_value_trace(tensor) for tensor in tensors]
-        _set_tracing_state(None)
+        values = [get_value_trace(tensor) for tensor in tensors]
+        set_tracing_state(None)
         try:
             result = function(*args, **kwargs)
         finally:
-            _set_tracing_state(state)
+            set_tracing_state(state)
         self._copy(pattern, values, _outputs(result))
         return result
 
@@ -98,11 +101,11 @@ class Repeats:
         kwargs: dict[str, Any],
         tensors: Iterable[torch.Tensor],
     ) -> Any:
-        positions = {_get_value_trace(tensor).unique(): position for position, tensor in enumerate(tensors)}
+        positions = {get_value_trace(tensor).unique(): position for position, tensor in enumerate(tensors)}
         end = self._graph.return_node()
         before = end.prev()
         result = function(*args, **kwargs)
-        new: list[torch._C.Node] = []
+        new: list[torch.Node] = []
         node = end.prev()
         while node.isAfter(before):
             new.append(node)
@@ -110,8 +113,8 @@ class Repeats:
         self._patterns[form] = _pattern(new, positions, _outputs(result))
         return result
 
-    def _copy(self, pattern: _Pattern, values: Sequence[torch._C.Value], results: Sequence[torch.Tensor]) -> None:
-        def mapped(value: torch._C.Value) -> torch._C.Value:
+    def _copy(self, pattern: _Pattern, values: Sequence[torch.Value], results: Sequence[torch.Tensor]) -> None:
+        def mapped(value: torch.Value) -> torch.Value:
             position = pattern.positions.get(value.unique())
             return value if position is None else values[position]
 
@@ -119,12 +122,10 @@ class Repeats:
         self._graph.insertNode(node)
         for output, tensor in zip(node.outputs(), results, strict=True):
             output.inferTypeFrom(tensor)
-            _set_value_trace(tensor, output)
+            set_value_trace(tensor, output)
 
 
-def _pattern(
-    new: Iterable[torch._C.Node], positions: dict[int, int], results: Sequence[torch.Tensor]
-) -> _Pattern | None:
+def _pattern(new: Iterable[torch.Node], positions: dict[int, int], results: Sequence[torch.Tensor]) -> _Pattern | None:
     """What to copy, where `new` nodes are one operator on the call's tensors and on constants; else None."""
     operators, constants = [], set()
     for node in new:
@@ -139,12 +140,12 @@ def _pattern(
     inputs = {value.unique() for value in operator.inputs()}
     outputs = [value.unique() for value in operator.outputs()]
     is_whole = inputs <= constants | positions.keys() and bool(outputs)
-    if not is_whole or [_get_value_trace(result).unique() for result in results] != outputs:
+    if not is_whole or [get_value_trace(result).unique() for result in results] != outputs:
         return None
     return _Pattern(operator, positions)
 
 
-def _is_constant(node: torch._C.Node) -> bool:
+def _is_constant(node: torch.Node) -> bool:
     return all(value.node().kind() == "prim::Constant" for value in node.inputs())
 
 
@@ -164,7 +165,7 @@ def _form(
 
     Under autocast it would not be all: casts of weights are made once and kept.
     """
-    if "out" in kwargs or torch._C._is_any_autocast_enabled():
+    if "out" in kwargs or is_any_autocast_enabled():
         raise _Unusual
     named = [(name, _part(value, tensors)) for name, value in kwargs.items()]
     return (function, *[_part(value, tensors) for value in args], *named)

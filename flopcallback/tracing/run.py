@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Found, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
-from flopcallback.tracing.jit_trace import is_tracing, trace
+from flopcallback.tracing.jit_trace import trace
 from flopcallback.tracing.record import GraphRecord, Record
 from flopcallback.tracing.regions import intercept_named, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
+from flopcallback.tracing.torch_private import is_tracing, is_transforming, tree_leaves, why_no_tracer
 
 __all__ = ["ENGINES", "Run", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
 
@@ -217,9 +217,11 @@ def filtered_warnings(mode: str) -> Iterator[None]:
 
 def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
     """Why a run should not be traced, as far as that can be told before; empty when nothing speaks against it."""
+    if reason := why_no_tracer():
+        return reason
     if is_tracing():
         return "another trace is under way, and traces cannot be nested"
-    if torch._C._functorch.maybe_current_level() is not None:
+    if is_transforming():
         return "the tracer does not go through transforms of torch.func"
     for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:

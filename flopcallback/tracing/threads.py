@@ -6,7 +6,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.thread import _worker
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,6 +42,7 @@ class Threads:
         self._scopes = scopes
         self._before_write = before_write
         self._recorders: dict[int, DispatchRecorder | None] = {threading.get_ident(): None}
+        self._submitting: set[int] = set()  # threads that are handing work to a pool, which starts its own for it
         self._lock = threading.Lock()
         self.is_over = False
 
@@ -74,7 +74,7 @@ class Threads:
         @functools.wraps(original)
         def start(thread: threading.Thread) -> Any:
             # A pool's thread waits for work of anybody's; what is submitted to it is recorded piece by piece.
-            if threading.get_ident() in self._recorders and getattr(thread, "_target", None) is not _worker:
+            if threading.get_ident() in self._recorders.keys() - self._submitting:
                 thread.run = self._recorded(thread.run)  # type: ignore[method-assign]
             return original(thread)
 
@@ -83,8 +83,14 @@ class Threads:
     def _around_submit(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def submit(pool: ThreadPoolExecutor, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            is_ours = threading.get_ident() in self._recorders
-            return original(pool, self._recorded(work) if is_ours else work, *args, **kwargs)
+            here = threading.get_ident()
+            if here not in self._recorders:
+                return original(pool, work, *args, **kwargs)
+            self._submitting.add(here)
+            try:
+                return original(pool, self._recorded(work), *args, **kwargs)
+            finally:
+                self._submitting.discard(here)
 
         return submit
 

@@ -20,6 +20,7 @@ from flopcallback.tracing.record import Record, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, Run
 from flopcallback.tracing.scopes import ModuleScopes
+from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
 
@@ -80,7 +81,8 @@ class StepObserver:
         """Puts what tells modules, backwards and optimizers apart around a step, and takes it away again."""
         with ExitStack() as undo:
             undo.enter_context(self._scopes.watch())
-            undo.enter_context(replaced(torch.autograd, "_engine_run_backward", self._around_backward))
+            for owner, name in backward_engine():
+                undo.enter_context(replaced(owner, name, self._around_backward))
             for optimizer in self._optimizers:
                 wrap_on_instance(optimizer, "step", self._around_optimizer, undo)
             yield
@@ -209,8 +211,8 @@ class StepObserver:
             self._own_node(running)
             return self._placed(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD, running)
         phase, makes_graph, began = self._backwards[-1]
-        node: Any = torch._C._current_autograd_node()  # None in what the engine does around its nodes
-        owner = self._owners.get(node._sequence_nr(), began) if node is not None else began
+        node = current_node()  # None in what the engine does around its nodes
+        owner = self._owners.get(number_of(node), began) if node is not None else began
         is_again = torch.is_grad_enabled() and not makes_graph
         scope = running if running is not began else owner
         if torch.is_grad_enabled():
@@ -227,7 +229,7 @@ class StepObserver:
 
     def _own_node(self, scope: Scope) -> None:
         """The node that was made last is that of the operator that runs now, unless it is an earlier one's already."""
-        self._owners.setdefault(torch._C._autograd._get_sequence_nr() - 1, scope)
+        self._owners.setdefault(nodes_so_far() - 1, scope)
 
 
 def _scope_of(recorded: OpCall | Region) -> Scope:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from flopcallback.modules.structures import shapes_of
+from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Troubles
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
@@ -26,9 +27,6 @@ STATE = 1
 
 MOST_CALLS = 1024
 """Of the model in a step, whose shapes tell it from others: a step whose optimizer is idle may never end."""
-
-_nodes_so_far = torch._C._autograd._get_sequence_nr
-"""Nodes that autograd has made in this thread: it numbers them."""
 
 
 @dataclass(slots=True)
@@ -108,7 +106,7 @@ class ComputeMeter:
         """A step begins; one that has not ended is forgotten."""
         if self._of_all is None or self._loaded:
             self._join()
-        self.step = OpenStep(self._trainable.read(), _nodes_so_far())
+        self.step = OpenStep(self._trainable.read(), nodes_so_far())
         self._throughput.begin_step()
 
     def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
@@ -167,12 +165,12 @@ class ComputeMeter:
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
         """Goes around each call in a step that is counted, and around the same calls in one that is observed."""
-        before = _nodes_so_far()
+        before = nodes_so_far()
         try:
             yield
         finally:
             if self.step is not None:
-                self.step.nodes_inside += _nodes_so_far() - before
+                self.step.nodes_inside += nodes_so_far() - before
 
     def set_observed_cost(self, cost: StepCost) -> None:
         """What the step that is about to end cost."""
@@ -205,12 +203,15 @@ class ComputeMeter:
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         if spent is None:
-            nodes = _nodes_so_far() - step.nodes_before
+            nodes = nodes_so_far() - step.nodes_before
+            outside = nodes - step.nodes_inside
+            if not can_count_nodes:  # no step is observed then, and none is like one that another process observed
+                nodes = outside = UNKNOWN_NODES
             key = StepKey(tuple(step.calls), step.trainable, step.backwards, tuple(step.stepped), nodes)
             if step.counted is not None:
-                self.ledger.count(key, step.counted * max(1, step.batches), nodes - step.nodes_inside)
+                self.ledger.count(key, step.counted * max(1, step.batches), outside)
             elif step.cost is not None:
-                self.ledger.learn(key, step.cost, nodes - step.nodes_inside)
+                self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)
         else:
             self.ledger.add_flops(spent)

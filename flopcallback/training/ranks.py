@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from flopcallback.tracing.torch_private import default_store
+
 __all__ = ["END", "Heard", "Ranks", "are_several", "is_initialized", "rank_of"]
 
 PATIENCE_S = 5.0
@@ -137,9 +139,8 @@ class Ranks:
         self._over: set[int] = set()  # ranks that said their last word
         if is_initialized() and torch.distributed.get_world_size() > 1:
             self.rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-            # It has no public name; `torch.distributed.new_group` hands it on the same way.
             c10d: Any = torch.distributed.distributed_c10d
-            store = c10d._get_default_store()
+            store = default_store()
             if store is not None:  # MPI has none
                 self._store = c10d.PrefixStore(f"flopcallback/{name}/{number}", store)
                 self._store.set(f"member/{self.rank}", "1")

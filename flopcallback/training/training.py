@@ -15,6 +15,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.torch_private import why_no_whole_step
 from flopcallback.tracing.whole_step import FORWARD, RECOMPUTE, StepObserver
 from flopcallback.trackers import Tracker
 from flopcallback.training.batch_sizes import BatchSizes
@@ -181,7 +182,10 @@ class Training:
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:
             return
-        self._steps.allow(observed, model, profile, conditions)
+        if reason := why_no_whole_step():
+            self.stop_observing(RuntimeError(reason))
+        else:
+            self._steps.allow(observed, model, profile, conditions)
         if self._meter is not None:
             if self._steps.model is None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED

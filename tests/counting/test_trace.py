@@ -14,8 +14,8 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
-from flopcallback.tracing.jit_trace import is_tracing
 from flopcallback.tracing.run import observe
+from flopcallback.tracing.torch_private import is_tracing
 
 pytestmark = pytest.mark.usefixtures("no_tracing_state_left")
 
