@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.torch_private import (
+    BACKWARD_CLASS,
     COMPILED_CALL,
-    SingleLevelFunction,
     backward_engine,
     collectives,
     has_compiled_call,
@@ -89,11 +89,10 @@ def intercept_untraceable(region: RunRegion) -> Iterator[None]:
 @contextmanager
 def intercept_named(region: RunRegion) -> Iterator[None]:
     """Sends what has a name that no operator bears through `region`: autograd functions, flex attention's kernel."""
-    # Below `Function.apply`, which many take hold of when a module is imported: `swish = Swish.apply`.
+    # Replacing `apply` would not do: from torch 2.14 on it is a C method, and many modules keep one from their import
+    # on (`swish = Swish.apply`). But every `apply` looks up attributes of its class, and the metaclass sees that.
     with (
-        nullcontext()
-        if SingleLevelFunction is None
-        else replaced(SingleLevelFunction, "apply", functools.partial(_autograd_function, region)),
+        replaced(type(torch.autograd.Function), "__getattribute__", functools.partial(_applied_functions, region)),
         intercept_compiled_attention(region),
     ):
         yield
@@ -150,19 +149,48 @@ def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Cal
     return past_the_tracer
 
 
-def _autograd_function(region: RunRegion, original: Any) -> Any:
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        call = original.__get__(None, cls) if isinstance(original, classmethod) else _built_in_apply(cls)
-        if not issubclass(cls, torch.autograd.Function):  # what a transform of torch.func makes of one
-            return call(*args, **kwargs)
-        # Named as the tracer would name it, so that a handle for `prim::PythonOp.<Name>` is found.
-        return region(f"{AUTOGRAD_FUNCTION}{cls.__name__}", call, args, kwargs)
+def _applied_functions(region: RunRegion, original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """Looks up attributes of autograd functions, and gives `apply` a `forward` that runs in a region."""
+    applied = _Applied()
 
-    return classmethod(apply)
+    def __getattribute__(cls: Any, name: str) -> Any:  # noqa: N807
+        attribute = original(cls, name)
+        if name == BACKWARD_CLASS:  # `apply` makes the context of this, and calls `forward` next (seen in 2.6 to 2.14)
+            applied.function, applied.grad_mode = cls, torch.is_grad_enabled()
+        elif name == "forward" and applied.function is cls:
+            applied.function = None
+            if issubclass(cls, torch.autograd.Function):  # else it is what a transform of torch.func makes of one
+                kind = f"{AUTOGRAD_FUNCTION}{cls.__name__}"  # the tracer's name, which handles and formulas use
+                return functools.partial(_forward, functools.partial(region, kind), attribute, applied.grad_mode)
+        return attribute
+
+    return __getattribute__
 
 
-def _built_in_apply(cls: Any) -> Callable[..., Any]:
-    return super(SingleLevelFunction, cls).apply  # type: ignore[no-any-return]
+class _Applied(threading.local):
+    """The autograd function whose `apply` is under way in this thread, and the grad mode of its caller.
+
+    Without it, a direct call of a function's `forward` would be taken for an operator.
+    """
+
+    function: Any = None
+    grad_mode = False
+
+
+def _forward(region: Callable[..., Any], forward: Callable[..., Any], grad_mode: bool, *args: Any) -> Any:
+    """Runs the forward of an autograd function in a region, with the arguments and in the grad mode of `apply`.
+
+    The forward itself still gets its context, and runs without grad.
+    """
+    has_context = bool(args) and isinstance(args[0], torch.autograd.function.FunctionCtx)
+    context, given = (args[:1], args[1:]) if has_context else ((), args)
+
+    def without_grad(*given: Any) -> Any:
+        with torch.set_grad_enabled(False):
+            return forward(*context, *given)
+
+    with torch.set_grad_enabled(grad_mode):
+        return region(without_grad, given, {})
 
 
 _CONVOLUTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))

@@ -72,8 +72,6 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C._len_torch_function_stack", "jit_trace", _ALL, TRACER),
     # Nobody could say whether a call is inside a transform, through which the tracer does not go.
     Private("torch._C._functorch.maybe_current_level", "run", _ALL, TRACER),
-    # The tracer writes one node without insides for an autograd function that nobody leads past it: a silent zero.
-    Private("torch.autograd.function._SingleLevelFunction", "regions", f"{_ALL}, without names of Functions", TRACER),
     *_rows("torch._C._is_tracing torch.jit._trace.is_tracing", "jit_trace", "nothing: who asks by it is gone"),
     Private("torch._tensor", "jit_trace", "methods of tensors written in Python show with what they ask of shapes"),
     Private("torch._C._is_any_autocast_enabled", "repeats", "speed: no node is copied"),
@@ -147,6 +145,8 @@ NAMES: tuple[Private, ...] = (
 ATTRIBUTES: tuple[Private, ...] = (
     Private("_orig_mod", "outermost, regions", "what `torch.compile(module)` returns is not known as compiled"),
     Private("_torchdynamo_orig_callable", "outermost", "a `forward` that was compiled alone is not known as compiled"),
+    # Which attribute `apply` asks its class for before it calls `forward`: by that, a function is seen at work.
+    Private("_backward_cls", "regions", "names of autograd functions: what they run inside counts"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
 """Names that instances alone have."""
@@ -235,7 +235,6 @@ def tracing_state_place() -> Iterator[Place]:
 
 # --- What the tracer is led past ---
 
-SingleLevelFunction: Any = _found["torch.autograd.function._SingleLevelFunction"]
 """The class below `autograd.Function`."""
 
 
@@ -279,6 +278,7 @@ def is_compiler_imported() -> bool:
 
 # --- Compiled modules ---
 
+BACKWARD_CLASS = "_backward_cls"
 COMPILED_CALL = "_compiled_call_impl"
 """The attribute of a module that `module.compile()` sets, and that its calls go through."""
 

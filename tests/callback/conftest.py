@@ -286,13 +286,19 @@ def leftovers(model):
         found.append("a dispatch mode is active")
     if torch._C._len_torch_function_stack():
         found.append("a function mode is active")
-    if torch.jit.is_tracing is not _IS_TRACING or torch.autograd.Function.apply.__func__ is not _APPLY:
+    if torch.jit.is_tracing is not _IS_TRACING or _function_attributes() != _FUNCTION_ATTRIBUTES:
         found.append("a function of torch is replaced")
     return found
 
 
+def _function_attributes():
+    """How autograd functions look their attributes up, and what they have of their own."""
+    function = torch.autograd.Function
+    return [dict(vars(owner)) for owner in (type(function), function, *function.__bases__)]
+
+
 _IS_TRACING = torch.jit.is_tracing
-_APPLY = torch.autograd.Function.apply.__func__
+_FUNCTION_ATTRIBUTES = _function_attributes()
 
 
 @pytest.fixture(name="leftovers")

@@ -93,12 +93,63 @@ class TestAnAutogradFunction:
         assert flops.set_formula("prim::PythonOp.Product", lambda call: Cost(fma=17)).total() == 17
         assert flops.set_formula("prim::PythonOp.Product", None).total() == 0
 
+    def test_whose_forward_is_called_directly_is_no_operator(self, x, engine, formula_for):
+        class Twice(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, weight):
+                return Product.forward(ctx, x, weight) + Product.apply(x, weight)
+
+        formula_for("prim::PythonOp.Product", lambda call: Cost(fma=1000))
+        assert FlopCountAnalysis(lambda x: Twice.apply(x, ones(3, 7)), x, engine=engine).total() == 2 * 3 * 7 + 1000
+
+    def test_that_raises_costs_what_it_did_and_nothing_else(self, x, engine):
+        """The model goes on, and so do count and tracer."""
+
+        class Raises(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, weight):
+                raise ArithmeticError(x @ weight)
+
+        def model(x):
+            with pytest.raises(ArithmeticError):
+                Raises.apply(x, ones(3, 5))
+            return product(x, ones(3, 7))
+
+        assert FlopCountAnalysis(model, x, engine=engine).total() == 2 * 3 * 5 + 2 * 3 * 7
+
+    @pytest.mark.parametrize("is_enabled", [True, False])
+    def test_runs_in_the_grad_modes_that_it_runs_in_by_itself(self, x, engine, is_enabled):
+        modes = []
+
+        class Asks(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                modes.append(torch.is_grad_enabled())
+                return x * 2
+
+        def model(x):
+            with torch.set_grad_enabled(is_enabled):
+                y = Asks.apply(x)
+                modes.append(torch.is_grad_enabled())
+            assert y.requires_grad is is_enabled
+            return y
+
+        FlopCountAnalysis(model, x.requires_grad_(), engine=engine).total()
+        assert modes == [False, is_enabled]
+
     def test_is_left_as_found(self, x, engine):
-        before = torch.autograd.Function.apply, vars(torch.autograd.function._SingleLevelFunction).get("apply")
+        owners = type(Product), *Product.__mro__
+        before = [dict(vars(owner)) for owner in owners]
         FlopCountAnalysis(lambda x: product(x, ones(3, 7)), x, engine=engine).total()
-        after = torch.autograd.Function.apply, vars(torch.autograd.function._SingleLevelFunction).get("apply")
-        assert after == before
+        assert [dict(vars(owner)) for owner in owners] == before
         assert torch.equal(product(x, ones(3, 7)), x @ ones(3, 7))
+
+
+@pytest.mark.parametrize("apply", [lambda x, w: Product.apply(x, w), product], ids=["by its class", "by its apply"])
+def test_an_autograd_function_of_a_parameter_that_nobody_knows_of_is_counted(x, apply):
+    """The tracer does not take one that an autograd function is the first to use."""
+    hidden = nn.Parameter(ones(3, 7))
+    assert FlopCountAnalysis(lambda x: apply(x, hidden), x).total() == 2 * 3 * 7
 
 
 def test_pruning_keeps_what_an_autograd_function_is_given(model_of, x):

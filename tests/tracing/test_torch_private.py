@@ -169,13 +169,13 @@ def booked(state=None, *, cost=None):
     meter.load(state or {})
     meter.begin_step()
     meter.add_call((x,), x)
-    with meter.inside():
+    with meter.counting_nodes():
         loss = model(x).sum()
     loss.backward()
     if cost is None:
-        meter.counted(FORWARD, torch.device("cpu"), None)
+        meter.set_counted_forward(FORWARD, torch.device("cpu"), None)
     else:
-        meter.observed(cost)
+        meter.set_observed_cost(cost)
     meter.end_step()
     return meter
 
