@@ -18,6 +18,7 @@ from flopcallback.tracing.torch_private import (
     COMPILED_CALL,
     backward_engine,
     collectives,
+    disable_current_modes,
     has_compiled_call,
     is_compiler_imported,
     operator_name,
@@ -35,6 +36,7 @@ __all__ = [
     "intercept_untraceable",
     "is_meta_convolution",
     "replaced",
+    "sees_functions",
     "without_compilation",
     "without_fast_paths",
 ]
@@ -165,6 +167,32 @@ def _applied_functions(region: RunRegion, original: Callable[[Any, str], Any]) -
         return attribute
 
     return __getattribute__
+
+
+class _Probe(torch.autograd.Function):
+    """Does nothing, and is applied to see whether that is noticed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+
+@functools.cache
+def sees_functions() -> bool:
+    """Return whether this torch lets an autograd function be seen at work.
+
+    The way in rests on which attributes `apply` looks up. Should another version look up none, the tracer would count
+    nothing for such a function, and say nothing: then it must not be used.
+    """
+    seen: list[str] = []
+
+    def region(kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        seen.append(kind)
+        return call(*args, **kwargs)
+
+    with disable_current_modes(), torch.no_grad(), intercept_named(region):
+        _Probe.apply(torch.empty(0))  # type: ignore[no-untyped-call]
+    return bool(seen)
 
 
 class _Applied(threading.local):

@@ -22,7 +22,7 @@ from flopcallback.modules.snapshot import Found, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
 from flopcallback.tracing.record import GraphRecord, Record
-from flopcallback.tracing.regions import intercept_named, without_compilation, without_fast_paths
+from flopcallback.tracing.regions import intercept_named, sees_functions, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import is_tracing, is_transforming, tree_leaves, why_no_tracer
@@ -221,6 +221,8 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         return reason
     if is_tracing():
         return "another trace is under way, and traces cannot be nested"
+    if not sees_functions():
+        return "this version of torch does not let the tracer see autograd functions"
     if is_transforming():
         return "the tracer does not go through transforms of torch.func"
     for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):

@@ -146,7 +146,7 @@ ATTRIBUTES: tuple[Private, ...] = (
     Private("_orig_mod", "outermost, regions", "what `torch.compile(module)` returns is not known as compiled"),
     Private("_torchdynamo_orig_callable", "outermost", "a `forward` that was compiled alone is not known as compiled"),
     # Which attribute `apply` asks its class for before it calls `forward`: by that, a function is seen at work.
-    Private("_backward_cls", "regions", "names of autograd functions: what they run inside counts"),
+    Private("_backward_cls", "regions", "the tracer: the dispatcher counts, without names of functions"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
 """Names that instances alone have."""

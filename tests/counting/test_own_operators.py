@@ -207,3 +207,17 @@ def test_a_triton_operator_is_one_by_its_name(x, engine, formula_for):
     assert unknown.is_lower_bound
     formula_for("flopcallback_tests::scaled", lambda call: Cost(other=call.inputs[0].numel))
     assert FlopCountAnalysis(scaled, x, engine=engine).total() == 6
+
+
+def test_where_torch_does_not_let_functions_be_seen_the_tracer_is_not_used(monkeypatch, x):
+    """A version whose `apply` looks up other attributes: traced, the work of a function would be a silent zero."""
+    from flopcallback.tracing import regions
+
+    regions.sees_functions.cache_clear()
+    monkeypatch.setattr(regions, "BACKWARD_CLASS", "_an_attribute_that_nobody_looks_up")
+    try:
+        flops = FlopCountAnalysis(lambda x: product(x, ones(3, 7)), x)
+        assert (flops.total(), flops.engine) == (2 * 3 * 7, "dispatch")
+        assert flops.engine_reason == "this version of torch does not let the tracer see autograd functions"
+    finally:
+        regions.sees_functions.cache_clear()
