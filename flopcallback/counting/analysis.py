@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from torch import nn
@@ -118,10 +119,6 @@ class FlopCountAnalysis(OperatorAnalysis):
 _FlopSelf = TypeVar("_FlopSelf", bound=FlopCountAnalysis)
 
 
-def _bytes_moved(call: OpCall) -> int:
-    return sum(value.nbytes for value in (*call.inputs, *call.outputs))
-
-
 def _activations(call: OpCall) -> int:
     return call.outputs[0].numel
 
@@ -162,7 +159,7 @@ class BytesCountAnalysis(_OneStatistic):
     (Williams et al., Roofline, 2009, https://doi.org/10.1145/1498765.1498785).
     """
 
-    _statistic = staticmethod(_bytes_moved)
+    _statistic = attrgetter("nbytes")
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         if self._formula is not None and returns_view(operator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
@@ -73,7 +73,7 @@ def tally(
         mode: `"owner"` or `"caller"`.
         prune: without operators whose results are not used.
     """
-    return _Summing(run, measure, handles, mode).over(run.record.operations(prune=prune))
+    return _Summing(run, measure, handles, mode).over(list(run.record.operations(prune=prune)))
 
 
 class _Summing:
@@ -92,7 +92,7 @@ class _Summing:
             {name: {} for name in modules},
         )
 
-    def over(self, operations: Iterator[Operation]) -> Tally:
+    def over(self, operations: Sequence[Operation]) -> Tally:
         for operation in operations:
             self._add(operation)
         for name in self._run.strays:
@@ -166,7 +166,7 @@ class _Summing:
 def _statistic(operation: Operation, rule: Callable[[OpCall], Statistic | None]) -> Statistic | None:
     """The statistic of a call; of each component of nested tensors, summed."""
     call = operation.call()
-    if not any(value.is_nested for value in (*call.inputs, *call.outputs)):
+    if not call.has_nested:
         return rule(call)
     summed: Counter[str] = Counter()
     for component in call.components():

@@ -96,9 +96,9 @@ class OpCall:
         Raises:
             ValueError: nested tensors have different numbers of components.
         """
-        nested = [value for value in (*self.inputs, *self.outputs) if value.is_nested]
-        if not nested:
+        if not self.has_nested:
             return (self,)
+        nested = [value for value in (*self.inputs, *self.outputs) if value.is_nested]
         lengths = {len(value.items or ()) for value in nested}
         if len(lengths) != 1:
             raise ValueError(f"nested tensors of different numbers of components: {sorted(lengths)}")
@@ -106,6 +106,16 @@ class OpCall:
             OpCall(self.operator, _component(self.inputs, index), _component(self.outputs, index), self.scope)
             for index in range(lengths.pop())
         )
+
+    @property
+    def has_nested(self) -> bool:
+        """True if an argument or a result is a nested tensor."""
+        return any(value.is_nested for value in (*self.inputs, *self.outputs))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in and out."""
+        return sum(value.nbytes for value in (*self.inputs, *self.outputs))
 
     @property
     def module(self) -> str:

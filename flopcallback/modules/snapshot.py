@@ -26,7 +26,7 @@ from flopcallback.tracing.torch_private import (
     tree_map,
 )
 
-__all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "written_to"]
+__all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "writes", "written_to"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -283,7 +283,7 @@ def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
 
 def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     """The tensors that a call of a PyTorch function writes to, by its name (`add_`, `_foreach_add_`) or its `out=`."""
-    if _writes(func):
+    if writes(func):
         # A list comes first where many are written to; the fused optimizers write to several lists.
         lists = args if func.__name__.startswith("_fused_") else args[:1]
         yield from (leaf for leaf in tree_leaves(lists) if isinstance(leaf, torch.Tensor))
@@ -301,6 +301,7 @@ _WRITING_OPERATORS = frozenset(
 
 
 @functools.cache
-def _writes(func: Any) -> bool:
+def writes(func: Any) -> bool:
+    """Return whether a PyTorch function writes to its arguments, by its name."""
     name = getattr(func, "__name__", "")
     return name in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__"))

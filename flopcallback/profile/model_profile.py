@@ -354,4 +354,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return finite(value)
+    return finite(value) if isinstance(value, float) else value  # most are no floats, and need no call

@@ -17,12 +17,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from flopcallback.formulas.op_call import OpCall, Scope
-from flopcallback.modules.snapshot import written_to
+from flopcallback.modules.snapshot import writes, written_to
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
 from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
 from flopcallback.tracing.regions import (
+    CONVOLUTIONS,
     FLEX_ATTENTION,
     META_CONVOLUTION,
+    OVERLOADS,
     intercept_untraceable,
     is_meta_convolution,
     replaced,
@@ -98,6 +100,9 @@ _FOLLOWS_DATA = "a tensor's value became a Python value: the count holds for the
 # The tracer's complaint about a tensor that it has not seen and must not bake into the graph.
 _UNSEEN = "Cannot insert a Tensor that requires grad as a constant"
 
+
+# The tracer asks for the name of each variable; as a function in C, this costs no frame of Python each time.
+_NO_NAME = "".format
 
 # The replacements of a trace are process-wide; two that overlap could not be taken back in order.
 _ONE_AT_A_TIME = threading.Lock()
@@ -176,7 +181,7 @@ class _Tracer:
             raise _Leave
 
         with suppress(_Leave):
-            create_graph_by_tracing(traced, (), lambda _: "", True, False, None, [])
+            create_graph_by_tracing(traced, (), _NO_NAME, True, False, None, [])
         return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned, self._threads.calls)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -285,7 +290,7 @@ class _TracingMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._before_write is not None:
+        if self._before_write is not None and (writes(func) or "out" in kwargs):
             for tensor in written_to(func, args, kwargs):
                 self._before_write(tensor)
         state = tracing_state()
@@ -303,7 +308,7 @@ class _TracingMode(TorchFunctionMode):
             func(*args, **kwargs)
             self._tracer.register(args[0])
             return None
-        if is_meta_convolution(func, args, kwargs):
+        if (func in CONVOLUTIONS or type(func) in OVERLOADS) and is_meta_convolution(func, args, kwargs):
             return self._tracer.region(META_CONVOLUTION, func, args, kwargs)
         try:
             if type(func) is types.FunctionType:

@@ -16,6 +16,8 @@ from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.torch_private import (
     BACKWARD_CLASS,
     COMPILED_CALL,
+    OpOverload,
+    OpOverloadPacket,
     backward_engine,
     collectives,
     disable_current_modes,
@@ -28,8 +30,10 @@ from flopcallback.tracing.torch_private import (
 
 __all__ = [
     "AUTOGRAD_FUNCTION",
+    "CONVOLUTIONS",
     "FLEX_ATTENTION",
     "META_CONVOLUTION",
+    "OVERLOADS",
     "RunRegion",
     "intercept_compiled_attention",
     "intercept_named",
@@ -222,18 +226,24 @@ def _forward(region: Callable[..., Any], forward: Callable[..., Any], grad_mode:
 
 
 _CONVOLUTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))
-_CONVOLUTION_FUNCTIONS = frozenset(getattr(torch, name) for name in _CONVOLUTIONS)
+CONVOLUTIONS = frozenset(getattr(torch, name) for name in _CONVOLUTIONS)
+OVERLOADS = frozenset({OpOverload, OpOverloadPacket})
 _CONVOLUTION_OPERATORS = frozenset(f"aten::{name}" for name in _CONVOLUTIONS)
 
 
 def is_meta_convolution(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is a convolution of a meta tensor.
+    """Return whether a call is a convolution of a meta tensor.
 
     The tracer writes no node for `convolution`: it relies on the operators below, which the other devices have (2.13,
     `DONT_RECORD_TRACE` in tools/autograd/gen_trace_type.py). Meta has a function in Python there, which meets traced
     sizes. Of the operators that multiply it is the only one.
+
+    Args:
+        function: one of `CONVOLUTIONS`, or of a type in `OVERLOADS`; nothing else can be one.
+        args: of the call.
+        kwargs: of the call.
     """
-    if function not in _CONVOLUTION_FUNCTIONS and operator_name(function) not in _CONVOLUTION_OPERATORS:
+    if function not in CONVOLUTIONS and operator_name(function) not in _CONVOLUTION_OPERATORS:
         return False
     source = args[0] if args else kwargs.get("input")
     return isinstance(source, torch.Tensor) and source.is_meta
