@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
+from flopcallback.profile.columns import shown_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow
 
@@ -16,8 +17,11 @@ __all__ = ["Change", "Figures", "ProfileDiff", "diff_profiles", "parse_share"]
 
 Status = Literal["added", "removed", "changed"]
 
-# Figures that add up: a module's are its own and those of the modules in it.
-_SUMMED = ("flops", "hw_flops", "params", "activations", "bytes", "unknown_calls")
+Figures = Mapping[str, Any]
+"""Figures of some modules, added up, by the keys of the columns that a diff has; None for what is not known of all."""
+
+TIME = "forward_ms"
+"""The one figure that is measured: two equal modules differ in it, and parts do not add up to the whole."""
 
 _CONVENTION = {"flops.fma": "fma", "flops.elementwise": "elementwise"}
 _CONDITIONS = {
@@ -27,28 +31,6 @@ _CONDITIONS = {
     "flops.engine": "engine",
     "flops.version": "version of flopcallback",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Figures of some modules, added up.
-
-    Attributes:
-        forward_ms: None where not all of them were measured.
-    """
-
-    flops: int = 0
-    hw_flops: int = 0
-    params: int = 0
-    activations: int = 0
-    bytes: int = 0
-    unknown_calls: int = 0
-    forward_ms: float | None = None
-
-    def __add__(self, other: Figures) -> Figures:
-        both = (self.forward_ms, other.forward_ms)
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        return Figures(**sums, forward_ms=None if None in both else sum(both))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +64,8 @@ class Change:
     @property
     def flops(self) -> int:
         """FLOPs that came with the change; below 0 for those that went."""
-        return (self.after or Figures()).flops - (self.before or Figures()).flops
+        before, after = (0 if side is None else int(side["flops"]) for side in (self.before, self.after))
+        return after - before
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +176,21 @@ def _changes(before: ModelProfile, after: ModelProfile) -> Iterator[Change]:
     for path, row in new.items():
         if path not in old:
             if row.parent is None or row.parent in old:
-                yield Change(path, row.type, None, _figures(row))
+                yield Change(path, row.type, None, _figures(after, row))
         elif _differ(old[path], row, old_own[path], new_own[path]):
             kinds = dict.fromkeys((old[path].type, row.type))
             yield Change(path, " → ".join(kinds), old_own[path], new_own[path], is_own=path in parents)
     for path, row in old.items():
         if path not in new and (row.parent is None or row.parent in new):
-            yield Change(path, row.type, _figures(row), None)
+            yield Change(path, row.type, _figures(before, row), None)
 
 
 def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> bool:
     if old.type != new.type:
         return True
-    if dataclasses.replace(before, forward_ms=None) != dataclasses.replace(after, forward_ms=None):
+    if _counts(before) != _counts(after):
         return True
-    if before.forward_ms is None or after.forward_ms is None:
+    if before[TIME] is None or after[TIME] is None:
         return False
     spreads = old.forward_ms_spread, new.forward_ms_spread
     if spreads[0] is None or spreads[1] is None:
@@ -215,21 +198,23 @@ def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> 
     return spreads[0][1] < spreads[1][0] or spreads[1][1] < spreads[0][0]
 
 
-def _figures(row: ModuleRow) -> Figures:
-    return Figures(row.flops, row.hw_flops, row.params, row.activations, row.bytes, row.unknown_calls, row.forward_ms)
+def _figures(profile: ModelProfile, row: ModuleRow) -> Figures:
+    return {shown.key: shown.column.value(profile, row) for shown in shown_in("diff")}
+
+
+def _counts(figures: Figures | None) -> tuple[Any, ...] | None:
+    """What has to be equal in modules that are alike: all but the time."""
+    return None if figures is None else tuple(value for key, value in figures.items() if key != TIME)
 
 
 def _own_figures(profile: ModelProfile) -> dict[str, Figures]:
     """Each module's figures without those of the modules in it, and then without a time, since times do not add up."""
-    own = {row.path: _figures(row) for row in profile.modules}
+    own = {row.path: _figures(profile, row) for row in profile.modules}
     for row in profile.modules:
         if row.parent is not None and row.parent in own:
-            own[row.parent] = _without(own[row.parent], _figures(row))
+            whole, part = own[row.parent], _figures(profile, row)
+            own[row.parent] = {key: None if key == TIME else whole[key] - part[key] for key in whole}
     return own
-
-
-def _without(whole: Figures, part: Figures) -> Figures:
-    return Figures(**{name: getattr(whole, name) - getattr(part, name) for name in _SUMMED})
 
 
 # --- Folds ------------------------------------------------------------------------------------------------------------
@@ -241,7 +226,8 @@ def _folded(changes: Iterator[Change]) -> Iterator[Change]:
     """The changes with those made one that differ by a number in the name alone, as in a stack of layers."""
     alike: dict[object, list[Change]] = {}
     for change in changes:
-        key = (_DIGITS.sub("*", change.path), change.type, change.is_own, *_counts(change))
+        sides = _counts(change.before), _counts(change.after)
+        key = (_DIGITS.sub("*", change.path), change.type, change.is_own, *sides)
         alike.setdefault(key, []).append(change)
     for group in alike.values():
         first, *others = group
@@ -250,15 +236,14 @@ def _folded(changes: Iterator[Change]) -> Iterator[Change]:
         yield first
 
 
-def _counts(change: Change) -> tuple[Figures | None, ...]:
-    """What has to be equal: all but the times."""
-    sides = (change.before, change.after)
-    return tuple(None if side is None else dataclasses.replace(side, forward_ms=None) for side in sides)
-
-
 def _together(first: Change, second: Change) -> Change:
     parts = zip(re.split(r"(\d+|\*)", first.path), re.split(r"(\d+|\*)", second.path), strict=True)
     path = "".join(a if a == b else "*" for a, b in parts)
-    before = None if first.before is None or second.before is None else first.before + second.before
-    after = None if first.after is None or second.after is None else first.after + second.after
+    before, after = _sum(first.before, second.before), _sum(first.after, second.after)
     return dataclasses.replace(first, path=path, before=before, after=after, modules=first.modules + second.modules)
+
+
+def _sum(one: Figures | None, other: Figures | None) -> Figures | None:
+    if one is None or other is None:
+        return None
+    return {key: None if None in (one[key], other[key]) else one[key] + other[key] for key in one}

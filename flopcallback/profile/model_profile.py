@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile import columns, metrics
+from flopcallback.profile.metrics import known
 from flopcallback.profile.numbers import finite
 from flopcallback.profile.rows import (
-    ABOVE_PEAK,
     LatencySummary,
     ModuleRow,
     OperatorRow,
@@ -203,24 +204,22 @@ class ModelProfile:
         Profiles of `validate`, `test` and `predict` have their phase in front (`validate/flops/forward`). A user's
         prefix is not in the names. Integers are exact.
         """
-        values: dict[str, int | float | None] = {
-            "flops/forward": self.forward_flops,
-            "flops/forward_per_sample": _per_sample(self.forward_flops, self.batch_size),
-            "flops/unknown_calls": self.unknown_calls,
-            "model/params": self.root.params if self.root else None,
-            "model/params_trainable": self.root.params_trainable if self.root else None,
-            "model/activations": self.root.activations if self.root else None,
-            **self._step_scalars(),
-            "latency/forward_ms": self.forward_ms,
-            "latency/step_ms": self.latency.step_ms if self.latency else None,
-        }
-        return {self.phase_prefix + name: value for name, value in values.items() if value is not None}
-
-    def _step_scalars(self) -> dict[str, int]:
-        if self.step is None:
-            return {}
-        parts = {f"flops/train_step_{name.name}_hw": getattr(self.step, name.name) for name in fields(self.step)}
-        return {"flops/train_step_hw": self.step.total, **parts}
+        root, latency, step = self.root, self.latency, self.step
+        values = known(
+            {
+                metrics.FORWARD: self.forward_flops,
+                metrics.FORWARD_PER_SAMPLE: _per_sample(self.forward_flops, self.batch_size),
+                metrics.UNKNOWN_CALLS: self.unknown_calls,
+                metrics.PARAMS: root.params if root else None,
+                metrics.PARAMS_TRAINABLE: root.params_trainable if root else None,
+                metrics.ACTIVATIONS: root.activations if root else None,
+                metrics.TRAIN_STEP: step.total if step else None,
+                **{row: getattr(step, phase, None) for phase, row in metrics.TRAIN_STEP_PHASES.items()},
+                metrics.FORWARD_MS: self.forward_ms,
+                metrics.STEP_MS: latency.step_ms if latency else None,
+            }
+        )
+        return {self.phase_prefix + name: value for name, value in values.items()}
 
     @property
     def phase_prefix(self) -> str:
@@ -234,54 +233,17 @@ class ModelProfile:
 
     def module_records(self) -> list[dict[str, Any]]:
         """The table `flops/modules`: one dict per module, depth first, shares and achieved FLOP/s worked out."""
-        return [self._module_record(row) for row in self.modules]
-
-    def _module_record(self, row: ModuleRow) -> dict[str, Any]:
-        low, high = row.forward_ms_spread or (None, None)
-        is_above_peak = self.is_above_peak(row)
-        return {
-            "path": row.path,
-            "parent": row.parent,
-            "depth": row.depth,
-            "type": row.type,
-            "calls": row.calls,
-            "params": row.params,
-            "params_trainable": row.params_trainable,
-            "params_share": self.params_share(row),
-            "flops": row.flops,
-            "own_flops": row.own_flops,
-            "hw_flops": row.hw_flops,
-            "flops_share": self.flops_share(row),
-            "step_hw_flops": row.step.total if row.step else None,
-            "step_backward_hw_flops": row.step.backward if row.step else None,
-            "step_recompute_hw_flops": row.step.recompute if row.step else None,
-            "activations": row.activations,
-            "bytes": row.bytes,
-            "forward_ms": row.forward_ms,
-            "forward_ms_low": low,
-            "forward_ms_high": high,
-            "latency_share": self.latency_share(row),
-            "achieved_hw_flops_per_s": None if is_above_peak else self.achieved_flops_per_s(row),
-            "hw_flops_per_byte": self.hw_flops_per_byte(row),
-            "unknown_calls": row.unknown_calls,
-            "output_shape": row.output_shape,
-            "note": ", ".join(filter(None, (row.note, ABOVE_PEAK if is_above_peak else ""))),
-        }
+        return self._records(columns.COLUMNS, self.modules)
 
     def operator_records(self) -> list[dict[str, Any]]:
         """The table `flops/operators`: one dict per operator, the largest first, with its share of the FLOPs."""
-        return [
-            {
-                "operator": row.operator,
-                "family": row.family,
-                "calls": row.calls,
-                "flops": row.flops,
-                "flops_share": self.flops_share(row),
-                "status": row.status,
-                "reason": self.unknown.get(row.operator),
-            }
-            for row in self.operators
-        ]
+        return self._records(columns.OPERATOR_COLUMNS, self.operators)
+
+    def _records(
+        self, table: Sequence[columns.Column], rows: Sequence[ModuleRow | OperatorRow]
+    ) -> list[dict[str, Any]]:
+        shown = [column for column in table if column.is_record]
+        return [{column.key: column.value(self, row) for column in shown} for row in rows]
 
     def to_dataframe(self) -> pd.DataFrame:
         """`module_records()` as a pandas data frame, a row per module.

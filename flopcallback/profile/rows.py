@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 __all__ = [
@@ -37,6 +37,9 @@ class StepFlops:
     def total(self) -> int:
         """All of it."""
         return self.forward + self.backward + self.recompute + self.optimizer
+
+    def __add__(self, other: StepFlops) -> StepFlops:
+        return StepFlops(*(getattr(self, phase.name) + getattr(other, phase.name) for phase in fields(self)))
 
 
 class Timed(Protocol):

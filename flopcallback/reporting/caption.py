@@ -6,14 +6,14 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from flopcallback.profile import metrics
 from flopcallback.profile.rows import CPU_CLOCK, share
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from flopcallback.profile.metrics import Metric
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.rows import StepFlops
 
@@ -138,31 +138,34 @@ def _peak(profile: ModelProfile) -> str:
 def _compute(profile: ModelProfile) -> str:
     """What the whole training has done."""
     training = profile.training
-    spent = training.get("compute/hw_flops_total")
+    spent = training.get(metrics.COMPUTE.name)
     if spent is None:
         return ""
-    estimated = training.get("compute/estimated_pct") or 0
-    parts = [f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")]
-    for name, unit in (("compute/samples_total", "samples"), ("compute/tokens_total", "tokens")):
-        if name in training:
-            parts.append(f"{training[name]:,} {unit}")
-    return f"the whole training: {', '.join(parts)}"
+    estimated = training.get(metrics.ESTIMATED.name) or 0
+    whole = f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
+    return f"the whole training: {', '.join([whole, *_said(profile, 'compute')])}"
 
 
 def _throughput(profile: ModelProfile) -> str:
     """How fast its last steps were."""
-    texts: dict[str, Callable[[float], str]] = {
-        "perf/step_time_ms": lambda value: f"{milliseconds(value)} ms a step",
-        "perf/samples_per_sec": lambda value: f"{si(value)} samples/s",
-        "perf/tokens_per_sec": lambda value: f"{si(value)} tokens/s",
-        "perf/hw_tflops_per_sec": lambda value: si(value * 1e12, "FLOP/s"),
-        "perf/mfu_pct": lambda value: f"MFU {percent(value / 100)}",
-        "perf/hfu_pct": lambda value: f"HFU {percent(value / 100)}",
-        "perf/data_wait_pct": lambda value: f"{percent(value / 100)} of the time waiting for data",
-    }
-    numbers = {name: profile.training.get(name) for name in texts}
-    parts = [texts[name](value) for name, value in numbers.items() if value is not None]
+    parts = _said(profile, "perf")
     return f"at its end: {', '.join(parts)}" if parts else ""
+
+
+def _said(profile: ModelProfile, group: str) -> list[str]:
+    """What is known of the metrics of a group that a sentence has."""
+    values = {metric: profile.training.get(metric.name) for metric in metrics.of_group(group) if metric.text}
+    return [metric.text.format(_with_unit(value, metric)) for metric, value in values.items() if value is not None]
+
+
+def _with_unit(value: float, metric: Metric) -> str:
+    if metric.unit == "ms":
+        return f"{milliseconds(value)} ms"
+    if metric.unit == "%":
+        return percent(value / 100)
+    if metric.unit == "TFLOP/s":
+        return si(value * 1e12, "FLOP/s")
+    return f"{si(value) if metric.unit.endswith('/s') else f'{value:,}'} {metric.unit}"
 
 
 def _agreement(profile: ModelProfile) -> str:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from flopcallback.profile.rows import share
+from flopcallback.profile.columns import counts
+from flopcallback.profile.rows import ModuleRow, StepFlops, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from flopcallback.profile.model_profile import ModelProfile
-    from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["Line", "Node", "crowd", "end_of", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
-
-Number = TypeVar("Number", int, float)
 
 _DIGITS = re.compile(r"\d+")
 
@@ -42,28 +40,39 @@ class Node:
     Attributes:
         label: last part of the name (`conv1`), of a fold the first and the last (`0 … 23`).
         path: the whole name, with the fold in it (`layers.0 … 23.mlp`).
-        first: path of the first of its modules.
+        row: the figures of its modules together; path and what else is no figure are the first one's. Its time is None
+            where any of the modules was not measured. On a line of own operators, it is what the times of the modules
+            inside leave of the module's.
         modules: how many modules this stands for.
-        params: None on a line of own operators, as `calls` and `activations` are: rows do not say it.
-        forward_ms: None where any of the modules was not measured. On a line of own operators, what the times of the
-            modules inside leave of the module's.
+        is_whole: False where own operators are in it, of which only the columns with `is_own` are known.
     """
 
     label: str
     path: str
-    type: str
-    first: str = ""
+    row: ModuleRow
     modules: int = 1
-    calls: int | None = None
-    params: int | None = None
-    flops: int = 0
-    hw_flops: int = 0
-    activations: int | None = None
-    forward_ms: float | None = None
-    unknown_calls: int = 0
-    output_shape: str | None = None
-    note: str = ""
+    is_whole: bool = True
     children: tuple[Node, ...] = ()
+
+    @property
+    def type(self) -> str:
+        """Class name; empty where modules of several classes share the line."""
+        return self.row.type
+
+    @property
+    def flops(self) -> int:
+        """FLOPs under the profile's convention."""
+        return self.row.flops
+
+    @property
+    def forward_ms(self) -> float | None:
+        """Milliseconds; None where they are not known."""
+        return self.row.forward_ms
+
+    @property
+    def unknown_calls(self) -> int:
+        """Operator calls without a count."""
+        return self.row.unknown_calls
 
     @property
     def inside(self) -> int:
@@ -177,8 +186,8 @@ def crowd(node: Node, limit: int) -> Node:
 def _rest(nodes: Sequence[Node], parent: str) -> Node:
     count = sum(node.modules for node in nodes)
     label = f"… {count:,} more"
-    added = _added(nodes)
-    return replace(added, label=label, path=f"{parent} {label}".strip(), type="", modules=count, output_shape=None)
+    row = replace(_added([node.row for node in nodes]), type="", output_shape=None)
+    return Node(label, f"{parent} {label}".strip(), row, count, all(node.is_whole for node in nodes))
 
 
 def _walk(root: Node, max_depth: int) -> Iterator[Line]:
@@ -201,30 +210,20 @@ def _height(node: Node) -> int:
     return 1 + max(map(_height, node.children)) if node.children else 0
 
 
-def _added(nodes: Sequence[Node | ModuleRow]) -> Node:
-    """The numbers of several nodes or rows together; name, type and notes are the first one's."""
-    first = nodes[0]
-    return Node(
-        label="",
-        path=first.path,
-        type=first.type,
-        first=first.first if isinstance(first, Node) else first.path,
-        modules=len(nodes),
-        calls=_sum_known([node.calls for node in nodes]),
-        params=_sum_known([node.params for node in nodes]),
-        flops=sum(node.flops for node in nodes),
-        hw_flops=sum(node.hw_flops for node in nodes),
-        activations=_sum_known([node.activations for node in nodes]),
-        forward_ms=_sum_known([node.forward_ms for node in nodes]),
-        unknown_calls=sum(node.unknown_calls for node in nodes),
-        output_shape=first.output_shape,
-        note=first.note,
+def _added(rows: Sequence[ModuleRow]) -> ModuleRow:
+    """Add up the figures of several rows; what is no figure is the first one's."""
+    if len(rows) == 1:
+        return rows[0]
+    sums = {name: sum(getattr(row, name) for row in rows) for name in counts()}
+    times = [row.forward_ms for row in rows if row.forward_ms is not None]
+    steps = [row.step for row in rows if row.step is not None]
+    return replace(
+        rows[0],
+        **sums,
+        forward_ms=sum(times) if len(times) == len(rows) else None,
+        forward_ms_spread=None,
+        step=sum(steps, StepFlops()) if len(steps) == len(rows) else None,
     )
-
-
-def _sum_known(values: Sequence[Number | None]) -> Number | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 class _Folder:
@@ -235,6 +234,7 @@ class _Folder:
         self.children: dict[str, list[ModuleRow]] = {row.path: [] for row in rows}
         for row in rows[1:]:
             self.children[row.parent if row.parent in known and row.parent != row.path else ""].append(row)
+        self.counts = counts()
         self.kinds: dict[tuple[object, ...], int] = {}
         self.kind: dict[str, int] = {}
         for row in reversed(rows):  # Children before their parents.
@@ -243,9 +243,8 @@ class _Folder:
     def _kind_of(self, row: ModuleRow) -> int:
         """A number that two rows share if and only if they and all below them are alike."""
         below = tuple((leaf_name(child), self.kind[child.path]) for child in self.children[row.path])
-        numbers = (row.calls, row.params, row.params_trainable, row.flops, row.own_flops, row.hw_flops)
-        more = (row.activations, row.bytes, row.unknown_calls, row.note, row.type)
-        return self.kinds.setdefault((numbers, more, below), len(self.kinds))
+        numbers = tuple(getattr(row, name) for name in self.counts)
+        return self.kinds.setdefault((numbers, row.note, row.type, below), len(self.kinds))
 
     def node(self, rows: tuple[ModuleRow, ...], label: str, path: str) -> Node:
         """The rows, which are alike, as one node."""
@@ -254,10 +253,9 @@ class _Folder:
             self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
             for run in self._runs(below[0])
         ]
-        node = replace(_added(rows), label=label, path=path)
-        own = sum(row.own_flops for row in rows)
-        if children and own > 0:
-            children.append(_own_line(node, own, children))
+        node = Node(label, path, _added(rows), len(rows))
+        if children and node.row.own_flops > 0:
+            children.append(_own_line(node, children))
         return replace(node, children=tuple(children))
 
     def _run(self, rows: tuple[ModuleRow, ...], parent: str, length: int) -> Node:
@@ -283,15 +281,16 @@ class _Folder:
         return same_name and self.kind[one.path] == self.kind[other.path]
 
 
-def _own_line(node: Node, own: int, children: Sequence[Node]) -> Node:
-    hw_flops = max(0, node.hw_flops - sum(child.hw_flops for child in children))
-    path, rest_ms = f"{node.path} {OWN}".strip(), _remaining_ms(node, children)
-    return Node(OWN, path, type="", modules=0, flops=own, hw_flops=hw_flops, forward_ms=rest_ms)
+def _own_line(node: Node, children: Sequence[Node]) -> Node:
+    hw_flops = max(0, node.row.hw_flops - sum(child.row.hw_flops for child in children))
+    rest_ms = _remaining_ms(node, children)
+    row = ModuleRow("", None, 0, type="", flops=node.row.own_flops, hw_flops=hw_flops, forward_ms=rest_ms)
+    return Node(OWN, f"{node.path} {OWN}".strip(), row, modules=0, is_whole=False)
 
 
 def _remaining_ms(node: Node, children: Sequence[Node]) -> float | None:
     """The node's time without its children's; None where one that ran was not measured, or nothing is left."""
-    if node.forward_ms is None or any(child.forward_ms is None and child.calls for child in children):
+    if node.forward_ms is None or any(child.forward_ms is None and child.row.calls for child in children):
         return None
     rest_ms = node.forward_ms - sum(child.forward_ms or 0.0 for child in children)
     return rest_ms if rest_ms > 0 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-__all__ = ["NOTHING", "bar", "display_width", "milliseconds", "percent", "si"]
+__all__ = ["NOTHING", "bar", "display_width", "milliseconds", "one_line", "percent", "si"]
 
 NOTHING = "–"
 """What stands where nothing is known."""
@@ -76,3 +76,8 @@ def display_width(text: str) -> int:
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
     )
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, which would tear a table row apart."""
+    return " ".join(text.splitlines())

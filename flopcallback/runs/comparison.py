@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from flopcallback.profile import metrics
 from flopcallback.runs.record import COMPUTE, RunRecord
 
 __all__ = [
     "COLUMNS",
     "Comparison",
     "RunRow",
+    "columns",
     "compare_runs",
     "direction_of",
     "metric_against_compute",
@@ -23,19 +25,13 @@ __all__ = [
     "shared_metrics",
 ]
 
-COLUMNS = {
-    "run": "",
-    "params": "model/params",
-    "flops": "flops/forward",
-    "forward_ms": "latency/forward_ms",
-    "step_ms": "latency/step_ms",
-    "mfu": "perf/mfu_pct",
-    "compute": COMPUTE,
-    "metric": "",
-}
-"""What a table of runs has, and under which name a run logged it."""
 
-_RATES = ("perf/mfu_pct", "perf/hfu_pct", "perf/samples_per_sec", "perf/hw_tflops_per_sec", "perf/step_time_ms")
+def columns() -> dict[str, str]:
+    """Name the columns of a table of runs, and under which name a run logged each."""
+    return {"run": "", **{column: metric.name for column, metric in metrics.by_column().items()}, "metric": ""}
+
+
+COLUMNS = columns()
 
 _BETTER = {
     **dict.fromkeys(("loss", "error", "err", "perplexity", "ppl", "nll", "bce", "mse", "mae", "rmse", "mape"), "min"),
@@ -76,8 +72,8 @@ class RunRow:
         return self.figures.get(COMPUTE)
 
     def value(self, column: str) -> int | float | None:
-        """The figure in one of `COLUMNS`, but for the name."""
-        return self.metric if column == "metric" else self.figures.get(COLUMNS[column])
+        """The figure in one of `columns`, but for the name."""
+        return self.metric if column == "metric" else self.figures.get(columns()[column])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +90,11 @@ class Comparison:
     metric: str = ""
     mode: str = "min"
     notes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its table."""
+        return [column for column in columns() if column != "metric" or self.metric]
 
 
 def compare_runs(runs: Sequence[RunRecord], *, metric: str = "", mode: str = "", sort: str = "") -> Comparison:
@@ -174,9 +175,9 @@ def direction_of(metric: str) -> str | None:
 
 
 def _row(run: RunRecord, metric: str, name: str) -> RunRow:
-    rates = {rate: run.series[rate] for rate in _RATES if run.series.get(rate)}
-    medians = {rate: median(value for _, value in values) for rate, values in rates.items()}
-    estimated = run.figures.get("compute/estimated_pct", 0.0)
+    rates = [metric.name for metric in metrics.METRICS if metric.compared == "median"]
+    medians = {rate: median(value for _, value in run.series[rate]) for rate in rates if run.series.get(rate)}
+    estimated = run.figures.get(metrics.ESTIMATED.name, 0.0)
     return RunRow(
         name=name,
         place=run.place,
@@ -204,11 +205,11 @@ def _longer(run: RunRecord, runs: Sequence[RunRecord]) -> str:
 
 def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
     """The best first: what costs least, what is used most; without a figure last, in the order that was given."""
-    if column not in COLUMNS:
-        raise ValueError(f"sort is {column!r}; it is one of {', '.join(COLUMNS)}")
+    if column not in columns():
+        raise ValueError(f"sort is {column!r}; it is one of {', '.join(columns())}")
     if column == "run":
         return sorted(rows, key=lambda row: row.name)
-    is_more_better = column == "mfu" or (column == "metric" and mode == "max")
+    is_more_better = (mode if column == "metric" else metrics.by_column()[column].better) == "max"
 
     def rank(row: RunRow) -> tuple[bool, float]:
         value = row.value(column)
@@ -235,5 +236,5 @@ def _notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 def _batch_size(run: RunRecord) -> float | None:
-    whole, sample = run.figures.get("flops/forward"), run.figures.get("flops/forward_per_sample")
+    whole, sample = run.figures.get(metrics.FORWARD.name), run.figures.get(metrics.FORWARD_PER_SAMPLE.name)
     return round(whole / sample, 3) if whole and sample else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flopcallback.profile import metrics
 from flopcallback.profile.model_profile import PHASES
 
 __all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_own_name"]
@@ -14,13 +15,11 @@ __all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_own_na
 Series = tuple[tuple[int, int | float], ...]
 """Pairs of step and value, by step; the last of several values at one step comes last."""
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = metrics.COMPUTE.name
 """The name under which a training logs the hardware FLOPs that it has spent so far."""
 
-# Of what docs/metrics.md lists; a condition of the config is `flops.fma`, with a dot.
-_GROUPS = ("flops/", "model/", "latency/", "compute/", "perf/")
 _PHASES = tuple(f"{phase}/" for phase in PHASES)
-_TELLTALE = re.compile(r"(.*?)(?:flops/forward|compute/hw_flops_total)")
+_TELLTALE = re.compile(f"(.*?)(?:{re.escape(metrics.FORWARD.name)}|{re.escape(COMPUTE)})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class RunRecord:
 def is_own_name(name: str) -> bool:
     """Whether a number under this name is one that flopcallback logs, with its phase or without."""
     phase = next((phase for phase in _PHASES if name.startswith(phase)), "")
-    return name.removeprefix(phase).startswith(_GROUPS)
+    return name.removeprefix(phase).startswith(metrics.GROUPS)
 
 
 def _without_phase(prefix: str) -> str:

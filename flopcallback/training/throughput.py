@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from flopcallback.profile import metrics
+from flopcallback.profile.metrics import known
 from flopcallback.training.ledger import StepCost, StepKey
 
 __all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
@@ -160,13 +162,14 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
 def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
     """`compute/*`: sums over ranks; a number that one of them does not know is left out."""
     hw_flops, estimated = (sum(each) for each in zip(*((rank.hw_flops, rank.estimated) for rank in ranks), strict=True))
-    values = {
-        "compute/hw_flops_total": hw_flops,
-        "compute/samples_total": sum_of(rank.samples for rank in ranks),
-        "compute/tokens_total": sum_of(rank.tokens for rank in ranks),
-        "compute/estimated_pct": 100 * estimated / hw_flops if hw_flops else 0.0,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return known(
+        {
+            metrics.COMPUTE: hw_flops,
+            metrics.SAMPLES: sum_of(rank.samples for rank in ranks),
+            metrics.TOKENS: sum_of(rank.tokens for rank in ranks),
+            metrics.ESTIMATED: 100 * estimated / hw_flops if hw_flops else 0.0,
+        }
+    )
 
 
 def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool = False) -> dict[str, float]:
@@ -183,16 +186,17 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     speed = sum(rank.hw_flops / rank.seconds for rank in ranks) / len(ranks)
     again = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
-    values = {
-        "perf/step_time_ms": first.seconds / first.steps * 1e3,
-        "perf/samples_per_sec": samples / first.seconds if samples else None,
-        "perf/tokens_per_sec": tokens / first.seconds if tokens else None,
-        "perf/hw_tflops_per_sec": speed / 1e12,
-        "perf/mfu_pct": 100 * (speed - again) / peak if peak else None,
-        "perf/hfu_pct": 100 * speed / peak if peak and again else None,
-        "perf/data_wait_pct": 100 * first.waited_s / first.seconds if measures_waiting else None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return known(
+        {
+            metrics.STEP_TIME_MS: first.seconds / first.steps * 1e3,
+            metrics.SAMPLES_PER_SEC: samples / first.seconds if samples else None,
+            metrics.TOKENS_PER_SEC: tokens / first.seconds if tokens else None,
+            metrics.HW_TFLOPS_PER_SEC: speed / 1e12,
+            metrics.MFU: 100 * (speed - again) / peak if peak else None,
+            metrics.HFU: 100 * speed / peak if peak and again else None,
+            metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,
+        }
+    )
 
 
 def sum_of(numbers: Iterable[int | None]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
@@ -312,7 +313,7 @@ class Training:
 
     def log_by_compute(self, metrics: Mapping[str, float]) -> None:
         """Log copies of the user's metrics at compute so far, as it was logged last; other ranks are not asked."""
-        hw_flops = self.numbers.get("compute/hw_flops_total")
+        hw_flops = self.numbers.get(COMPUTE.name)
         if metrics and hw_flops is not None and self._meter is not None:
             with self._meter.interrupted():
                 self._sinks.log_by_compute(metrics, int(hw_flops))

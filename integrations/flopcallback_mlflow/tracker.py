@@ -8,6 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile import columns
 from flopcallback.profile.numbers import finite
 from flopcallback.reporting import latency_chart, measured_leaves, module_chart, report_files
 from flopcallback_mlflow.target import client_and_run
@@ -30,9 +31,6 @@ CUT = " … (cut; whole in report.json)"
 # A browser takes over ten seconds to open a table this long, a minute and more for one of 10,000 rows (mlflow 3.17).
 # A longer one is whole in its file all the same, and the page shows that as text.
 LONGEST_TABLE = 2000
-
-# The page shows the first handful of columns beside each other and leaves the rest to scrolling.
-FIRST = ("path", "operator", "type", "flops", "flops_share", "forward_ms", "latency_share", "calls", "params")
 
 
 class MLflowTracker:
@@ -152,10 +150,11 @@ def _text(value: Any) -> str:
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:
     """The records in the shape that `log_table` writes; integers are exact."""
-    given = list(records[0]) if records else []
-    columns = sorted(given, key=lambda column: FIRST.index(column) if column in FIRST else len(FIRST))
-    data = [[_cell(record[column]) for column in columns] for record in records]
-    return json.dumps({"columns": columns, "data": data}, allow_nan=False)
+    # The page shows the first handful of columns beside each other and leaves the rest to scrolling.
+    places = {column.key: column.lead for column in (*columns.COLUMNS, *columns.OPERATOR_COLUMNS) if column.lead}
+    names = sorted(records[0] if records else (), key=lambda name: places.get(name, math.inf))
+    data = [[_cell(record[name]) for name in names] for record in records]
+    return json.dumps({"columns": names, "data": data}, allow_nan=False)
 
 
 def _cell(value: Any) -> Any:

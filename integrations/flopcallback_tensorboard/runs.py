@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flopcallback.profile.metrics import FORWARD
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs import FoundRun, RunRecord, RunsError, folder_name, series_of
 
@@ -79,7 +80,7 @@ def _prefix(file: Path, series: dict[str, Any]) -> str:
     if file.name == PROFILE[1:]:
         return ""
     stem = file.name.removesuffix(PROFILE[1:])
-    fronts = (name.removesuffix("flops/forward") for name in series if name.endswith("flops/forward"))
+    fronts = (name.removesuffix(FORWARD.name) for name in series if name.endswith(FORWARD.name))
     return next((front for front in fronts if front and len(front) == len(stem)), f"{stem.removesuffix('-')}/")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import wandb
 
+from flopcallback.profile.columns import text_columns
 from flopcallback.profile.numbers import finite
 from flopcallback.reporting import measured_leaves, widest_work
 
@@ -27,9 +28,6 @@ Item = TypeVar("Item")
 
 BARS = 20
 LONGEST_ARTIFACT_NAME = 128
-
-TEXTS = frozenset({"path", "parent", "type", "output_shape", "note", "operator", "family", "status", "reason"})
-"""Columns of text; all others hold numbers. W&B would guess from the rows, and a column may be empty in all of them."""
 
 
 def tables(profile: ModelProfile) -> dict[str, wandb.Table]:
@@ -79,7 +77,9 @@ def _table(records: Records) -> wandb.Table:
     W&B would write NaN into its JSON, which is none then.
     """
     columns: list[str | int] = list(records[0])
-    kinds = [str if column in TEXTS else float for column in columns]
+    # W&B would guess from the rows, and a column may be empty in all of them.
+    texts = {column.key for column in text_columns()}
+    kinds = [str if column in texts else float for column in columns]
     data = [[finite(record.get(str(column))) for column in columns] for record in records]
     return wandb.Table(columns=columns, data=data, dtype=kinds)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.numbers import LARGEST_EXACT
 from flopcallback.reporting import html_page
 from flopcallback_wandb.target import run_of
@@ -98,7 +99,7 @@ class WandbTracker:
     def use_compute_axis(self, names: Sequence[str]) -> None:
         """Makes compute so far the x-axis of the caller's metrics of these names; of no others."""
         for name in names:
-            self.run.define_metric(_escaped(name), step_metric=f"{self.prefix}compute/hw_flops_total")
+            self.run.define_metric(_escaped(name), step_metric=self.prefix + COMPUTE.name)
 
     def close(self) -> None:
         """Logs the tables and charts of profiles that got no times; the run stays open for its owner."""

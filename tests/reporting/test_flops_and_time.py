@@ -72,7 +72,7 @@ def test_identical_modules_side_by_side_are_one_in_the_list():
     profile = ModelProfile("Net", modules=(top, *rows), forward_flops=10)
     times = {"": 10.0, "0": 1.0, "1": 2.0, "2": 3.0, "head": 4.0}
     (folded,) = slow_for_their_flops(profile.with_latency(LatencySummary(10.0, None, 1), times))
-    assert (folded.path, folded.first, folded.modules, folded.forward_ms) == ("0 … 2", "0", 3, pytest.approx(6))
+    assert (folded.path, folded.row.path, folded.modules, folded.forward_ms) == ("0 … 2", "0", 3, pytest.approx(6))
 
 
 def test_the_footer_says_how_the_two_agree_and_what_a_time_contains():

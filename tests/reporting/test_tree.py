@@ -20,8 +20,8 @@ def test_identical_blocks_fold_into_one_line_that_is_their_sum(decoder):
     blocks = [row for row in profile.modules if row.type == "DecoderLayer"]
     assert folded.modules == len(blocks) == 24
     assert folded.flops == sum(row.flops for row in blocks)
-    assert folded.params == sum(row.params for row in blocks)
-    assert folded.calls == 24
+    assert folded.row.params == sum(row.params for row in blocks)
+    assert folded.row.calls == 24
 
 
 def test_the_parts_of_a_fold_are_sums_over_all_of_its_blocks(decoder):
@@ -36,7 +36,7 @@ def test_children_add_up_to_their_parent_with_its_own_operators_among_them(decod
     for line in lines(decoder(), max_depth=DEEP):
         if line.node.children:
             assert sum(child.flops for child in line.node.children) == line.node.flops
-            assert sum(child.hw_flops for child in line.node.children) == line.node.hw_flops
+            assert sum(child.row.hw_flops for child in line.node.children) == line.node.row.hw_flops
 
 
 def test_own_operators_have_the_time_that_the_modules_inside_leave(container, layer, model_of):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from flopcallback.profile import metrics
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.comparison_plot import curves, flops_against_latency, metric_and_compute
 from flopcallback.reporting.page.environment import template
 from flopcallback.reporting.text.comparison_table import footnotes, heading, shown
-from flopcallback.runs.comparison import COLUMNS, Comparison, RunRow
+from flopcallback.runs.comparison import Comparison, RunRow
 
 __all__ = ["comparison_page"]
 
 MOST_NUMBERED = 40
 """Points have the number of their run in them up to so many runs, and are small and bare beyond."""
-
-WIDE = ("params", "forward_ms", "step_ms", "mfu")
-"""Columns that a phone has no room for; a tap on the run shows them."""
 
 MEANINGS = {
     "FLOPs": "Of one forward of the counted batch, under the run's convention for a multiply-add.",
@@ -38,7 +36,7 @@ def comparison_page(comparison: Comparison) -> str:
     return template("comparison.html.jinja").render(
         comparison=comparison,
         palette=PALETTE,
-        columns=[(heading(comparison, column), column in WIDE) for column in _columns(comparison)],
+        columns=[(heading(comparison, column), _is_wide(column)) for column in comparison.columns],
         rows=[_row(comparison, row, place) for place, row in enumerate(comparison.rows)],
         front=[row.name for row in comparison.rows if row.is_on_front],
         front_plot=metric_and_compute(comparison),
@@ -50,8 +48,10 @@ def comparison_page(comparison: Comparison) -> str:
     )
 
 
-def _columns(comparison: Comparison) -> list[str]:
-    return [column for column in COLUMNS if column != "metric" or comparison.metric]
+def _is_wide(column: str) -> bool:
+    """Whether a phone has no room for it; a tap on the run shows it."""
+    metric = metrics.by_column().get(column)
+    return metric is not None and not metric.is_narrow
 
 
 def _row(comparison: Comparison, row: RunRow, place: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _row(comparison: Comparison, row: RunRow, place: int) -> dict[str, Any]:
         "is_on_front": row.is_on_front,
         # Colours go to the first runs of the table; the others are grey and have their number.
         "colour": place if place < len(PALETTE) else None,
-        "cells": [_cell(row, column) for column in _columns(comparison) if column != "run"],
+        "cells": [_cell(row, column) for column in comparison.columns if column != "run"],
     }
 
 
@@ -72,6 +72,6 @@ def _cell(row: RunRow, column: str) -> dict[str, Any]:
     return {
         "text": shown(row, column),
         "exact": f"{value:,}" if value is not None else "",
-        "is_wide": column in WIDE,
+        "is_wide": _is_wide(column),
         "sort": repr(float(value)) if value is not None and is_number else "",
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile import metrics
 from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.reporting.caption import at_least, footer, headline, in_words, step_parts, timing_includes
 from flopcallback.reporting.figures.axes import PALETTE
@@ -111,11 +112,11 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
 
 def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
     training = profile.training
-    spent, estimated = training.get("compute/hw_flops_total"), training.get("compute/estimated_pct") or 0
+    spent, estimated = training.get(metrics.COMPUTE.name), training.get(metrics.ESTIMATED.name) or 0
     if spent is not None:
         note = f"{estimated:.2g} % estimated" if estimated else f"hardware FLOPs of the whole training: {spent:,}"
         yield _Tile("Compute spent", si(spent), note, is_warning=bool(estimated))
-    mfu = training.get("perf/mfu_pct")
+    mfu = training.get(metrics.MFU.name)
     if mfu is not None:
         yield _Tile("MFU", percent(mfu / 100), "of the device's peak, at the training's end; recomputation left out")
 
@@ -236,7 +237,7 @@ def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
     places = {row.path: index for index, row in enumerate(profile.modules)}
     return [
         {
-            "index": places[node.first],
+            "index": places[node.row.path],
             "name": node.path or profile.name,
             "type": f"{node.modules:,} × {node.type}" if node.modules > 1 else node.type,
             "time_share": percent(share(node.forward_ms, profile.forward_ms)),

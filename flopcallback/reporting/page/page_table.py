@@ -7,24 +7,23 @@ which of them is its own: the place in that list is what the page sorts by, exac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.columns import share_of, shown_in
 from flopcallback.profile.rows import ABOVE_PEAK
-from flopcallback.reporting.caption import at_least
+from flopcallback.reporting.cells import bound_of, cell_text
 from flopcallback.reporting.tree import leaf_name
-from flopcallback.reporting.units import milliseconds, percent, si
+from flopcallback.reporting.units import percent, si
 
 if TYPE_CHECKING:
+    from flopcallback.profile.columns import Column, Shown
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.rows import ModuleRow
 
 __all__ = ["table_data"]
-
-IN_DETAILS = 9
-"""The rank of columns that have no place in the table, however wide the page: they show when a row is opened."""
 
 ROWS_AT_FIRST, WORTH_OPENING = 40, 0.15
 """How long the table may be before the reader opens anything, and the share of FLOPs from which a row stands open."""
@@ -45,23 +44,10 @@ class _Cell:
     share: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A narrow page goes without the columns of the highest `rank`; `bar` names what a bar's colour stands for."""
-
-    key: str
-    heading: str
-    cell: Callable[[ModelProfile, ModuleRow], _Cell]
-    rank: int = IN_DETAILS
-    tip: str = ""
-    bar: str = ""
-    is_text: bool = False
-
-
 def table_data(profile: ModelProfile) -> dict[str, Any]:
     """What the page's script draws the table from, as plain JSON; columns that have nothing to say are left out."""
     parents = _parents(profile)
-    columns = [_column_data(profile, column) for column in _COLUMNS]
+    columns = [_column_data(profile, shown) for shown in shown_in("page")]
     return {
         "names": _names(profile, parents),
         "parents": parents,
@@ -107,24 +93,25 @@ def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]
     return sorted(opened)
 
 
-def _column_data(profile: ModelProfile, column: _Column) -> dict[str, Any]:
+def _column_data(profile: ModelProfile, shown: Shown) -> dict[str, Any]:
     """A column: its cells as `[text, exact, bar in percent]`, without empty ends, and for each row which one it has.
 
     Cells before `unsortable` have nothing to sort by.
     """
-    cells = [column.cell(profile, row) for row in profile.modules]
+    share = share_of(shown.column)
+    cells = [_cell(profile, row, shown, share) for row in profile.modules]
     distinct = dict.fromkeys(cells)
     unsortable = [cell for cell in distinct if cell.order is None]
     # The orders of one column are all numbers or all texts.
     ordered: list[Any] = sorted(set(distinct).difference(unsortable), key=lambda cell: (cell.order, cell.text))
     places = {cell: place for place, cell in enumerate(unsortable + ordered)}
     return {
-        "key": column.key,
-        "heading": column.heading,
-        "tip": column.tip,
-        "rank": column.rank,
-        "bar": column.bar,
-        "isText": column.is_text,
+        "key": shown.key,
+        "heading": shown.heading,
+        "tip": shown.column.help,
+        "rank": shown.place.rank,
+        "bar": shown.place.style,
+        "isText": shown.form == "text",
         "unsortable": len(unsortable),
         "cells": [_packed(cell) for cell in places],
         "of": [places[cell] for cell in cells],
@@ -148,46 +135,27 @@ def _shortest(cell: list[Any]) -> list[Any]:
     return cell
 
 
-def _text(text: str | None) -> _Cell:
-    return _Cell(text, text.casefold()) if text else _Cell()
-
-
-def _count(value: int) -> _Cell:
-    return _Cell(f"{value:,}", value)
-
-
-def _amount(value: int, unit: str = "") -> _Cell:
-    return _Cell(si(value), value, f"{value:,} {unit}".rstrip())
-
-
-def _params(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    exact = f"{row.params:,} · {percent(profile.params_share(row))}"
-    return _Cell(si(row.params), row.params, exact) if row.params else _Cell("", 0, "0")
-
-
-def _flops(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    part, bound = profile.flops_share(row), at_least(row.unknown_calls > 0)
-    exact = f"{bound}{row.flops:,} · {percent(part)}"
-    return _Cell(bound + si(row.flops), row.flops, exact, part)
-
-
-def _own_flops(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    return _amount(row.own_flops)
-
-
-def _time(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    if row.forward_ms is None or not math.isfinite(row.forward_ms):
+def _cell(profile: ModelProfile, row: ModuleRow, shown: Shown, share: Column | None) -> _Cell:
+    """A cell; `share` is the column that says what part of the whole it is, where there is one."""
+    if shown.form == "rate":
+        return _rate(profile, row)
+    value = shown.column.value(profile, row)
+    if value in (None, "") or (isinstance(value, float) and not math.isfinite(value)):
         return _Cell()
-    part = profile.latency_share(row)
-    text = milliseconds(row.forward_ms)
-    return _Cell(text, row.forward_ms, f"{text} ms · {percent(part)}", part)
-
-
-def _quartiles(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    if row.forward_ms_spread is None:
-        return _Cell()
-    low, high = row.forward_ms_spread
-    return _Cell(f"{milliseconds(low)} – {milliseconds(high)} ms", low)
+    if shown.form == "text":
+        return _Cell(value, value.casefold())
+    if shown.place.hides_zero and not value:
+        return _Cell("", 0, "0") if isinstance(value, int) else _Cell()
+    text = cell_text(profile, row, shown)
+    if shown.form == "spread":
+        return _Cell(text, value[0])
+    exact = f"{text} ms" if shown.form == "ms" else ""
+    if shown.form == "amount":
+        exact = f"{bound_of(row, shown.column)}{value:,}"
+    if share is None:
+        return _Cell(text, value, exact)
+    part = share.value(profile, row)
+    return _Cell(text, value, f"{exact} · {percent(part)}", part if shown.place.style else None)
 
 
 def _rate(profile: ModelProfile, row: ModuleRow) -> _Cell:
@@ -203,31 +171,3 @@ def _rate(profile: ModelProfile, row: ModuleRow) -> _Cell:
 def _of_peak(profile: ModelProfile, rate: float) -> str:
     peak = profile.peak_flops_per_s
     return f" · {percent(rate / peak)} of peak" if peak else ""
-
-
-def _intensity(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    value = profile.hw_flops_per_byte(row)
-    return _Cell() if value is None or not row.hw_flops else _Cell(si(value), value)
-
-
-def _unknown(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    return _count(row.unknown_calls) if row.unknown_calls else _Cell("", 0, "0")
-
-
-_COLUMNS = (
-    _Column("type", "type", lambda _, row: _text(row.type), 3, is_text=True),
-    _Column("calls", "calls", lambda _, row: _count(row.calls), 4, "how often it ran in the counted call"),
-    _Column("params", "params", _params, 2),
-    _Column("flops", "FLOPs", _flops, 0, "under the convention below; the bar is the share of the call's", "flops"),
-    _Column("own_flops", "own FLOPs", _own_flops, 6, "without those of modules inside"),
-    _Column("hw_flops", "hardware FLOPs", lambda _, row: _amount(row.hw_flops), tip="2 per multiply-add"),
-    _Column("time", "forward ms", _time, 0, "median; the bar is the share of the call's", "time"),
-    _Column("quartiles", "quartiles", _quartiles, tip="of its time over the window"),
-    _Column("rate", "FLOP/s", _rate, 1, "hardware FLOPs over the time of the forward"),
-    _Column("intensity", "FLOPs/byte", _intensity, 4, "hardware FLOPs per byte that its operators read or write"),
-    _Column("bytes", "bytes", lambda _, row: _amount(row.bytes), 7, "read and written by its operators"),
-    _Column("activations", "activations", lambda _, row: _amount(row.activations), 7),
-    _Column("trainable", "trainable", lambda _, row: _count(row.params_trainable), tip="parameters that require grad"),
-    _Column("unknown", "unknown calls", _unknown, tip="of operators without a count"),
-    _Column("output", "output", lambda _, row: _text(row.output_shape), 5, is_text=True),
-)

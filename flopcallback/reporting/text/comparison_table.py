@@ -7,10 +7,10 @@ import io
 import math
 from typing import TYPE_CHECKING
 
+from flopcallback.profile import metrics
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.text.table import one_line
-from flopcallback.reporting.units import milliseconds, si
-from flopcallback.runs.comparison import COLUMNS, Comparison, RunRow
+from flopcallback.reporting.units import milliseconds, one_line, si
+from flopcallback.runs.comparison import Comparison, RunRow
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,22 +22,6 @@ MISSING = "-"
 
 FRONT, ESTIMATED = "*", "~"
 
-_HEADINGS = {
-    "params": "params",
-    "flops": "FLOPs",
-    "forward_ms": "fwd ms",
-    "step_ms": "step ms",
-    "mfu": "MFU %",
-    "compute": "compute",
-}
-
-_CSV = (
-    *("model/params", "flops/forward", "flops/forward_per_sample", "flops/train_step_hw"),
-    *("latency/forward_ms", "latency/step_ms", "perf/step_time_ms", "perf/samples_per_sec", "perf/hw_tflops_per_sec"),
-    *("perf/mfu_pct", "perf/hfu_pct", "compute/hw_flops_total", "compute/samples_total", "compute/tokens_total"),
-    "compute/estimated_pct",
-)
-
 
 def rich_comparison(comparison: Comparison) -> RenderableType:
     """The table and what its marks mean, for `rich.console.Console.print`; it fits 80 columns."""
@@ -47,7 +31,7 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
-    columns = [column for column in COLUMNS if column != "metric" or comparison.metric]
+    columns = comparison.columns
     if any(row.is_on_front for row in comparison.rows):
         table.add_column()
     for column in columns:
@@ -70,7 +54,9 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
 
 def heading(comparison: Comparison, column: str) -> str:
     """What stands above a column of the table."""
-    return comparison.metric if column == "metric" else _HEADINGS.get(column, column)
+    if column == "metric":
+        return comparison.metric
+    return "run" if column == "run" else metrics.by_column()[column].heading
 
 
 def shown(row: RunRow, column: str) -> str:
@@ -82,14 +68,15 @@ def shown(row: RunRow, column: str) -> str:
         return MISSING
     if not math.isfinite(value):
         return f"{value:g}"
-    if column in ("forward_ms", "step_ms"):
-        return milliseconds(value)
-    if column == "mfu":
-        return f"{value:.1f}"
     if column == "metric":
         return f"{value:.4g}"
-    bound = at_least(row.is_lower_bound and column in ("flops", "compute"))
-    return f"{bound}{ESTIMATED if column == 'compute' and row.estimated_pct > 0 else ''}{si(value)}"
+    metric = metrics.by_column()[column]
+    if metric.unit == "ms":
+        return milliseconds(value)
+    if metric.unit == "%":
+        return f"{value:.1f}"
+    estimated = ESTIMATED if metric == metrics.COMPUTE and row.estimated_pct > 0 else ""
+    return f"{at_least(row.is_lower_bound and metric.is_bound)}{estimated}{si(value)}"
 
 
 def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
@@ -104,15 +91,16 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
         lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
     if any(row.is_lower_bound for row in rows):
         lines.append(">= a lower bound: operators without a count are in it")
-    columns = [column for column in COLUMNS if column != "run" and (column != "metric" or comparison.metric)]
-    if any(row.value(column) is None for row in rows for column in columns):
+    figures = [column for column in comparison.columns if column != "run"]
+    if any(row.value(column) is None for row in rows for column in figures):
         lines.append(f"{MISSING} not logged by that run")
     return lines
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """A line per run under the names that were logged: integers exact, and nothing where something is missing."""
-    names = [*_CSV, comparison.metric] if comparison.metric else list(_CSV)
+    names = [metric.name for metric in metrics.METRICS if metric.compared]
+    names += [comparison.metric] if comparison.metric else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "place", *names, "flops.is_lower_bound", "on_front"])

@@ -6,19 +6,20 @@ import dataclasses
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.columns import shown_in
 from flopcallback.profile.diff import Change, Figures, ProfileDiff
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.reporting.caption import at_least
 from flopcallback.reporting.text.markdown import escaped, markdown_table
-from flopcallback.reporting.text.table import one_line
-from flopcallback.reporting.units import milliseconds, percent, si
+from flopcallback.reporting.units import NOTHING, milliseconds, one_line, percent, si
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from flopcallback.profile.columns import Shown
+
 __all__ = ["diff_record", "diff_text", "markdown_diff", "rich_diff", "signed_percent"]
 
-_HEADINGS = ("module", "type", "FLOPs", "change", "% of before", "params", "bytes", "forward ms")
 _TEXTS = ("module", "type")
 ARROW = " → "
 
@@ -155,23 +156,32 @@ def _table(diff: ProfileDiff, max_rows: int) -> tuple[list[str], list[list[str]]
     """The columns that have something to say, and the cells of the first changes."""
     rows = [_cells(diff, change) for change in diff.changes[:max_rows]]
     is_timed = diff.before.forward_ms is not None and diff.after.forward_ms is not None
-    known = _HEADINGS if is_timed else _HEADINGS[:-1]
-    heads = [head for head in known if any(row[head] for row in rows)]
+    untimed = set() if is_timed else {shown.heading for shown in shown_in("diff") if shown.form == "ms"}
+    heads = [head for head in (rows[0] if rows else ()) if head not in untimed and any(row[head] for row in rows)]
     return heads, [[row[head] for head in heads] for row in rows]
 
 
 def _cells(diff: ProfileDiff, change: Change) -> dict[str, str]:
+    """The cells by heading: of FLOPs both sides and the change, of times both sides, of all else the change."""
     before, after = change.before, change.after
-    return {
+    share = signed_percent(before["flops"], after["flops"]) if before and after and change.flops else ""
+    cells = {
         "module": _name(diff, change),
         "type": one_line(f"{change.modules:,} × {change.type}" if change.modules > 1 else change.type),
         "FLOPs": _flops(before) if before == after else f"{_flops(before)}{ARROW}{_flops(after)}",
         "change": _signed(change.flops),
-        "% of before": signed_percent(before.flops, after.flops) if before and after and change.flops else "",
-        "params": _signed(_field(after, "params") - _field(before, "params")),
-        "bytes": _signed(_field(after, "bytes") - _field(before, "bytes")),
-        "forward ms": _times(before, after),
+        "% of before": share,
     }
+    others = [shown for shown in shown_in("diff") if shown.place.rank == 0 and shown.key != "flops"]
+    return cells | {shown.heading: _change(shown, before, after) for shown in others}
+
+
+def _change(shown: Shown, before: Figures | None, after: Figures | None) -> str:
+    old, new = (None if side is None else side[shown.key] for side in (before, after))
+    if shown.form == "ms":
+        texts = milliseconds(old), milliseconds(new)
+        return "" if set(texts) == {NOTHING} else ARROW.join(texts)
+    return _signed((new or 0) - (old or 0))
 
 
 def _name(diff: ProfileDiff, change: Change) -> str:
@@ -180,18 +190,9 @@ def _name(diff: ProfileDiff, change: Change) -> str:
     return one_line(sign + (change.path or diff.after.name) + own)
 
 
-def _field(side: Figures | None, name: str) -> int:
-    return 0 if side is None else int(getattr(side, name))
-
-
 def _flops(side: Figures | None) -> str:
-    return "–" if side is None else at_least(side.unknown_calls > 0) + si(side.flops)
+    return "–" if side is None else at_least(side["unknown_calls"] > 0) + si(side["flops"])
 
 
 def _signed(change: int) -> str:
     return f"{'+' if change > 0 else '-'}{si(abs(change))}" if change else ""
-
-
-def _times(before: Figures | None, after: Figures | None) -> str:
-    texts = [milliseconds(None if side is None else side.forward_ms) for side in (before, after)]
-    return "" if set(texts) == {"–"} else ARROW.join(texts)

@@ -6,34 +6,22 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from flopcallback.profile.columns import shown_in, text_columns
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.reporting.caption import footer, headline
-from flopcallback.reporting.text.table import legend, node_cells, node_name, one_line
+from flopcallback.reporting.text.table import legend, node_cells, node_name
 from flopcallback.reporting.tree import Node, end_of, leaves, lines
-from flopcallback.reporting.units import percent
+from flopcallback.reporting.units import one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flopcallback.profile.columns import Shown
+
 __all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_table", "markdown_top"]
 
-_HEADINGS = {
-    "module": "module",
-    "type": "type",
-    "calls": "calls",
-    "params": "params",
-    "FLOPs": "FLOPs",
-    "FLOPs %": "%",
-    "forward ms": "forward ms",
-    "time %": "% of time",
-    "hw FLOP/s": "hw FLOP/s",
-    "output": "output",
-}
-_TOP = ("module", "FLOPs", "FLOPs %", "forward ms", "time %", "hw FLOP/s")
 LONGEST_NAME = 58
 """More than this, in columns or in characters of a name, and TensorBoard's page breaks figures apart."""
-
-_TEXTS = {"module", "type", "output", "operator", "family", "status"}
 
 
 def escaped(text: str) -> str:
@@ -45,7 +33,8 @@ def escaped(text: str) -> str:
 def markdown_modules(profile: ModelProfile) -> str:
     """The whole module tree, runs of identical modules folded, with whole names, between headline and footer."""
     nodes = [line.node for line in lines(profile, max_depth=sys.maxsize)]
-    return _report(profile, nodes, [_cells(profile, node) for node in nodes], tuple(_HEADINGS))
+    columns = shown_in("markdown")
+    return _report(profile, nodes, [_cells(profile, node, columns) for node in nodes], columns)
 
 
 def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
@@ -56,25 +45,27 @@ def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
     """
     ranked = sorted(leaves(profile), key=lambda node: -node.flops)
     nodes = [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0]
-    rows = [_cells(profile, node) for node in nodes]
-    return _report(profile, nodes, [{**row, "module": _brief(row)} for row in rows], _TOP)
+    columns = shown_in("markdown")
+    rows = [_cells(profile, node, columns) for node in nodes]
+    short = [column for column in columns if column.place.rank == 0]
+    return _report(profile, nodes, [{**row, "path": _brief(row)} for row in rows], short)
 
 
 def _brief(row: Mapping[str, str]) -> str:
-    with_type = ": ".join(filter(None, (row["module"], row["type"])))
-    return with_type if len(with_type) <= LONGEST_NAME else end_of(row["module"], LONGEST_NAME)
+    with_type = ": ".join(filter(None, (row["path"], row["type"])))
+    return with_type if len(with_type) <= LONGEST_NAME else end_of(row["path"], LONGEST_NAME)
 
 
-def _cells(profile: ModelProfile, node: Node) -> dict[str, str]:
-    return {"module": node_name(node.path or profile.name, node), **node_cells(profile, node)}
+def _cells(profile: ModelProfile, node: Node, columns: Sequence[Shown]) -> dict[str, str]:
+    return node_cells(profile, node, node_name(node.path or profile.name, node), columns)
 
 
 def _report(
-    profile: ModelProfile, nodes: Sequence[Node], rows: Sequence[Mapping[str, str]], columns: Sequence[str]
+    profile: ModelProfile, nodes: Sequence[Node], rows: Sequence[Mapping[str, str]], columns: Sequence[Shown]
 ) -> str:
-    keys = [key for key in columns if any(row[key] for row in rows)]
-    heads, cells = [_HEADINGS[key] for key in keys], [[row[key] for key in keys] for row in rows]
-    table = [markdown_table(heads, cells)] if rows else []
+    used = [column for column in columns if any(row[column.key] for row in rows)]
+    cells = [[row[column.key] for column in used] for row in rows]
+    table = [markdown_table([column.heading for column in used], cells)] if rows else []
     notes = "\n".join(f"- {escaped(line)}" for line in [*legend(nodes), *footer(profile)])
     return "\n\n".join([f"**{escaped(headline(profile))}**", *table, notes])
 
@@ -97,12 +88,10 @@ def markdown_operators(profile: ModelProfile) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with its cells escaped; figures to the right."""
-    rule = ["---" if head in _TEXTS else "---:" for head in heads]
-    body = [[_cell(head, cell) for head, cell in zip(heads, row, strict=True)] for row in rows]
+    """A table with its cells escaped; figures stand to the right, and on one line with their unit."""
+    texts = {column.heading for column in text_columns()}
+    rule = ["---" if head in texts else "---:" for head in heads]
+    # A figure keeps its unit on its line, however narrow the page makes the column.
+    spaces = [" " if head in texts else "\N{NO-BREAK SPACE}" for head in heads]
+    body = [[escaped(cell).replace(" ", space) for cell, space in zip(row, spaces, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *body])
-
-
-def _cell(head: str, cell: str) -> str:
-    """A figure and its unit stay on one line, however narrow the page makes the column."""
-    return escaped(cell) if head in _TEXTS else escaped(cell).replace(" ", "\N{NO-BREAK SPACE}")

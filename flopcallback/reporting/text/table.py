@@ -2,89 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
-from flopcallback.profile.rows import ABOVE_PEAK, share
-from flopcallback.reporting.caption import at_least, footer, headline
+from flopcallback.profile.columns import shown_in
+from flopcallback.reporting.caption import footer, headline
+from flopcallback.reporting.cells import cell_text
 from flopcallback.reporting.tree import lines
-from flopcallback.reporting.units import bar, display_width, milliseconds, percent, si
+from flopcallback.reporting.units import display_width, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import RenderableType
 
+    from flopcallback.profile.columns import Shown
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.reporting.tree import Line, Node
 
-__all__ = ["legend", "node_cells", "node_name", "one_line", "plain_table", "rich_table", "rich_text"]
+__all__ = ["legend", "node_cells", "node_name", "plain_table", "rich_table", "rich_text"]
 
-BAR_WIDTH = 8
 LONGEST_TYPE = 32
 NARROWEST_NAME, NARROWEST_NOTES = 12, 80
 ESSENTIAL = 3
 """For columns up to this rank a narrow terminal shortens long names; the others are there where names are whole."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A key of `node_cells` and how it stands; a narrow terminal goes without columns of high `rank`."""
-
-    key: str
-    heading: str
-    right: bool = True
-    rank: int = 0
-    style: str = ""
+TO_THE_LEFT = ("text", "bar")
+"""Forms of columns that stand to the left; numbers stand to the right."""
 
 
-_COLUMNS = (
-    _Column("module", "module", right=False),
-    _Column("type", "type", right=False, rank=5, style="dim"),
-    _Column("calls", "calls", rank=7),
-    _Column("params", "params", rank=4),
-    _Column("params %", "%", rank=8, style="dim"),
-    _Column("FLOPs", "FLOPs", style="bold"),
-    _Column("FLOPs %", "%"),
-    _Column("FLOPs bar", "", right=False, rank=1, style="cyan"),
-    _Column("forward ms", "forward ms", style="bold"),
-    _Column("time %", "%", rank=2),
-    _Column("time bar", "", right=False, rank=3, style="magenta"),
-    _Column("hw FLOP/s", "hw FLOP/s", rank=6),
-    _Column("output", "output", right=False, rank=9, style="dim"),
-)
-
-
-def node_cells(profile: ModelProfile, node: Node) -> dict[str, str]:
-    """The texts of a node by column; empty where there is nothing to say."""
-    flops_share = share(node.flops, profile.forward_flops)
-    params_share = share(node.params, profile.root.params if profile.root else None)
+def node_cells(profile: ModelProfile, node: Node, name: str, columns: Iterable[Shown]) -> dict[str, str]:
+    """Write a node's cells by the keys of the columns, under the name given; empty where there is nothing to say."""
     cells = {
-        "type": _type(node),
-        "calls": "" if node.calls is None else f"{node.calls:,}",
-        "params": "" if node.params is None else si(node.params),
-        "params %": percent(params_share) if node.params and params_share is not None else "",
-        "FLOPs": at_least(node.unknown_calls > 0) + si(node.flops),
-        "FLOPs %": percent(flops_share),
-        "FLOPs bar": bar(flops_share, BAR_WIDTH),
-        "output": one_line(node.output_shape or ""),
+        shown.key: cell_text(profile, node.row, shown) if node.is_whole or shown.column.is_own else ""
+        for shown in columns
     }
-    if node.forward_ms is None:
-        return cells | dict.fromkeys(("forward ms", "time %", "time bar", "hw FLOP/s"), "")
-    time_share = share(node.forward_ms, profile.forward_ms)
-    return cells | {
-        "forward ms": milliseconds(node.forward_ms),
-        "time %": percent(time_share),
-        "time bar": bar(time_share, BAR_WIDTH),
-        "hw FLOP/s": _rate(profile, node),
-    }
-
-
-def _rate(profile: ModelProfile, node: Node) -> str:
-    if not node.hw_flops:
-        return ""
-    return ABOVE_PEAK if profile.is_above_peak(node) else si(profile.achieved_flops_per_s(node))
+    return {**cells, "path": name, "type": _type(node)}
 
 
 def _type(node: Node) -> str:
@@ -96,7 +49,7 @@ def _type(node: Node) -> str:
 def node_name(name: str, node: Node, hidden: int = 0) -> str:
     """The name with the node's note, and with the number of modules below it that are not shown (`[+12]`)."""
     inside = f" [+{hidden:,}]" if hidden else ""
-    note = f" ({node.note.strip('()')})" if node.note else ""
+    note = f" ({node.row.note.strip('()')})" if node.row.note else ""
     return one_line(name + inside + note)
 
 
@@ -109,21 +62,17 @@ def legend(nodes: Iterable[Node], hidden: int = 0) -> list[str]:
     return ["; ".join(filter(None, marks))] if any(marks) else []
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks, which would tear a table row apart."""
-    return " ".join(text.splitlines())
-
-
-def _table(profile: ModelProfile, shown: Sequence[Line]) -> tuple[list[_Column], list[dict[str, str]]]:
+def _table(profile: ModelProfile, tree: Sequence[Line]) -> tuple[list[Shown], list[dict[str, str]]]:
     """The columns that have something to say about the lines, and the texts of the lines."""
-    rows = [
-        {"module": line.guide + node_name(line.node.label, line.node, line.hidden), **node_cells(profile, line.node)}
-        for line in shown
-    ]
-    return [column for column in _COLUMNS if any(row[column.key] for row in rows)], rows
+    columns = shown_in("terminal")
+    rows = []
+    for line in tree:
+        name = line.guide + node_name(line.node.label, line.node, line.hidden)
+        rows.append(node_cells(profile, line.node, name, columns))
+    return [column for column in columns if any(row[column.key] for row in rows)], rows
 
 
-def _width(column: _Column, rows: Iterable[dict[str, str]]) -> int:
+def _width(column: Shown, rows: Iterable[dict[str, str]]) -> int:
     return max(display_width(text) for text in [column.heading, *(row[column.key] for row in rows)])
 
 
@@ -146,7 +95,7 @@ def plain_table(
     if width is not None:
         columns = _fitting(columns, rows, width)
         longest = _name_width(columns, rows, width)
-        rows = [{**row, "module": _cut(row["module"], longest)} for row in rows]
+        rows = [{**row, "path": _cut(row["path"], longest)} for row in rows]
     widths = {column.key: _width(column, rows) for column in columns}
     texts = [{column.key: column.heading for column in columns}, *rows]
     written = ["  ".join(_padded(row[column.key], widths[column.key], column) for column in columns) for row in texts]
@@ -167,9 +116,9 @@ def _wrapped(notes: Iterable[str], width: int) -> list[str]:
     return [line for note in notes for line in wrap(note, width, **form)]  # type: ignore[arg-type]
 
 
-def _padded(cell: str, width: int, column: _Column) -> str:
+def _padded(cell: str, width: int, column: Shown) -> str:
     blank = " " * (width - display_width(cell))
-    return blank + cell if column.right else cell + blank
+    return cell + blank if column.form in TO_THE_LEFT else blank + cell
 
 
 def rich_table(
@@ -189,9 +138,9 @@ def rich_table(
     for column in columns:
         table.add_column(
             Text(column.heading),
-            justify="right" if column.right else "left",
-            style=column.style,
-            max_width=longest if column.key == "module" else None,
+            justify="left" if column.form in TO_THE_LEFT else "right",
+            style=column.place.style,
+            max_width=longest if column.key == "path" else None,
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -204,7 +153,7 @@ def rich_table(
     return Group(*shown)
 
 
-def _fitting(columns: list[_Column], rows: Sequence[dict[str, str]], width: int) -> list[_Column]:
+def _fitting(columns: list[Shown], rows: Sequence[dict[str, str]], width: int) -> list[Shown]:
     """Those of rank 0, and of the others, the lowest ranks first, what there is room for.
 
     For the essential ones a name may be cut down to a third of the width.
@@ -212,17 +161,17 @@ def _fitting(columns: list[_Column], rows: Sequence[dict[str, str]], width: int)
     names, others = columns[:1], columns[1:]
     whole = max((_width(column, rows) for column in names), default=0)
     room = {column.key: 2 + _width(column, rows) for column in others}
-    kept = {column.key for column in others if column.rank == 0}
-    for column in sorted(others, key=lambda column: column.rank):
-        name = whole if column.rank > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
+    kept = {column.key for column in others if column.place.rank == 0}
+    for column in sorted(others, key=lambda column: column.place.rank):
+        name = whole if column.place.rank > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
         if name + sum(room[key] for key in {*kept, column.key}) <= width:
             kept.add(column.key)
     return names + [column for column in others if column.key in kept]
 
 
-def _name_width(columns: Sequence[_Column], rows: Sequence[dict[str, str]], width: int) -> int:
+def _name_width(columns: Sequence[Shown], rows: Sequence[dict[str, str]], width: int) -> int:
     """What the other columns leave to the names."""
-    return max(NARROWEST_NAME, width - sum(_width(column, rows) + 2 for column in columns if column.key != "module"))
+    return max(NARROWEST_NAME, width - sum(_width(column, rows) + 2 for column in columns if column.key != "path"))
 
 
 def _cut(text: str, width: int) -> str:

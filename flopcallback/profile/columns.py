@@ -1,0 +1,199 @@
+"""The columns of the tables of modules and of operators: one row for each, read by everything that shows a table.
+
+A new column is a row here and the line that computes it: `compute`, or a field of `ModuleRow` with the column's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow
+
+__all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "share_of", "shown_in", "text_columns"]
+
+Form = Literal["text", "count", "amount", "ms", "spread", "share", "bar", "rate", "ratio"]
+"""What a value is, and so how it is written: an `amount` has an SI prefix, a `spread` is two times, a `rate` FLOP/s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a column stands in one output.
+
+    Attributes:
+        rank: a narrow output leaves out the columns of the highest rank. On the page, 9 is shown only when a row is
+            opened; in Markdown, 1 is left out of the short table; of a diff, 1 stands only in the JSON.
+        key: the output's name for the column, where it has one of its own.
+        heading: likewise.
+        order: columns stand by their order, and those of one order as in `COLUMNS`.
+        style: rich's style in the terminal; on the page, the colour of the bar that shows the column's share.
+        hides_zero: whether the cell of a zero is empty.
+    """
+
+    rank: int = 0
+    key: str = ""
+    heading: str = ""
+    order: int = 0
+    style: str = ""
+    hides_zero: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: its name in records.
+        heading: what stands above it.
+        form: what its values are.
+        compute: gives the value, from the profile and the row; None where the row has a field named `key`.
+        adds_up: whether it is a count that is summed over modules in one line; what is computed follows from sums.
+        of: for a share, the key of the column that it is a share of.
+        help: what the heading does not say.
+        is_record: whether it is a column of records, data frames and trackers' tables.
+        is_own: whether it is known of a module's own operators, without the modules inside.
+        is_bound: whether it is shown with `>=` where operators without a count are in the row.
+        lead: its place among the first columns of a table that has room for a few; 0 where it is none of them.
+        terminal: how it stands there; a number is a place of that rank, and None is no place. So are `markdown`, `page`
+            and `diff`.
+    """
+
+    key: str
+    heading: str
+    form: Form
+    compute: Callable[[Any, Any], Any] | None = None
+    adds_up: bool = False
+    of: str = ""
+    help: str = ""
+    is_record: bool = True
+    is_own: bool = False
+    is_bound: bool = False
+    lead: int = 0
+    terminal: Place | int | None = None
+    markdown: Place | int | None = None
+    page: Place | int | None = None
+    diff: Place | int | None = None
+
+    def value(self, profile: Any, row: ModuleRow | OperatorRow) -> Any:
+        """Give the value of a row of a `ModelProfile`, whose file imports this one."""
+        return getattr(row, self.key) if self.compute is None else self.compute(profile, row)
+
+
+class Shown(NamedTuple):
+    """A column, and how it stands in one output."""
+
+    column: Column
+    place: Place
+
+    @property
+    def key(self) -> str:
+        """The output's name for the column."""
+        return self.place.key or self.column.key
+
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        return self.place.heading or self.column.heading
+
+    @property
+    def form(self) -> Form:
+        """What its values are."""
+        return self.column.form
+
+
+def shown_in(output: Literal["terminal", "markdown", "page", "diff"]) -> list[Shown]:
+    """Find the columns that an output shows, in its order."""
+    places = [(column, getattr(column, output)) for column in COLUMNS]
+    shown = [Shown(column, Place(at) if isinstance(at, int) else at) for column, at in places if at is not None]
+    return sorted(shown, key=lambda each: each.place.order)
+
+
+def share_of(column: Column) -> Column | None:
+    """Find the column that says what part of the whole another one's values are; None where none does."""
+    return next((other for other in COLUMNS if other.of == column.key), None)
+
+
+def counts() -> list[str]:
+    """List the fields of a row that are summed over modules in one line."""
+    return [column.key for column in COLUMNS if column.adds_up]
+
+
+def text_columns() -> list[Column]:
+    """List the columns of both tables that hold text; all others hold numbers."""
+    return [column for column in (*COLUMNS, *OPERATOR_COLUMNS) if column.form == "text"]
+
+
+def _achieved(profile: Any, row: ModuleRow) -> Any:
+    return None if profile.is_above_peak(row) else profile.achieved_flops_per_s(row)
+
+
+def _note(profile: Any, row: ModuleRow) -> str:
+    return ", ".join(filter(None, (row.note, ABOVE_PEAK if profile.is_above_peak(row) else "")))
+
+
+# fmt: off
+COLUMNS: tuple[Column, ...] = (
+    Column("path", "module", "text", lead=1, terminal=0, markdown=0),
+    Column("parent", "parent", "text"),
+    Column("depth", "depth", "count"),
+    Column("type", "type", "text", lead=2, terminal=Place(5, style="dim"), markdown=1, page=3),
+    Column("calls", "calls", "count", adds_up=True, lead=7, help="how often it ran in the counted call",
+           terminal=7, markdown=1, page=4),
+    Column("params", "params", "amount", adds_up=True, lead=8,
+           terminal=4, markdown=1, page=Place(2, hides_zero=True), diff=Place(order=1)),
+    Column("params_trainable", "trainable", "count", adds_up=True, help="parameters that require grad",
+           page=Place(9, key="trainable", order=3)),
+    Column("params_share", "%", "share", lambda profile, row: profile.params_share(row), of="params",
+           terminal=Place(8, style="dim", hides_zero=True)),
+    Column("flops", "FLOPs", "amount", adds_up=True, is_own=True, is_bound=True, lead=3,
+           help="under the convention below; the bar is the share of the call's",
+           terminal=Place(style="bold"), markdown=0, page=Place(style="flops"), diff=0),
+    Column("own_flops", "own FLOPs", "amount", adds_up=True, help="without those of modules inside", page=6),
+    Column("hw_flops", "hardware FLOPs", "amount", adds_up=True, is_own=True, help="2 per multiply-add",
+           page=9, diff=1),
+    Column("flops_share", "%", "share", lambda profile, row: profile.flops_share(row), of="flops", is_own=True, lead=4,
+           terminal=0, markdown=0),
+    Column("flops_bar", "", "bar", lambda profile, row: profile.flops_share(row), is_own=True, is_record=False,
+           terminal=Place(1, style="cyan")),
+    Column("step_hw_flops", "step FLOPs", "amount", lambda _, row: row.step and row.step.total),
+    Column("step_backward_hw_flops", "backward FLOPs", "amount", lambda _, row: row.step and row.step.backward),
+    Column("step_recompute_hw_flops", "recomputed FLOPs", "amount", lambda _, row: row.step and row.step.recompute),
+    Column("activations", "activations", "amount", adds_up=True, page=Place(7, order=2), diff=Place(1, order=1)),
+    Column("bytes", "bytes", "amount", adds_up=True, help="read and written by its operators",
+           page=Place(7, order=1), diff=Place(order=1)),
+    Column("forward_ms", "forward ms", "ms", is_own=True, lead=5, help="median; the bar is the share of the call's",
+           terminal=Place(style="bold"), markdown=0, page=Place(key="time", style="time"), diff=Place(order=3)),
+    Column("forward_ms_low", "low ms", "ms", lambda _, row: row.forward_ms_spread and row.forward_ms_spread[0]),
+    Column("forward_ms_high", "high ms", "ms", lambda _, row: row.forward_ms_spread and row.forward_ms_spread[1]),
+    Column("forward_ms_spread", "quartiles", "spread", is_record=False, help="of its time over the window",
+           page=Place(9, key="quartiles")),
+    Column("latency_share", "%", "share", lambda profile, row: profile.latency_share(row), of="forward_ms",
+           is_own=True, lead=6, terminal=2, markdown=Place(heading="% of time")),
+    Column("latency_bar", "", "bar", lambda profile, row: profile.latency_share(row), is_own=True, is_record=False,
+           terminal=Place(3, style="magenta")),
+    Column("achieved_hw_flops_per_s", "hw FLOP/s", "rate", _achieved, is_own=True,
+           help="hardware FLOPs over the time of the forward",
+           terminal=6, markdown=0, page=Place(1, key="rate", heading="FLOP/s")),
+    Column("hw_flops_per_byte", "FLOPs/byte", "ratio", lambda profile, row: profile.hw_flops_per_byte(row),
+           help="hardware FLOPs per byte that its operators read or write",
+           page=Place(4, key="intensity", hides_zero=True)),
+    Column("unknown_calls", "unknown calls", "count", adds_up=True, help="of operators without a count",
+           page=Place(9, key="unknown", order=4, hides_zero=True), diff=Place(1, order=2)),
+    Column("output_shape", "output", "text",
+           terminal=Place(9, style="dim"), markdown=1, page=Place(5, key="output", order=4)),
+    Column("note", "note", "text", _note),
+)
+# fmt: on
+"""Of the table of modules, in the order of records."""
+
+OPERATOR_COLUMNS: tuple[Column, ...] = (
+    Column("operator", "operator", "text", lead=1),
+    Column("family", "family", "text"),
+    Column("calls", "calls", "count", lead=7),
+    Column("flops", "FLOPs", "amount", lead=3),
+    Column("flops_share", "%", "share", lambda profile, row: profile.flops_share(row), of="flops", lead=4),
+    Column("status", "status", "text"),
+    Column("reason", "reason", "text", lambda profile, row: profile.unknown.get(row.operator)),
+)
+"""Of the table of operators, in the order of records."""
