@@ -76,3 +76,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason="no Chromium on this machine"))
+
+
+@pytest.fixture
+def frozen_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more column of the table of modules, by the one row that it takes."""
+    from flopcallback.profile import columns
+
+    column = columns.Column(
+        "params_frozen",
+        "frozen",
+        "amount",
+        lambda _, row: row.params - row.params_trainable,
+        help="parameters that do not train",
+        lead=3,
+        terminal=1,
+        markdown=1,
+        page=2,
+        diff=0,
+    )
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, column))
+
+
+@pytest.fixture
+def joules_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more metric, by the one row that it takes."""
+    from flopcallback.profile import metrics
+
+    metric = metrics.Metric(
+        "perf/samples_per_joule",
+        "samples/s",
+        "log",
+        "max",
+        "efficiency",
+        "per joule",
+        "median",
+        text="{} for each watt",
+    )
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, metric))

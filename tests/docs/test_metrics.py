@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopCallback
+from flopcallback.profile import metrics
 from flopcallback.trackers import MemoryTracker
 
 pytestmark = pytest.mark.lightning
@@ -81,16 +82,29 @@ def logged(tmp_path):
     return logger
 
 
-def test_the_page_names_the_numbers_that_a_training_logs(logged):
+def not_as_on_the_page():
+    """The names that only one of the page and `metrics.py` has, or has among the numbers that are logged once."""
+    once = {metric.name for metric in metrics.METRICS if metric.when != "log"}
+    again = {metric.name for metric in metrics.METRICS if metric.when == "log"}
+    return (once ^ names_in_table("Numbers")) | (again ^ names_in_table("As training goes on"))
+
+
+def test_the_page_names_the_metrics_in_the_table_of_when_they_are_logged():
+    assert not_as_on_the_page() == set()
+
+
+def test_a_new_metric_has_to_be_on_the_page(joules_metric):
+    assert not_as_on_the_page() == {"perf/samples_per_joule"}
+
+
+def test_a_training_logs_every_metric_and_nothing_else(logged):
     names = {name for _, values in logged.scalars for name in values}
-    on_the_page = names_in_table("Numbers") | names_in_table("As training goes on")
-    assert {name for name in names if not name.startswith("validate/")} == on_the_page
+    assert {name for name in names if not name.startswith("validate/")} == {metric.name for metric in metrics.METRICS}
 
 
 def test_evaluation_has_the_same_names_behind_its_phase_without_times_and_whole_steps(logged):
     names = {name for _, values in logged.scalars for name in values if name.startswith("validate/")}
-    untimed = {name for name in names_in_table("Numbers") if not name.startswith(("latency/", "flops/train_step_"))}
-    assert names == {f"validate/{name}" for name in untimed}
+    assert names == {f"validate/{metric.name}" for metric in metrics.METRICS if metric.when == "count"}
 
 
 def test_the_page_names_the_columns_and_the_conditions(logged):

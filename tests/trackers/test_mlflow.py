@@ -113,6 +113,12 @@ def test_a_table_that_a_browser_could_not_open_is_shown_as_text(local, net):
     assert local.shown_as_tables() == TABLES[1:]
 
 
+def test_a_new_column_is_in_the_table_at_its_place(local, net, frozen_column):
+    local.tracker().log_profile(net([3, 5]), 0)
+    assert [row["params_frozen"] for row in local.rows()] == [3 + 5, 3, 5]
+    assert list(local.rows()[0])[:5] == ["path", "type", "flops", "params_frozen", "flops_share"]
+
+
 def test_a_time_that_is_no_number_is_null(run, net, timed):
     profile = net([3, 5])
     rows = (*profile.modules[:2], dataclasses.replace(profile.modules[2], forward_ms=math.nan))

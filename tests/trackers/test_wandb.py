@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flopcallback.profile.columns import text_columns
 from flopcallback.reporting import LatencySummary, ModelProfile, html_page
 from flopcallback.trackers import Tracker, tracker_for
 
@@ -300,12 +301,16 @@ def test_a_column_without_any_value_has_its_type(run, net):
 
 
 def test_every_column_of_text_is_known_as_one(net):
-    from flopcallback_wandb.media import TEXTS
-
     profile = awkward(net, unknown={"aten::linear": "no formula"})
     records = [profile.module_records()[1], profile.operator_records()[0]]
     texts = {name for record in records for name, value in record.items() if isinstance(value, str)}
-    assert texts | {"output_shape"} == TEXTS
+    assert texts | {"output_shape"} == {column.key for column in text_columns()}
+
+
+def test_a_new_column_is_in_the_table_with_its_type(run, net, frozen_column):
+    read = logged(run, net([3, 5]))
+    assert [row["params_frozen"] for row in read.table("flops/modules")] == [3 + 5, 3, 5]
+    assert column_types(read, "flops/modules")["params_frozen"] == {"none", "number"}
 
 
 def test_a_time_that_is_not_finite_is_no_number_in_a_table(run, net):
