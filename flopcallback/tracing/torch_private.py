@@ -261,7 +261,10 @@ def collectives() -> Iterator[Place]:
     methods = (
         "allreduce allreduce_coalesced allgather allgather_coalesced allgather_into_tensor_coalesced "
         "_allgather_base alltoall alltoall_base barrier broadcast gather recv recv_anysource reduce "
-        "reduce_scatter reduce_scatter_tensor_coalesced _reduce_scatter_base scatter send"
+        "reduce_scatter reduce_scatter_tensor_coalesced _reduce_scatter_base scatter send "
+        # 2.13 gave some of them new names.
+        "all_gather_single all_gather_single_coalesced all_to_all_single reduce_scatter_single "
+        "reduce_scatter_single_coalesced"
     )
     paths = (f"torch.distributed.ProcessGroup.{method}" for method in methods.split())
     return _places("torch.distributed._broadcast_coalesced", *paths)

@@ -37,6 +37,25 @@ def test_collectives_are_stepped_around(model_of, x):
     assert not flops.is_lower_bound
 
 
+# Deprecated, since 2.13 has new names for them.
+GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+SCATTER = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
+
+@pytest.mark.parametrize("collective", [GATHER, SCATTER])
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_collectives_of_a_single_tensor_are_stepped_around(model_of, x, collective):
+    def forward(self, x):
+        y = self.a(x)
+        collective(torch.empty_like(y), y.detach())
+        return y
+
+    flops = FlopCountAnalysis(model_of(forward, a=nn.Linear(3, 5)), x)
+    assert flops.total() == 2 * 3 * 5
+    assert flops.engine == "trace", flops.engine_reason
+
+
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_a_distributed_model_with_buffers_is_traced(x):
