@@ -176,11 +176,15 @@ class FlopCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
+        self._gave_up = False
+        self._set_up(trainer, stage)
+
+    @_guarded
+    def _set_up(self, trainer: Trainer, stage: str) -> None:
         self._let_go()
         self._loaded = {}
         if not trainer.global_step:  # else the training that is over goes on
             self._spent = {}
-        self._gave_up = False
         if stage == "fit":
             self._files.clear()  # An evaluation adds to the files of the training before it, a training begins anew.
 
@@ -291,7 +295,8 @@ class FlopCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what a checkpoint has, until training begins."""
-        self._loaded = dict(state_dict.get("compute", {}))
+        with self._troubles.reported("compute so far begins anew"):
+            self._loaded = dict(state_dict.get("compute", {}))
 
     @_guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

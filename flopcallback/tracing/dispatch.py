@@ -30,7 +30,7 @@ from flopcallback.tracing.torch_private import (
     views_are_marked,
 )
 
-__all__ = ["DispatchRecorder", "value_of"]
+__all__ = ["DispatchRecorder", "look_up", "value_of"]
 
 
 def value_of(argument: Any) -> Value:
@@ -116,6 +116,16 @@ def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
 def _marks_views(func: OpOverload) -> bool:
     """Whether an operator's views are marked before the mode sees it; twice is an error."""
     return func.has_kernel_for_dispatch_key(DispatchKey.ADInplaceOrView)
+
+
+def look_up(func: Any) -> None:
+    """Finds out how an operator is to be run, as far as that is remembered.
+
+    Raises:
+        Exception: this version of torch does not say so where it is asked.
+    """
+    if isinstance(func, OpOverload) and not _must_decompose(func):
+        _as_without_a_mode(func)
 
 
 class DispatchRecorder(TorchDispatchMode):

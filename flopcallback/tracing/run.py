@@ -72,7 +72,8 @@ def observe(
 ) -> tuple[Any, Run]:
     """Runs `call` once, for real, where it stands, and returns its result and what it did.
 
-    Nothing is put back afterwards: this is the run. Wrappers and modes are gone when it returns or raises.
+    Nothing is put back afterwards: this is the run. Wrappers and modes are gone when it returns or raises. What
+    following the modules failed at is raised when the call has come to its end.
 
     Args:
         call: what to run.
@@ -101,6 +102,8 @@ def observe(
             with recorder:
                 result = call()
             record = Record(recorder.calls, others.calls)
+    if scopes.failure is not None:
+        raise scopes.failure
     if others.at_work:
         scopes.strays.add("")
     scopes.calls[""] += 1

@@ -46,6 +46,7 @@ class ModuleScopes:
         output_shapes: shape of the last tensor that each module returned.
         strays: modules that ran in a thread where no engine could see them; the root for what it left at work in one.
         on_change: told each time `current` changes.
+        failure: what following the modules failed at; what ran from there on is not told apart.
     """
 
     def __init__(self, names: ModuleNames) -> None:
@@ -56,6 +57,7 @@ class ModuleScopes:
         self.strays: set[str] = set()
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.on_change: Callable[[Scope], None] = lambda scope: None
+        self.failure: Exception | None = None
         self._thread = threading.get_ident()
         self._elsewhere: dict[int, Scope] = {}
         self._scripted = {
@@ -109,29 +111,52 @@ class ModuleScopes:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                thread = threading.get_ident()
-                if thread != self._thread and thread not in self._elsewhere:
-                    self.strays.add(name)
+                try:
+                    is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
+                    outer = self._entered(name, is_call=is_call)
+                except Exception as error:  # noqa: BLE001 - the method is the model's, and is called
+                    self.failure, outer = error, None
+                if outer is None:
                     return method(*args, **kwargs)
-                outer = self.here
-                is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
-                if outer.module == name and (not is_call or outer.called[-1] == name):
-                    return method(*args, **kwargs)  # a module's own method, called by itself
-                self.calls[name] += outer.module != name
-                if is_call:
-                    self.called.add(name)
-                self._enter(Scope(name, (*outer.called, name) if is_call else outer.called))
                 try:
                     result = method(*args, **kwargs)
                 finally:
-                    self._enter(outer)
-                if isinstance(result, torch.Tensor) and not result.is_nested:
-                    self.output_shapes[name] = tuple(result.size())
+                    self._left(outer)
+                self._returned(name, result)
                 return result
 
             return watched
 
         return wrap
+
+    def _entered(self, name: str, *, is_call: bool) -> Scope | None:
+        """A module is entered: the modules that were running before; None where it is not to be followed."""
+        thread = threading.get_ident()
+        if thread != self._thread and thread not in self._elsewhere:
+            self.strays.add(name)
+            return None
+        outer = self.here
+        if outer.module == name and (not is_call or outer.called[-1] == name):
+            return None  # a module's own method, called by itself
+        self.calls[name] += outer.module != name
+        if is_call:
+            self.called.add(name)
+        self._enter(Scope(name, (*outer.called, name) if is_call else outer.called))
+        return outer
+
+    def _left(self, outer: Scope) -> None:
+        """A module was left, by its end or by what it raised: that is the model's, and goes on its way."""
+        try:
+            self._enter(outer)
+        except Exception as error:  # noqa: BLE001
+            self.current, self.failure = outer, error
+
+    def _returned(self, name: str, result: Any) -> None:
+        try:
+            if isinstance(result, torch.Tensor) and not result.is_nested:
+                self.output_shapes[name] = tuple(result.size())
+        except Exception as error:  # noqa: BLE001 - the result is the model's, and goes on its way
+            self.failure = error
 
     def _enter(self, scope: Scope) -> None:
         if (thread := threading.get_ident()) != self._thread:

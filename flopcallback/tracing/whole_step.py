@@ -15,7 +15,7 @@ from flopcallback.formulas.op_call import ROOT, OpCall, Scope
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
-from flopcallback.tracing.dispatch import DispatchRecorder
+from flopcallback.tracing.dispatch import DispatchRecorder, look_up
 from flopcallback.tracing.record import Record, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, Run
@@ -37,6 +37,32 @@ class _Recorder(DispatchRecorder):
     """
 
     failure: Exception | None = None
+
+    def __init__(self, scope: Callable[[tuple[Any, ...]], Scope]) -> None:
+        super().__init__(scope)
+        self._known: set[Any] = set()  # operators that were looked up
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self._known and self.failure is None:
+            try:
+                look_up(func)
+                self._known.add(func)
+            except Exception as error:  # noqa: BLE001 - the operator is the training's, and runs
+                self.failure = error
+        if self.failure is not None:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As of a count, but what fails around the piece does not keep it from being run, once."""
+        region = super().region
+
+        def around(attempt: Callable[[], Any]) -> None:
+            region(kind, lambda *_, **__: attempt(), args, kwargs)
+
+        made = call_once(functools.partial(call, *args, **kwargs), around)
+        self.failure = self.failure or made.failure
+        return made.result
 
     def _keep(self, call: Callable[[], OpCall | Region]) -> None:
         if self.failure is None:
@@ -164,7 +190,7 @@ class StepObserver:
     @property
     def failure(self) -> Exception | None:
         """What of the step could not be seen."""
-        return self._failure or self._recorder.failure
+        return self._failure or self._recorder.failure or self._scopes.failure
 
     def _note(self, failure: Exception | None) -> None:
         self._failure = self._failure or failure
