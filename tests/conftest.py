@@ -22,6 +22,7 @@ OPTIONAL_PACKAGES = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "comet": ("comet_ml",),
+    "accelerate": ("accelerate",),
     "models": ("transformers", "torchmetrics", "sklearn", "opt_einsum", "pandas"),
     "sweeps": ("optuna",),
     "peers": ("fvcore",),

@@ -47,9 +47,10 @@ class FlopHook:
     Make it after `torch.compile`, of what the loop calls, and in the thread that trains.
 
     Args:
-        model: whose modules are told apart. What `DistributedDataParallel` or `DataParallel` wraps is taken out of it,
-            so that names are those of a single process.
-        optimizer: one, or a list of several.
+        model: whose modules are told apart. What `DistributedDataParallel`, `DataParallel` or Fabric wraps is taken out
+            of it, so that names are those of a single process.
+        optimizer: one, or a list of several. What Accelerate, Fabric and others wrap is taken out of the wrapper's
+            attribute `optimizer`.
         to: where to show it: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning
             logger, a folder, a `Tracker`, or a list of these. Runs and writers stay the caller's. None shows it
             nowhere: `metrics()` and `profile` have it.

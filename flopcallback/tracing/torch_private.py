@@ -441,9 +441,9 @@ def storage_id(storage: torch.UntypedStorage) -> int | None:
     return int(storage._cdata) if _has_storage_id else storage.data_ptr() or None
 
 
-def takes_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether hooks on its steps can be registered: a wrapper may be an optimizer in name alone."""
-    return hasattr(optimizer, "_optimizer_step_post_hooks")
+def step_hooks_of(optimizer: Any) -> Any:
+    """Return the hooks that run after an optimizer's step; None for a wrapper that is an optimizer in name alone."""
+    return getattr(optimizer, "_optimizer_step_post_hooks", None)
 
 
 def default_store() -> Any:

@@ -1,4 +1,4 @@
-"""Of every kind of hook that `FlopHook` places in a loop, one that fails: a warning, and the loop goes on as it would."""
+"""A hook of every kind that `FlopHook` places fails: that is one warning, and the loop goes on as it would."""
 
 from __future__ import annotations
 
