@@ -26,18 +26,20 @@ def unwrapped(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module")
+    found: nn.Module = model
     for _ in range(MOST_WRAPPERS):
-        inner = _wrapped_module(model)
+        inner = _wrapped_module(found)
         if inner is None:
             break
-        model = inner
-    return model
+        found = inner
+    return found
 
 
 def _wrapped_module(model: nn.Module) -> nn.Module | None:
     """The module that a wrapper calls; None where it is none."""
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return model.module
+        wrapped: nn.Module = model.module
+        return wrapped
     # What `fabric.setup` returns, known by its parts, as Lightning is not imported here. What it calls may be compiled.
     inner = model._modules.get("_forward_module")
     return inner if "_original_module" in model._modules else None

@@ -1,4 +1,4 @@
-"""What Fabric, Accelerate and others wrap around a model or an optimizer is opened: the loop is counted as without it."""
+"""What Fabric, Accelerate and others wrap around a model or an optimizer is opened, and counted as without them."""
 
 from __future__ import annotations
 
@@ -148,9 +148,8 @@ def test_what_a_trainer_of_transformers_hands_to_its_callbacks_is_opened(tmp_pat
 
     batches = [{"x": torch.ones(WIDE), "labels": torch.zeros(OUT)}] * (BATCH * STEPS)
     options = {"per_device_train_batch_size": BATCH, "num_train_epochs": 1, "report_to": [], "use_cpu": True}
-    arguments = TrainingArguments(
-        str(tmp_path), save_strategy="no", disable_tqdm=True, logging_strategy="no", **options
-    )
+    options |= {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
+    arguments = TrainingArguments(str(tmp_path), **options)
     watching = Watching()
     Trainer(Net(), arguments, train_dataset=batches, callbacks=[watching]).train()
     assert watching.hook.profile.forward_hw_flops == FORWARD
