@@ -11,6 +11,7 @@ from typing import Any
 from flopcallback.counting.fvcore_values import jit_values
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Free, lookup
+from flopcallback.modules.compiled import COMPILED
 from flopcallback.modules.names import ModuleNames
 from flopcallback.tracing.record import Operation
 from flopcallback.tracing.regions import META_CONVOLUTION
@@ -110,6 +111,8 @@ class _Summing:
             rule = self._rules[operator] = self._measure(operator)
         if operation.body is not None and not callable(rule):
             self._add_body(operation)
+        elif rule is None and operator.startswith(COMPILED):
+            self._miss(operator, operation.scope, "compiled code is run as it is, and not looked into", True)
         elif rule is None:
             self._miss(operator, operation.scope, "no formula", _is_floating_point(operation.call()))
         elif isinstance(rule, Free):

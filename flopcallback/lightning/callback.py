@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from flopcallback.lightning.step import METHODS, samples_in
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import FlopCallbackWarning, Troubles
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING, Plan, Training
 
@@ -44,6 +45,11 @@ def _callback_class() -> type[Any]:
 
 if not TYPE_CHECKING:
     Callback = _callback_class()
+
+UNSEEN = (
+    "FlopCallback: no training step was seen, so none is counted: compiled code ({}) makes it, which is run as it is "
+    "and not looked into. With a compiled optimizer, optimize by hand: `automatic_optimization = False`."
+)
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -243,6 +249,9 @@ class FlopCallback(Callback):
         training = self._training
         if training is None:
             return
+        if self._watch.compiled and TRAINING not in training.profiles:
+            self._leave_compiled()
+            return
         step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
         # `Trainer` declares no such attribute (2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
@@ -384,6 +393,15 @@ class FlopCallback(Callback):
         self._let_go()
         self._gave_up = True
         self._troubles.report(what, error)
+
+    def _leave_compiled(self) -> None:
+        """Leave the rest of this run alone: its steps are made inside of compiled code."""
+        if self._training is not None:
+            self._training.stop_metering()
+        self._spent = {}
+        self._let_go()
+        self._gave_up = True
+        warnings.warn(UNSEEN.format(self._watch.compiled), FlopCallbackWarning, stacklevel=2)
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
         self._watch.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 from flopcallback.lightning.step import METHODS, way_to_observe, with_each_call
 from flopcallback.modules.attempt import call_once
+from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.training.training import TRAINING, Training
@@ -22,9 +23,14 @@ class StepWatch:
     """Has the next calls of a step counted, observed or timed, until it is closed.
 
     A call is made once, whatever fails around it.
+
+    Attributes:
+        compiled: the first compiled code that was called since a call was to be counted. Where that call was not seen,
+            it was made in there: a compiled optimizer's step calls `training_step`, as Lightning's closure does.
     """
 
     def __init__(self) -> None:
+        self.compiled = ""
         self._around = ExitStack()
 
     def close(self) -> None:
@@ -56,6 +62,11 @@ class StepWatch:
             what, is_timed = f"the {phase} step", phase == TRAINING
             training.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
 
+        def note(call: CompiledCall) -> None:
+            self.compiled = self.compiled or call.name
+
+        self.compiled = ""
+        self._around.enter_context(stepping_aside(note, give_up))
         self._put_around(pl_module, METHODS[phase], around, give_up)
 
     def observe(self, pl_module: Any, training: Training) -> None:

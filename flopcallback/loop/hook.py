@@ -27,7 +27,8 @@ __all__ = ["FlopHook"]
 
 NOTHING_SEEN = (
     "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
-    "thread that made the hook. With torch.compile, make the hook after it, of what it returned."
+    "thread that made the hook; not those that compiled code makes. With torch.compile, make the hook after it, of "
+    "what it returned."
 )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from flopcallback.tracing.torch_private import step_hooks_of
+from flopcallback.tracing.torch_private import POST_HOOKS, PRE_HOOKS, step_hooks_of, version_of
 
-__all__ = ["optimizers_of", "unwrapped"]
+__all__ = ["OptimizerHooks", "optimizers_of", "unwrapped"]
 
 
 MOST_WRAPPERS = 8
 """Around each other; more than that is no chain of wrappers, but something that leads back to itself."""
+
+MOST_PARAMETERS = 64
+"""Of an optimizer, that are asked whether it has stepped."""
 
 
 def unwrapped(model: Any) -> nn.Module:
@@ -75,3 +81,71 @@ def _optimizer_in(given: Any) -> torch.optim.Optimizer:
         f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
         "wrapper wraps; or give none, and mark each step: `with hook.step():`"
     )
+
+
+class OptimizerHooks:
+    """Hooks before and behind the steps of optimizers, that can be taken away while compiled code runs.
+
+    Args:
+        optimizers: those that are hooked.
+        before: is called before each step.
+        after: is called behind each step, with the number of the optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        before: Callable[..., None],
+        after: Callable[..., None],
+    ) -> None:
+        self._optimizers = list(optimizers)
+        self._handles: list[Any] = []
+        for number, each in enumerate(self._optimizers):
+            # The number is bound here: the object that steps may be another one with the same hooks.
+            self._handles.append(each.register_step_pre_hook(before))
+            self._handles.append(each.register_step_post_hook(functools.partial(after, number)))
+
+    def close(self) -> None:
+        """Takes the hooks away for good."""
+        for handle in self._handles:
+            handle.remove()
+        self._optimizers.clear()
+
+    def take_away(self) -> Callable[[], None]:
+        """Takes the hooks away; what this returns puts them back.
+
+        What holds hooks is exchanged as a whole: a step of the user's may be going through it.
+        """
+        ours = {handle.id for handle in self._handles}
+        taken = []
+        for each in self._optimizers:
+            own = vars(each)
+            for name in (PRE_HOOKS, POST_HOOKS):
+                hooks = own[name]
+                taken.append((own, name, hooks))
+                own[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in ours)
+
+        def put_back() -> None:
+            for own, name, hooks in taken:
+                own[name] = hooks
+
+        return put_back
+
+    def stepped_from_here(self) -> Callable[[], list[int]]:
+        """Gives a function that says which optimizers have written to their parameters since."""
+        before = [
+            [(parameter, version_of(parameter)) for parameter in _some_parameters(each)] for each in self._optimizers
+        ]
+
+        def stepped() -> list[int]:
+            numbers = range(len(before))
+            return [n for n in numbers if any(version_of(parameter) != version for parameter, version in before[n])]
+
+        return stepped
+
+
+def _some_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Parameters that change where the optimizer steps; not all of very many."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with_grad = (parameter for parameter in parameters if parameter.grad is not None)
+    return list(itertools.islice(with_grad, MOST_PARAMETERS)) or parameters[:MOST_PARAMETERS]

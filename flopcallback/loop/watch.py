@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.loop.objects import OptimizerHooks
+from flopcallback.modules.compiled import After, CompiledCall, Return, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
@@ -110,12 +111,10 @@ class LoopWatch:
         self._is_simple = True  # no step had a second call so far
         self._called_sites: set[str] = set()  # names of the modules that the loop calls
         self._on_model, self._on_optimizers, self._on_step = ExitStack(), ExitStack(), ExitStack()
+        self._hooks = OptimizerHooks(self._optimizers, self._optimizer_steps, self._optimizer_stepped)
+        self._on_optimizers.callback(self._hooks.close)
+        self._on_optimizers.enter_context(stepping_aside(self._step_aside, self._aside_failed))
         self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
-        for number, optimizer in enumerate(self._optimizers):
-            # The number is bound here: the object that steps may be another one with the same hooks.
-            stepped = functools.partial(self._optimizer_stepped, number)
-            self._on_optimizers.callback(optimizer.register_step_pre_hook(self._optimizer_steps).remove)
-            self._on_optimizers.callback(optimizer.register_step_post_hook(stepped).remove)
 
     # --- What the hook asks for ---------------------------------------------------------------------------------------
 
@@ -245,6 +244,26 @@ class LoopWatch:
                     self._narrow()
         except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
             self._give_up(STEP_FAILED, error)
+
+    def _step_aside(self, _: CompiledCall) -> Return | None:
+        """Take the hooks away from compiled code, which may be an optimizer's step; its parameters then say so."""
+        if self._is_in_optimizer:
+            return None  # it is a part of a step that is not compiled, whose hooks are called
+        put_back, stepped = self._hooks.take_away(), self._hooks.stepped_from_here()
+
+        def after() -> None:
+            if self._step.plan is not None and self._stage is not Stage.OVER:
+                for number in stepped():
+                    self._optimizer_stepped(number)
+
+        def back(_: Any) -> After | None:
+            put_back()
+            return after
+
+        return back
+
+    def _aside_failed(self, error: Exception) -> None:
+        self._give_up(STEP_FAILED, error)
 
     def _failed(self, site: CallSite, error: Exception) -> None:
         self._give_up(f"the call of {site.name or type(site.module).__name__} could not be counted", error)

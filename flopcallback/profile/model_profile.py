@@ -55,7 +55,8 @@ class ModelProfile:
         unknown: operator -> why it has no count.
         latency: None until it has been measured.
         step: hardware FLOPs of a whole training step; None until one was observed.
-        step_note: what is to be known of that step: a forward other than the counted one, operators without a count.
+        step_note: what is to be known of that step: a forward other than the counted one, operators without a count, or
+            why it was not observed.
         verdict: what came of counting the call with both engines; None where only one was asked.
         training: what the training around the call had come to when it ended: `compute/*`, `perf/*`.
 

@@ -63,7 +63,7 @@ def _convention(profile: ModelProfile) -> str:
 def _whole_step(profile: ModelProfile) -> str:
     """The training step as it ran, and what of it is not as it should be."""
     if profile.step is None:
-        return ""
+        return f"training step: {profile.step_note}" if profile.step_note else ""
     note = f"; {profile.step_note}" if profile.step_note else ""
     return f"training step: {profile.step.total:,} hardware FLOPs ({step_parts(profile.step)}){note}"
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
+from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return
 from flopcallback.tracing.record import Region
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
 from flopcallback.tracing.torch_private import (
@@ -21,6 +22,7 @@ from flopcallback.tracing.torch_private import (
     OpOverload,
     TorchDispatchMode,
     disable_current_modes,
+    dispatch_modes,
     fake_mode,
     nested_shapes,
     operator_name,
@@ -180,6 +182,21 @@ class DispatchRecorder(TorchDispatchMode):
         self._keep(lambda: self._described(func, args, kwargs, result))
         return result
 
+    def step_aside(self, call: CompiledCall) -> Return | None:
+        """Takes this mode away for a call of compiled code, which is recorded as one operator behind it."""
+        if threading.get_ident() != self._thread or self._is_past:
+            return None
+        modes = _taken_off()
+
+        def back(result: Any) -> After | None:
+            for mode in reversed(modes):
+                mode.__enter__()
+            if not call.is_known:
+                self._keep(lambda: self._named(COMPILED + call.name, call.args, call.kwargs, result))
+            return None
+
+        return back
+
     def _keep(self, call: Callable[[], OpCall | Region]) -> None:
         """Records what has run; the operator's result is there already."""
         self.calls.append(call())
@@ -230,3 +247,13 @@ class DispatchRecorder(TorchDispatchMode):
             self._is_past = before
         self._keep(lambda: self._named(kind, args, kwargs, result))
         return result
+
+
+def _taken_off() -> list[DispatchRecorder]:
+    """Takes those modes of ours off that are uppermost; below a mode of the user's, nothing is compiled anyway."""
+    modes: list[DispatchRecorder] = []
+    stack = dispatch_modes()
+    while stack and isinstance(mode := stack.pop(), DispatchRecorder):
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        modes.append(mode)
+    return modes

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from flopcallback.modules.attempt import Attempt, call_once
+from flopcallback.modules.compiled import may_step_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Found
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.regions import without_compilation
 from flopcallback.tracing.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
 from flopcallback.tracing.torch_private import RAISING_PACKAGES, tree_leaves
 
@@ -64,6 +64,8 @@ def observe_in_flight(
     """
     first: Exception | None = None
     try:
+        if not may_step_aside():
+            raise RuntimeError("in this version of torch, compiled code that it may run cannot be told from other code")
         attempts = _attempts(names, arguments, engine, reason)
     except Exception as error:  # noqa: BLE001 - ours, and nothing has happened yet
         first, attempts = error, []
@@ -93,7 +95,7 @@ def _observed(
     found: Found,
     first: Exception | None,
 ) -> Observed:
-    with _quiet(), without_compilation([]) if engine == DISPATCH else nullcontext():
+    with _quiet():
         _, run = observe(attempt, names, arguments, engine=engine, reason=reason, found=found)
     return Observed(attempt.result, (run,), first)
 

@@ -17,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from flopcallback.formulas.op_call import OpCall, Scope
+from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
 from flopcallback.modules.snapshot import writes, written_to
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
 from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
@@ -176,6 +177,7 @@ class _Tracer:
                 stack.enter_context(intercept_untraceable(self.region))
                 stack.enter_context(self._marking_scopes())
                 stack.enter_context(_TracingMode(self, Repeats(self._graph), self._before_write))
+                stack.enter_context(stepping_aside(self._step_aside, self._fail))
                 result.append(call())
             returned.extend(self._values_of(result[0]))
             raise _Leave
@@ -194,7 +196,7 @@ class _Tracer:
         outputs: list[torch.Tensor] = []
         handed = self._values_handed_to((args, kwargs))
         set_tracing_state(None)
-        self._recorder = recorder
+        self._recorder = None if kind == FLEX_ATTENTION else recorder
         try:
             with _without_function_modes() if kind == FLEX_ATTENTION else recorder:
                 result = call(*args, **kwargs)
@@ -209,6 +211,37 @@ class _Tracer:
                 self.register(output)
             self._mark(REGION_MARK, len(self._regions), handed)
             self._regions.append(Region(seen, tuple(recorder.calls)))
+
+    def _step_aside(self, call: CompiledCall) -> Return | None:
+        """Stops tracing for a call of compiled code, which stands in the graph as one mark behind it."""
+        state = tracing_state()
+        modes = ExitStack()
+        if state is None:  # in a region, which a recorder looks into
+            aside = self._threads.recorder() or self._recorder
+            recorded = None if aside is None else aside.step_aside(call)
+        else:
+            handed = self._values_handed_to((call.args, call.kwargs))
+            set_tracing_state(None)
+        modes.enter_context(_without_function_modes(_TracingMode))
+
+        def back(result: Any) -> After | None:
+            modes.close()
+            if state is None:
+                return None if recorded is None else recorded(result)
+            set_tracing_state(state)
+            outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            for output in outputs:
+                self.register(output)
+            inputs = tuple(map(value_of, tree_leaves((call.args, call.kwargs))))
+            seen = OpCall(COMPILED + call.name, inputs, tuple(map(value_of, outputs)), self._scopes.current)
+            self._mark(REGION_MARK, len(self._regions), handed)
+            self._regions.append(Region(seen, None))
+            return None
+
+        return back
+
+    def _fail(self, error: Exception) -> None:
+        self._scopes.failure = error
 
     def _values_handed_to(self, arguments: Any) -> list[torch.Value]:
         """The graph's values for what a region is given, so that `prune` keeps what computed them."""
@@ -381,12 +414,17 @@ def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torc
 
 
 @contextmanager
-def _without_function_modes() -> Iterator[None]:
-    """What is compiled on the spot must not meet a mode, or nothing is compiled."""
+def _without_function_modes(kind: type[TorchFunctionMode] = TorchFunctionMode) -> Iterator[None]:
+    """Takes modes of a kind away; by default all, since what is compiled on the spot must not meet one."""
     modes = [pop_function_mode() for _ in range(function_modes())]
+    others = [mode for mode in reversed(modes) if not isinstance(mode, kind)]
+    for mode in others:
+        push_function_mode(mode)
     try:
         yield
     finally:
+        for _ in others:
+            pop_function_mode()
         for mode in reversed(modes):
             push_function_mode(mode)
 

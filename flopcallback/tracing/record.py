@@ -57,10 +57,12 @@ class Region:
     """A piece of a run with a name of its own: an autograd function, or what went past the tracer."""
 
     call: OpCall
-    body: tuple[OpCall | Region, ...]
+    body: tuple[OpCall | Region, ...] | None  # None: it was not looked into
 
     def operation(self) -> Operation:
         """The piece as one operation with a body."""
+        if self.body is None:
+            return Operation(self.call.operator, self.call.scope, seen=self.call)
         return Operation(self.call.operator, self.call.scope, seen=self.call, body=tuple(map(_seen, self.body)))
 
 

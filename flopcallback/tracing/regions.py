@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.modules.compiled import After, CompiledCall, Return, as_written, known, stepping_aside
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.torch_private import (
     BACKWARD_CLASS,
@@ -59,7 +60,10 @@ _INHERITED = object()
 
 @contextmanager
 def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
-    """Replaces `owner.name` by `replacement(original)` for the time of the context, in whatever order contexts end."""
+    """Replaces `owner.name` by `replacement(original)` for the time of the context, in whatever order contexts end.
+
+    Compiled code does not meet the replacement.
+    """
     key = (id(owner), name)
     with _lock:
         own = vars(owner).get(name, _INHERITED)
@@ -67,8 +71,22 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
         first, standing = _originals.get(key, (own, 0))
         _originals[key] = first, standing + 1
         setattr(owner, name, mine)
+
+    def step_aside(_: CompiledCall) -> Return | None:
+        if vars(owner).get(name) is not mine:
+            return None
+        _put(owner, name, own)
+
+        def back(_: Any) -> After | None:
+            if vars(owner).get(name, _INHERITED) is own:
+                setattr(owner, name, mine)
+            return None
+
+        return back
+
     try:
-        yield
+        with stepping_aside(step_aside, lambda error: None):
+            yield
     finally:
         with _lock:
             first, standing = _originals.pop(key)
@@ -76,7 +94,11 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
                 _originals[key] = first, standing - 1
             if standing == 1 or vars(owner).get(name) is mine:
                 before = first if standing == 1 else own
-                delattr(owner, name) if before is _INHERITED else setattr(owner, name, before)
+                _put(owner, name, before)
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    delattr(owner, name) if value is _INHERITED else setattr(owner, name, value)
 
 
 @contextmanager
@@ -131,7 +153,13 @@ class _TorchForFlexAttention:
 
     def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         compiled = self._torch.compile(function, **options)
-        return _function(self._region, FLEX_ATTENTION, compiled)
+
+        @functools.wraps(compiled)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with known():  # by the formula for the kernel
+                return compiled(*args, **kwargs)
+
+        return _function(self._region, FLEX_ATTENTION, counted)
 
 
 def _doors() -> Iterator[tuple[Any, str, str]]:
@@ -264,6 +292,7 @@ def without_compilation(modules: list[nn.Module]) -> Iterator[None]:
                 wrap_on_instance(module, COMPILED_CALL, _nothing, stack)
         if is_compiler_imported():  # else nothing was compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(as_written())
         yield
 
 

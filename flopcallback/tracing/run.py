@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Found, left_as_found, private_copies
@@ -48,6 +49,7 @@ class Run:
         output_shapes: shape of the last tensor that each module returned.
         engine: `"trace"` or `"dispatch"`.
         engine_reason: why it was not the tracer; empty when it was.
+        compiled: names of compiled functions that were called in it, and not looked into.
     """
 
     record: GraphRecord | Record
@@ -58,6 +60,7 @@ class Run:
     output_shapes: Mapping[str, tuple[int, ...]]
     engine: str
     engine_reason: str = ""
+    compiled: tuple[str, ...] = ()
 
 
 def observe(
@@ -88,8 +91,18 @@ def observe(
     before_write = None if found is None else found.keep_written
     record: GraphRecord | Record
     others = Threads(scopes, before_write)
+    compiled: dict[str, None] = {}  # in order
+
+    def note(call: CompiledCall) -> None:
+        if not call.is_known:
+            compiled[call.name] = None
+
+    def fail(error: Exception) -> None:
+        scopes.failure = error
+
     with ExitStack() as stack:
         stack.enter_context(_twice_as_deep())
+        stack.enter_context(stepping_aside(note, fail))
         stack.enter_context(scopes.watch())
         if threads:
             stack.enter_context(others.watched())
@@ -99,6 +112,7 @@ def observe(
         else:
             recorder = DispatchRecorder(scopes.scope_of, before_write)
             stack.enter_context(intercept_named(others.region_of(recorder)))
+            stack.enter_context(stepping_aside(recorder.step_aside, fail))
             with recorder:
                 result = call()
             record = Record(recorder.calls, others.calls)
@@ -119,6 +133,7 @@ def observe(
         scopes.output_shapes,
         engine,
         reason,
+        tuple(compiled),
     )
     return result, run
 

@@ -123,6 +123,7 @@ NAMES: tuple[Private, ...] = (
     ),
     Private("torch._C._set_deterministic_algorithms", "snapshot", "speed: the public function imports the compiler"),
     Private("torch._C.TensorBase._is_view", "snapshot", "nothing: the base tells it, too"),
+    Private("torch._C.TensorBase._version", "loop/objects", "steps of a compiled optimizer are not noticed"),
     Private("torch._C.TensorBase._base", "loop/watch", "a backward through the base of a view is not noticed"),
     *_rows("torch._C.TensorBase._values", "dispatch", "work on sparse tensors: it is unknown, and shown so"),
     *_rows("torch._C.TensorBase._nested_tensor_size", "dispatch", "work on nested tensors: it is unknown, too"),
@@ -147,6 +148,12 @@ ATTRIBUTES: tuple[Private, ...] = (
     Private("_torchdynamo_orig_callable", "outermost", "a `forward` that was compiled alone is not known as compiled"),
     # Which attribute `apply` asks its class for before it calls `forward`: by that, a function is seen at work.
     Private("_backward_cls", "regions", "the tracer: the dispatcher counts, without names of functions"),
+    *_rows(
+        "_TorchDynamoContext set_eval_frame _maybe_set_eval_frame",
+        "compiled",
+        "whole steps, once anything was compiled: nobody could say when compiled code runs",
+    ),
+    Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
 """Names that instances alone have."""
@@ -282,6 +289,9 @@ def is_compiler_imported() -> bool:
 # --- Compiled modules ---
 
 BACKWARD_CLASS = "_backward_cls"
+EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
+SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
+PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 COMPILED_CALL = "_compiled_call_impl"
 """The attribute of a module that `module.compile()` sets, and that its calls go through."""
 
@@ -340,7 +350,7 @@ def is_backward_running() -> bool:
 
 _mode_of: Any = _found["torch._C._get_dispatch_mode"]
 _mode_keys: Any = _found["torch._C._TorchDispatchModeKey"]
-_mode_stack: Any = _found["torch.utils._python_dispatch._get_current_dispatch_mode_stack"] or (lambda: ())
+dispatch_modes: Any = _found["torch.utils._python_dispatch._get_current_dispatch_mode_stack"] or (lambda: ())
 _set_excluded: Any = _found["torch._C._SetExcludeDispatchKeyGuard"]
 _schemas_of: Any = _found["torch._C._jit_get_schemas_for_operator"]
 
@@ -363,7 +373,7 @@ def fake_mode() -> Any:
     """Return the mode that gives tensors without values, if one is on."""
     if _mode_of is not None and _mode_keys is not None:
         return _mode_of(_mode_keys.FAKE)
-    return next((mode for mode in reversed(_mode_stack()) if type(mode).__name__ == "FakeTensorMode"), None)
+    return next((mode for mode in reversed(dispatch_modes()) if type(mode).__name__ == "FakeTensorMode"), None)
 
 
 def views_are_marked() -> AbstractContextManager[Any]:
@@ -443,7 +453,12 @@ def storage_id(storage: torch.UntypedStorage) -> int | None:
 
 def step_hooks_of(optimizer: Any) -> Any:
     """Return the hooks that run after an optimizer's step; None for a wrapper that is an optimizer in name alone."""
-    return getattr(optimizer, "_optimizer_step_post_hooks", None)
+    return getattr(optimizer, POST_HOOKS, None)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to; always 0 where nobody can be asked."""
+    return int(getattr(tensor, "_version", 0))
 
 
 def default_store() -> Any:

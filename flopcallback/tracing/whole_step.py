@@ -13,6 +13,7 @@ import torch
 
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope
 from flopcallback.modules.attempt import call_once
+from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, in_use, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.dispatch import DispatchRecorder, look_up
@@ -20,11 +21,14 @@ from flopcallback.tracing.record import Record, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, Run
 from flopcallback.tracing.scopes import ModuleScopes
-from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of
+from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of, tree_leaves
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
 
 PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
+
+COMPILED_NODE = "CompiledFunctionBackward"
+"""What the node of a compiled forward is called in the graph (2.13, 2.14)."""
 
 REASON = "a step is seen whole from below autograd"
 
@@ -77,7 +81,8 @@ class StepObserver:
 
     The step is inside `with watching():`. Operators are seen in calls that are made inside `with on():`, in each
     backward, and in the optimizers' steps; nothing of the mode is active in the user's code in between, so that no
-    exception, no `break` and no mode of the user's can meet it.
+    exception, no `break` and no mode of the user's can meet it. Compiled code meets none either: it runs as it is, and
+    the step is not observed from there on.
 
     A backward operator belongs to the module whose forward made the node of the graph that it runs for. Nodes are
     numbered in the order in which they are made, and know their number. Work that autograd does with grad mode on
@@ -109,6 +114,7 @@ class StepObserver:
             undo.enter_context(self._scopes.watch())
             for owner, name in backward_engine():
                 undo.enter_context(replaced(owner, name, self._around_backward))
+            undo.enter_context(stepping_aside(self._step_aside, self._note))
             for optimizer in self._optimizers:
                 wrap_on_instance(optimizer, "step", self._around_optimizer, undo)
             yield
@@ -150,7 +156,7 @@ class StepObserver:
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        if self._depth or threading.get_ident() != self._thread:
+        if self._depth or self._failure is not None or threading.get_ident() != self._thread:
             yield
             return
         self._depth += 1
@@ -165,6 +171,7 @@ class StepObserver:
         def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return engine(outputs, *args, **kwargs)
+            self._note(_compiled_backward(outputs))
             makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
             made = call_once(
                 functools.partial(engine, outputs, *args, **kwargs),
@@ -194,6 +201,11 @@ class StepObserver:
 
     def _note(self, failure: Exception | None) -> None:
         self._failure = self._failure or failure
+
+    def _step_aside(self, call: CompiledCall) -> Return | None:
+        if not call.is_known:
+            self._note(CompiledCode(call.name))
+        return self._recorder.step_aside(call) if self._depth else None
 
     def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def closure_of(closure: Any) -> Any:
@@ -261,3 +273,23 @@ class StepObserver:
 def _scope_of(recorded: OpCall | Region) -> Scope:
     """Of an operator, or of a piece that was entered."""
     return recorded.call.scope if isinstance(recorded, Region) else recorded.scope
+
+
+def _compiled_backward(outputs: Any) -> Exception | None:
+    """Says so where a backward from these will run compiled code; what looking for it failed at says so as well."""
+    if not in_use():
+        return None
+    try:
+        nodes = [output.grad_fn for output in tree_leaves(outputs) if isinstance(output, torch.Tensor)]
+        seen = set(filter(None, nodes))
+        waiting = list(seen)
+        while waiting:
+            node = waiting.pop()
+            if node.name() == COMPILED_NODE:
+                return CompiledCode("a backward")
+            inner = {each for each, _ in node.next_functions if each is not None} - seen
+            seen |= inner
+            waiting += inner
+    except Exception as error:  # noqa: BLE001 - the backward is the training's, and runs
+        return error
+    return None

@@ -158,6 +158,13 @@ class ProfileRecorder:
         phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
 
+    def add_step_note(self, note: str) -> None:
+        """Add to the profile of the training why no whole step was observed."""
+        phase = self._phases[TRAINING]
+        phase.profile = replace(phase.profile, step_note=note)
+        phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
+        self.has_news = True
+
     def add_training(self, numbers: Mapping[str, int | float]) -> None:
         """Add what the training came to to its profile, and log that."""
         if numbers and self.has_training:

@@ -156,6 +156,8 @@ def _line(profile: ModelProfile) -> str:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.step is not None:
         parts.append(f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
+    elif profile.step_note:
+        parts.append(f"train step {profile.step_note}")
     if profile.latency is not None and profile.latency.step_ms is not None:
         parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
     if profile.phase == "train" and profile.peak_flops_per_s is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from flopcallback.modules.compiled import CompiledCode
 from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.build import step_counts
@@ -183,7 +184,9 @@ class Training:
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:
             return
-        if reason := why_no_whole_step():
+        if compiled := [name for run in observed.runs for name in run.compiled]:
+            self._leave_unobserved(CompiledCode(compiled[0]))
+        elif reason := why_no_whole_step():
             self.stop_observing(RuntimeError(reason))
         else:
             self._steps.allow(observed, model, profile, conditions)
@@ -234,6 +237,10 @@ class Training:
         model = self._steps.model
         assert model is not None
         self._recorder.use_up_warmup()
+        if isinstance(observer.failure, CompiledCode):
+            if self._steps.is_for_profile:
+                self._leave_unobserved(observer.failure)
+            return
         try:
             if observer.failure is not None:
                 raise observer.failure
@@ -246,6 +253,13 @@ class Training:
                 self._steps.complete_profile()
         except Exception as error:  # noqa: BLE001 - a count without a whole step is a count
             self.stop_observing(error)
+
+    def _leave_unobserved(self, compiled: CompiledCode) -> None:
+        """Observe no whole step, since steps run compiled code; the profile says so."""
+        self._steps.forbid()
+        if self._meter is not None and self._meter.uses_counted_flops:
+            self._note = ESTIMATED
+        self._recorder.add_step_note(f"not observed: {compiled}")
 
     # --- The rest of a run --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.modules.compiled import may_step_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled
 from flopcallback.modules.structures import Shapes, shapes_of
@@ -55,9 +56,9 @@ class WholeSteps:
             profile: of that call.
             conditions: under which it was counted.
         """
-        # What the tracer could not do may be a compiled function, which the mode would keep from being compiled.
+        # What the tracer could not do, the mode of an observed step may change.
         is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
-        if is_plain and not _casts_inside(profile, conditions):
+        if is_plain and may_step_aside() and not _casts_inside(profile, conditions):
             self.model, self._names = model, observed.runs[0].names
             self.awaited = conditions.input_shapes
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.counting import dispatch, scopes, whole_step
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.measuring import latency
-from flopcallback.meter import ComputeMeter
-from flopcallback.recorder import Recorder
+from flopcallback.tracing import dispatch, scopes, whole_step
+from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.recorder import ProfileRecorder
+from flopcallback.training.training import Training
 
 BATCH, WIDE, STEPS = 4, 5, 6
 
@@ -64,7 +65,7 @@ def train(hook, before_step=lambda step: None):
 # The kind of hook: what fails inside it, from which step on. The first step is counted, the second one observed whole,
 # the third and fourth are timed, the rest is booked.
 KINDS = {
-    "optimizer, behind its step": (LoopWatch, "_note_optimizer", 0),
+    "optimizer, behind its step": (Training, "note_optimizer", 0),
     "optimizer, behind a step that is booked": (ComputeMeter, "end_step", 4),
     "module, in the counted call": (LoopWatch, "_called", 0),
     "module, in the observed step": (LoopWatch, "_called", 1),
@@ -78,7 +79,7 @@ KINDS = {
     "an operator, before it runs": (whole_step, "look_up", 1),
     "optimizer, around its step": (whole_step.StepObserver, "_mode", 1),
     "autograd, where a backward begins": (LoopWatch, "_watch_backward", 2),
-    "module, at what it returned": (Recorder, "timed_call", 2),
+    "module, at what it returned": (ProfileRecorder, "timed_call", 2),
 }
 
 
