@@ -12,7 +12,7 @@ import torch
 from flopcallback import FlopCallbackWarning
 from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 
 
 @dataclass
@@ -78,7 +78,7 @@ def test_or_an_error_that_names_it(value, error, text):
 
 
 def sizes(samples=None, tokens=None, default=first_dimension, *, strict=False):
-    return BatchSizes(samples, tokens, default, Troubles(strict=strict))
+    return BatchSizes(samples, tokens, default, Failures(strict=strict))
 
 
 def of(found, batch):

@@ -8,7 +8,7 @@ from torch import nn
 
 from flopcallback.counting.tally import Tally
 from flopcallback.modules.names import ModuleNames
-from flopcallback.tracing.run import Run
+from flopcallback.tracing.run import ObservedRun
 
 __all__ = ["log_unknown", "log_unsupported", "log_unused", "lower_bounds", "uncalled_modules"]
 
@@ -22,7 +22,7 @@ def lower_bounds(sums: Tally) -> set[str]:
     return {name for name, found in sums.unknown.items() if any(one.is_floating_point for one in found.values())}
 
 
-def uncalled_modules(run: Run, ancestor_mode: str) -> set[str]:
+def uncalled_modules(run: ObservedRun, ancestor_mode: str) -> set[str]:
     """Return the canonical names of modules that were never at work; `ancestor_mode` as for `OperatorAnalysis`."""
     if ancestor_mode == "caller":
         return set(run.names.unique) - run.called
@@ -47,7 +47,7 @@ def log_unknown(sums: Tally) -> None:
         _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
 
 
-def log_unused(run: Run, uncalled: set[str]) -> None:
+def log_unused(run: ObservedRun, uncalled: set[str]) -> None:
     """Log a line for the modules that were not called, and one for those that nobody uses the results of."""
     by_name = run.names.by_name
     if missing := sorted(name for name in uncalled if type(by_name[name]).forward is not _NO_FORWARD):

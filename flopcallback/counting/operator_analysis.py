@@ -19,7 +19,15 @@ from flopcallback.formulas.registry import Free, check_operator_name
 from flopcallback.modules.names import ModuleNames, find_modules
 from flopcallback.modules.snapshot import copies_of_lazy_buffers
 from flopcallback.tracing.real_data import needs_real_data
-from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, TRACER_WARNINGS, Run, device_mismatch, run_isolated
+from flopcallback.tracing.run import (
+    AUTO,
+    DISPATCH,
+    ENGINES,
+    TRACER_WARNINGS,
+    ObservedRun,
+    device_mismatch,
+    run_isolated,
+)
 
 __all__ = ["OperatorAnalysis"]
 
@@ -90,7 +98,7 @@ class OperatorAnalysis:
         # None: one line about what makes the total a lower bound. True: a line for each, as the original tool writes.
         self._enable_warn_unsupported_ops: bool | None = None
         self._enable_warn_uncalled_mods: bool | None = None
-        self._stats: Run | None = None
+        self._stats: ObservedRun | None = None
         self._tally: Tally | None = None
 
     # --- Results ----------------------------------------------------------------------------------------------------
@@ -267,7 +275,7 @@ class OperatorAnalysis:
     # --- Inside -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def of_run(cls: type[_Self], run: Run, model: Any, **options: Any) -> _Self:
+    def of_run(cls: type[_Self], run: ObservedRun, model: Any, **options: Any) -> _Self:
         """An analysis of a run that was already observed."""
         analysis = cls(model, **options)
         analysis._stats = run
@@ -288,7 +296,7 @@ class OperatorAnalysis:
         is_arguments = isinstance(self._inputs, tuple) and not hasattr(self._inputs, "_fields")
         return self._inputs if is_arguments else (self._inputs,)
 
-    def _run(self) -> Run:
+    def _run(self) -> ObservedRun:
         if self._stats is None:
             self._stats = self._observe(self._engine)
             self._tally = self._sum(self._stats)
@@ -301,7 +309,7 @@ class OperatorAnalysis:
             self._tally = self._sum(run)
         return self._tally
 
-    def _observe(self, engine: str) -> Run:
+    def _observe(self, engine: str) -> ObservedRun:
         model, roots, args = self._model, self._roots(), self._arguments()
         if any(is_lazy(p) for root in roots.values() for p in (*root.parameters(), *root.buffers())):
             # A first run turns a lazy module into a plain one; that is done to a copy.
@@ -318,7 +326,7 @@ class OperatorAnalysis:
                 raise
             raise ValueError(f"{type(self).__name__}: {message}") from error
 
-    def _log_missing(self, run: Run, sums: Tally) -> None:
+    def _log_missing(self, run: ObservedRun, sums: Tally) -> None:
         if self._enable_warn_unsupported_ops:
             log_unsupported(sums)
         elif self._enable_warn_unsupported_ops is None:
@@ -326,7 +334,7 @@ class OperatorAnalysis:
         if self._enable_warn_uncalled_mods:
             log_unused(run, uncalled_modules(run, self._ancestor_mode))
 
-    def _sum(self, run: Run) -> Tally:
+    def _sum(self, run: ObservedRun) -> Tally:
         return tally(run, self._measure, handles=self._op_handles, mode=self._ancestor_mode, prune=self._prune)
 
     def _unknown(self, module_name: str) -> dict[str, Unknown]:

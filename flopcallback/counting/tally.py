@@ -15,7 +15,7 @@ from flopcallback.modules.compiled import COMPILED
 from flopcallback.modules.names import ModuleNames
 from flopcallback.tracing.record import Operation
 from flopcallback.tracing.regions import META_CONVOLUTION
-from flopcallback.tracing.run import Run
+from flopcallback.tracing.run import ObservedRun
 
 __all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]
 
@@ -63,7 +63,12 @@ def display_name(operator: str) -> str:
 
 
 def tally(
-    run: Run, measure: Measure, *, handles: Mapping[str, Handle | None], mode: str = "owner", prune: bool = False
+    run: ObservedRun,
+    measure: Measure,
+    *,
+    handles: Mapping[str, Handle | None],
+    mode: str = "owner",
+    prune: bool = False,
 ) -> Tally:
     """Sums a statistic over a run.
 
@@ -80,7 +85,7 @@ def tally(
 class _Summing:
     """One pass over a run."""
 
-    def __init__(self, run: Run, measure: Measure, handles: Mapping[str, Handle | None], mode: str) -> None:
+    def __init__(self, run: ObservedRun, measure: Measure, handles: Mapping[str, Handle | None], mode: str) -> None:
         self._run = run
         self._measure = measure
         self._handles = handles

@@ -12,7 +12,7 @@ from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.profile.verdict import Difference
-from flopcallback.tracing.run import Run
+from flopcallback.tracing.run import ObservedRun
 
 __all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
 
@@ -21,7 +21,7 @@ _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Fami
 _PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
 
 
-def differences(trace: Run, dispatch: Run, own: Mapping[str, Formula | None]) -> tuple[Difference, ...]:
+def differences(trace: ObservedRun, dispatch: ObservedRun, own: Mapping[str, Formula | None]) -> tuple[Difference, ...]:
     """Where two runs of the same call differ, outermost modules first.
 
     Args:

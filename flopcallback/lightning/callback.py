@@ -16,7 +16,7 @@ from flopcallback.lightning.step import METHODS, samples_in
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
-from flopcallback.training.failures import FlopCallbackWarning, Troubles
+from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING, Plan, Training
 
@@ -158,13 +158,13 @@ class FlopCallback(Callback):
             summary=summary,
             strict=strict,
         )
-        self._troubles = Troubles(strict=strict)
+        self._failures = Failures(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._training: Training | None = None  # None between two runs of a trainer, and after a failure
         self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
         self._spent: dict[str, Any] = {}  # that of the last training
         self._files: dict[Path, LocalTracker] = {}
-        self._by_compute = MetricsByCompute(by_compute, self._troubles)
+        self._by_compute = MetricsByCompute(by_compute, self._failures)
         self._watch = StepWatch()
         self._gave_up = False
         # Where a checkpoint has the state of this one, told from others in the same trainer. No property: Lightning
@@ -200,7 +200,7 @@ class FlopCallback(Callback):
         self._by_compute.begin()
         training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
         earlier = self._loaded or (self._spent if trainer.global_step else {})
-        with self._troubles.reported("compute so far begins anew"):
+        with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)
 
     @_guarded
@@ -304,7 +304,7 @@ class FlopCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what a checkpoint has, until training begins."""
-        with self._troubles.reported("compute so far begins anew"):
+        with self._failures.as_warning("compute so far begins anew"):
             self._loaded = dict(state_dict.get("compute", {}))
 
     @_guarded
@@ -368,14 +368,14 @@ class FlopCallback(Callback):
         try:
             self._keep_spent(wait=False)
         except Exception as error:  # noqa: BLE001 - another error is on its way
-            self._troubles.note("compute so far could not be kept", error)
+            self._failures.log("compute so far could not be kept", error)
         self._let_go()
         if training is not None:
             try:
                 training.close(_step(trainer), wait=False)
                 self._profiles.update(training.profiles)
             except Exception as error:  # noqa: BLE001 - another error is on its way
-                self._troubles.note("the report of a training that ended early is not complete", error)
+                self._failures.log("the report of a training that ended early is not complete", error)
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ class FlopCallback(Callback):
             self._training.stop_metering()
         self._let_go()
         self._gave_up = True
-        self._troubles.report(what, error)
+        self._failures.report(what, error)
 
     def _leave_compiled(self) -> None:
         """Leave the rest of this run alone: its steps are made inside of compiled code."""
@@ -419,13 +419,13 @@ class FlopCallback(Callback):
     def _keep_spent(self, *, wait: bool = True) -> None:
         """Read compute so far for checkpoints, which may be written when training is over."""
         if self._training is not None and self._training.is_metering:
-            with self._troubles.reported("a checkpoint has no compute so far"):
+            with self._failures.as_warning("a checkpoint has no compute so far"):
                 self._spent = self._training.state(wait=wait)
 
     def _count_next(self, pl_module: LightningModule, phase: str, training: Training) -> None:
         """Have the next call of a step observed, and a profile made of it."""
         conditions = functools.partial(
-            self._options.conditions, phase, pl_module, troubles=self._troubles, step_row=f"({METHODS[phase]})"
+            self._options.conditions, phase, pl_module, failures=self._failures, step_row=f"({METHODS[phase]})"
         )
         give_up = functools.partial(self._give_up, f"the {phase} step could not be counted")
         self._watch.count(pl_module, phase, training, conditions, give_up)
@@ -438,12 +438,12 @@ class FlopCallback(Callback):
         return Training(
             pl_module,
             options,
-            trackers_of(trainer, options, self._troubles, self._files),
+            trackers_of(trainer, options, self._failures, self._files),
             samples=samples,
             measures_waiting=True,
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
             fallback=report_folder(trainer, options),
-            failures=self._troubles,
+            failures=self._failures,
         )
 
 

@@ -8,21 +8,21 @@ from typing import Any
 
 from flopcallback.runs.folders import REPORT
 from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_of, new_name, tracker_for
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
 
 __all__ = ["report_folder", "trackers_of"]
 
 
 def trackers_of(
-    trainer: Any, options: Options, troubles: Troubles, files: dict[Path, LocalTracker]
+    trainer: Any, options: Options, failures: Failures, files: dict[Path, LocalTracker]
 ) -> dict[str, Tracker]:
     """A tracker for each of the trainer's loggers that has one; files, where one has none. None on other ranks.
 
     Args:
         trainer: of either flavour.
         options: their prefix and report folder.
-        troubles: where loggers go that could not be used.
+        failures: where loggers go that could not be used.
         files: those that this training has begun, by folder; a new one is added.
     """
     trackers: dict[str, Tracker] = {}
@@ -37,7 +37,7 @@ def trackers_of(
             without.append(logger)
         except Exception as error:  # noqa: BLE001 - the other loggers get theirs
             without.append(logger)
-            troubles.report(f"the logger {name} gets nothing", error)
+            failures.report(f"the logger {name} gets nothing", error)
     if options.report_dir is not None or not trackers or without:
         folder = report_folder(trainer, options, without)
         trackers[str(folder)] = files.setdefault(folder, LocalTracker(folder))

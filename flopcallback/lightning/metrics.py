@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.training import Training
 
 __all__ = ["MetricsByCompute"]
@@ -18,12 +18,12 @@ class MetricsByCompute:
 
     Args:
         names: as they stand in the trackers (`train_loss_epoch`, where Lightning makes two of one).
-        troubles: where failures go.
+        failures: where failures go.
     """
 
-    def __init__(self, names: Sequence[str], troubles: Troubles) -> None:
+    def __init__(self, names: Sequence[str], failures: Failures) -> None:
         self._names = tuple(names)
-        self._troubles = troubles
+        self._failures = failures
         self._latest: dict[str, float] = {}
 
     def begin(self) -> None:
@@ -34,7 +34,7 @@ class MetricsByCompute:
         """Logs those that have another value than the last time; waits for their device where there is a tracker."""
         if not self._names or training is None or not training.takes_copies:
             return
-        with self._troubles.reported("metrics are not logged by compute"):
+        with self._failures.as_warning("metrics are not logged by compute"):
             logged = trainer.logged_metrics
             values = {name: float(logged[name]) for name in self._names if name in logged}
             # As text, in which NaN is what it was.
@@ -48,4 +48,4 @@ class MetricsByCompute:
         if missing := [name for name in self._names if name not in logged]:
             known = ", ".join(sorted(logged)) or "nothing"
             error = LookupError(f"by_compute names {missing}, and what the training logged is {known}")
-            self._troubles.report("metrics are not drawn by compute", error)
+            self._failures.report("metrics are not drawn by compute", error)

@@ -18,7 +18,7 @@ from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
 from flopcallback.trackers import Tracker, new_name, tracker_for
-from flopcallback.training.failures import FlopCallbackWarning, Troubles
+from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import Training
@@ -139,7 +139,7 @@ class FlopHook:
             strict=strict,
         )
         self._model, optimizers = unwrapped(model), optimizers_of(optimizer)
-        self._troubles = Troubles(strict=strict)
+        self._failures = Failures(strict=strict)
         is_logging = rank_of() == 0
         self._training = Training(
             self._model,
@@ -148,9 +148,9 @@ class FlopHook:
             samples=first_dimension,
             show=_print if summary and is_logging else None,
             fallback=options.report_dir or Path(REPORT),
-            failures=self._troubles,
+            failures=self._failures,
         )
-        self._watch = LoopWatch(self._model, optimizers, options, self._training, self._troubles)
+        self._watch = LoopWatch(self._model, optimizers, options, self._training, self._failures)
         self._is_closed = False
 
     # --- What a user asks for -----------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class FlopHook:
             >>> writer.add_scalar("val/loss", loss, step)  # doctest: +SKIP
             >>> hook.log_by_compute({"val/loss": loss})  # doctest: +SKIP
         """
-        with self._troubles.reported("nothing was logged by compute"):
+        with self._failures.as_warning("nothing was logged by compute"):
             named = self._options.by_compute
             if unknown := [name for name in metrics if name not in named]:
                 raise ValueError(f"FlopHook: by_compute is {list(named)}, and does not name {unknown}: add it there")
@@ -206,14 +206,14 @@ class FlopHook:
         Every rank has to call it, after the same step: the first one waits for the others, for seconds at most, and
         warns of those that did not come. What it gets is to be saved; others get no compute.
         """
-        with self._troubles.reported("a checkpoint has no compute so far"):
+        with self._failures.as_warning("a checkpoint has no compute so far"):
             self._training.pause()  # what follows is not training
             return {"compute": self._training.state()} if self._training.is_metering else {}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave, on any number of ranks; before the first step, and on every rank."""
-        with self._troubles.reported("compute so far begins anew"):
+        with self._failures.as_warning("compute so far begins anew"):
             compute = state.get("compute", {})
             self._training.load(compute)
             self._training.poll_loaded_budget(compute)
@@ -238,7 +238,7 @@ class FlopHook:
         try:  # No waiting for a device that may be dead, and nothing raised: the loop's own error is on its way.
             self._close(wait=False)
         except Exception as ours:  # noqa: BLE001
-            self._troubles.note("the report of a training that ended early is not complete", ours)
+            self._failures.log("the report of a training that ended early is not complete", ours)
 
     def _close(self, *, wait: bool) -> None:
         if self._is_closed:

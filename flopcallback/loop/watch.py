@@ -22,7 +22,7 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.torch_private import base_of
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import TRAINING, Plan, Training
@@ -93,7 +93,7 @@ class LoopWatch:
         optimizers: Sequence[torch.optim.Optimizer],
         options: Options,
         training: Training,
-        failures: Troubles,
+        failures: Failures,
     ) -> None:
         self._model = model
         self._optimizers = list(optimizers)
@@ -122,7 +122,7 @@ class LoopWatch:
         """Return the profile of the counted call; of what there is of it, where it has not ended yet."""
         profile = self._training.profiles.get(TRAINING)
         if profile is None and self._call.has_called and self._conditions is not None and self._call.seen:
-            with self._failures.reported("there is no profile yet"):
+            with self._failures.as_warning("there is no profile yet"):
                 profile = self._training.preview(together(self._call.seen), self._model, self._conditions)
         return profile
 

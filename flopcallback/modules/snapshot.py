@@ -26,7 +26,15 @@ from flopcallback.tracing.torch_private import (
     tree_map,
 )
 
-__all__ = ["Found", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies", "writes", "written_to"]
+__all__ = [
+    "Snapshot",
+    "copies_of_lazy_buffers",
+    "is_isolated",
+    "left_as_found",
+    "private_copies",
+    "writes",
+    "written_to",
+]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -34,7 +42,7 @@ _IMMUTABLE = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 @contextmanager
-def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Found]:
+def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Snapshot]:
     """Puts everything back that a forward may change: module state, tensors given to it, random states, grad mode.
 
     Module state is every attribute (flags, hooks, counters, metric states, containers one level deep), every buffer
@@ -47,7 +55,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
     """
     # Past the caller's modes: under a fake mode, what is kept of a real tensor would be a fake one, and be put back.
     with disable_current_modes():
-        found = Found(modules)
+        found = Snapshot(modules)
         for leaf in tree_leaves(inputs):
             found.keep_input(leaf)
         found.drop_grads()
@@ -57,7 +65,7 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Fo
     finally:
         _isolated.depth -= 1
         with disable_current_modes():
-            found.put_back()
+            found.restore()
 
 
 _isolated = threading.local()
@@ -93,14 +101,14 @@ def _keep_modes(undo: ExitStack) -> None:
     undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())
     undo.callback(torch.set_default_dtype, torch.get_default_dtype())
     undo.callback(torch.set_anomaly_enabled, torch.is_anomaly_enabled())
-    undo.callback(_put_back_determinism, *_determinism())
+    undo.callback(_restore_determinism, *_determinism())
 
 
 def _determinism() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def _put_back_determinism(is_on: bool, warn_only: bool) -> None:
+def _restore_determinism(is_on: bool, warn_only: bool) -> None:
     if _determinism() != (is_on, warn_only):
         set_deterministic_algorithms(is_on, warn_only=warn_only)
 
@@ -124,7 +132,7 @@ def _keep_generator(value: Any, undo: ExitStack) -> None:
         undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
 
 
-class Found:
+class Snapshot:
     """How modules, tensors and random states were found, to be put back.
 
     Plain lists, where callbacks on a stack would be shorter: a closure for each of thousands of attributes is felt.
@@ -201,15 +209,15 @@ class Found:
             if grad is not None:
                 parameter.grad = None
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Makes everything as it was found; what cannot be put back keeps nothing else from it."""
         with self._states, ExitStack() as undo:
-            undo.callback(self._put_back_attributes)
-            undo.callback(self._put_back_tensors)
+            undo.callback(self._restore_attributes)
+            undo.callback(self._restore_tensors)
 
-    def _put_back_tensors(self) -> None:
+    def _restore_tensors(self) -> None:
         for tensor, values in self._tensors:
-            _put_back(tensor, values)
+            _restore(tensor, values)
         for tensor, data, grad, requires_grad in self._with_grads:
             if not tensor.is_leaf and not is_view(tensor):  # written to with something that requires grad
                 tensor.detach_()
@@ -222,7 +230,7 @@ class Found:
         for version in self._versions:
             version.__exit__(None, None, None)
 
-    def _put_back_attributes(self) -> None:
+    def _restore_attributes(self) -> None:
         for container in filter(None, self._empty):
             container.clear()
         for container, contents in self._containers:
@@ -271,7 +279,7 @@ def _each_place_once(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach()[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
 
-def _put_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
+def _restore(tensor: torch.Tensor, before: torch.Tensor) -> None:
     # Nothing outside inference mode may write to a tensor that was made inside of it.
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         places = _each_place_once(tensor)

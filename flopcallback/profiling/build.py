@@ -29,7 +29,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
 from flopcallback.profiling.conditions import Conditions, Convention
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import TRACE, Run
+from flopcallback.tracing.run import TRACE, ObservedRun
 
 __all__ = ["profile_of", "step_counts", "with_step"]
 
@@ -62,7 +62,7 @@ def profile_of(
     )
 
 
-def step_counts(runs: Mapping[str, Run], model: nn.Module) -> dict[str, OperatorAnalysis]:
+def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, OperatorAnalysis]:
     """Hardware FLOPs of a step that was observed, by phase.
 
     Args:
@@ -138,7 +138,7 @@ class _Counts:
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_lower_bound: bool = False
 
-    def add(self, run: Run, model: nn.Module, convention: Convention) -> None:
+    def add(self, run: ObservedRun, model: nn.Module, convention: Convention) -> None:
         flops = convention.analysis(run, model)
         self.statistics["flops"].update(flops.by_module())
         self.statistics["hw_flops"].update(flops.hardware_flops())
@@ -250,7 +250,9 @@ def _operator_rows(counts: _Counts) -> Iterator[OperatorRow]:
         yield OperatorRow(operator, calls, 0, status="unknown")
 
 
-def _config(runs: Sequence[Run], counts: _Counts, conditions: Conditions, convention: Convention) -> dict[str, Any]:
+def _config(
+    runs: Sequence[ObservedRun], counts: _Counts, conditions: Conditions, convention: Convention
+) -> dict[str, Any]:
     engines = {run.engine for run in runs}
     return {
         "flops.fma": convention.fma,

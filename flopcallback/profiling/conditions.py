@@ -13,7 +13,7 @@ from flopcallback.counting.analysis import (
 )
 from flopcallback.measuring.hardware import Peak
 from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
-from flopcallback.tracing.run import Run
+from flopcallback.tracing.run import ObservedRun
 
 __all__ = ["Conditions", "Convention", "conditions_of"]
 
@@ -30,7 +30,7 @@ class Convention:
     fma: int = 1
     elementwise: bool = False
 
-    def analysis(self, run: Run, model: nn.Module) -> FlopCountAnalysis:
+    def analysis(self, run: ObservedRun, model: nn.Module) -> FlopCountAnalysis:
         """Return the FLOPs of a run under this convention."""
         return FlopCountAnalysis.of_run(run, model, fma=self.fma, elementwise=self.elementwise)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flopcallback.measuring.latency import Latency, LatencyWindow
-from flopcallback.modules.snapshot import Found, left_as_found, private_copies
+from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
@@ -20,7 +20,7 @@ from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Convention
 from flopcallback.profiling.on_demand import Call
 from flopcallback.tracing.regions import without_compilation
-from flopcallback.tracing.run import AUTO, DISPATCH, Run, filtered_warnings, observe
+from flopcallback.tracing.run import AUTO, DISPATCH, ObservedRun, filtered_warnings, observe
 
 __all__ = ["measure_latency"]
 
@@ -104,7 +104,7 @@ def measure_latency(
     return profile.with_latency(summary, latency.modules, latency.spreads)
 
 
-def _time(counted: Call, run: Run, window: LatencyWindow, warmup_steps: int, max_s: float) -> Latency:
+def _time(counted: Call, run: ObservedRun, window: LatencyWindow, warmup_steps: int, max_s: float) -> Latency:
     """Time calls like the counted one."""
     from torch.utils.benchmark import Timer
 
@@ -139,7 +139,7 @@ def _time(counted: Call, run: Run, window: LatencyWindow, warmup_steps: int, max
     return latency.within(bare_ms)
 
 
-def _save_written_tensors(call: Callable[..., Any], run: Run, inputs: Any, found: Found) -> None:
+def _save_written_tensors(call: Callable[..., Any], run: ObservedRun, inputs: Any, found: Snapshot) -> None:
     """Observe one more call, to save the tensors that it writes to.
 
     These are parameters and inputs; no others have to be saved.

@@ -19,7 +19,7 @@ from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, Run, run_isolated
+from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, ObservedRun, run_isolated
 
 __all__ = ["Call", "profile_call", "verify_call"]
 
@@ -138,7 +138,9 @@ class Call:
         peak = peak_for(conditions.device, conditions.dtype, peak_flops)
         return dataclasses.replace(conditions, peak=peak)
 
-    def count(self, convention: Convention, conditions: Conditions, engine: str = AUTO) -> tuple[ModelProfile, Run]:
+    def count(
+        self, convention: Convention, conditions: Conditions, engine: str = AUTO
+    ) -> tuple[ModelProfile, ObservedRun]:
         """Make the call once; return its profile and the observed run.
 
         Everything is left as it was found.

@@ -18,17 +18,17 @@ from flopcallback.modules.compiled import may_step_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
-from flopcallback.modules.snapshot import Found
+from flopcallback.modules.snapshot import Snapshot
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import DISPATCH, TRACE, Run, observe, run_isolated, untraceable_reason
+from flopcallback.tracing.run import DISPATCH, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
 from flopcallback.tracing.torch_private import RAISING_PACKAGES, tree_leaves
 
 __all__ = [
-    "may_be_ours",
     "observe_beside",
     "observe_each_call",
     "observe_in_flight",
     "observe_module_call",
+    "raised_by_tracing",
     "together",
 ]
 
@@ -47,8 +47,8 @@ def observe_in_flight(
 ) -> Observed:
     """Makes a call and observes it: by the tracer, failing that by the dispatcher, failing that not at all.
 
-    A call that ended is never made again. One that stopped is, if it may have been us who stopped it (`may_be_ours`):
-    random states, buffers, attributes and metric states are put back before. So an error of the call itself shows as
+    A call that ended is never made again. One that stopped is, if it may have been us who stopped it
+    (`raised_by_tracing`): random states, buffers, attributes and metric states are put back before. So an error of the call itself shows as
     it is, after one call or, where it looks like the tracer's (an operator that refuses its arguments), after more.
 
     Args:
@@ -78,11 +78,11 @@ def observe_in_flight(
         except Exception as error:
             if attempt.has_ended:
                 return Observed(attempt.result, (), first or error)
-            if attempt.has_begun and not may_be_ours(error, first):
+            if attempt.has_begun and not raised_by_tracing(error, first):
                 raise
             first = first or error
             if attempt.has_begun and found is not None:
-                found.put_back()
+                found.restore()
     return Observed(call(), (), first)
 
 
@@ -92,7 +92,7 @@ def _observed(
     arguments: Any,
     engine: str,
     reason: str,
-    found: Found,
+    found: Snapshot,
     first: Exception | None,
 ) -> Observed:
     with _quiet():
@@ -169,7 +169,7 @@ def observe_beside(
     kwargs: dict[str, Any],
 ) -> Observed:
     """Counts `counted(*args, **kwargs)`, which leaves everything as it was, and then makes `call()` unseen."""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[ObservedRun, ...] = ()
     failure: Exception | None = None
     try:
         runs = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),)
@@ -178,7 +178,7 @@ def observe_beside(
     return Observed(call(), runs, failure)
 
 
-def may_be_ours(error: BaseException, first: Exception | None = None) -> bool:
+def raised_by_tracing(error: BaseException, first: Exception | None = None) -> bool:
     """Whether an error out of an observed call may come from observing it.
 
     The tracer and the dispatcher speak in `RuntimeError`s that no `raise` statement of Python raises. So an error of
@@ -189,10 +189,10 @@ def may_be_ours(error: BaseException, first: Exception | None = None) -> bool:
         error: what was raised.
         first: what was raised before, under the other engine.
     """
-    return not _is_the_operators(error, first) and any(_may_be_ours(link) for link in _chain(error))
+    return not _is_the_operators(error, first) and any(_raised_by_tracing(link) for link in _chain(error))
 
 
-def _may_be_ours(error: BaseException) -> bool:
+def _raised_by_tracing(error: BaseException) -> bool:
     if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
         return False
     frame = _innermost(error).tb_frame if error.__traceback__ else None
@@ -243,10 +243,10 @@ def _in_words(error: Exception | None) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _found(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Found:
+def _found(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Snapshot:
     """What a call may have changed when it stops half-way, as it is now."""
     modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
-    found = Found([*modules, *_hidden_modules(modules)])
+    found = Snapshot([*modules, *_hidden_modules(modules)])
     for leaf in tree_leaves(arguments):
         found.keep_input(leaf)
     for extra in keep:

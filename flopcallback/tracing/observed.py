@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flopcallback.tracing.run import Run
+from flopcallback.tracing.run import ObservedRun
 
 __all__ = ["Observed"]
 
@@ -23,6 +23,6 @@ class Observed:
     """
 
     result: Any
-    runs: tuple[Run, ...] = ()
+    runs: tuple[ObservedRun, ...] = ()
     failure: Exception | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)

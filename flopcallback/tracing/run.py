@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.snapshot import Found, left_as_found, private_copies
+from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
 from flopcallback.tracing.record import GraphRecord, Record
@@ -28,7 +28,7 @@ from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import is_tracing, is_transforming, tree_leaves, why_no_tracer
 
-__all__ = ["ENGINES", "Run", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
+__all__ = ["ENGINES", "ObservedRun", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
 
 AUTO, TRACE, DISPATCH = "auto", "trace", "dispatch"
 ENGINES = (AUTO, TRACE, DISPATCH)
@@ -37,7 +37,7 @@ TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
 
 
 @dataclass(frozen=True)
-class Run:
+class ObservedRun:
     """What one run of a callable did, and on which modules.
 
     Attributes:
@@ -70,9 +70,9 @@ def observe(
     *,
     engine: str = TRACE,
     reason: str = "",
-    found: Found | None = None,
+    found: Snapshot | None = None,
     threads: bool = False,
-) -> tuple[Any, Run]:
+) -> tuple[Any, ObservedRun]:
     """Runs `call` once, for real, where it stands, and returns its result and what it did.
 
     Nothing is put back afterwards: this is the run. Wrappers and modes are gone when it returns or raises. What
@@ -124,7 +124,7 @@ def observe(
     scopes.called.add("")
     if isinstance(result, torch.Tensor) and not result.is_nested:
         scopes.output_shapes[""] = tuple(result.shape)
-    run = Run(
+    run = ObservedRun(
         record,
         names,
         scopes.calls,
@@ -167,7 +167,7 @@ def run_isolated(
     *,
     engine: str = AUTO,
     tracer_warnings: str = "no_tracer_warning",
-) -> Run:
+) -> ObservedRun:
     """Runs `call(*args, **kwargs)` for its record alone, and leaves modules, inputs and random states as found.
 
     With `"auto"` the tracer goes first. Where it cannot work, the run is repeated under the dispatcher from the same
@@ -208,7 +208,7 @@ def _isolated(
     engine: str,
     reason: str,
     tracer_warnings: str,
-) -> Run:
+) -> ObservedRun:
     modules = list(names.unique.values())
     with (
         left_as_found(modules, (args, kwargs)) as found,

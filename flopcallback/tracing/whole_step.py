@@ -19,7 +19,7 @@ from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.dispatch import DispatchRecorder, look_up
 from flopcallback.tracing.record import Record, Region
 from flopcallback.tracing.regions import intercept_named, replaced
-from flopcallback.tracing.run import DISPATCH, Run
+from flopcallback.tracing.run import DISPATCH, ObservedRun
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of, tree_leaves
 
@@ -33,7 +33,7 @@ COMPILED_NODE = "CompiledFunctionBackward"
 REASON = "a step is seen whole from below autograd"
 
 
-class _Recorder(DispatchRecorder):
+class _StepDispatchRecorder(DispatchRecorder):
     """Whatever it fails at, the operator has run, and its result goes on.
 
     Attributes:
@@ -97,7 +97,7 @@ class StepObserver:
         self._names = names
         self._optimizers = tuple(optimizers)
         self._scopes = ModuleScopes(names)
-        self._recorder = _Recorder(self._place)
+        self._recorder = _StepDispatchRecorder(self._place)
         self._phases: dict[int, str] = {}  # by the identity of the scopes that `_placed` makes
         self._places: dict[tuple[str, Scope], Scope] = {}
         self._owners: dict[int, Scope] = {}  # of the nodes of the graph, by their numbers
@@ -134,14 +134,14 @@ class StepObserver:
         finally:
             self._forwards -= is_forward
 
-    def runs(self) -> Mapping[str, Run]:
+    def runs(self) -> Mapping[str, ObservedRun]:
         """What was done in each phase."""
         calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
         for call in self._recorder.calls:
             calls[self._phases[id(_scope_of(call))]].append(call)
         strays = frozenset(self._scopes.strays)
         return {
-            phase: Run(
+            phase: ObservedRun(
                 Record(of_phase),
                 self._names,
                 self._scopes.calls if phase == FORWARD else Counter(),

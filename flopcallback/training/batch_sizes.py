@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flopcallback.modules.structures import Shapes
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 
 __all__ = ["BatchSizes", "whole_number"]
 
@@ -49,7 +49,7 @@ class BatchSizes:
         samples: the user's function, or None.
         tokens: the user's function, or None: the elements of what is called `input_ids`.
         default: samples of all that the model is given, where the user has no function; asked once for each shapes.
-        troubles: where failures of the user's functions go, which are not asked again.
+        failures: where failures of the user's functions go, which are not asked again.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class BatchSizes:
         samples: Callable[[Any], int] | None,
         tokens: Callable[[Any], int] | None,
         default: Callable[[Any], int | None],
-        troubles: Troubles,
+        failures: Failures,
     ) -> None:
         self._functions: dict[str, Callable[[Any], int] | None] = {"batch_size_fn": samples, "tokens_fn": tokens}
         self._defaults = {"batch_size_fn": default, "tokens_fn": _elements_of_tokens}
-        self._troubles = troubles
+        self._failures = failures
         self._has_functions = samples is not None or tokens is not None
         self._known: dict[tuple[Shapes, tuple[Any, ...]], Sizes] = {}
 
@@ -91,7 +91,7 @@ class BatchSizes:
             return whole_number(function, name, batch)
         except Exception as error:  # noqa: BLE001 - a step whose size is not known is a step
             self._functions[name], self._defaults[name] = None, _unknown
-            self._troubles.report(f"the number of {UNKNOWN[name]} is not known", error)
+            self._failures.report(f"the number of {UNKNOWN[name]} is not known", error)
             return None
 
 

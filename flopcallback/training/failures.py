@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from flopcallback.modules.errors import first_line
 
-__all__ = ["FlopCallbackWarning", "Troubles"]
+__all__ = ["Failures", "FlopCallbackWarning"]
 
 _log = logging.getLogger("flopcallback")
 
@@ -22,7 +22,7 @@ class FlopCallbackWarning(UserWarning):
     """Something in flopcallback failed; training was not touched by it and goes on."""
 
 
-class Troubles:
+class Failures:
     """What failed in here: a warning, once for each cause, and each time a traceback in the log, at DEBUG.
 
     Args:
@@ -33,7 +33,7 @@ class Troubles:
         self._strict = strict
         self._told: set[str] = set()
 
-    def note(self, what: str, error: Exception) -> None:
+    def log(self, what: str, error: Exception) -> None:
         """Logs that `what` failed and where, and no more than that."""
         _log.debug("%s", what, exc_info=error)
 
@@ -43,7 +43,7 @@ class Troubles:
         Raises:
             Exception: `error` itself, where `strict`.
         """
-        self.note(what, error)
+        self.log(what, error)
         if self._strict:
             raise error
         # The first line: the tracer's complaints go on with every element of a tensor.
@@ -55,7 +55,7 @@ class Troubles:
         self._told |= {what, reason}
 
     @contextmanager
-    def reported(self, what: str) -> Iterator[None]:
+    def as_warning(self, what: str) -> Iterator[None]:
         """Reports what is raised inside."""
         try:
             yield

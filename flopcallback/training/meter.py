@@ -14,7 +14,7 @@ from torch import nn
 from flopcallback.modules.structures import shapes_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.training.ranks import END, Heard, Ranks, are_several, is_initialized
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
@@ -59,7 +59,7 @@ class ComputeMeter:
         sizes: samples and tokens of batches.
         flops_fn: hardware FLOPs of a step, from the batch; the user's.
         measures_waiting: whether what lies between two steps is known to be waiting for data.
-        troubles: where failures go.
+        failures: where failures go.
         clock: seconds.
         ranks: of this training; by default those of the process group that there is now or, where there is none yet,
             when the first step begins.
@@ -77,7 +77,7 @@ class ComputeMeter:
         *,
         flops_fn: Callable[[Any], int] | None = None,
         measures_waiting: bool = False,
-        troubles: Troubles | None = None,
+        failures: Failures | None = None,
         clock: Callable[[], float] = time.perf_counter,
         ranks: Ranks | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class ComputeMeter:
         self._sizes = sizes
         self._flops_fn = flops_fn
         self._measures_waiting = measures_waiting
-        self._troubles = troubles or Troubles()
+        self._failures = failures or Failures()
         self.ledger = ComputeLedger()
         self._throughput = Throughput(clock, self._synchronize)
         self._of_all = ranks
@@ -134,7 +134,7 @@ class ComputeMeter:
                 step.hw_flops = (step.hw_flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
             except Exception as error:  # noqa: BLE001 - then it is counted, as without the function
                 self._flops_fn, step.hw_flops = None, None
-                self._troubles.report("flops_fn failed: compute is counted", error)
+                self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
         """The step that began does more than training: its time, and what it does in it, are left out of throughput."""
@@ -312,7 +312,7 @@ class ComputeMeter:
         mine = {"ledger": self.ledger.state(), "samples": self._samples, "tokens": self._tokens, **(more or {})}
         heard = ranks.gather(name if name == END else f"{name}/{self.steps}", mine, wait=wait)
         if heard is not None and not heard.is_whole:
-            self._troubles.report("compute of all ranks is not complete", RuntimeError(heard.missing))
+            self._failures.report("compute of all ranks is not complete", RuntimeError(heard.missing))
         return heard
 
     def _totals(self, heard: Heard | None = None) -> Totals:

@@ -14,7 +14,7 @@ from flopcallback.measuring.hardware import peak_for
 from flopcallback.profiling.checks import check_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.training.batch_sizes import whole_number
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 
 __all__ = ["Options"]
 
@@ -58,7 +58,7 @@ class Options:
         phase: str,
         model: nn.Module,
         batch: Any,
-        troubles: Troubles,
+        failures: Failures,
         *,
         inputs: Any = None,
         step_row: str | None = None,
@@ -69,17 +69,17 @@ class Options:
             phase: one of `flopcallback.profile.model_profile.PHASES`.
             model: what is called.
             batch: what `batch_size_fn` is asked about.
-            troubles: where to report.
+            failures: where to report.
             inputs: all that the call is given, by default the batch.
             step_row: the path of a row for what runs outside of any submodule.
         """
         conditions = conditions_of(phase, model, batch if inputs is None else inputs, step_row=step_row)
         if self.batch_size_fn is not None:
             conditions = dataclasses.replace(conditions, batch_size=None)
-            with troubles.reported("the number of samples is not known"):
+            with failures.as_warning("the number of samples is not known"):
                 samples = whole_number(self.batch_size_fn, "batch_size_fn", batch)
                 conditions = dataclasses.replace(conditions, batch_size=samples)
-        with troubles.reported("the device's peak is not known"):
+        with failures.as_warning("the device's peak is not known"):
             peak = peak_for(conditions.device, conditions.dtype, self.peak_flops)
             return dataclasses.replace(conditions, peak=peak)
         return conditions

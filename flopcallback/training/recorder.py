@@ -18,7 +18,7 @@ from flopcallback.profile.rows import LatencySummary
 from flopcallback.profiling.build import profile_of, with_step
 from flopcallback.profiling.conditions import Conditions, Convention
 from flopcallback.tracing.observed import Observed
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
 
 __all__ = ["TRAINING", "ProfileRecorder"]
@@ -73,7 +73,7 @@ class ProfileRecorder:
         convention: Convention | None = None,
         warmup_steps: int = 5,
         latency_steps: int = 20,
-        failures: Troubles | None = None,
+        failures: Failures | None = None,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., Any] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class ProfileRecorder:
         self._convention = convention or Convention()
         self._warmup_steps = warmup_steps
         self._latency_steps = latency_steps
-        self._failures = failures or Troubles()
+        self._failures = failures or Failures()
         self._clock = clock
         self._event = event
         self._phases: dict[str, _Phase] = {}

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import DrawsByCompute, KeepsTraining, LocalTracker, Tracker
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 
 __all__ = ["Sinks"]
 
@@ -26,7 +26,7 @@ class Sinks:
         by_compute: the user's metrics that are to be drawn by compute.
         show: prints a text; None prints nothing.
         fallback: a folder for what a tracker that failed did not take.
-        troubles: where failures go.
+        failures: where failures go.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Sinks:
         by_compute: Sequence[str] = (),
         show: Callable[[str], None] | None = None,
         fallback: str | os.PathLike[str] | None = None,
-        troubles: Troubles,
+        failures: Failures,
     ) -> None:
         self._trackers = dict(trackers)
         self._prefix = prefix
         self._show = show
         self._fallback = fallback
-        self._troubles = troubles
+        self._failures = failures
         self._logged: set[str] = set()  # numbers of profiles
         self._failed: set[str] = set()  # trackers that get no more numbers of a training
         for name, tracker in self._trackers.items():
@@ -137,7 +137,7 @@ class Sinks:
         return any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
 
     def _failures_of(self, name: str) -> AbstractContextManager[None]:
-        return self._troubles.reported(f"the tracker {name} failed")
+        return self._failures.as_warning(f"the tracker {name} failed")
 
 
 def _log(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:

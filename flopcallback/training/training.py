@@ -22,7 +22,7 @@ from flopcallback.tracing.whole_step import FORWARD, RECOMPUTE, StepObserver
 from flopcallback.trackers import Tracker
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
-from flopcallback.training.failures import FlopCallbackWarning, Troubles
+from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.ledger import StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
@@ -70,7 +70,7 @@ class Training:
         measures_waiting: bool = False,
         show: Callable[[str], None] | None = None,
         fallback: str | Path | None = None,
-        failures: Troubles,
+        failures: Failures,
     ) -> None:
         self._failures = failures
         self._sinks = Sinks(
@@ -79,7 +79,7 @@ class Training:
             by_compute=() if samples is None else options.by_compute,
             show=show,
             fallback=fallback,
-            troubles=failures,
+            failures=failures,
         )
         self._recorder = ProfileRecorder(
             self._sinks,
@@ -97,7 +97,7 @@ class Training:
         if samples is not None:
             sizes = BatchSizes(options.batch_size_fn, options.tokens_fn, samples, failures)
             self._meter = ComputeMeter(
-                model, sizes, flops_fn=options.flops_fn, measures_waiting=measures_waiting, troubles=failures
+                model, sizes, flops_fn=options.flops_fn, measures_waiting=measures_waiting, failures=failures
             )
             if options.max_hw_flops is not None:
                 self._budget = Budget(options.max_hw_flops, self._meter)
@@ -353,7 +353,7 @@ class Training:
 
     def mute(self) -> None:
         """Log nothing from here on: another rank is the one that logs."""
-        self._sinks = self._recorder.sinks = Sinks({}, troubles=self._failures)
+        self._sinks = self._recorder.sinks = Sinks({}, failures=self._failures)
 
     # --- When something failed, and at the end ------------------------------------------------------------------------
 
@@ -375,7 +375,7 @@ class Training:
             self._budget = None
             text = "max_hw_flops is not kept any more: steps are not booked. The training ends by its own limits."
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
-        with self._failures.reported("other ranks do not know"):
+        with self._failures.as_warning("other ranks do not know"):
             meter.leave()
 
     def close(self, step: int, *, wait: bool = True) -> None:

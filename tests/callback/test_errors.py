@@ -257,12 +257,12 @@ def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_the_dispatcher(
 
 
 def test_without_putting_back_the_test_above_would_fail(lightning, run, callback, classifier, differences, monkeypatch):
-    from flopcallback.modules.snapshot import Found
+    from flopcallback.modules.snapshot import Snapshot
 
     def make(flavour, calls):
         return classifier(flavour, calls, net=Untraceable)
 
-    monkeypatch.setattr(Found, "put_back", lambda self: None)
+    monkeypatch.setattr(Snapshot, "restore", lambda self: None)
     found = differences(run(lightning, make=make), run(lightning, [callback], make=make))
     parts = {line.partition(":")[0].partition("[")[0] for line in found}
     assert {"rows", "random", "weights.net.norm.running_mean"} <= parts

@@ -26,7 +26,7 @@ LAST_RESORTS = {
     "callback.py": {"setup", "on_exception", "guarded", "_let_go", "_give_up"},
     "counting/attempt.py": {"call_once", "__init__", "__call__"},
     "recorder.py": {"stop_timing"},
-    "troubles.py": {"report"},
+    "failures.py": {"report"},
     # Called in place of a module's forward: all they do around it is guarded in there.
     "measuring/latency.py": {"timed"},
     "counting/outermost.py": {"outermost", "call"},

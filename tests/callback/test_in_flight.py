@@ -13,7 +13,7 @@ from flopcallback.modules.attempt import Attempt, call_once
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.conditions import conditions_of
-from flopcallback.tracing.in_flight import may_be_ours, observe_beside, observe_each_call, observe_in_flight
+from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight, raised_by_tracing
 
 BATCH = 7
 
@@ -271,12 +271,12 @@ def from_flopcallback():
     ],
 )
 def test_whose_an_error_is(call, ours):
-    assert may_be_ours(raised_by(call)) is ours
+    assert raised_by_tracing(raised_by(call)) is ours
 
 
 def test_what_an_operator_refuses_under_both_engines_is_its_own():
-    assert not may_be_ours(raised_by(refused), raised_by(refused))
-    assert may_be_ours(raised_by(from_flopcallback), raised_by(from_flopcallback))
+    assert not raised_by_tracing(raised_by(refused), raised_by(refused))
+    assert raised_by_tracing(raised_by(from_flopcallback), raised_by(from_flopcallback))
 
 
 # --- Made sure of -----------------------------------------------------------------------------------------------------

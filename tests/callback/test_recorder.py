@@ -15,7 +15,7 @@ from flopcallback.profiling.conditions import Conditions, Convention, conditions
 from flopcallback.tracing.in_flight import observe_in_flight
 from flopcallback.tracing.observed import Observed
 from flopcallback.trackers import MemoryTracker
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.recorder import ProfileRecorder
 from flopcallback.training.sinks import Sinks
 
@@ -37,8 +37,8 @@ class Clock:
 
 
 def recorder_of(trackers, *, prefix="", show=None, fallback=None, failures=None, **options):
-    failures = failures or Troubles()
-    sinks = Sinks(trackers, prefix=prefix, show=show, fallback=fallback, troubles=failures)
+    failures = failures or Failures()
+    sinks = Sinks(trackers, prefix=prefix, show=show, fallback=fallback, failures=failures)
     return ProfileRecorder(sinks, failures=failures, **options)
 
 
@@ -225,7 +225,7 @@ def test_a_line_says_what_is_unknown(model):
 
 def test_strict_troubles_are_raised():
     with pytest.raises(LookupError, match="absent"):
-        Troubles(strict=True).report("it failed", LookupError("absent"))
+        Failures(strict=True).report("it failed", LookupError("absent"))
 
 
 def test_the_log_has_the_traceback_of_what_failed(caplog):
@@ -233,7 +233,7 @@ def test_the_log_has_the_traceback_of_what_failed(caplog):
         raise LookupError("absent")
 
     at_debug = caplog.at_level("DEBUG", logger="flopcallback")
-    with at_debug, pytest.warns(FlopCallbackWarning) as told, Troubles().reported("it failed"):
+    with at_debug, pytest.warns(FlopCallbackWarning) as told, Failures().as_warning("it failed"):
         fails_in_here()
     assert "the logger 'flopcallback' has the traceback at DEBUG" in str(told[0].message)
     (record,) = caplog.records
@@ -242,9 +242,9 @@ def test_the_log_has_the_traceback_of_what_failed(caplog):
 
 
 def test_one_cause_is_told_once_wherever_it_shows():
-    troubles = Troubles()
+    failures = Failures()
     causes = [("here", "absent"), ("there", "absent"), ("here", "another"), ("elsewhere", "a third")]
-    told = warnings_of(lambda: [troubles.report(what, LookupError(why)) for what, why in causes])
+    told = warnings_of(lambda: [failures.report(what, LookupError(why)) for what, why in causes])
     assert [text.partition(".")[0] for text in told] == [
         "here: LookupError: absent",
         "elsewhere: LookupError: a third",

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flopcallback.modules.structures import first_dimension
 from flopcallback.training.batch_sizes import BatchSizes
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import StepCost, StepKey
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
@@ -261,8 +261,8 @@ def numbers_of_a_training(monkeypatch, clock, *, steps, peak_flops):
     from flopcallback import FlopHook
     from flopcallback.training.options import Options
 
-    def meter(options, model, samples, troubles, **_):
-        return ComputeMeter(model, BatchSizes(None, None, samples, troubles), troubles=troubles, clock=clock)
+    def meter(options, model, samples, failures, **_):
+        return ComputeMeter(model, BatchSizes(None, None, samples, failures), failures=failures, clock=clock)
 
     monkeypatch.setattr(Options, "meter", meter)
     model = Checkpointed()
@@ -297,7 +297,7 @@ def test_the_time_of_a_step_holds_what_lies_between_steps_and_no_step_that_was_o
 
 def test_a_meter_without_steps_has_no_numbers(clock):
     model = nn.Linear(3, 2)
-    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Troubles()), clock=clock)
+    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Failures()), clock=clock)
     assert meter.live_totals() == {}
     assert not meter.is_in_use
     meter.end_step()  # of a step that never began

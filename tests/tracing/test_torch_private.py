@@ -21,7 +21,7 @@ from flopcallback.tracing import torch_private
 from flopcallback.tracing.torch_private import ATTRIBUTES, NAMES, TRACER, WHOLE_STEP
 from flopcallback.training import meter as meter_file
 from flopcallback.training.batch_sizes import BatchSizes
-from flopcallback.training.failures import Troubles
+from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import StepCost
 from flopcallback.training.meter import ComputeMeter
 
@@ -165,7 +165,7 @@ def booked(state=None, *, cost=None):
     """A meter after one step, whose model makes all nodes of the graph: the loss is inside."""
     model = torch.nn.Linear(INPUTS, OUTPUTS)
     x = torch.ones(ROWS, INPUTS)
-    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Troubles()))
+    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Failures()))
     meter.load(state or {})
     meter.begin_step()
     meter.add_call((x,), x)
