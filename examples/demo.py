@@ -1,4 +1,4 @@
-"""Train two small models on digits: by a Trainer and by a loop.
+"""Train two small models on digits, by Trainer and by loop.
 
 The data ships with scikit-learn. No account and no server is needed: TensorBoard's files, MLflow on SQLite, W&B
 offline. The last lines of the output say where to look.

@@ -77,13 +77,13 @@ def rnn(call: OpCall) -> Cost:
 
 
 def lstm_cell(call: OpCall) -> Cost:
-    """Count one step of an LSTM cell, `(input, [h, c], w_ih, w_hh, ...)`."""
+    """Count a step of `lstm_cell`, `(input, [h, c], w_ih, w_hh, ...)`."""
     state = (call.inputs[1].items or ())[1]  # `c`
     return _layers(call.inputs[0], call.inputs[2:4], shape_of(state)[-1], LSTM_GATES)
 
 
 def gru_cell(call: OpCall) -> Cost:
-    """Count one step of a GRU cell, `(input, h, w_ih, w_hh, ...)`."""
+    """Count a step of `gru_cell`, `(input, h, w_ih, w_hh, ...)`."""
     return _layers(call.inputs[0], call.inputs[2:4], shape_of(call.inputs[1])[-1], GRU_GATES)
 
 
