@@ -88,7 +88,7 @@ def _failures(diff: ProfileDiff, max_increase: Fraction | None, max_latency_incr
         if not diff.has_same_inputs:
             raise UsageError(
                 f"--max-increase: the inputs have other shapes ({_shapes(diff.before)} before, {_shapes(diff.after)} "
-                "after), so totals cannot be held against each other. Count both with the same inputs."
+                "after), so totals cannot be compared. Count both with the same inputs."
             )
         if diff.flops_exceed(max_increase):
             before, after = diff.before.forward_flops, diff.after.forward_flops

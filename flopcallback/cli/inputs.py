@@ -71,7 +71,7 @@ def _tensor(text: str, match: re.Match[str], device: str | None, dtype: torch.dt
 
 
 def _shape(text: str, shape: str) -> tuple[int, ...]:
-    # `(1, 3)` and `[1, 3]` are what Python prints; a trailing comma is that of a tuple of one.
+    # `(1, 3)` and `[1, 3]` are what Python prints; a tuple of one has a trailing comma.
     parts = shape.strip().strip("()[]").rstrip(",")
     try:
         sizes = tuple(int(part) for part in parts.split(",")) if parts else ()
