@@ -47,9 +47,9 @@ def observe_in_flight(
 ) -> Observed:
     """Makes a call and observes it: by the tracer, failing that by the dispatcher, failing that not at all.
 
-    A call that ended is never made again. One that stopped is, if it may have been us who stopped it
-    (`raised_by_tracing`): random states, buffers, attributes and metric states are put back before. So an error of the call itself shows as
-    it is, after one call or, where it looks like the tracer's (an operator that refuses its arguments), after more.
+    A call that ended is never made again. One that stopped is, if we may have stopped it (`raised_by_tracing`): random
+    states, buffers, attributes and metric states are restored before. So an error of the call itself shows as it is,
+    after one call or, where it looks like the tracer's (an operator that refuses its arguments), after more.
 
     Args:
         call: what to run.
