@@ -6,16 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flopcallback import FlopCallback
 from flopcallback.profile import metrics
 from flopcallback.trackers import MemoryTracker
 
@@ -31,38 +25,51 @@ def names_in_table(heading: str, page: Path = PAGE) -> set[str]:
     return set(re.findall(r"`([^`]+)`", " ".join(cells)))
 
 
-class Regression(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
+def make_regression():
+    from lightning.pytorch import LightningModule
 
-    def training_step(self, batch, _):
-        return checkpoint(self.net, batch, use_reentrant=False).square().mean()  # some recomputation
+    class Regression(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
 
-    def validation_step(self, batch, _):
-        self.net(batch)
+        def training_step(self, batch, _):
+            return checkpoint(self.net, batch, use_reentrant=False).square().mean()  # some recomputation
 
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(12, 3), batch_size=2)
+        def validation_step(self, batch, _):
+            self.net(batch)
 
-    val_dataloader = train_dataloader
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.ones(12, 3), batch_size=2)
 
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
+        val_dataloader = train_dataloader
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    return Regression()
 
 
-class MemoryLogger(DummyLogger, MemoryTracker):
+def make_memory_logger():
     """A logger of Lightning's that is a tracker itself."""
+    from lightning.pytorch.loggers.logger import DummyLogger
 
-    def __init__(self):
-        DummyLogger.__init__(self)
-        MemoryTracker.__init__(self)
+    class MemoryLogger(DummyLogger, MemoryTracker):
+        def __init__(self):
+            DummyLogger.__init__(self)
+            MemoryTracker.__init__(self)
+
+    return MemoryLogger()
 
 
 @pytest.fixture
 def logged(tmp_path):
+    from lightning.pytorch import Trainer
+
+    from flopcallback import FlopCallback
+
     options = {"peak_flops": 1e12, "tokens_fn": torch.numel, "log_every_n_steps": 2}
-    logger = MemoryLogger()
+    logger = make_memory_logger()
     callback = FlopCallback(warmup_steps=1, latency_steps=2, summary=False, strict=True, **options)
     trainer = Trainer(
         accelerator="cpu",
@@ -75,7 +82,7 @@ def logged(tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = Regression()
+    model = make_regression()
     trainer.fit(model)
     trainer.limit_val_batches = 1
     trainer.validate(model, verbose=False)
