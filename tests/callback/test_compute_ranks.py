@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 
@@ -223,25 +224,39 @@ if __name__ == "__main__":
 """
 
 
-def launch(folder, script, *args):
-    """Runs a script in two processes of `torchrun`, and gives what each of them found, and what they printed."""
+def write(folder, script):
     file = folder / "script.py"
-    file.write_text(COMMON.replace("ROW", str(ROW)) + script.replace("ROW", str(ROW)), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(file), str(folder), *args]
+    file.write_text((COMMON + script).replace("ROW", str(ROW)), encoding="utf-8")
+    return file
+
+
+def found_in(folder):
+    """What each rank found."""
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def fork(file, arguments=((), ()), environments=(None, None)):
+    """Runs a script in two processes, with arguments and an environment for each; gives what each of them found."""
+    each = zip(arguments, environments, strict=True)
+    ranks = [forked.start(file, file.parent, *more, environment=environment) for more, environment in each]
+    codes = forked.wait_for_all(ranks, TIMEOUT_S)
+    assert codes == [0, 0], [forked.printed(file, rank, "err") for rank in ranks]
+    return found_in(file.parent)
+
+
+def run(command):
     ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ran.returncode == 0, ran.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], ran.stdout
 
 
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory):
-    """What both ranks found in all loops of `LOOPS`, run by `torchrun`; by the name of the loop."""
-    folder = tmp_path_factory.mktemp("torchrun")
+    """What both ranks found in all loops of `LOOPS`, in the environment of `torchrun`; by the name of the loop."""
+    folder = tmp_path_factory.mktemp("loops")
     before = {"steps": 5, "booked": 20 * ROW, "guessed": 0, "costs": [], "counted": [], "unseen": []}
     state = {"compute": {"version": 1, "ledger": before, "samples": 20, "tokens": None}}
     (folder / "state.json").write_text(json.dumps({"resumed": state, "budget that was loaded": state}))
-    ranks, _ = launch(folder, LOOPS)
+    ranks = fork(write(folder, LOOPS), environments=forked.of_ranks())
     return {name: [rank[name] for rank in ranks] for name in ranks[0] if name in ranks[1]}, folder
 
 
@@ -325,19 +340,11 @@ def test_both_ranks_stop_after_the_step_that_spends_the_budget(loops, name, last
 
 def test_ranks_that_meet_in_a_file_and_have_no_launcher(tmp_path: Path):
     """Before there is a process group, both take themselves for the first: one logs, and nothing is loaded twice."""
-    (tmp_path / "script.py").write_text((COMMON + LOOPS).replace("ROW", str(ROW)))
     before = {"steps": 5, "booked": 20 * ROW, "guessed": 0, "costs": [], "counted": [], "unseen": []}
     state = {"compute": {"version": 1, "ledger": before, "samples": 20, "tokens": None}}
     (tmp_path / "state.json").write_text(json.dumps({"early": state}))
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    commands = [[sys.executable, tmp_path / "script.py", tmp_path, str(rank)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command, env=environment) for command in commands]
-    try:
-        assert [process.wait(TIMEOUT_S) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = fork(write(tmp_path, LOOPS), [("0",), ("1",)], [environment] * 2)
     before = {"early": 20}
     for name in ("early", "uneven", "lengths", "destroyed"):
         assert totals(ranks[0][name])[0] == (before.get(name, 0) + EXPECTED[name]) * ROW
@@ -350,15 +357,12 @@ def test_ranks_that_meet_in_a_file_and_have_no_launcher(tmp_path: Path):
 @pytest.mark.models
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_trainers_on_two_ranks(tmp_path: Path, strategy):
-    if strategy == "ddp":
-        first, second = launch(tmp_path, TRAINER, "ddp")[0]
-    else:
-        file = tmp_path / "script.py"
-        file.write_text((COMMON + TRAINER).replace("ROW", str(ROW)))
-        command = [sys.executable, str(file), str(tmp_path), strategy]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        assert ran.returncode == 0, ran.stderr
-        first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    """Started as users start them: by `torchrun`, and by the Trainer itself."""
+    file = write(tmp_path, TRAINER)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d"]
+    torchrun += ["--rdzv-endpoint=localhost:0"]
+    run([sys.executable, *(torchrun if strategy == "ddp" else []), file, tmp_path, strategy])
+    first, second = found_in(tmp_path)
     rows = 2 * ((4 + 4 + 8 + 3) + (4 + 12 + 4 + 2))
     assert totals(first["2"]) == (rows * ROW, 2 * ((4 + 4 + 4 + 3) + (4 + 4 + 4 + 2)))
     assert first["2"]["state"]["compute"]["ledger"]["booked"] == rows * ROW

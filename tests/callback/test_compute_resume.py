@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import warnings
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -182,26 +184,38 @@ found = {"begin": len(files), "trainer": dict(flops.profiles["train"].training)}
 """
 
 
-def run(folder, script, kill_at):
-    (folder / "script.py").write_text(COMMON + script, encoding="utf-8")
-    return subprocess.Popen([sys.executable, folder / "script.py", folder, str(kill_at)], stderr=subprocess.DEVNULL)
+def run(folder, script, kill_at, *, is_forked):
+    file = folder / "script.py"
+    file.write_text(COMMON + script, encoding="utf-8")
+    if is_forked:
+        return forked.start(file, folder, kill_at)
+    return subprocess.Popen([sys.executable, file, folder, str(kill_at)], stderr=subprocess.DEVNULL)
 
 
-def kill_and_resume(folder, script, kill_at):
+def exit_code(process, timeout_s):
+    """None of a process that goes on."""
+    if not isinstance(process, subprocess.Popen):
+        process.join(timeout_s)
+        return process.exitcode
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
+    return process.returncode
+
+
+def kill_and_resume(folder, script, kill_at, *, is_forked=True):
     """Kills a run at a step, begins it anew where it saved itself, and gives what it found."""
-    process = run(folder, script, kill_at)
+    process = run(folder, script, kill_at, is_forked=is_forked)
     until = time.monotonic() + TIMEOUT_S
     try:
         while not (folder / "kill me").exists():
-            assert process.poll() is None
+            assert exit_code(process, 0.02) is None
             assert time.monotonic() < until
-            time.sleep(0.02)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(TIMEOUT_S) == -signal.SIGKILL
-    process = run(folder, script, -1)
+    assert exit_code(process, TIMEOUT_S) == -signal.SIGKILL
+    process = run(folder, script, -1, is_forked=is_forked)
     try:
-        assert process.wait(TIMEOUT_S) == 0
+        assert exit_code(process, TIMEOUT_S) == 0
     finally:
         process.kill()
     return json.loads((folder / "found.json").read_text())
@@ -222,14 +236,16 @@ def numbers(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_at", [4, 10], ids=["early", "late"])
-def test_loops_that_were_killed_end_with_the_integers_of_their_whole(tmp_path, kill_at):
-    found = kill_and_resume(tmp_path, LOOPS, kill_at)
+@pytest.mark.xdist_group("forked")
+@pytest.mark.parametrize(("kill_at", "is_forked"), [(4, False), (10, True)], ids=["early", "late"])
+def test_loops_that_were_killed_end_with_the_integers_of_their_whole(tmp_path, kill_at, is_forked):
+    found = kill_and_resume(tmp_path, LOOPS, kill_at, is_forked=is_forked)
     assert found["begin"] == kill_at // 4 * 4
     assert {name: numbers(found[name]) for name in TOTALS} == TOTALS
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 @pytest.mark.lightning
 @pytest.mark.models
 def test_a_trainer_that_was_killed_ends_with_the_integers_of_its_whole(tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
 WIDE, OUT, BATCH = 5, 3, 4
 
@@ -93,11 +92,11 @@ def launch(script, folder, who):
     folder.mkdir()
     file = folder / "script.py"
     file.write_text(COMMON + script, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(file), str(folder), who]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], ran.stdout
+    ranks = [forked.start(file, folder, who, environment=environment) for environment in forked.of_ranks()]
+    codes = forked.wait_for_all(ranks, 240)
+    assert codes == [0, 0], [forked.printed(file, rank, "err") for rank in ranks]
+    left = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return left, "".join(forked.printed(file, rank) for rank in ranks)
 
 
 @pytest.mark.parametrize(
