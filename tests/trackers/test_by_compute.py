@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -298,12 +299,16 @@ if __name__ == "__main__":
 
 @pytest.mark.lightning
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_of_two_ranks_one_draws_by_the_compute_of_both_and_none_waits_for_it(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    for folder, names in (("named", ["val", "step_step", "step_epoch"]), ("bare", [])):
-        command = [sys.executable, script, tmp_path / folder, *names]
-        subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # The first starts its second process itself.
+    command = [sys.executable, script, tmp_path / "named", "val", "step_step", "step_epoch"]
+    subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ranks = [forked.start(script, tmp_path / "bare", environment=environment) for environment in forked.of_ranks()]
+    codes = forked.wait_for_all(ranks, 180)
+    assert codes == [0, 0], [forked.printed(script, rank, "err") for rank in ranks]
     # Of 10 batches each rank has 5 an epoch: after step n they have done 2 * n * (10**6 + 1). Rank 1 logs 100 more.
     assert points(tmp_path / "named", "val_by_compute") == [(10, (1 + 2) / 2), (20, (1 + 2) / 2 / 2)]
     assert points(tmp_path / "named", "step_step_by_compute") == [(2 * n, n + 50.0) for n in (2, 4, 5, 6, 8, 10)]
