@@ -8,14 +8,23 @@ BIN := .venv/bin
 CORE := .venv-core/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test zoo lint bench package test-core clean
+# What shows that the wheel is whole, and what it says without Lightning and trackers: some tests of each room.
+WHEEL_TESTS := test_import test_packaging test_public_names test_on_demand test_testing callback/test_recorder \
+	cli/test_command cli/test_page counting/test_dispatch counting/test_shadows formulas/test_embedding_bag \
+	fvcore/test_docs measuring/test_latency reporting/test_comparison_table reporting/test_markdown trackers/test_who_counted
+
+.PHONY: demo test test-fast zoo lint bench package test-wheel test-core clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
-	@$(MAKE) --no-print-directory test-core
+	@$(MAKE) --no-print-directory test-wheel
+
+# While one works: what takes less than a minute.
+test-fast: .venv/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 # Every architecture in every mode, of other sizes each day: ids of failed tests name the seed to see them again with.
 zoo: .venv/.installed
@@ -36,12 +45,16 @@ package: .venv/.installed
 	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
 	$(BIN)/check-wheel-contents dist/*.whl
 
-# The core's tests against the wheel, where neither Lightning nor a tracker is installed. Not `python -m pytest`, which
-# would put the source tree before the installed wheel.
-test-core: package .venv-core/.made
-	$(CORE)/python $(PIP_INSTALL) --group test dist/*.whl
+# Against the wheel, where neither Lightning nor a tracker is installed. Not `python -m pytest`, which would put the
+# source tree before the installed wheel.
+test-wheel: .venv-core/.made package
 	$(CORE)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
-	$(CORE)/pytest -n $(WORKERS) --core-only
+	$(CORE)/pytest -n $(WORKERS) --core-only $(WHEEL_TESTS:%=tests/%.py)
+
+# All tests of the core, which `make test` has run from the source tree, in the same way.
+test-core: .venv-core/.made package
+	$(CORE)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	$(CORE)/pytest -n $(WORKERS) --dist loadgroup --core-only
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,9 +62,10 @@ test-core: package .venv-core/.made
 	$(BIN)/python $(PIP_INSTALL) --build-constraint constraints.txt --editable '.[all]' --group dev
 	touch $@
 
-.venv-core/.made: pyproject.toml constraints.txt
+.venv-core/.made: pyproject.toml constraints.txt | package
 	$(PYTHON) -m venv --clear .venv-core
 	$(CORE)/python $(PIP_INSTALL) --upgrade pip
+	$(CORE)/python $(PIP_INSTALL) --group test dist/*.whl
 	touch $@
 
 clean:

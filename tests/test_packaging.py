@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,22 @@ import flopcallback
 TRACKERS = metadata.entry_points(group="flopcallback.trackers")
 READERS = metadata.entry_points(group="flopcallback.runs")
 
+ROOT = Path(__file__).parents[1]
+SOURCES = [ROOT / "flopcallback", *sorted((ROOT / "integrations").glob("flopcallback_*"))]
+
+IMPORT_ALL = """
+import importlib, json, pkgutil
+import flopcallback
+
+missing = {}
+for found in pkgutil.walk_packages(flopcallback.__path__, "flopcallback."):
+    try:
+        importlib.import_module(found.name)
+    except ImportError as error:
+        missing[found.name] = error.name
+print(json.dumps(missing))
+"""
+
 
 def test_the_installed_version_is_the_one_that_the_package_names():
     assert metadata.version("flopcallback") == flopcallback.__version__
@@ -18,6 +39,25 @@ def test_the_installed_version_is_the_one_that_the_package_names():
 
 def test_type_checkers_are_told_that_the_package_is_typed():
     assert resources.files("flopcallback").joinpath("py.typed").is_file()
+
+
+def files_below(folder):
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in paths if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_every_file_of_the_source_is_installed(source):
+    """Of a wheel this says something, and of an editable installation nothing."""
+    installed = files_below(Path(str(resources.files(source.name))))
+    assert len(installed) > 1
+    assert installed == files_below(source)
+
+
+def test_every_module_can_be_imported_with_what_is_required_but_for_those_of_lightning():
+    """Where all that is optional is installed, nothing is missing."""
+    ran = subprocess.run([sys.executable, "-I", "-c", IMPORT_ALL], capture_output=True, text=True, check=True)
+    assert set(json.loads(ran.stdout).values()) == (set() if find_spec("lightning") else {"lightning"})
 
 
 def test_writers_of_both_tensorboard_packages_find_a_tracker():

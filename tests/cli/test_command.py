@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import forked
 import pytest
 
 import flopcallback as package
@@ -80,6 +81,7 @@ def test_an_unknown_command_is_exit_code_2(flopcallback):
     assert "cuont" in result.stderr
 
 
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(
     ("typed", "place", "completed"),
     [
@@ -88,8 +90,6 @@ def test_an_unknown_command_is_exit_code_2(flopcallback):
         ("flopcallback count net:Net --engine d", 4, ["dispatch"]),
     ],
 )
-def test_a_shell_can_complete_the_command(folder, monkeypatch, typed, place, completed):
-    for name, value in (("_FLOPCALLBACK_COMPLETE", "complete_bash"), ("COMP_WORDS", typed)):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COMP_CWORD", str(place))
-    assert run(folder, SCRIPT).stdout.split() == completed
+def test_a_shell_can_complete_the_command(folder, typed, place, completed):
+    asked = {"_FLOPCALLBACK_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(place)}
+    assert forked.run(Path(SCRIPT), folder=folder, **asked).stdout.split() == completed

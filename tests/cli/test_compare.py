@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
+from pathlib import Path
 
+import forked
 import pytest
 
 from flopcallback.reporting import ModelProfile, ModuleRow
@@ -167,11 +167,11 @@ def test_the_help_names_what_a_run_may_be(flopcallback):
         assert word in words
 
 
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_script_prints_a_table_that_fits_the_terminal(sweep, columns):
-    command = [sys.executable, "-m", "flopcallback", "compare", str(sweep)]
-    environment = {**os.environ, "COLUMNS": str(columns)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    script = Path(sys.executable).with_name("flopcallback")
+    ran = forked.run(script, "compare", sweep, folder=sweep.parent, COLUMNS=str(columns))
     assert ran.returncode == 0, ran.stderr
     assert max(map(len, ran.stdout.splitlines())) <= columns
     assert "width-16" in ran.stdout
