@@ -73,6 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL_PACKAGES)]
         config.hook.pytest_deselected(items=optional)
         items[:] = [item for item in items if item not in optional]
+    if hasattr(config, "workerinput"):  # One process has all tests of a group: the sooner it begins, the better.
+        items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if not any(shutil.which(name) for name in CHROMIUM):
         for item in items:
             if item.get_closest_marker("browser"):

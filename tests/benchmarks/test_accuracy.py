@@ -5,17 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from torch import nn
-
-# The benchmarks are scripts, and their modules stand beside them.
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 import accuracy
 import instructions
 import peer_counts
 import peers
+import pytest
 from cases import Case
+from torch import nn
 
 BENCHMARKS = Path(accuracy.__file__).parent
 

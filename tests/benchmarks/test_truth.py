@@ -1,19 +1,13 @@
 """The benchmarks' models, in small: what is counted is what the formulas on paper say."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import models
 import pytest
 import torch
+import truth
 
 from flopcallback import FlopCountAnalysis
-
-# The benchmarks are scripts, and their modules stand beside them.
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import models
-import truth
 
 
 # 2026-11, torch 2.13: said once by an LSTM with a projection; as an error it would stop the tracer.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import runpy
-from pathlib import Path
 from typing import Any
 
+import counted_scalars as scalars
 import pytest
 import torch
 import torch.backends.opt_einsum
@@ -16,8 +15,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.models  # NumPy comes with these; the core does without
 
-scalars = runpy.run_path(str(Path(__file__).with_name("counted_scalars.py")))
-Arrays, assert_counts_what_happens = scalars["Arrays"], scalars["assert_counts_what_happens"]
+Arrays, assert_counts_what_happens = scalars.Arrays, scalars.assert_counts_what_happens
 
 sizes = st.integers(1, 5)
 small = st.integers(1, 3)

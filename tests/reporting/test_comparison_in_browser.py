@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
+from chromium import Chromium
 
 from flopcallback.reporting.comparison import compare_runs
 from flopcallback.reporting.page.comparison_page import comparison_page
 from flopcallback.runs.record import COMPUTE, RunRecord
 
 pytestmark = pytest.mark.browser
-
-Chromium = runpy.run_path(str(Path(__file__).with_name("chromium.py")))["Chromium"]
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import runpy
-from pathlib import Path
 
 import pytest
+from chromium import Chromium
 
 from flopcallback.reporting import ModelProfile, OperatorRow, html_page
 
 pytestmark = pytest.mark.browser
-
-Chromium = runpy.run_path(str(Path(__file__).with_name("chromium.py")))["Chromium"]
 
 
 @pytest.fixture(scope="module")

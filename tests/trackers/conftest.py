@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import gc
-import runpy
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlflow_stores as stores
 import pytest
 
 from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-stores = runpy.run_path(str(Path(__file__).with_name("mlflow_stores.py")))
 
 
 def net(flops: Sequence[int], names: Sequence[str] = (), **more: object) -> ModelProfile:
@@ -38,7 +36,7 @@ def net(flops: Sequence[int], names: Sequence[str] = (), **more: object) -> Mode
     return ModelProfile(**content)  # type: ignore[arg-type]
 
 
-@pytest.fixture(name="net")
+@pytest.fixture(name="net", scope="session")
 def net_() -> Callable[..., ModelProfile]:
     return net
 
@@ -73,7 +71,7 @@ def wandb_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _collected: N
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of MLflow's without runs, to copy."""
-    return stores["make_database"](tmp_path_factory.mktemp("mlflow") / "empty.db")
+    return stores.make_database(tmp_path_factory.mktemp("mlflow") / "empty.db")
 
 
 @pytest.fixture(scope="session")
@@ -89,5 +87,5 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """The address of a server on loopback; tests that ask for it are in one group, so that there is one server."""
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copy(empty_database, folder / "store.db")
-    with stores["serving"](folder, folder / "store.db") as address:
+    with stores.serving(folder, folder / "store.db") as address:
         yield address

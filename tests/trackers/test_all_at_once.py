@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import known_net
+import mlflow_stores as stores
+import places
 import pytest
 import torch
 
@@ -24,10 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-here = Path(__file__).parent
-known_net = runpy.run_path(str(here / "known_net.py"))
-places = runpy.run_path(str(here / "places.py"))
-stores = runpy.run_path(str(here / "mlflow_stores.py"))
 
 BATCH, WIDE, HIDDEN, OUT = 2, 7, 5, 3
 FIRST, SECOND = BATCH * WIDE * HIDDEN, BATCH * HIDDEN * OUT
@@ -46,7 +44,7 @@ def apart(wandb_folders):
     """What trackers would write elsewhere stays in the test's folder, and MLflow's global address is put back."""
     import wandb
 
-    with stores["fluent_state_put_back"]():
+    with stores.fluent_state_put_back():
         yield
     wandb.finish()
 
@@ -58,7 +56,7 @@ def analysis():
 
 
 def printed_by(script, *arguments):
-    command = [sys.executable, "-W", "ignore", str(here / script), *map(str, arguments)]
+    command = [sys.executable, "-W", "ignore", str(Path(known_net.__file__).with_name(script)), *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -66,7 +64,7 @@ def make_model(flavour):
     class Regression(flavour.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = known_net["make_net"]()
+            self.net = known_net.make_net()
 
         def forward(self, x):
             return self.net(x)
@@ -94,7 +92,7 @@ def flavour():
 def loggers(flavour, server, tmp_path):
     kinds = importlib.import_module(f"{flavour.__name__}.loggers")
     return [
-        kinds.WandbLogger(save_dir=tmp_path, settings=places["wandb_settings"]()),
+        kinds.WandbLogger(save_dir=tmp_path, settings=places.wandb_settings()),
         kinds.TensorBoardLogger(tmp_path / "tensorboard"),
         kinds.MLFlowLogger(experiment_name=str(tmp_path), tracking_uri=server),
         kinds.CSVLogger(tmp_path / "csv"),
@@ -114,9 +112,9 @@ def read_all(loggers):
     run.experiment.finish()
     where = (folder, writer.log_dir, mlflow._tracking_uri, mlflow.run_id)
     found = {
-        "wandb": places["in_wandb"](folder),
-        "tensorboard": places["in_tensorboard"](Path(writer.log_dir)),
-        "mlflow": places["in_mlflow"](mlflow.experiment, mlflow.run_id),
+        "wandb": places.in_wandb(folder),
+        "tensorboard": places.in_tensorboard(Path(writer.log_dir)),
+        "mlflow": places.in_mlflow(mlflow.experiment, mlflow.run_id),
     }
     return found, where
 
@@ -142,7 +140,7 @@ def test_each_of_a_trainers_loggers_gets_everything_once(flavour, loggers, analy
     before_the_end = html_page(replace(profile, training={}))  # what is in a history of W&B's stays as it is
     pages = {name: each.pages["train"] for name, each in found.items()}
     assert pages == {"wandb": before_the_end, "tensorboard": html_page(profile), "mlflow": html_page(profile)}
-    files = places["in_folder"](Path(loggers[3].log_dir) / "flopcallback_report")
+    files = places.in_folder(Path(loggers[3].log_dir) / "flopcallback_report")
     assert files.profiles == {"train": profile}
     logged = {name: points[-1][1] for name, points in files.scalars.items()}
     assert logged == {**profile.scalars(), **profile.training}
@@ -170,28 +168,28 @@ def test_a_second_fit_of_the_same_trainer_leaves_one_table_in_each(flavour, logg
         assert len(each.scalars["train/loss"]) == 12
     folder = Path(loggers[3].log_dir) / "flopcallback_report"
     assert [file.name for file in folder.glob("*.json")] == ["flopcallback.json"]
-    assert places["in_folder"](folder).profiles == {"train": profiles[1]}
+    assert places.in_folder(folder).profiles == {"train": profiles[1]}
 
 
 def test_each_target_of_a_plain_loop_gets_everything_once(sqlite, tmp_path, analysis):
     from torch.utils.tensorboard import SummaryWriter
 
-    run, kept = places["start_wandb"](tmp_path), stores["Run"](sqlite, tmp_path / "artifacts")
-    model = known_net["Whole"]()
+    run, kept = places.start_wandb(tmp_path), stores.Run(sqlite, tmp_path / "artifacts")
+    model = known_net.Whole()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with SummaryWriter(str(tmp_path / "events")) as writer:
         with FlopHook(model, optimizer, to=[run, writer, (kept.client, kept.id)], **SHORT) as hook:
             for _ in range(6):
-                model(known_net["batch"]()).square().mean().backward()
+                model(known_net.batch()).square().mean().backward()
                 optimizer.step()
         assert run.id == importlib.import_module("wandb").run.id  # still the caller's, as the others are
         writer.add_scalar("train/loss", 0.5, 6)
     folder = Path(run.dir).parent
     run.finish()
     for each in (
-        places["in_wandb"](folder),
-        places["in_tensorboard"](tmp_path / "events"),
-        places["in_mlflow"](kept.client, kept.id),
+        places.in_wandb(folder),
+        places.in_tensorboard(tmp_path / "events"),
+        places.in_mlflow(kept.client, kept.id),
     ):
         ours = {name: each.scalars[name] for name in hook.metrics()}
         assert {name: value for name, ((_, value),) in ours.items()} == same(hook.metrics())

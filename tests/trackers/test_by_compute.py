@@ -6,13 +6,14 @@ import importlib
 import json
 import math
 import os
-import runpy
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import forked
+import mlflow_stores as stores
+import places
 import pytest
 import torch
 from torch import nn
@@ -28,10 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
 ]
 
-here = Path(__file__)
-places = runpy.run_path(str(here.with_name("places.py")))
-stores = runpy.run_path(str(here.with_name("mlflow_stores.py")))
-RunFiles = places["RunFiles"]
 
 FLOPS = 7_654_321_013
 """Of a step, as the tests' `flops_fn` has it."""
@@ -59,7 +56,7 @@ def points(folder, name):
 
 
 def in_events(folder, name):
-    return places["in_tensorboard"](Path(folder)).scalars[name]
+    return places.in_tensorboard(Path(folder)).scalars[name]
 
 
 # Under Lightning
@@ -152,8 +149,8 @@ def test_tensorboard_has_copies_beside_what_its_logger_wrote(fit, flavour, tmp_p
 @pytest.mark.mlflow
 @pytest.mark.xdist_group("mlflow")
 def test_mlflow_has_copies_beside_what_its_logger_wrote(fit, flavour, sqlite, tmp_path):
-    run = stores["Run"](sqlite, tmp_path / "artifacts")
-    with stores["fluent_state_put_back"]():
+    run = stores.Run(sqlite, tmp_path / "artifacts")
+    with stores.fluent_state_put_back():
         fit(logger_of(flavour, "MLFlowLogger", tracking_uri=run.uri, run_id=run.id), *METRICS)
     assert run.points("val/loss_by_compute") == VALIDATION
     assert run.points("train/step_by_compute") == TRAINING
@@ -164,12 +161,12 @@ def test_mlflow_has_copies_beside_what_its_logger_wrote(fit, flavour, sqlite, tm
 @pytest.mark.wandb
 def test_wandb_draws_the_metric_itself_by_compute_and_gets_no_copy(fit, flavour, tmp_path):
     logger = logger_of(
-        flavour, "WandbLogger", save_dir=tmp_path, settings=places["wandb_settings"](), offline=True, project="p"
+        flavour, "WandbLogger", save_dir=tmp_path, settings=places.wandb_settings(), offline=True, project="p"
     )
     fit(logger, "val/loss", "train/mean")
     folder = Path(logger.experiment.dir).parent
     logger.experiment.finish()
-    read = RunFiles(folder)
+    read = places.RunFiles(folder)
     assert {
         name: metric.get("step_metric") for name, metric in read.metrics.items() if name != "trainer/global_step"
     } == {
@@ -369,7 +366,7 @@ def test_a_writer_has_copies(tmp_path):
 @pytest.mark.mlflow
 @pytest.mark.xdist_group("mlflow")
 def test_a_run_of_mlflows_has_copies(sqlite, tmp_path):
-    run = stores["Run"](sqlite, tmp_path / "artifacts")
+    run = stores.Run(sqlite, tmp_path / "artifacts")
     loop((run.client, run.id), log=validated)
     assert run.points("val/loss_by_compute") == VALIDATION
 
@@ -380,11 +377,11 @@ def test_a_run_of_wandbs_has_the_axis_and_compute_beside_the_loss(tmp_path):
         validated(hook, step)
         run.log({"val/v1.2\\loss": BATCHES / (step + 1), **hook.metrics()})
 
-    run = places["start_wandb"](tmp_path)
+    run = places.start_wandb(tmp_path)
     run.define_metric("val/*", step_metric="epoch")
     loop(run, by_compute=["val/v1.2\\loss", "val/loss"], log=log, prefix="mine/")
     run.finish()
-    read = RunFiles(Path(run.dir).parent)
+    read = places.RunFiles(Path(run.dir).parent)
     assert read.metrics[r"val/v1\.2\\loss"]["step_metric"] == "mine/compute/hw_flops_total"
     assert read.metrics["val/*"]["step_metric"] == "epoch"
     rows = [row for row in read.rows if "val/v1.2\\loss" in row]
@@ -395,7 +392,7 @@ def test_a_run_of_wandbs_has_the_axis_and_compute_beside_the_loss(tmp_path):
 
 @pytest.mark.wandb
 def test_only_wandb_draws_by_compute_itself(tmp_path):
-    run = places["start_wandb"](tmp_path)
+    run = places.start_wandb(tmp_path)
     assert isinstance(tracker_for(run), DrawsByCompute)
     assert not isinstance(tracker_for(tmp_path), DrawsByCompute)
     run.finish()
@@ -404,10 +401,10 @@ def test_only_wandb_draws_by_compute_itself(tmp_path):
 @pytest.mark.wandb
 def test_wandb_adds_compute_to_a_row_of_the_named_metric_alone(tmp_path):
     """What W&B does with the definition: each row of the metric gets the last compute."""
-    run = places["start_wandb"](tmp_path)
+    run = places.start_wandb(tmp_path)
     loop(run, log=lambda hook, step: run.log({"val/loss": 1.0}))
     run.finish()
-    rows = [row for row in RunFiles(Path(run.dir).parent).rows if "val/loss" in row]
+    rows = [row for row in places.RunFiles(Path(run.dir).parent).rows if "val/loss" in row]
     assert [row["compute/hw_flops_total"] for row in rows] == [4 * FLOPS, 10 * FLOPS]
 
 

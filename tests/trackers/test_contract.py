@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import runpy
 from contextlib import contextmanager
-from pathlib import Path
 
+import mlflow_stores as stores
+import places
 import pytest
 
 from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow, StepFlops, html_page
@@ -19,9 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-here = Path(__file__)
-places = runpy.run_path(str(here.with_name("places.py")))
-stores = runpy.run_path(str(here.with_name("mlflow_stores.py")))
 
 IN_ONE_PROCESS = [pytest.mark.mlflow, pytest.mark.xdist_group("mlflow")]
 ADAPTERS = [
@@ -55,20 +52,20 @@ def apart(tmp_path_factory):
 def opened(kind, folder, request):
     """A new place of this kind."""
     if kind == "folder":
-        yield places["folder"](folder)
+        yield places.folder(folder)
     elif kind == "memory":
-        yield places["memory"]()
+        yield places.memory()
     elif kind == "wandb":
-        place = places["wandb"](folder)
+        place = places.wandb(folder)
         yield place
         place.target.finish()
     elif kind.startswith("mlflow"):
         address = request.getfixturevalue(kind.removeprefix("mlflow-"))
-        yield places["mlflow"](stores["Run"](address, folder))
+        yield places.mlflow(stores.Run(address, folder))
     else:
         writer_of = {"tensorboard": torch_writer, "tensorboardX": x_writer}[kind]
         with writer_of(str(folder)) as writer:
-            yield places["tensorboard"](folder, writer)
+            yield places.tensorboard(folder, writer)
 
 
 def torch_writer(folder):
@@ -143,9 +140,8 @@ def with_times(profile, forward_ms=0.5):
 
 
 @pytest.fixture(scope="module")
-def profiles():
+def profiles(net):
     """Those of one training: counted, with times, and those of a validation, a test and a prediction."""
-    net = runpy.run_path(str(here.with_name("conftest.py")))["net"]
     config = {"flops.fma": 1, "flops.peak_tflops": None, "flops.input_shapes": [[4, 3]]}
     counted = net(list(AWKWARD.values()), names=list(AWKWARD), config=config)
     validated = dataclasses.replace(net([17, 19], names=["a/b", "__init__"]), phase="validate")

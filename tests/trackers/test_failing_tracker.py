@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import runpy
 import socket
 import warnings
 from pathlib import Path
 
+import known_net
+import mlflow_stores as stores
+import places
 import pytest
 import torch
 
@@ -23,17 +25,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-here = Path(__file__).parent
-known_net = runpy.run_path(str(here / "known_net.py"))
-places = runpy.run_path(str(here / "places.py"))
-stores = runpy.run_path(str(here / "mlflow_stores.py"))
 
 SHORT = {"warmup_steps": 1, "latency_steps": 2, "summary": False}
 
 
 @pytest.fixture(autouse=True)
 def apart(wandb_folders):
-    with stores["fluent_state_put_back"]():
+    with stores.fluent_state_put_back():
         yield
 
 
@@ -48,7 +46,7 @@ def nobody(monkeypatch):
 
 @pytest.fixture
 def kept(sqlite, tmp_path):
-    return stores["Run"](sqlite, tmp_path / "artifacts")
+    return stores.Run(sqlite, tmp_path / "artifacts")
 
 
 @pytest.fixture
@@ -60,18 +58,18 @@ def writer(tmp_path):
 
 
 def finished_run(folder):
-    run = places["start_wandb"](folder)
+    run = places.start_wandb(folder)
     run.finish()
     return run
 
 
 def loop(hook_options=None):
     """A plain loop; the hook, if there is one, and the weights."""
-    model = known_net["Whole"]()
+    model = known_net.Whole()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     hook = None if hook_options is None else FlopHook(model, optimizer, **hook_options, **SHORT)
     for _ in range(6):
-        model(known_net["batch"]()).square().mean().backward()
+        model(known_net.batch()).square().mean().backward()
         optimizer.step()
     if hook is not None:
         hook.close()
@@ -102,9 +100,9 @@ def test_a_server_that_is_gone_stops_neither_a_plain_loop_nor_the_other_targets(
     assert warning.startswith("the tracker MlflowClient (the-run) failed: MlflowException: API request to http://127.")
     assert trained == loop()[1]
     for found in (
-        places["in_tensorboard"](tmp_path / "events"),
-        places["in_mlflow"](kept.client, kept.id),
-        places["in_folder"](tmp_path / "flopcallback_report"),
+        places.in_tensorboard(tmp_path / "events"),
+        places.in_mlflow(kept.client, kept.id),
+        places.in_folder(tmp_path / "flopcallback_report"),
     ):
         assert_complete(found, hook.profile)
 
@@ -116,33 +114,33 @@ def test_a_run_that_is_over_stops_neither_a_plain_loop_nor_the_other_targets(wri
     (warning,) = our_warnings(caught)
     assert "the tracker Run (" in warning
     assert trained == loop()[1]
-    assert_complete(places["in_tensorboard"](tmp_path / "events"), hook.profile)
-    assert_complete(places["in_folder"](tmp_path / "flopcallback_report"), hook.profile)
+    assert_complete(places.in_tensorboard(tmp_path / "events"), hook.profile)
+    assert_complete(places.in_folder(tmp_path / "flopcallback_report"), hook.profile)
 
 
 def test_a_run_that_is_deleted_meanwhile_keeps_the_times_in_files(writer, kept, tmp_path):
-    model = known_net["Whole"]()
+    model = known_net.Whole()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with FlopHook(model, optimizer, to=[(kept.client, kept.id), writer], **SHORT) as hook:
             for step in range(6):
-                model(known_net["batch"]()).square().mean().backward()
+                model(known_net.batch()).square().mean().backward()
                 optimizer.step()
                 if step == 1:
                     kept.client.delete_run(kept.id)
     (warning,) = our_warnings(caught)
     assert f"the tracker MlflowClient ({kept.id}) failed: MlflowException: " in warning
     assert hook.profile.latency is not None
-    assert_complete(places["in_tensorboard"](tmp_path / "events"), hook.profile)
-    assert places["in_folder"](tmp_path / "flopcallback_report").profiles == {"train": hook.profile}
+    assert_complete(places.in_tensorboard(tmp_path / "events"), hook.profile)
+    assert places.in_folder(tmp_path / "flopcallback_report").profiles == {"train": hook.profile}
 
 
 def make_model(flavour):
     class Regression(flavour.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = known_net["make_net"]()
+            self.net = known_net.make_net()
 
         def training_step(self, batch, _):
             return self.net(batch).square().mean()
@@ -170,7 +168,7 @@ def test_a_run_that_is_over_stops_neither_a_trainer_nor_its_other_loggers(sqlite
     flavour = importlib.import_module("lightning.pytorch")
     kinds = importlib.import_module("lightning.pytorch.loggers")
     board = kinds.TensorBoardLogger(tmp_path / "tensorboard")
-    over = kinds.WandbLogger(save_dir=tmp_path, settings=places["wandb_settings"]())
+    over = kinds.WandbLogger(save_dir=tmp_path, settings=places.wandb_settings())
     where = {"experiment_name": str(tmp_path), "artifact_location": (tmp_path / "artifacts").as_uri()}
     mlflow = kinds.MLFlowLogger(tracking_uri=sqlite, **where)
     over.experiment.finish()
@@ -182,8 +180,8 @@ def test_a_run_that_is_over_stops_neither_a_trainer_nor_its_other_loggers(sqlite
     assert trained == fit(flavour, False)
     profile = callback.profiles["train"]
     for found in (
-        places["in_tensorboard"](Path(board.log_dir)),
-        places["in_mlflow"](mlflow.experiment, mlflow.run_id),
-        places["in_folder"](Path(board.log_dir) / "flopcallback_report"),
+        places.in_tensorboard(Path(board.log_dir)),
+        places.in_mlflow(mlflow.experiment, mlflow.run_id),
+        places.in_folder(Path(board.log_dir) / "flopcallback_report"),
     ):
         assert_complete(found, profile)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import runpy
 import shutil
 import sys
-from pathlib import Path
 
+import mlflow_stores as stores
 import pytest
 
 from flopcallback.reporting import ModelProfile, html_page, markdown_modules
@@ -22,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-stores = runpy.run_path(str(Path(__file__).with_name("mlflow_stores.py")))
 
 FILES = {"modules.json", "operators.json", "report.json", "report.md", "report.html", "by_module.png"}
 TABLES = [{"path": f"flops/{name}.json", "type": "table"} for name in ("modules", "operators")]
@@ -32,18 +30,18 @@ TABLES = [{"path": f"flops/{name}.json", "type": "table"} for name in ("modules"
 def apart(tmp_path, monkeypatch):
     """What MLflow would write to the working directory stays in the test's, and its global address is put back."""
     monkeypatch.chdir(tmp_path)
-    with stores["fluent_state_put_back"]():
+    with stores.fluent_state_put_back():
         yield
 
 
 @pytest.fixture(params=["sqlite", "server"])
 def run(request, tmp_path):
-    return stores["Run"](request.getfixturevalue(request.param), tmp_path / "artifacts")
+    return stores.Run(request.getfixturevalue(request.param), tmp_path / "artifacts")
 
 
 @pytest.fixture
 def local(sqlite, tmp_path):
-    return stores["Run"](sqlite, tmp_path / "artifacts")
+    return stores.Run(sqlite, tmp_path / "artifacts")
 
 
 def exact(records):

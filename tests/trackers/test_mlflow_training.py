@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import runpy
-from pathlib import Path
 
+import mlflow_stores as stores
 import pytest
 import torch
 from torch import nn
@@ -23,7 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-stores = runpy.run_path(str(Path(__file__).with_name("mlflow_stores.py")))
 
 BATCH, WIDE, HIDDEN, OUT = 2, 7, 5, 3
 FORWARD = BATCH * WIDE * HIDDEN + BATCH * HIDDEN * OUT
@@ -31,14 +29,14 @@ FORWARD = BATCH * WIDE * HIDDEN + BATCH * HIDDEN * OUT
 
 @pytest.fixture
 def run(sqlite, tmp_path):
-    return stores["Run"](sqlite, tmp_path / "artifacts")
+    return stores.Run(sqlite, tmp_path / "artifacts")
 
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
     """What MLflow would write to the working directory stays in the test's, and its global address is put back."""
     monkeypatch.chdir(tmp_path)
-    with stores["fluent_state_put_back"]():
+    with stores.fluent_state_put_back():
         yield
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import mlflow_stores as stores
 import pytest
 
 from flopcallback.runs import RunsError, find_runs
@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]
 
-stores = runpy.run_path(str(Path(__file__).with_name("mlflow_stores.py")))
 
 COMPUTE = "compute/hw_flops_total"
 LARGE = 2**60 + 1
@@ -32,7 +31,7 @@ LARGE = 2**60 + 1
 def apart(tmp_path, monkeypatch):
     """What MLflow would write to the working directory stays in the test's, and its global address is put back."""
     monkeypatch.chdir(tmp_path)
-    with stores["fluent_state_put_back"]():
+    with stores.fluent_state_put_back():
         yield
 
 

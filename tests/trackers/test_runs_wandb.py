@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import runpy
 from pathlib import Path
 
 import pytest
+from wandb_files import RunFiles
 
 from flopcallback.runs import RunsError, find_runs
 from flopcallback.trackers import tracker_for
@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
 ]
 
-RunFiles = runpy.run_path(str(Path(__file__).with_name("wandb_files.py")))["RunFiles"]
 
 COMPUTE = "compute/hw_flops_total"
 STEP = 2**53 + 1

@@ -7,11 +7,11 @@ import importlib
 import json
 import math
 import re
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from wandb_files import RunFiles
 
 from flopcallback.profile.columns import text_columns
 from flopcallback.reporting import LatencySummary, ModelProfile, html_page
@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
 ]
 
-RunFiles = runpy.run_path(str(Path(__file__).with_name("wandb_files.py")))["RunFiles"]
 FLAVOURS = ("lightning.pytorch", "pytorch_lightning")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import runpy
 from pathlib import Path
 
+import mlflow_stores as stores
+import places
 import pytest
 import torch
 from torch import nn
@@ -13,10 +14,6 @@ from torch import nn
 from flopcallback import FlopCountAnalysis, FlopHook
 from flopcallback.profiling.on_demand import profile_call
 from flopcallback.reporting import html_page, markdown_modules, plain_table, rich_text
-
-here = Path(__file__)
-places = runpy.run_path(str(here.with_name("places.py")))
-stores = runpy.run_path(str(here.with_name("mlflow_stores.py")))
 
 IN_ONE_PROCESS = [pytest.mark.mlflow, pytest.mark.xdist_group("mlflow")]
 TRACKERS = [
@@ -68,13 +65,13 @@ def place_of(kind, request):
     folder = request.getfixturevalue("tmp_path")
     if kind == "wandb":
         request.getfixturevalue("wandb_folders")
-        run = places["start_wandb"](folder)
+        run = places.start_wandb(folder)
         try:
             yield run, lambda: wandb_has(run)
         finally:
             run.finish()
     elif kind == "mlflow":
-        run = stores["Run"](request.getfixturevalue("sqlite"), folder)
+        run = stores.Run(request.getfixturevalue("sqlite"), folder)
         yield (run.client, run.id), lambda: mlflow_has(run)
     else:
         from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +82,7 @@ def place_of(kind, request):
 
 def wandb_has(run):
     run.finish()
-    files = places["RunFiles"](Path(run.dir).parent)
+    files = places.RunFiles(Path(run.dir).parent)
     return files.config, [files.file("flops/report")]
 
 

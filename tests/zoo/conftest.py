@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
-from pathlib import Path
 
 import pytest
 
-# The tables and checks of the zoo stand beside its tests, as modules.
-sys.path.append(str(Path(__file__).parent))
 pytest.register_assert_rewrite("zoo_checks")
 
 MODES = ("train", "eval", "no-grad", "inference", "autocast")

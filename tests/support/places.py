@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+from wandb_files import RunFiles
+
 from flopcallback.reporting import ModelProfile, si
 from flopcallback.trackers import MemoryTracker
-
-RunFiles = runpy.run_path(str(Path(__file__).with_name("wandb_files.py")))["RunFiles"]
 
 FRONTS = {"train": "", "validate": "validate/", "test": "test/", "predict": "predict/"}
 """What stands in front of the names of a phase."""
