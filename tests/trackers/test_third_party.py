@@ -36,19 +36,20 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis, FlopHook
 
-model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-experiment = comet_ml.OfflineExperiment(offline_directory="runs")
-logger = SimpleNamespace(experiment=experiment)
-with FlopHook(model, optimizer, to={target}, prefix="mine/", warmup_steps=0, latency_steps=2, summary=False):
-    for _ in range(3):
-        model(torch.ones(2, 5)).sum().backward()
-        optimizer.step()
-is_still_the_callers = experiment.alive
-experiment.end()
-counted = FlopCountAnalysis(model, torch.ones(2, 5))
-found = {{"total": counted.total(), "by_module": counted.by_module(), "alive": is_still_the_callers}}
-Path("counted.json").write_text(json.dumps(found), encoding="utf-8")
+for target in sys.argv[1:]:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    experiment = comet_ml.OfflineExperiment(offline_directory=target)
+    to = experiment if target == "experiment" else SimpleNamespace(experiment=experiment)
+    with FlopHook(model, optimizer, to=to, prefix="mine/", warmup_steps=0, latency_steps=2, summary=False):
+        for _ in range(3):
+            model(torch.ones(2, 5)).sum().backward()
+            optimizer.step()
+    is_still_the_callers = experiment.alive
+    experiment.end()
+    counted = FlopCountAnalysis(model, torch.ones(2, 5))
+    found = {"total": counted.total(), "by_module": counted.by_module(), "alive": is_still_the_callers}
+    Path(target, "counted.json").write_text(json.dumps(found), encoding="utf-8")
 """
 
 
@@ -59,10 +60,16 @@ def block_of(language: str, text: str) -> str:
     return found
 
 
-def train(folder: Path, target: str = "experiment", **environment: str) -> subprocess.CompletedProcess[str]:
-    """A training in a process of its own, with a real experiment of Comet's and no network."""
+def train(folder: Path, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Trainings in a process of their own, each with a real experiment of Comet's and no network.
+
+    Args:
+        folder: each leaves its files in a folder there, of the name of its target.
+        targets: `experiment`, or `logger` for a logger that has one.
+        environment: added to this process's.
+    """
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", TRAINING.format(target=target)],
+        [sys.executable, "-W", "error", "-c", TRAINING, *targets],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,
@@ -107,16 +114,24 @@ def installed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.comet
-@pytest.mark.parametrize("target", ["experiment", "logger"])
-def test_the_adapter_of_the_page_is_found_and_writes_the_very_integers(tmp_path, installed, target):
-    ran = train(tmp_path, target, PYTHONPATH=str(installed))
+@pytest.fixture(scope="module")
+def trained(installed, tmp_path_factory):
+    """A folder with what trainings of both targets left."""
+    folder = tmp_path_factory.mktemp("trained")
+    ran = train(folder, "experiment", "logger", PYTHONPATH=str(installed))
     assert ran.returncode == 0, ran.stderr
-    counted = json.loads((tmp_path / "counted.json").read_text(encoding="utf-8"))
+    return folder
+
+
+@pytest.mark.comet
+@pytest.mark.xdist_group("comet")
+@pytest.mark.parametrize("target", ["experiment", "logger"])
+def test_the_adapter_of_the_page_is_found_and_writes_the_very_integers(trained, target):
+    counted = json.loads((trained / target / "counted.json").read_text(encoding="utf-8"))
     assert counted["total"] == 2 * 5 * 7 + 2 * 7 * 3
     assert counted["alive"]
 
-    (archive,) = (tmp_path / "runs").glob("*.zip")
+    (archive,) = (trained / target).glob("*.zip")
     metrics = metrics_in(archive)
     assert metrics["mine/flops/forward"] == str(counted["total"])
     assert metrics["mine/model/params"] == str(5 * 7 + 7 + 7 * 3 + 3)
@@ -136,7 +151,7 @@ def test_the_adapter_of_the_page_is_found_and_writes_the_very_integers(tmp_path,
 
 @pytest.mark.comet
 def test_without_its_entry_point_nothing_takes_such_an_experiment(tmp_path):
-    ran = train(tmp_path)
+    ran = train(tmp_path, "experiment")
     assert ran.returncode == 1
     assert "NoTrackerError: tracker_for: no tracker takes a comet_ml.offline.OfflineExperiment" in ran.stderr
 
