@@ -69,6 +69,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.get_closest_marker(name) for name in (*OPTIONAL_PACKAGES, "browser", "xdist_group")):
+            item.add_marker("slow")  # Each process imports the package, or starts the browser or a server.
     if config.getoption("--core-only"):
         optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL_PACKAGES)]
         config.hook.pytest_deselected(items=optional)

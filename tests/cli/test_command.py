@@ -26,12 +26,14 @@ def run(folder, *command):
     )
 
 
+@pytest.mark.slow
 def test_the_script_finds_models_in_the_working_directory(folder):
     ran = run(folder, SCRIPT, "count", "some_net:make", "--input", "2,3", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["forward_flops"] == 2 * (3 * 5 + 5 * 7)
 
 
+@pytest.mark.slow
 def test_so_does_the_module_and_what_it_prints_to_a_file_is_wide_enough(folder, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     ran = run(folder, *MODULE, "count", "some_net:make", "--input", "2,3")
@@ -40,6 +42,7 @@ def test_so_does_the_module_and_what_it_prints_to_a_file_is_wide_enough(folder, 
     assert any(line.startswith("forward: 100 FLOPs") and line.endswith("(2 per multiply-add)") for line in lines)
 
 
+@pytest.mark.slow
 def test_exit_codes_reach_the_shell(folder, flopcallback):
     for width, name in ((5, "a.json"), (11, "b.json")):
         flopcallback("count", "some_net:make", "--arg", f"width={width}", "--input", "2,3", "-o", name)
