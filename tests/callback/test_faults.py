@@ -15,7 +15,10 @@ from torch import nn
 
 import flopcallback
 
-pytestmark = [pytest.mark.lightning, pytest.mark.tensorboard, pytest.mark.models, pytest.mark.slow]
+pytestmark = [
+    *(pytest.mark.lightning, pytest.mark.tensorboard, pytest.mark.models, pytest.mark.slow),
+    pytest.mark.xdist_group("faults"),  # What is reached is found out once.
+]
 
 SOURCES = Path(flopcallback.__file__).parent
 ROOTS = (str(SOURCES), str(SOURCES.parent / "integrations"))
@@ -236,12 +239,7 @@ def is_last_resort(code):
 
 
 @pytest.mark.parametrize(
-    ("training", "share"),
-    [
-        pytest.param(training, share, marks=pytest.mark.xdist_group(f"faults of the {training.partition(' ')[0]}"))
-        for training in TRAININGS
-        for share in range(SHARES[training])
-    ],
+    ("training", "share"), [(training, share) for training in TRAININGS for share in range(SHARES[training])]
 )
 def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
     known, train, to_break, differences, leftovers, ours, training, share
