@@ -158,7 +158,9 @@ class FlopHook:
     @property
     def profile(self) -> ModelProfile | None:
         """The profile of the first training call, with times once they are in; None before that call."""
-        return self._watch.profile()
+        with self._failures.as_warning("the profile could not be read"):
+            return self._watch.profile()
+        return None
 
     def metrics(self) -> dict[str, int | float]:
         """The numbers that are known by now, by name, to merge into what the loop logs itself; integers are exact.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flopcallback.loop.objects import OptimizerHooks
-from flopcallback.modules.compiled import After, CompiledCall, Return, stepping_aside
+from flopcallback.modules.compiled import After, CompiledCall, Return, rest_if_unused, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
@@ -122,8 +122,7 @@ class LoopWatch:
         """Return the profile of the counted call; of what there is of it, where it has not ended yet."""
         profile = self._training.profiles.get(TRAINING)
         if profile is None and self._call.has_called and self._conditions is not None and self._call.seen:
-            with self._failures.as_warning("there is no profile yet"):
-                profile = self._training.preview(together(self._call.seen), self._model, self._conditions)
+            profile = self._training.preview(together(self._call.seen), self._model, self._conditions)
         return profile
 
     @contextmanager
@@ -378,6 +377,7 @@ class LoopWatch:
             raised=self._call_raised,
         )
         self._on_model.enter_context(wrappers)
+        rest_if_unused()
 
     def _likely_sites(self) -> set[str]:
         """Return the model and its parts, which a loop may come to call later: a head, or half of a GAN."""

@@ -27,6 +27,7 @@ __all__ = [
     "in_use",
     "known",
     "may_step_aside",
+    "rest_if_unused",
     "stepping_aside",
 ]
 
@@ -171,6 +172,16 @@ def _install() -> None:
             if hasattr(module, name):
                 _installed[name] = getattr(module, name)
                 setattr(module, name, _replacement(_installed[name], wrappers))
+
+
+def rest_if_unused() -> None:
+    """Leave `EVAL_FRAME` alone while nothing is compiled in this process: its functions run in every optimizer's step.
+
+    What is called first after that, compiled then, meets wrappers until the next ones are put.
+    """
+    with _lock:
+        if not in_use():
+            _uninstall()
 
 
 def _uninstall() -> None:

@@ -404,6 +404,7 @@ def schemas_of(operator: str) -> list[str]:
 
 # --- Tensors, storages, modules ---
 
+_version: Any = _found["torch._C.TensorBase._version"]
 _preserve: Any = (
     _found["torch._C._autograd._unsafe_set_version_counter"]
     and _found["torch.autograd._unsafe_preserve_version_counter"]
@@ -423,7 +424,7 @@ replicate: Any = _found["torch.nn.Module._replicate_for_data_parallel"]
 
 def preserve_version_counter(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Return what puts the tensor's version back when it exits, to the one that it has now."""
-    return nullcontext() if _preserve is None else _preserve(tensor)
+    return nullcontext() if _preserve is None or _version is None else _preserve(tensor)
 
 
 def base_of(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from flopcallback import FlopCountAnalysis, FlopHook
-from flopcallback.counting import compiled
+from flopcallback.modules import compiled
 from flopcallback.trackers import MemoryTracker
 
 pytestmark = [

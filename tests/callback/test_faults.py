@@ -50,7 +50,7 @@ LAST_RESORTS = {
 
 
 def place(code):
-    """`counting/run.py`, for a function of ours; None for any other."""
+    """`tracing/run.py`, for a function of ours; None for any other."""
     name = code.co_filename
     if code.co_name.startswith("<") or not name.startswith(ROOTS):
         return None
@@ -186,7 +186,7 @@ def reached_otherwise(reached, before):
 TRAININGS = ("classifier", "classifier with a tracker", "gan")
 
 # What manual optimisation has run in other circumstances than automatic optimisation, though the callers are the same.
-MODULE_BY_MODULE = {"attempt", "in_flight", "outermost", "latency"}
+MODULE_BY_MODULE = {"modules/attempt", "tracing/in_flight", "modules/outermost", "measuring/latency"}
 
 SHARES = {"classifier": 12, "classifier with a tracker": 3, "gan": 4}
 
@@ -273,8 +273,8 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
 
 # What a loop calls itself, before and after it trains, and what is a guard or a flag in the place of one.
 OF_THE_LOOP = {"__init__", "close"}
-OF_THE_OPTIONS = {"__post_init__", "_check", "_is_whole", "_is_amount", "_is_name", "convention", "meter"}
-GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "guarded", "_give_up", "_let_go"}
+OF_THE_OPTIONS = {"__post_init__", "convention"}
+GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
 
 
 def plain_loop(folder=None):
@@ -295,13 +295,22 @@ def plain_loop(folder=None):
     return left, model, getattr(hook, "profile", None)
 
 
-@pytest.mark.parametrize("where", ["loop_watch", "options", "recorder", "meter", "outlets"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "loop/watch",
+        *(
+            f"training/{file}"
+            for file in ["options", "training", "recorder", "whole_step", "meter", "trainable", "sinks"]
+        ),
+    ],
+)
 def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differences, leftovers, where):
     untouched, _, _ = plain_loop()
     plain_loop(tmp_path)  # imports what it needs
     wrong, broken = [], []
     for code in reached_by(lambda: plain_loop(tmp_path)):
-        exempt = LAST_RESORTS.get(where, set()) | (OF_THE_LOOP | GUARDS if where == "loop_watch" else {"__init__"})
+        exempt = LAST_RESORTS.get(where, set()) | (OF_THE_LOOP | GUARDS if where == "loop/watch" else {"__init__"})
         if file_of(code) != where or code.co_name in exempt | OF_THE_OPTIONS:
             continue
         broken.append(code.co_name)
@@ -321,14 +330,14 @@ def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differ
     assert broken
 
 
-# Rooms of what is done without a training.
-WITHOUT_A_TRAINING = {"cli", "fvcore", "runs"}
+# Rooms of what is done without a Trainer.
+WITHOUT_A_TRAINER = {"cli", "fvcore", "loop", "runs"}
 
 
 def test_the_trainings_above_reach_every_room_and_every_exception(reached):
     codes = {code for training in TRAININGS for code in reached[training]}
     rooms = {path.parent.name for path in SOURCES.glob("*/__init__.py")}
-    assert rooms - {room_of(code) for code in codes} <= WITHOUT_A_TRAINING
+    assert rooms - {room_of(code) for code in codes} <= WITHOUT_A_TRAINER
     assert LAST_RESORTS.keys() | MODULE_BY_MODULE <= {file_of(code) for code in codes}
 
 
