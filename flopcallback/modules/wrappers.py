@@ -1,4 +1,4 @@
-"""Shadows methods on instances for a while, unseen by copies of a model that are made meanwhile and by compilers."""
+"""Shadows methods on instances for a while, unseen by copies of a model that are made meanwhile, and by compilers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from flopcallback.modules.compiled import After, CompiledCall, Return, stepping_aside
-from flopcallback.tracing.torch_private import REPLICATE, replicate
+from flopcallback.tracing.torch_private import REPLICATE, SCRIPT_MODULE_PLACE, create_script_module, replicate
 
 __all__ = ["is_reached", "lifted", "wrap_on_instance"]
 
@@ -107,6 +107,8 @@ def _remember(key: tuple[int, str], shadow: _Shadow) -> None:
             nn.Module.__reduce_ex__ = _reduce_ex  # type: ignore[method-assign,assignment]
             if replicate is not None:
                 setattr(nn.Module, REPLICATE, _replicate_plainly)
+            if create_script_module is not None:
+                setattr(*SCRIPT_MODULE_PLACE, _script_plainly)
         if not _by_thread[shadow.thread]:
             undo = _stepping_aside[shadow.thread] = ExitStack()
             undo.enter_context(stepping_aside(_step_aside, _note))
@@ -129,12 +131,18 @@ def _forget(key: tuple[int, str], shadow: _Shadow) -> None:
             del nn.Module.__reduce_ex__
             if replicate is not None:
                 setattr(nn.Module, REPLICATE, replicate)
+            if create_script_module is not None:
+                setattr(*SCRIPT_MODULE_PLACE, create_script_module)
 
 
 @contextmanager
 def lifted() -> Iterator[None]:
     """Takes away what shadows this thread has put, for the time of the context."""
-    taken = _take_away()
+    try:
+        taken = _take_away()
+    except Exception as error:  # noqa: BLE001 - what is inside is the user's
+        taken = []
+        _log.debug("wrappers could not be taken away", exc_info=error)
     try:
         yield
     finally:
@@ -194,6 +202,11 @@ def _replicate_plainly(self: nn.Module) -> nn.Module:
     replica: nn.Module = replicate(self)
     replica.__dict__ = _without_shadows(replica.__dict__, id(vars(self)))
     return replica
+
+
+def _script_plainly(*args: Any, **kwargs: Any) -> Any:
+    with lifted():
+        return create_script_module(*args, **kwargs)
 
 
 def _without_shadows(state: dict[str, Any], owner: int) -> dict[str, Any]:

@@ -133,6 +133,11 @@ NAMES: tuple[Private, ...] = (
         "wrappers",
         "replicas of DataParallel that are made in the counted call carry our wrappers",
     ),
+    Private(
+        "torch.jit._recursive.create_script_module",
+        "wrappers",
+        "a model that is scripted while it is watched: scripting may fail",
+    ),
     Private("torch.nn.Module._compiled_call_impl", "outermost, regions", "`module.compile()` is not noticed"),
     *_rows(
         "torch.utils._pytree.tree_leaves torch.utils._pytree.tree_map",
@@ -450,6 +455,11 @@ def nested_shapes(tensor: torch.Tensor) -> list[list[int]] | None:
 def storage_id(storage: torch.UntypedStorage) -> int | None:
     """Return what tells a storage from others; None where nothing does."""
     return int(storage._cdata) if _has_storage_id else storage.data_ptr() or None
+
+
+create_script_module: Any = _found["torch.jit._recursive.create_script_module"]
+SCRIPT_MODULE_PLACE: tuple[Any, str] = (_lookup("torch.jit._recursive"), "create_script_module")
+"""What makes a module of TorchScript, for `script` and `trace`, and where it is looked up."""
 
 
 def step_hooks_of(optimizer: Any) -> Any:

@@ -284,6 +284,56 @@ def test_copies_and_pickles_made_in_the_window_are_plain(leftovers):
     assert [leftovers(each) for each in copies] == [[], []]
 
 
+SMALL = 2 * 3 * (5 * 7 + 7 * 2)  # hardware FLOPs of a forward of three rows
+
+
+def small_loop(hook, between):
+    """A loop of a small model; `between` is called before some of its steps, in each state that a hook goes through."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with hook(model, optimizer) as hook:
+        for step in range(9):
+            if step in (0, 1, 2, 4, 8):  # nothing yet, observed, timed, timed, booked
+                between(model)
+            model(torch.ones(3, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [parameter.detach().clone() for parameter in model.parameters()], hook
+
+
+SCRIPTS = {
+    "script": torch.jit.script,
+    "trace": lambda model: torch.jit.trace(model, torch.ones(3, 5)),
+    "freeze": lambda model: torch.jit.freeze(torch.jit.script(model).eval()),
+    "script a part": lambda model: torch.jit.script(model[0]),
+}
+
+
+@pytest.mark.parametrize("how", SCRIPTS)
+def test_a_model_is_scripted_while_it_is_watched_as_it_would_be(how, differences):
+    made = []
+
+    def between(model):
+        scripted = SCRIPTS[how](model)
+        made.append((scripted(torch.ones(3, 5)).detach(), str(scripted.graph)))
+
+    def watched(model, optimizer):
+        return FlopHook(model, optimizer, warmup_steps=0, latency_steps=4, summary=False, strict=True)
+
+    untouched, _ = small_loop(lambda *_: contextlib.nullcontext(), between)
+    made_without_us, made[:] = list(made), []
+    left, hook = small_loop(watched, between)
+    assert differences(left, untouched) == []
+    assert [result.tolist() for result, _ in made] == [result.tolist() for result, _ in made_without_us]
+    assert all("flopcallback" not in graph for _, graph in made)
+    assert hook.profile.forward_hw_flops == SMALL
+    assert hook._watch._steps == 9
+    assert hook.metrics()["compute/estimated_pct"] == 0
+    torch.jit.script(nn.Sequential(nn.Linear(5, 7)))  # no type of ours stays with the compiler
+    assert torch.jit._recursive.create_script_module.__module__ == "torch.jit._recursive"
+
+
 def test_a_hook_that_was_closed_keeps_no_optimizer_alive():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
