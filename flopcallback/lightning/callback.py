@@ -51,6 +51,9 @@ UNSEEN = (
     "and not looked into. With a compiled optimizer, optimize by hand: `automatic_optimization = False`."
 )
 
+LIVE = frozenset({"_training", "_files", "_watch", "log", "log_dict"})
+"""What of a callback belongs to the training under way; the last two are the module's, which Lightning lends."""
+
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
@@ -160,18 +163,31 @@ class FlopCallback(Callback):
         )
         self._failures = Failures(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
-        self._training: Training | None = None  # None between two runs of a trainer, and after a failure
         self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
         self._spent: dict[str, Any] = {}  # that of the last training
-        self._files: dict[Path, LocalTracker] = {}
         self._by_compute = MetricsByCompute(by_compute, self._failures)
-        self._watch = StepWatch()
         self._gave_up = False
+        self._watch_nothing()
         # Where a checkpoint has the state of this one, told from others in the same trainer. No property: Lightning
         # asks for it around every hook.
         own, usual = (fma, elementwise, prefix), (1, False, "")
         key = self._generate_state_key(fma=fma, elementwise=elementwise, prefix=prefix)
         self.state_key = type(self).__qualname__ if own == usual else key
+
+    def _watch_nothing(self) -> None:
+        """Make what belongs to one training; a copy has none of it."""
+        self._training: Training | None = None  # None between two runs of a trainer, and after a failure
+        self._files: dict[Path, LocalTracker] = {}
+        self._watch = StepWatch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Options and profiles: a copy, or what is pickled, does not watch the training that is under way."""
+        state = {**vars(self), "_profiles": dict(self.profiles)}
+        return {name: value for name, value in state.items() if name not in LIVE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._watch_nothing()
 
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:

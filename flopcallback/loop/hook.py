@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.loop.objects import optimizers_of, unwrapped
+from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
@@ -21,7 +21,7 @@ from flopcallback.trackers import Tracker, new_name, tracker_for
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
-from flopcallback.training.training import Training
+from flopcallback.training.training import TRAINING, Training
 
 __all__ = ["FlopHook"]
 
@@ -45,7 +45,8 @@ class FlopHook:
     A step ends when the optimizer has stepped; with several, when each of them has. Where that is not what a step is,
     or where there is no optimizer, `with hook.step():` marks steps. With neither, calls are timed and steps are not.
 
-    Make it after `torch.compile`, of what the loop calls, and in the thread that trains.
+    Make it after `torch.compile`, of what the loop calls, and in the thread that trains. A copy of it (by `deepcopy`,
+    or pickled) has what is known by then, and watches nothing.
 
     Args:
         model: whose modules are told apart. What `DistributedDataParallel`, `DataParallel` or Fabric wraps is taken out
@@ -150,8 +151,29 @@ class FlopHook:
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,
         )
-        self._watch = LoopWatch(self._model, optimizers, options, self._training, self._failures)
+        self._watch: LoopWatch | EndedWatch = LoopWatch(
+            self._model, optimizers, options, self._training, self._failures
+        )
         self._is_closed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the options and the results so far: a copy watches no loop, and holds no model."""
+        training = self._training
+        return {
+            "options": self._options,
+            "profiles": training.profiles,
+            "numbers": training.numbers,
+            "is_spent": training.is_budget_spent,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._options = options = state["options"]
+        self._model = nn.Module()
+        self._failures = Failures(strict=options.strict)
+        self._training = Training(self._model, options, {}, failures=self._failures)
+        self._training.restore(state["profiles"], state["numbers"], is_spent=state["is_spent"])
+        self._watch = EndedWatch(self._training.profiles.get(TRAINING))
+        self._is_closed = True
 
     # --- What a user asks for -----------------------------------------------------------------------------------------
 
@@ -216,6 +238,8 @@ class FlopHook:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave, on any number of ranks; before the first step, and on every rank."""
         with self._failures.as_warning("compute so far begins anew"):
+            if isinstance(self._watch, EndedWatch):
+                raise RuntimeError("this is a copy of a hook, which watches no loop")
             compute = state.get("compute", {})
             self._training.load(compute)
             self._training.poll_loaded_budget(compute)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.tracing.torch_private import POST_HOOKS, PRE_HOOKS, step_hooks_of, version_of
 
-__all__ = ["OptimizerHooks", "optimizers_of", "unwrapped"]
+__all__ = ["EndedWatch", "OptimizerHooks", "optimizers_of", "unwrapped"]
 
 
 MOST_WRAPPERS = 8
@@ -149,3 +151,27 @@ def _some_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with_grad = (parameter for parameter in parameters if parameter.grad is not None)
     return list(itertools.islice(with_grad, MOST_PARAMETERS)) or parameters[:MOST_PARAMETERS]
+
+
+class EndedWatch:
+    """The watch of a hook that is a copy: the loop is not the copy's.
+
+    Args:
+        profile: the one that the hook had when it was copied.
+    """
+
+    def __init__(self, profile: ModelProfile | None) -> None:
+        self._profile = profile
+
+    def profile(self) -> ModelProfile | None:
+        """Return the profile that the hook had."""
+        return self._profile
+
+    @contextmanager
+    def marked_step(self) -> Iterator[None]:
+        """Mark nothing: no step is watched."""
+        yield
+
+    def close(self, *, wait: bool) -> bool:
+        """Return True: there is nothing to close, and nothing to warn of."""
+        return True

@@ -94,6 +94,10 @@ class ProfileRecorder:
         """The latest profile of each phase."""
         return {name: phase.profile for name, phase in self._phases.items()}
 
+    def restore(self, profiles: Mapping[str, ModelProfile]) -> None:
+        """Take over the profiles of another recorder, which has logged them."""
+        self._phases = {name: _Phase(profile, _Log.LOGGED, is_shown=True) for name, profile in profiles.items()}
+
     # --- What was counted ---------------------------------------------------------------------------------------------
 
     def profile_of(self, observed: Observed, model: nn.Module, conditions: Conditions) -> ModelProfile:

@@ -92,6 +92,7 @@ class Training:
         self._meter: ComputeMeter | None = None  # None: nothing is booked, or not any more
         self._budget: Budget | None = None  # None: there is none, or it is not kept any more
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as they were logged last
+        self._was_spent = False  # in the training whose copy this one is
         self._note = ""  # printed with the profile of the training
         self._last_step = 0
         if samples is not None:
@@ -291,7 +292,7 @@ class Training:
     @property
     def is_budget_spent(self) -> bool:
         """The last decision about the budget; `poll_budget` makes one."""
-        return self._budget is not None and self._budget.is_spent
+        return self._was_spent or (self._budget is not None and self._budget.is_spent)
 
     def poll_budget(self, step: int, *, then: str = "training stops") -> bool:
         """Decide whether the budget of compute is spent; every rank has to ask after every step.
@@ -344,6 +345,14 @@ class Training:
         """
         if self._meter is not None:
             self._meter.load(state)
+
+    def restore(
+        self, profiles: Mapping[str, ModelProfile], numbers: Mapping[str, int | float], *, is_spent: bool
+    ) -> None:
+        """Take over what another training has come to: this one is its copy, and books no steps."""
+        self._recorder.restore(profiles)
+        self._numbers.update(numbers)
+        self._was_spent = is_spent
 
     def poll_loaded_budget(self, state: Mapping[str, Any]) -> None:
         """Decide whether what was loaded is all that there was to spend; every rank has to ask."""
