@@ -97,8 +97,8 @@ def stepping_aside(leave: Leave, failed: Failed) -> Iterator[None]:
     """
     thread, mine = threading.get_ident(), (leave, failed)
     with _lock:
-        _leaving.setdefault(thread, []).append(mine)
         _install()
+        _leaving.setdefault(thread, []).append(mine)
     try:
         yield
     finally:
@@ -204,7 +204,7 @@ def _replacement(original: Callable[[Any], Any], wrappers: frozenset[types.CodeT
         thread = threading.get_ident()
         if thread in _away or thread not in _leaving or getattr(_flags, "as_written", False):
             return prior
-        return _left(prior, frame, thread)
+        return _left(prior, frame, thread)  # the call itself has not begun: what fails in there is told behind it
 
     return set_eval_frame
 

@@ -45,7 +45,9 @@ LAST_RESORTS = {
     # nobody is warned either.
     "lightning/step": {"intercept"},
     # Take away a wrapper.
-    "modules/wrappers": {"restore", "_forget"},
+    "modules/wrappers": {"restore", "_forget", "_put"},
+    # Stands in the compiler's place; what is ours around it is guarded.
+    "modules/compiled": {"set_eval_frame"},
 }
 
 
