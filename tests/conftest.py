@@ -69,15 +69,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Files go to the processes one after the other: those that take long begin, and at the end no process waits.
+    takes_long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in takes_long)
     for item in items:
-        if any(item.get_closest_marker(name) for name in (*OPTIONAL_PACKAGES, "browser", "xdist_group")):
-            item.add_marker("slow")  # Each process imports the package, or starts the browser or a server.
+        if any(item.get_closest_marker(name) for name in (*OPTIONAL_PACKAGES, "browser")):
+            item.add_marker("slow")  # Each process imports the package, or starts the browser.
     if config.getoption("--core-only"):
         optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL_PACKAGES)]
         config.hook.pytest_deselected(items=optional)
         items[:] = [item for item in items if item not in optional]
-    if hasattr(config, "workerinput"):  # One process has all tests of a group: the sooner it begins, the better.
-        items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if not any(shutil.which(name) for name in CHROMIUM):
         for item in items:
             if item.get_closest_marker("browser"):

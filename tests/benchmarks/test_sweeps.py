@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH, SIDE, DIGITS, TAPS = 64, 8, 10, 9
 BUDGET = 8e8  # two steps of the largest
 
-pytestmark = [pytest.mark.lightning, pytest.mark.models, pytest.mark.slow, pytest.mark.xdist_group("forked")]
+pytestmark = [pytest.mark.lightning, pytest.mark.models, pytest.mark.slow]
 
 
 def step_of(width: int, depth: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
+pytestmark = pytest.mark.slow
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 

@@ -236,7 +236,6 @@ def numbers(found):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(("kill_at", "is_forked"), [(4, False), (10, True)], ids=["early", "late"])
 def test_loops_that_were_killed_end_with_the_integers_of_their_whole(tmp_path, kill_at, is_forked):
     found = kill_and_resume(tmp_path, LOOPS, kill_at, is_forked=is_forked)
@@ -245,7 +244,6 @@ def test_loops_that_were_killed_end_with_the_integers_of_their_whole(tmp_path, k
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("forked")
 @pytest.mark.lightning
 @pytest.mark.models
 def test_a_trainer_that_was_killed_ends_with_the_integers_of_its_whole(tmp_path):

@@ -15,10 +15,7 @@ from torch import nn
 
 import flopcallback
 
-pytestmark = [
-    *(pytest.mark.lightning, pytest.mark.tensorboard, pytest.mark.models, pytest.mark.slow),
-    pytest.mark.xdist_group("faults"),  # What is reached is found out once.
-]
+pytestmark = [pytest.mark.lightning, pytest.mark.tensorboard, pytest.mark.models, pytest.mark.slow]
 
 SOURCES = Path(flopcallback.__file__).parent
 ROOTS = (str(SOURCES), str(SOURCES.parent / "integrations"))

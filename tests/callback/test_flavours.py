@@ -27,7 +27,7 @@ def output_of(tmp_path):
     return run
 
 
-@pytest.mark.xdist_group("forked")
+@pytest.mark.slow
 @pytest.mark.parametrize("found", ["None", "types.ModuleType('a folder of that name')"])
 def test_without_lightning_the_error_names_the_command_that_installs_it(output_of, found):
     code = f"""
@@ -47,7 +47,7 @@ except ModuleNotFoundError as error:
 
 
 @pytest.mark.lightning
-@pytest.mark.xdist_group("forked")
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["lightning.pytorch", "pytorch_lightning"])
 def test_it_is_a_callback_of_the_flavour_that_is_in_use(output_of, flavour):
     code = f"""

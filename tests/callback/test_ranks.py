@@ -8,7 +8,7 @@ from pathlib import Path
 import forked
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
+pytestmark = pytest.mark.slow
 
 WIDE, OUT, BATCH = 5, 3, 4
 

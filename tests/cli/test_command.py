@@ -84,7 +84,7 @@ def test_an_unknown_command_is_exit_code_2(flopcallback):
     assert "cuont" in result.stderr
 
 
-@pytest.mark.xdist_group("forked")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "place", "completed"),
     [

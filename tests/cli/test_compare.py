@@ -167,7 +167,7 @@ def test_the_help_names_what_a_run_may_be(flopcallback):
         assert word in words
 
 
-@pytest.mark.xdist_group("forked")
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_script_prints_a_table_that_fits_the_terminal(sweep, columns):
     script = Path(sys.executable).with_name("flopcallback")

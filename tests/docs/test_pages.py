@@ -14,8 +14,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *sorted(ROOT.glob("benchmarks/*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 
-IN_ONE_PROCESS = pytest.mark.xdist_group("forked")
-
 
 def markers_of(page: Path) -> frozenset[str]:
     return frozenset().union(*(block.markers for block in blocks_of(page.read_text(encoding="utf-8"))))
@@ -29,14 +27,14 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@IN_ONE_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page.read_text(encoding="utf-8"))], ids=named)
 def test_the_python_blocks_of_a_page_run(page, tmp_path):
     ran = run(page, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
 
 
-@IN_ONE_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [
@@ -50,7 +48,7 @@ def test_the_python_blocks_that_need_other_packages_run(page, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
-@IN_ONE_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
@@ -66,7 +64,7 @@ def test_the_check_of_blocks_can_fail(tmp_path, code, complaint):
     assert complaint in ran.stderr
 
 
-@IN_ONE_PROCESS
+@pytest.mark.slow
 def test_a_block_that_needs_a_marker_is_left_out_without_it(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python lightning\nraise ValueError\n```\n", encoding="utf-8")

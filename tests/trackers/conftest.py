@@ -84,7 +84,7 @@ def sqlite(empty_database: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server on loopback; tests that ask for it are in one group, so that there is one server."""
+    """The address of a server on loopback, one for each process of tests."""
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copy(empty_database, folder / "store.db")
     with stores.serving(folder, folder / "store.db") as address:

@@ -147,7 +147,6 @@ def test_tensorboard_has_copies_beside_what_its_logger_wrote(fit, flavour, tmp_p
 
 @pytest.mark.lightning
 @pytest.mark.mlflow
-@pytest.mark.xdist_group("mlflow")
 def test_mlflow_has_copies_beside_what_its_logger_wrote(fit, flavour, sqlite, tmp_path):
     run = stores.Run(sqlite, tmp_path / "artifacts")
     with stores.fluent_state_put_back():
@@ -296,7 +295,6 @@ if __name__ == "__main__":
 
 @pytest.mark.lightning
 @pytest.mark.slow
-@pytest.mark.xdist_group("forked")
 def test_of_two_ranks_one_draws_by_the_compute_of_both_and_none_waits_for_it(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
@@ -364,7 +362,6 @@ def test_a_writer_has_copies(tmp_path):
 
 
 @pytest.mark.mlflow
-@pytest.mark.xdist_group("mlflow")
 def test_a_run_of_mlflows_has_copies(sqlite, tmp_path):
     run = stores.Run(sqlite, tmp_path / "artifacts")
     loop((run.client, run.id), log=validated)

@@ -20,16 +20,15 @@ pytestmark = [
 ]
 
 
-IN_ONE_PROCESS = [pytest.mark.mlflow, pytest.mark.xdist_group("mlflow")]
 ADAPTERS = [
     pytest.param("tensorboard", marks=pytest.mark.tensorboard),
     pytest.param("wandb", marks=pytest.mark.wandb),
-    pytest.param("mlflow-server", marks=IN_ONE_PROCESS),
+    pytest.param("mlflow-server", marks=pytest.mark.mlflow),
 ]
 KEEPERS = [
     *ADAPTERS,
     pytest.param("tensorboardX", marks=pytest.mark.tensorboard),
-    pytest.param("mlflow-sqlite", marks=IN_ONE_PROCESS),
+    pytest.param("mlflow-sqlite", marks=pytest.mark.mlflow),
     "folder",
 ]
 """Those that write somewhere, other than to memory."""

@@ -20,7 +20,6 @@ from flopcallback.training.failures import FlopCallbackWarning
 
 pytestmark = [
     *(pytest.mark.wandb, pytest.mark.tensorboard, pytest.mark.mlflow, pytest.mark.lightning),
-    pytest.mark.xdist_group("mlflow"),
     # 2026-11, mlflow 3.17 on SQLAlchemy 2.1: its own tables, when they are first imported.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]

@@ -16,7 +16,6 @@ from flopcallback.trackers import tracker_for
 
 pytestmark = [
     pytest.mark.mlflow,
-    pytest.mark.xdist_group("mlflow"),
     # 2026-11, mlflow 3.17 on SQLAlchemy 2.1: its own tables, when they are first imported.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
 ]

@@ -124,7 +124,7 @@ def trained(installed, tmp_path_factory):
 
 
 @pytest.mark.comet
-@pytest.mark.xdist_group("comet")
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["experiment", "logger"])
 def test_the_adapter_of_the_page_is_found_and_writes_the_very_integers(trained, target):
     counted = json.loads((trained / target / "counted.json").read_text(encoding="utf-8"))
@@ -150,6 +150,7 @@ def test_the_adapter_of_the_page_is_found_and_writes_the_very_integers(trained, 
 
 
 @pytest.mark.comet
+@pytest.mark.slow
 def test_without_its_entry_point_nothing_takes_such_an_experiment(tmp_path):
     ran = train(tmp_path, "experiment")
     assert ran.returncode == 1

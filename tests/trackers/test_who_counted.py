@@ -15,11 +15,10 @@ from flopcallback import FlopCountAnalysis, FlopHook
 from flopcallback.profiling.on_demand import profile_call
 from flopcallback.reporting import html_page, markdown_modules, plain_table, rich_text
 
-IN_ONE_PROCESS = [pytest.mark.mlflow, pytest.mark.xdist_group("mlflow")]
 TRACKERS = [
     pytest.param("wandb", marks=pytest.mark.wandb),
     pytest.param("tensorboard", marks=pytest.mark.tensorboard),
-    pytest.param("mlflow", marks=IN_ONE_PROCESS),
+    pytest.param("mlflow", marks=pytest.mark.mlflow),
 ]
 pytestmark = [
     # 2026-11, wandb 0.31: it leaves the temporary folder of a table's artifact to the garbage collector.
