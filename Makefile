@@ -9,14 +9,19 @@ CORE := .venv-core/bin
 # A file's tests in one process, files in the order of collection. Not by xdist_group: pytest-xdist 3.8 does not see it
 # under pytest 9.2, and says nothing.
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(PIP) --constraint constraints.txt
+# Another torch than the pinned one, for `make test-torch TORCH=...`.
+TORCH ?= 2.14.1
+TORCH_VENV := .venv-torch-$(TORCH)
+TORCH_TESTS := tests/counting tests/formulas tests/fvcore tests/measuring tests/tracing tests/callback
 
 # What shows that the wheel is whole, and what it says without Lightning and trackers: some tests of each room.
 WHEEL_TESTS := test_import test_packaging test_public_names test_on_demand test_testing callback/test_recorder \
 	cli/test_command cli/test_page counting/test_dispatch counting/test_shadows formulas/test_embedding_bag \
 	fvcore/test_docs measuring/test_latency reporting/test_comparison_table reporting/test_markdown trackers/test_who_counted
 
-.PHONY: demo test test-fast zoo lint bench package test-wheel test-core clean
+.PHONY: demo test test-fast zoo lint bench package test-wheel test-core test-torch clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -59,6 +64,19 @@ test-core: .venv-core/.made package
 	$(CORE)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	$(CORE)/pytest $(IN_PARALLEL) --core-only
 
+# What depends on torch most, under a torch that constraints.txt does not pin. Not part of `make test`: each has an
+# environment of its own, of several gigabytes where the index has only builds for CUDA. They run on the CPU too.
+test-torch: $(TORCH_VENV)/.installed
+	$(TORCH_VENV)/bin/python -m pytest $(IN_PARALLEL) $(TORCH_TESTS)
+
+$(TORCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(TORCH_VENV)
+	grep -v '^torch==' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/python $(PIP_INSTALL) --upgrade pip
+	$(TORCH_VENV)/bin/python $(PIP) --constraint $(TORCH_VENV)/constraints.txt --build-constraint constraints.txt \
+	  torch==$(TORCH) --editable '.[all]' --group dev
+	touch $@
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) --upgrade pip
@@ -72,6 +90,6 @@ test-core: .venv-core/.made package
 	touch $@
 
 clean:
-	rm -rf .venv .venv-core .venv-peers build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report lightning_logs
+	rm -rf .venv .venv-core .venv-torch-* .venv-peers build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report lightning_logs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

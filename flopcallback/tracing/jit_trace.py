@@ -22,6 +22,7 @@ from flopcallback.modules.snapshot import writes, written_to
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
 from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
 from flopcallback.tracing.regions import (
+    AUTOGRAD_FUNCTION,
     CONVOLUTIONS,
     FLEX_ATTENTION,
     META_CONVOLUTION,
@@ -194,7 +195,9 @@ class _Tracer:
             return call(*args, **kwargs) if aside is None else aside.region(kind, call, args, kwargs)
         recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
         outputs: list[torch.Tensor] = []
-        handed = self._values_handed_to((args, kwargs))
+        # An autograd function has a node of the tracer's own, which has these values. It is not complete yet, and the
+        # nodes that come before it are copied into it: they may use nothing that comes from elsewhere.
+        handed = [] if kind.startswith(AUTOGRAD_FUNCTION) else self._values_handed_to((args, kwargs))
         set_tracing_state(None)
         self._recorder = None if kind == FLEX_ATTENTION else recorder
         try:
@@ -207,9 +210,9 @@ class _Tracer:
             inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
             seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             set_tracing_state(state)
-            for output in outputs:
-                self.register(output)
-            self._mark(REGION_MARK, len(self._regions), handed)
+            values = self._mark(REGION_MARK, len(self._regions), handed, len(outputs))
+            for output, value in zip(outputs, values, strict=True):
+                set_value_trace(output, value)
             self._regions.append(Region(seen, tuple(recorder.calls)))
 
     def _step_aside(self, call: CompiledCall) -> Return | None:
@@ -270,11 +273,14 @@ class _Tracer:
         finally:
             self._scopes.on_change = before
 
-    def _mark(self, kind: str, index: int, values: Sequence[torch.Value] = ()) -> None:
+    def _mark(
+        self, kind: str, index: int, values: Sequence[torch.Value] = (), outputs: int = 0
+    ) -> Iterator[torch.Value]:
         # A node that we append ourselves costs no walk of the Python stack, and unlike `push_scope` opens no block.
-        node = self._graph.create(kind, list(values), 0)
+        node = self._graph.create(kind, list(values), outputs)
         node.i_("index", index)
         self._graph.insertNode(node)
+        return node.outputs()
 
     def register(self, tensor: torch.Tensor) -> None:
         """Makes a tensor an input of the graph, as it is now."""

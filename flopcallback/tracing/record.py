@@ -190,6 +190,9 @@ def _nodes(block: torch.Graph | torch.Block) -> Iterator[tuple[str, torch.Node]]
                 yield from _nodes(inner)
 
 
+_KEPT = (REGION_MARK, "prim::PythonOp")  # an autograd function is a region too
+
+
 def _live_nodes(graph: torch.Graph, results: list[torch.Value]) -> set[int]:
     """Positions of the nodes that `results` depend on.
 
@@ -205,7 +208,7 @@ def _live_nodes(graph: torch.Graph, results: list[torch.Value]) -> set[int]:
     kept: set[int] = set()
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
-        if node.kind() == REGION_MARK or any(alias.find(output.unique()) in live for output in node.outputs()):
+        if node.kind() in _KEPT or any(alias.find(output.unique()) in live for output in node.outputs()):
             kept.add(index)
             live.update(alias.find(value.unique()) for value in node.inputs())
     return kept

@@ -145,6 +145,63 @@ class TestAnAutogradFunction:
         assert torch.equal(product(x, ones(3, 7)), x @ ones(3, 7))
 
 
+class Itself(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+
+class InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+
+class Several(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x + 1, None, "a flag", x
+
+
+class WorkInItsContext(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x + 1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0] * output)
+
+
+class OfALeafMadeInside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, leaf):
+        return x + leaf
+
+
+@ENGINES
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize(
+    "apply",
+    [
+        Itself.apply,
+        InPlace.apply,
+        lambda y: Several.apply(y)[0],
+        lambda y: Several.apply(y)[3],
+        WorkInItsContext.apply,
+        lambda y: OfALeafMadeInside.apply(y, torch.ones(5, requires_grad=True)),
+    ],
+    ids=["itself", "in place", "several: new", "several: itself", "work in its context", "a leaf made inside"],
+)
+def test_what_an_autograd_function_returns_goes_on_to_be_counted(model_of, x, engine, apply, grad):
+    model = model_of(lambda self, x: self.after(apply(self.fc(x))), fc=nn.Linear(3, 5), after=nn.Linear(5, 7))
+    with torch.set_grad_enabled(grad):
+        for prune in (False, True):
+            flops = FlopCountAnalysis(model, x, engine=engine, prune=prune and engine == "trace")
+            assert flops.by_module() == {"": 30 + 70, "fc": 30, "after": 70}
+
+
 @pytest.mark.parametrize("apply", [lambda x, w: Product.apply(x, w), product], ids=["by its class", "by its apply"])
 def test_an_autograd_function_of_a_parameter_that_nobody_knows_of_is_counted(x, apply):
     """The tracer does not take one that an autograd function is the first to use."""
