@@ -1,1 +1,1 @@
-"""The contract between the rooms: profiles as frozen data that know no framework."""
+"""The contract between the rooms: profiles as frozen data, without any framework."""

@@ -1,4 +1,4 @@
-"""What differs between two profiles, module by module, and whether the second does more than it may."""
+"""The differences between two profiles by module, and limits on their growth."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ __all__ = ["Change", "Figures", "ProfileDiff", "diff_profiles", "parse_share"]
 Status = Literal["added", "removed", "changed"]
 
 Figures = Mapping[str, Any]
-"""Figures of some modules, added up, by the keys of the columns that a diff has; None for what is not known of all."""
+"""Sums over some modules by column key, for the columns of a diff; None for what is unknown of any module."""
 
 TIME = "forward_ms"
-"""The one figure that is measured: two equal modules differ in it, and parts do not add up to the whole."""
+"""Key of the only measured figure: it differs between equal modules, and parts do not add up to the whole."""
 
+# With another convention no FLOP is comparable: an error. Other conditions only explain a difference: a note.
 _CONVENTION = {"flops.fma": "fma", "flops.elementwise": "elementwise"}
 _CONDITIONS = {
     "flops.input_shapes": "input shapes",
@@ -35,18 +36,19 @@ _CONDITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A module that is not in both profiles, or not the same in both; or several with the same change.
+    """A module that is missing in one profile or differs.
 
-    The FLOPs of all changes together are the change of the total: none stands in two of them. So an added module comes
-    with all that is in it, and in a module of both profiles it is its own operators that changed.
+    One change can stand for several modules that changed alike. No FLOP is in two changes, so together they are the
+    change of the total: an added module includes everything inside it, while a module of both profiles has only the
+    change in its own operators.
 
     Attributes:
-        path: dotted name, with `*` where the names of several modules differ by a number.
-        type: class name; `"Linear → Conv2d"` where it changed.
+        path: dotted name, with `*` for a number that differs between the modules.
+        type: class name; `"Linear → Conv2d"` if it changed.
         before: figures in the first profile; None for an added module.
-        after: figures in the second one; None for a removed module.
-        is_own: whether the figures leave out modules inside, which there are.
-        modules: how many modules this stands for.
+        after: figures in the second profile; None for a removed module.
+        is_own: True if the figures leave out modules inside.
+        modules: number of modules that changed alike.
     """
 
     path: str
@@ -58,25 +60,25 @@ class Change:
 
     @property
     def status(self) -> Status:
-        """Whether it is in both profiles, or in which one."""
+        """`"added"`, `"removed"`, or `"changed"` for a module of both profiles."""
         return "added" if self.before is None else "removed" if self.after is None else "changed"
 
     @property
     def flops(self) -> int:
-        """FLOPs that came with the change; below 0 for those that went."""
+        """FLOPs after minus FLOPs before."""
         before, after = (0 if side is None else int(side["flops"]) for side in (self.before, self.after))
         return after - before
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileDiff:
-    """Two profiles and what differs between them.
+    """Two profiles and their differences.
 
     Attributes:
-        before: the profile that is compared with.
-        after: the profile that is compared.
-        changes: by the size of their change in FLOPs, the largest first.
-        notes: conditions under which the two were not counted alike, in words.
+        before: reference profile.
+        after: profile compared with it.
+        changes: changed modules, the largest change in FLOPs first.
+        notes: differing conditions of the two counts, in words.
     """
 
     before: ModelProfile
@@ -86,12 +88,18 @@ class ProfileDiff:
 
     @property
     def has_same_inputs(self) -> bool:
-        """Whether both calls were given tensors of the same shapes, so that totals can be held against each other."""
+        """True if both calls had inputs of the same shapes.
+
+        Otherwise the totals are not comparable.
+        """
         return self.before.config.get("flops.input_shapes") == self.after.config.get("flops.input_shapes")
 
     @property
     def new_unknown(self) -> tuple[str, ...]:
-        """Operators and modules of which more is unknown in the second profile: FLOPs may hide there; else empty."""
+        """Operators and modules with more unknown calls in the second profile.
+
+        They may hide FLOPs. Empty if the second profile is no lower bound.
+        """
         if not self.after.is_lower_bound:
             return ()
         calls = {row.operator: row.calls for row in self.before.operators if row.status == "unknown"}
@@ -101,28 +109,32 @@ class ProfileDiff:
         return tuple(dict.fromkeys((*more, *(name for name in self.after.unknown if name not in self.before.unknown))))
 
     def flops_exceed(self, limit: Fraction) -> bool:
-        """Whether FLOPs rose by more than this share of what they were, to the last FLOP."""
+        """Return whether FLOPs grew by more than this share.
+
+        The comparison is exact.
+        """
         return self.after.forward_flops - self.before.forward_flops > limit * self.before.forward_flops
 
     def latency_exceeds(self, limit: Fraction) -> bool:
-        """Whether the measured forward takes longer by more than this share.
+        """Return whether the measured forward time grew by more than this share.
 
         Raises:
-            ValueError: either was not measured.
+            ValueError: either profile has no measured time.
         """
         before, after = self.before.forward_ms, self.after.forward_ms
         if before is None or after is None:
             raise ValueError("a limit for latency needs two profiles with measured times")
+        # Python compares a float with a Fraction exactly.
         return after - before > limit * Fraction(before)
 
 
 def diff_profiles(before: ModelProfile, after: ModelProfile) -> ProfileDiff:
-    """What differs between two profiles of a model; modules are the same where their names are.
+    """Compare two profiles of a model, matching modules by name.
 
-    A time alone is a change where the spreads of the two windows do not meet.
+    A difference in time alone is a change only if the spreads of the two windows do not overlap.
 
     Raises:
-        ValueError: the two do not count the same (`fma`, `elementwise`), so that no figure can be compared.
+        ValueError: the profiles follow different conventions (`fma`, `elementwise`), so that no figure is comparable.
     """
     for key, name in _CONVENTION.items():
         values = before.config.get(key), after.config.get(key)
@@ -131,19 +143,21 @@ def diff_profiles(before: ModelProfile, after: ModelProfile) -> ProfileDiff:
                 f"the profiles follow different conventions: {name} is {values[0]!r} in the first and {values[1]!r} in "
                 "the second. Count both with the same."
             )
+    # Additions and removals count by size, too.
     changes = sorted(_folded(_changes(before, after)), key=lambda change: -abs(change.flops))
     return ProfileDiff(before, after, tuple(changes), tuple(_notes(before, after)))
 
 
 def parse_share(text: str | float) -> Fraction:
-    """A share, exactly as it is written: `"2%"`, `"0.02"` or `0.02` are two hundredths.
+    """Read a share exactly as written: `"2%"`, `"0.02"` or `0.02`.
 
     Raises:
-        ValueError: not a number, below 0, or a number from 1 on without `%`, which might be meant as percent.
+        ValueError: not a number, below 0, or at least 1 without `%`, which might be meant as percent.
     """
     written = str(text).strip()
     percent = written.removesuffix("%")
     try:
+        # Exact: as a float, 0.02 is a little more than two hundredths.
         value = Fraction(percent.strip())
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{written!r} is no share, such as 2% or 0.02") from None
@@ -157,7 +171,7 @@ def parse_share(text: str | float) -> Fraction:
 
 
 def _notes(before: ModelProfile, after: ModelProfile) -> Iterator[str]:
-    """Where the conditions differ, in words."""
+    """Yield the conditions that differ, in words."""
     pairs = {name: (before.config.get(key), after.config.get(key)) for key, name in _CONDITIONS.items()}
     pairs = {"model": (before.name, after.name), "phase": (before.phase, after.phase), **pairs}
     for name, (first, second) in pairs.items():
@@ -169,17 +183,21 @@ def _notes(before: ModelProfile, after: ModelProfile) -> Iterator[str]:
 
 
 def _changes(before: ModelProfile, after: ModelProfile) -> Iterator[Change]:
-    """A change for each module that is not the same in both, in the order of the second profile, removed ones last."""
-    old, new = {row.path: row for row in before.modules}, {row.path: row for row in after.modules}
+    """Yield one change per module that differs between the profiles.
+
+    They are in the order of the second profile; removed modules come last.
+    """
+    old, new = ({row.path: row for row in profile.modules} for profile in (before, after))
     old_own, new_own = _own_figures(before), _own_figures(after)
-    parents = {row.parent for row in (*before.modules, *after.modules)}
+    containers = {row.parent for row in (*before.modules, *after.modules)}
     for path, row in new.items():
         if path not in old:
+            # Modules inside an added one are part of its change.
             if row.parent is None or row.parent in old:
                 yield Change(path, row.type, None, _figures(after, row))
         elif _differ(old[path], row, old_own[path], new_own[path]):
             kinds = dict.fromkeys((old[path].type, row.type))
-            yield Change(path, " → ".join(kinds), old_own[path], new_own[path], is_own=path in parents)
+            yield Change(path, " → ".join(kinds), old_own[path], new_own[path], is_own=path in containers)
     for path, row in old.items():
         if path not in new and (row.parent is None or row.parent in new):
             yield Change(path, row.type, _figures(before, row), None)
@@ -188,8 +206,10 @@ def _changes(before: ModelProfile, after: ModelProfile) -> Iterator[Change]:
 def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> bool:
     if old.type != new.type:
         return True
+    # Counts are exact, so any difference is a change. Times vary: only spreads that do not overlap are one.
     if _counts(before) != _counts(after):
         return True
+    # Own figures of a container have no time, and those of an unmeasured module neither.
     if before[TIME] is None or after[TIME] is None:
         return False
     spreads = old.forward_ms_spread, new.forward_ms_spread
@@ -203,12 +223,18 @@ def _figures(profile: ModelProfile, row: ModuleRow) -> Figures:
 
 
 def _counts(figures: Figures | None) -> tuple[Any, ...] | None:
-    """What has to be equal in modules that are alike: all but the time."""
+    """Return the figures that decide whether modules are equal.
+
+    These are all but the time.
+    """
     return None if figures is None else tuple(value for key, value in figures.items() if key != TIME)
 
 
 def _own_figures(profile: ModelProfile) -> dict[str, Figures]:
-    """Each module's figures without those of the modules in it, and then without a time, since times do not add up."""
+    """Return each module's figures without the modules inside it, by path.
+
+    A container has no time of its own: the times inside it do not add up.
+    """
     own = {row.path: _figures(profile, row) for row in profile.modules}
     for row in profile.modules:
         if row.parent is not None and row.parent in own:
@@ -223,27 +249,29 @@ _DIGITS = re.compile(r"\d+")
 
 
 def _folded(changes: Iterator[Change]) -> Iterator[Change]:
-    """The changes with those made one that differ by a number in the name alone, as in a stack of layers."""
-    alike: dict[object, list[Change]] = {}
+    """Yield changes, merging those whose paths differ only in a number."""
+    similar: dict[object, list[Change]] = {}
     for change in changes:
+        # Figures are part of the key: layers that changed differently keep rows of their own.
         sides = _counts(change.before), _counts(change.after)
         key = (_DIGITS.sub("*", change.path), change.type, change.is_own, *sides)
-        alike.setdefault(key, []).append(change)
-    for group in alike.values():
-        first, *others = group
-        for other in others:
-            first = _together(first, other)
-        yield first
+        similar.setdefault(key, []).append(change)
+    for group in similar.values():
+        merged, *others = group
+        for change in others:
+            merged = _merged(merged, change)
+        yield merged
 
 
-def _together(first: Change, second: Change) -> Change:
+def _merged(first: Change, second: Change) -> Change:
+    # Both names match the same pattern, so they split into the same number of parts.
     parts = zip(re.split(r"(\d+|\*)", first.path), re.split(r"(\d+|\*)", second.path), strict=True)
     path = "".join(a if a == b else "*" for a, b in parts)
     before, after = _sum(first.before, second.before), _sum(first.after, second.after)
     return dataclasses.replace(first, path=path, before=before, after=after, modules=first.modules + second.modules)
 
 
-def _sum(one: Figures | None, other: Figures | None) -> Figures | None:
-    if one is None or other is None:
+def _sum(first: Figures | None, second: Figures | None) -> Figures | None:
+    if first is None or second is None:
         return None
-    return {key: None if None in (one[key], other[key]) else one[key] + other[key] for key in one}
+    return {key: None if None in (first[key], second[key]) else first[key] + second[key] for key in first}

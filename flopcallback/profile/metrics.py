@@ -1,4 +1,4 @@
-"""The numbers that are logged: one row for each name, which everything that computes, shows or compares them reads.
+"""The logged numbers: one row per name, read by all outputs.
 
 A new number is a row here, its place in `METRICS`, and the line that computes it. Names are those of `docs/metrics.md`.
 """
@@ -9,29 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-__all__ = ["GROUPS", "METRICS", "Metric", "by_column", "known", "of_group"]
+__all__ = ["GROUPS", "METRICS", "Metric", "by_column", "by_name", "of_group"]
 
 Value = TypeVar("Value")
 
 When = Literal["count", "window", "log"]
-"""Once after the counted step, once when the measuring window closes, or again and again as the training goes on."""
+"""Time of logging: once after the counted step, once when the measuring window closes, or repeatedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number.
+    """One logged number.
 
     Attributes:
-        name: what it is logged under, `group/name`.
-        unit: what it is a number of, and so how it is written; empty for a count.
-        when: when it is logged.
-        better: whether less or more of it is better, where one is.
-        column: its name among the columns of a comparison's table; empty where it is none of them.
-        heading: what stands above that column.
-        compared: what a comparison takes of a training, the last value or the median; empty where it takes none.
-        is_bound: whether it is a lower bound where operators without a count are in it.
-        is_narrow: whether a phone has room for its column.
-        text: how a sentence has it, `{}` being the value with its unit; empty where none does.
+        name: name under which it is logged, `group/name`.
+        unit: unit, which also decides how it is written; empty for a count.
+        when: time of logging.
+        better: `"min"` if less is better, `"max"` if more is; empty if neither.
+        column: name of its column in a comparison's table; empty if it has none.
+        heading: heading of that column.
+        compared: value that a comparison takes of a training, the last or the median; empty if it takes none.
+        is_bound: True if it is a lower bound whenever it includes operators without a count.
+        is_narrow: True if a phone has room for its column.
+        text: phrase for a sentence, with `{}` for the value and its unit; empty if no sentence mentions it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Metric:
 
     @property
     def group(self) -> str:
-        """What stands before the slash."""
+        """The part of the name before the slash."""
         return self.name.partition("/")[0]
 
 
@@ -55,6 +55,7 @@ class Metric:
 PARAMS = Metric("model/params", "", "count", "min", "params", "params", "last")
 PARAMS_TRAINABLE = Metric("model/params_trainable", "", "count")
 ACTIVATIONS = Metric("model/activations", "", "count")
+# Of the counted forward, in the unit of the run's own convention for a multiply-add. Names with `_hw` count 2 for each.
 FORWARD = Metric("flops/forward", "FLOPs", "count", "min", "flops", "FLOPs", "last", is_bound=True, is_narrow=True)
 FORWARD_PER_SAMPLE = Metric("flops/forward_per_sample", "FLOPs", "count", "min", compared="last")
 UNKNOWN_CALLS = Metric("flops/unknown_calls", "", "count", "min")
@@ -72,6 +73,7 @@ HW_TFLOPS_PER_SEC = Metric("perf/hw_tflops_per_sec", "TFLOP/s", "log", "max", co
 MFU = Metric("perf/mfu_pct", "%", "log", "max", "mfu", "MFU %", "median", text="MFU {}")
 HFU = Metric("perf/hfu_pct", "%", "log", "max", compared="median", text="HFU {}")
 DATA_WAIT = Metric("perf/data_wait_pct", "%", "log", "min", text="{} of the time waiting for data")
+# A lower bound in the same runs as `FORWARD`: both leave out operators without a count.
 COMPUTE = Metric("compute/hw_flops_total", "FLOPs", "log", "min", "compute", "compute", "last", is_bound=True,
                  is_narrow=True)
 SAMPLES = Metric("compute/samples_total", "samples", "log", compared="last", text="{}")
@@ -84,22 +86,22 @@ METRICS: tuple[Metric, ...] = (
     *(*TRAIN_STEP_PHASES.values(), FORWARD_MS, STEP_MS, STEP_TIME_MS, SAMPLES_PER_SEC, TOKENS_PER_SEC),
     *(HW_TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED),
 )
-"""In the order in which a comparison has them."""
+"""All metrics, in the order of a comparison's columns."""
 
 GROUPS = tuple(dict.fromkeys(f"{metric.group}/" for metric in METRICS))
-"""What the names begin with."""
+"""Beginnings of the names, such as `"flops/"`."""
 
 
-def known(values: Mapping[Metric, Value | None]) -> dict[str, Value]:
-    """Give the values that are known by the names under which they are logged."""
+def by_name(values: Mapping[Metric, Value | None]) -> dict[str, Value]:
+    """Return the values that are known, by logged name."""
     return {metric.name: value for metric, value in values.items() if value is not None}
 
 
 def of_group(group: str) -> list[Metric]:
-    """List the metrics whose names begin with the group."""
+    """Return the metrics of a group, such as `"perf"`."""
     return [metric for metric in METRICS if metric.group == group]
 
 
 def by_column() -> dict[str, Metric]:
-    """Find the metrics that a comparison's table shows, by the names of its columns."""
+    """Return the metrics shown in a comparison's table, by name of column."""
     return {metric.column: metric for metric in METRICS if metric.column}

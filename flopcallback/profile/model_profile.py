@@ -1,4 +1,4 @@
-"""ModelProfile: the tree of rows that every table, figure, page and tracker is drawn from. Plain data, no framework."""
+"""ModelProfile: the plain data from which all tables, figures and pages are made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile import columns, metrics
-from flopcallback.profile.metrics import known
+from flopcallback.profile.metrics import by_name
 from flopcallback.profile.numbers import finite
 from flopcallback.profile.rows import (
     LatencySummary,
@@ -30,38 +30,38 @@ __all__ = ["JSON", "PHASES", "ModelProfile"]
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
 PHASES = ("train", "validate", "test", "predict", "call")
-"""What kind of call was counted; `call` is a count outside any loop."""
+"""Kinds of counted calls; `call` is a count outside of any loop."""
 
 SCHEMA = 3
-"""Goes up whenever an older reader could not read, or would misread, what `ModelProfile.to_json` writes."""
+"""Version of the JSON that `ModelProfile.to_json` writes. It rises when older readers would fail or misread."""
 
 READABLE = (1, 2, SCHEMA)
-"""Schemas that `ModelProfile.from_json` reads; 1 has no training step, and neither 1 nor 2 a verdict."""
+"""Schemas that `ModelProfile.from_json` reads. Schema 1 has no training step; 1 and 2 have no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """Where the compute of one counted call went, by module and by operator, next to measured times.
+    """FLOPs of one counted call by module and operator, and measured times.
 
     Attributes:
         name: class name of the model.
         phase: one of `PHASES`.
-        modules: depth first, the root (path `""`) first; empty where no module ran.
-        operators: by FLOPs, the largest first, whatever the order they are given in.
-        config: under which convention and conditions it was counted (`flops.fma`, `flops.engine`, ...): plain JSON;
-            tuples become lists and numbers that are not finite become None when it is taken in.
-        batch_size: samples in the counted call; None where it is not known.
-        forward_flops: of the whole call under the convention, `forward_hw_flops` as hardware FLOPs.
-        unknown: operator -> why it has no count.
-        latency: None until it has been measured.
-        step: hardware FLOPs of a whole training step; None until one was observed.
-        step_note: what is to be known of that step: a forward other than the counted one, operators without a count, or
-            why it was not observed.
-        verdict: what came of counting the call with both engines; None where only one was asked.
-        training: what the training around the call had come to when it ended: `compute/*`, `perf/*`.
+        modules: rows depth first, beginning with the root (path `""`); empty if no module ran.
+        operators: rows in decreasing order of FLOPs; they may be given in any order.
+        config: convention and conditions of the count (`flops.fma`, `flops.engine`, ...) as plain JSON. Tuples are
+            turned into lists, and numbers that are not finite into None.
+        batch_size: samples in the counted call; None if unknown.
+        forward_flops: FLOPs of the whole call under the convention; `forward_hw_flops` are its hardware FLOPs.
+        unknown: reason why an operator has no count, by operator.
+        latency: medians of the window; None until it was measured.
+        step: hardware FLOPs of a whole training step; None until a step was observed.
+        step_note: remark on that step: its forward differs from the counted one, it has operators without a count, or
+            why no step was observed.
+        verdict: result of counting the call with both engines; None if only one was asked.
+        training: final totals and rates of the training around the call, `compute/*` and `perf/*`.
 
     Raises:
-        ValueError: an unknown phase, or a first module that is not the root.
+        ValueError: the phase is unknown, or the first module is not the root.
     """
 
     name: str
@@ -88,6 +88,7 @@ class ModelProfile:
                 'root, whose path is ""'
             )
         by_flops = sorted(self.operators, key=lambda row: -row.flops)
+        # The dataclass is frozen, so `object.__setattr__` is the only way to store what was made plain.
         for name, value in (
             ("modules", tuple(self.modules)),
             ("operators", tuple(by_flops)),
@@ -99,84 +100,105 @@ class ModelProfile:
 
     @property
     def root(self) -> ModuleRow | None:
-        """The row of the whole model; None where the profile has no modules."""
+        """Row of the whole model; None if the profile has no modules."""
         return self.modules[0] if self.modules else None
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether something that was not counted may have done work: totals are then shown with `>=`."""
+        """True if uncounted parts may have done work.
+
+        Totals are then shown with `>=`.
+        """
+        # A profile that was made without this key is a lower bound if it has unknown operators.
         return bool(self.config.get("flops.is_lower_bound", bool(self.unknown)))
 
     @property
     def unknown_calls(self) -> int:
-        """Operator calls that no formula counts, and modules that could not be seen; 0 is good."""
+        """Number of operator calls without a formula and of modules not observed."""
         if self.root is not None:
             return self.root.unknown_calls
         return sum(row.calls for row in self.operators if row.status == "unknown")
 
     @property
     def forward_ms(self) -> float | None:
-        """Measured time of the counted call in milliseconds: the whole that shares of time refer to."""
+        """Measured milliseconds of the counted call, the whole for all shares."""
         if self.latency is not None and self.latency.forward_ms is not None:
             return self.latency.forward_ms
         return self.root.forward_ms if self.root else None
 
     def params_share(self, row: ModuleRow) -> float | None:
-        """Parameters of the row over those of the model, 0 to 1; None where the model has none."""
+        """Return the row's share of the parameters, 0 to 1.
+
+        None if the model has no parameters.
+        """
         return share(row.params, self.root.params if self.root else 0)
 
     def flops_share(self, row: ModuleRow | OperatorRow) -> float | None:
-        """FLOPs of the row over those of the call, 0 to 1; None where the call has none."""
+        """Return the row's share of the FLOPs, 0 to 1.
+
+        None if the call has no FLOPs.
+        """
         return share(row.flops, self.forward_flops)
 
     def latency_share(self, row: ModuleRow) -> float | None:
-        """Time of the row over that of the call; None where either was not measured."""
+        """Return the row's share of the time; None if not measured."""
         return share(row.forward_ms, self.forward_ms)
 
     def achieved_flops_per_s(self, row: Timed) -> float | None:
-        """Hardware FLOPs of the row per second of its measured forward; None where it was not measured.
+        """Return the row's hardware FLOPs per second; None if not measured.
 
-        It is a quotient and no more than that; whether it can be true, `is_above_peak` says.
+        It is the plain quotient, which may exceed what the device can do: see `is_above_peak`.
         """
         return achieved_flops_per_s(row.hw_flops, row.forward_ms)
 
     @property
     def peak_flops_per_s(self) -> float | None:
-        """Dense peak of the device in the dtype of the call, from the config; None where it is not known."""
+        """Dense peak of the device in FLOP/s; None if unknown.
+
+        It is the peak in the dtype of the counted call.
+        """
         peak = self.config.get("flops.peak_tflops")
         return peak * 1e12 if isinstance(peak, (int, float)) else None
 
     def is_above_peak(self, row: Timed) -> bool:
-        """Whether the row's FLOP/s exceed what the device can do, so that its time or its FLOPs are not what they seem.
+        """Return whether the row's FLOP/s exceed the peak of the device.
 
-        Such a time may have ended before the work did, or some of the work may have been left out by the kernel.
+        Then its time or its FLOPs are wrong: the clock stopped before the work ended, or the kernel left out some of
+        the work.
         """
         achieved, peak = self.achieved_flops_per_s(row), self.peak_flops_per_s
         return achieved is not None and peak is not None and achieved > peak
 
     def hw_flops_per_byte(self, row: ModuleRow) -> float | None:
-        """Arithmetic intensity: hardware FLOPs per byte that its operators read or wrote; None where there are none.
+        """Return the arithmetic intensity in hardware FLOPs per byte.
 
-        Below the device's peak FLOP/s over its memory bandwidth, memory is what limits (Williams, Waterman, Patterson,
-        "Roofline", 2009). A kernel that keeps data on the chip moves fewer bytes than its operators read and write.
+        The bytes are those that operators read and write; None if there are none. Below the device's peak FLOP/s over
+        its memory bandwidth, memory is the limit (Williams, Waterman, Patterson, "Roofline", 2009). A kernel that keeps
+        data on the chip moves fewer bytes than its operators read and write.
         """
         return share(row.hw_flops, row.bytes)
 
     def fingerprint(self) -> str:
-        """The same for two profiles of one count, of which one may have more: times, a whole step, a verdict, an end.
+        """Return a hash of the count.
 
-        Bytes are left out: what Lightning does to keep a logged value is another operator in a later fit.
+        It leaves out everything that is added later: times, a whole step, a verdict, the peak and the end of the
+        training. It also leaves out bytes, because Lightning, in a later fit, runs one more operator to keep a logged
+        value.
         """
         config = {name: value for name, value in self.config.items() if not name.startswith("flops.peak")}
+        # Copies without times and without a step, whatever this profile has by now.
         counted = self.with_step({}).with_latency(LatencySummary(None))
         rows = tuple(replace(row, bytes=0) for row in counted.modules)
         text = replace(counted, modules=rows, config=config, verdict=None, training={}).to_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
-        """The same profile with the hardware FLOPs of a whole training step, by module path; the root's are all of it.
+        """Return a copy with the hardware FLOPs of a whole training step.
 
-        A module without any in `steps` did nothing that hardware FLOPs count.
+        Args:
+            steps: FLOPs by module path, those of the whole model under `""`. A module that is missing did no work that
+                counts.
+            note: remark on the step.
         """
         rows = tuple(replace(row, step=steps.get(row.path, StepFlops())) for row in self.modules)
         return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note)
@@ -187,10 +209,15 @@ class ModelProfile:
         forward_ms: Mapping[str, float] | None = None,
         forward_ms_spread: Mapping[str, tuple[float, float]] | None = None,
     ) -> ModelProfile:
-        """The same profile with measured times: `latency` for the call, and times in milliseconds by module path.
+        """Return a copy with measured times.
 
-        Rows without a time in `forward_ms` lose the one they had, so that no two windows mix. A path that has no row
-        (a module that was added after the count) is passed over.
+        Rows that are missing in `forward_ms` lose the time they had, so that two windows never mix. A path without a
+        row is skipped: its module was added after the count.
+
+        Args:
+            latency: times of the whole call.
+            forward_ms: milliseconds by module path.
+            forward_ms_spread: low and high percentiles in milliseconds by module path.
         """
         times, spreads = forward_ms or {}, forward_ms_spread or {}
         rows = tuple(
@@ -200,13 +227,13 @@ class ModelProfile:
         return replace(self, modules=rows, latency=latency)
 
     def scalars(self) -> dict[str, int | float]:
-        """The numbers that trackers chart, by the names of `docs/metrics.md`; only those that are known.
+        """Return the known numbers that trackers chart, by the names in `docs/metrics.md`.
 
-        Profiles of `validate`, `test` and `predict` have their phase in front (`validate/flops/forward`). A user's
-        prefix is not in the names. Integers are exact.
+        Profiles of `validate`, `test` and `predict` have their phase in front (`validate/flops/forward`). The names are
+        without a user's prefix. Integers are exact.
         """
         root, latency, step = self.root, self.latency, self.step
-        values = known(
+        values = by_name(
             {
                 metrics.FORWARD: self.forward_flops,
                 metrics.FORWARD_PER_SAMPLE: _per_sample(self.forward_flops, self.batch_size),
@@ -224,20 +251,26 @@ class ModelProfile:
 
     @property
     def phase_prefix(self) -> str:
-        """What stands in front of this profile's names: `""` for training and plain calls, else such as `"test/"`."""
+        """Prefix of logged names: empty, or a phase such as `"test/"`."""
         return "" if self.phase in ("train", "call") else f"{self.phase}/"
 
     @property
     def file_stem(self) -> str:
-        """What this profile's files are called, before their suffix: `flopcallback`, or such as `flopcallback-test`."""
+        """Name of this profile's files without suffix: `flopcallback`, or such as `flopcallback-test`."""
         return f"flopcallback-{self.phase}" if self.phase_prefix else "flopcallback"
 
     def module_records(self) -> list[dict[str, Any]]:
-        """The table `flops/modules`: one dict per module, depth first, shares and achieved FLOP/s worked out."""
+        """Return the rows of the table `flops/modules`, one dict per module.
+
+        They are depth first and include shares and achieved FLOP/s.
+        """
         return self._records(columns.COLUMNS, self.modules)
 
     def operator_records(self) -> list[dict[str, Any]]:
-        """The table `flops/operators`: one dict per operator, the largest first, with its share of the FLOPs."""
+        """Return the rows of the table `flops/operators`, one dict per operator.
+
+        They are in decreasing order of FLOPs and include the share of the FLOPs.
+        """
         return self._records(columns.OPERATOR_COLUMNS, self.operators)
 
     def _records(
@@ -247,7 +280,7 @@ class ModelProfile:
         return [{column.key: column.value(self, row) for column in shown} for row in rows]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """`module_records()` as a pandas data frame, a row per module.
+        """Return `module_records()` as a pandas data frame.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -263,16 +296,19 @@ class ModelProfile:
         return pd.DataFrame(self.module_records())
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """The whole profile as strict JSON: integers of any size exactly, numbers that are not finite as null."""
+        """Write the whole profile as strict JSON.
+
+        Integers of any size are exact; numbers that are not finite are null.
+        """
         content = {"flopcallback_profile": SCHEMA, **_plain(self)}
         return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelProfile:
-        """The profile that `to_json` wrote.
+        """Read a profile that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not JSON, not a profile, or of a schema that this version does not know.
+            ValueError: the text is not JSON, not a profile, or has a schema that this version does not read.
         """
         content = json.loads(text)
         schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
@@ -286,14 +322,18 @@ class ModelProfile:
         content["operators"] = [OperatorRow(**row) for row in content["operators"]]
         if content["latency"] is not None:
             content["latency"] = LatencySummary(**content["latency"])
+        # Missing in files of older schemas.
         content["step"] = _step_flops(content.get("step"))
         verdict = content.pop("verdict", None)
-        content["verdict"] = None if verdict is None else Verdict.of_content(verdict)
+        content["verdict"] = None if verdict is None else Verdict.from_record(verdict)
         return cls(**content)
 
 
 def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
-    """Exact where the batch divides evenly, as it does unless something in the model counts once per batch."""
+    """Return FLOPs per sample, an exact int if possible.
+
+    The batch divides evenly unless something in the model counts once per batch.
+    """
     if not batch_size:
         return None
     quotient, remainder = divmod(flops, batch_size)
@@ -310,7 +350,10 @@ def _step_flops(content: dict[str, int] | None) -> StepFlops | None:
 
 
 def _plain(value: Any) -> Any:
-    """The value as what JSON can hold; `dataclasses.asdict` would keep NaN, for which strict JSON has no form."""
+    """Convert a value to what strict JSON can hold.
+
+    Not `dataclasses.asdict`, which would keep NaN.
+    """
     if is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

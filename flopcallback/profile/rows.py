@@ -1,4 +1,4 @@
-"""The rows of a profile: modules, operators, phases of a step, times; and two quotients that all outputs use."""
+"""The rows of a profile (modules, operators, phases, times), and two quotients."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ __all__ = [
 ]
 
 CPU_CLOCK = "CPU clock"
-"""Begins `LatencySummary.how` of times that a CPU's clock took; every other text names a device's events."""
+"""First words of `LatencySummary.how` for times from a CPU's clock. Any other text names a device's events."""
 
 ABOVE_PEAK = "above peak"
-"""Said of a row in place of FLOP/s that the device cannot do."""
+"""Note of a row whose FLOP/s exceed what the device can do; it replaces the figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFlops:
-    """Hardware FLOPs of a training step as it ran, by phase; `recompute` is what checkpointing does a second time."""
+    """Hardware FLOPs of a training step by phase.
+
+    They are those of the step as it ran. `recompute` is the forward work that activation checkpointing repeats.
+    """
 
     forward: int = 0
     backward: int = 0
@@ -35,7 +38,7 @@ class StepFlops:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Hardware FLOPs of all phases."""
         return self.forward + self.backward + self.recompute + self.optimizer
 
     def __add__(self, other: StepFlops) -> StepFlops:
@@ -43,7 +46,7 @@ class StepFlops:
 
 
 class Timed(Protocol):
-    """What did so much work in so much time: a row, or several folded into one line."""
+    """Anything with FLOPs and a time, such as a row."""
 
     @property
     def hw_flops(self) -> int:
@@ -51,28 +54,31 @@ class Timed(Protocol):
 
     @property
     def forward_ms(self) -> float | None:
-        """Milliseconds; None where it was not measured."""
+        """Milliseconds of the forward; None if not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleRow:
-    """One module and everything below it.
+    """One module, including the modules inside it.
 
     Attributes:
         path: canonical dotted name; the root is `""`.
         parent: path of the module that contains it; None for the root.
+        depth: number of modules around it; 0 for the root.
         type: class name.
-        calls: how often it ran in the counted call.
-        flops: FLOPs under the profile's convention; `own_flops` leaves out what runs in modules below.
-        hw_flops: hardware FLOPs, 2 per multiply-add whatever the convention says.
-        activations: elements put out by the operators that count as activations.
-        bytes: read and written by its operators.
-        forward_ms: measured time of its forward, median over steps; with what it contains, like every other number
-            but `own_flops`. `forward_ms_spread` is a low and a high percentile of the same window.
-        step: hardware FLOPs in a whole training step; None until one was observed.
-        unknown_calls: operator calls in it that no formula counts; above 0, its FLOPs are a lower bound.
-        output_shape: as text, such as `"(32, 10)"`.
-        note: what a reader of the row should know, such as `"compiled"`.
+        calls: number of calls in the counted call.
+        params: number of parameters; `params_trainable` is the number of those that require grad.
+        flops: FLOPs under the profile's convention; `own_flops` leaves out the modules inside.
+        hw_flops: hardware FLOPs, 2 per multiply-add under every convention.
+        activations: elements in the outputs of the operators that count as activations.
+        bytes: bytes that its operators read and write.
+        forward_ms: median milliseconds of its forward over the measured steps. Like every number except `own_flops`, it
+            includes the modules inside.
+        forward_ms_spread: first and third quartile of the same times.
+        step: hardware FLOPs in a whole training step; None until a step was observed.
+        unknown_calls: number of operator calls without a formula; above 0, the FLOPs are a lower bound.
+        output_shape: text such as `"(32, 10)"`.
+        note: remark for readers of the row, such as `"compiled"`.
     """
 
     path: str
@@ -97,7 +103,7 @@ class ModuleRow:
 
 @dataclass(frozen=True, slots=True)
 class OperatorRow:
-    """One operator, all its calls together; `status` is `"counted"` or `"unknown"`."""
+    """All calls of one operator; `status` is `"counted"` or `"unknown"`."""
 
     operator: str
     calls: int
@@ -108,7 +114,14 @@ class OperatorRow:
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
-    """Medians over the measuring window of `steps` steps; `how` names the clock and the device in words."""
+    """Medians over a measuring window.
+
+    Attributes:
+        forward_ms: milliseconds of the model's forward; None if not measured.
+        step_ms: milliseconds of a whole step; None if not measured.
+        steps: number of measured steps.
+        how: clock and device in words.
+    """
 
     forward_ms: float | None
     step_ms: float | None = None
@@ -117,14 +130,15 @@ class LatencySummary:
 
 
 def share(part: float | None, whole: float | None) -> float | None:
-    """`part / whole`, exact for integers of any size before the one division; None where that says nothing."""
+    """Return `part / whole`; None if unknown or `whole` is not positive."""
     if part is None or whole is None or not whole > 0:
         return None
+    # Not `float(part) / float(whole)`: Python divides two ints of any size exactly and rounds once.
     return part / whole
 
 
 def achieved_flops_per_s(hw_flops: int | None, forward_ms: float | None) -> float | None:
-    """Hardware FLOPs per second from FLOPs and milliseconds; None where there is no time above 0."""
+    """Return hardware FLOPs per second; None without a time above 0."""
     if hw_flops is None or forward_ms is None or not forward_ms > 0:
         return None
     return hw_flops / forward_ms * 1e3

@@ -1,4 +1,4 @@
-"""What came of holding both engines against each other, as plain data."""
+"""The result of comparing the two counting engines, as plain data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Difference", "EngineDifference", "Verdict"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A family of operators in a module for which the two engines have different counts.
+    """A family of operators in a module, counted differently by the engines.
 
     Attributes:
-        module: canonical name, `""` for the model; what it owns is counted with it.
+        module: canonical name, `""` for the model. Modules inside it are counted with it.
         family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"custom"` or `"spectral"`.
-        trace: hardware FLOPs that the tracer saw.
-        dispatch: those that the dispatcher saw.
+        trace: hardware FLOPs counted by the tracer.
+        dispatch: hardware FLOPs counted by the dispatcher.
     """
 
     module: str
@@ -30,22 +30,24 @@ class Difference:
 
 
 EngineDifference = Difference
-"""The name under which `flopcallback.reporting` offers it."""
+"""The same class under the name that `flopcallback.reporting` exports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of counting a call with both engines: without differences and without a reason, they agree.
+    """The result of counting one call with both engines.
+
+    They agree if there are no differences and no reason.
 
     Attributes:
         differences: in hardware FLOPs, outermost modules first.
-        reason: why only one of the engines could count the call; empty where both did.
+        reason: why only one of the engines could count the call; empty if both could.
     """
 
     differences: tuple[Difference, ...] = ()
     reason: str = ""
 
     @classmethod
-    def of_content(cls, content: Mapping[str, Any]) -> Verdict:
-        """The verdict that JSON has as `content`."""
-        return cls(tuple(Difference(**each) for each in content["differences"]), content["reason"])
+    def from_record(cls, record: Mapping[str, Any]) -> Verdict:
+        """Build the verdict from its JSON record."""
+        return cls(tuple(Difference(**difference) for difference in record["differences"]), record["reason"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flopcallback.profile import metrics
-from flopcallback.profile.metrics import known
+from flopcallback.profile.metrics import by_name
 from flopcallback.training.ledger import StepCost, StepKey
 
 __all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
@@ -162,7 +162,7 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
 def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
     """`compute/*`: sums over ranks; a number that one of them does not know is left out."""
     hw_flops, estimated = (sum(each) for each in zip(*((rank.hw_flops, rank.estimated) for rank in ranks), strict=True))
-    return known(
+    return by_name(
         {
             metrics.COMPUTE: hw_flops,
             metrics.SAMPLES: sum_of(rank.samples for rank in ranks),
@@ -186,7 +186,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     speed = sum(rank.hw_flops / rank.seconds for rank in ranks) / len(ranks)
     again = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
-    return known(
+    return by_name(
         {
             metrics.STEP_TIME_MS: first.seconds / first.steps * 1e3,
             metrics.SAMPLES_PER_SEC: samples / first.seconds if samples else None,
