@@ -1,4 +1,4 @@
-"""From counts and times to what people read: the profile, and the tables and figures that are functions of it."""
+"""Outputs for people: tables, figures and pages made from a profile."""
 
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops

@@ -1,4 +1,4 @@
-"""What stands above and below every table: the profile in one line, and what its figures rest on."""
+"""The headline above a table and the footer below."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
 
+# Modules that the footer names for one reason. Tables name all.
 NAMED = 3
-"""How many modules the footer names for one reason; tables have them all."""
 
-WORTH_NAMING, WORTH_SAYING = 0.01, 0.1
-"""Shares of the time: what a module takes beyond its FLOPs to be named, and what is outside of modules to be said."""
+# Smaller differences between a module's share of the time and its share of the FLOPs may be chance.
+WORTH_NAMING = 0.01
+# Clocks and medians alone make a smaller share of the time fall outside of all modules.
+WORTH_SAYING = 0.1
 
 
 def headline(profile: ModelProfile) -> str:
-    """The profile in one line: what was counted, and how much it is."""
+    """Return the profile in one line: model, FLOPs, parameters and time."""
     call = "one call" if profile.phase == "call" else f"one {profile.phase} step, forward"
     parts = [f"{at_least(profile.is_lower_bound)}{si(profile.forward_flops, 'FLOPs')}"]
     if profile.root is not None:
@@ -38,14 +40,17 @@ def headline(profile: ModelProfile) -> str:
 
 
 def at_least(is_lower_bound: bool) -> str:
-    """`">= "` in front of FLOPs that are a lower bound, else nothing."""
+    """Return `">= "` for a lower bound, else an empty string."""
     return ">= " if is_lower_bound else ""
 
 
 def footer(profile: ModelProfile) -> list[str]:
-    """What a reader needs to trust the figures, line by line: convention, conditions, both engines, clock, unknowns."""
+    """Return the lines below a table.
+
+    They say what the figures rest on: convention, conditions, engines, clock, unknown operators.
+    """
     counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
-    times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow(profile), _outside(profile))
+    times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow_modules(profile), _outside(profile))
     ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile))
     return [line for line in (*counts, *times, *ends) if line]
 
@@ -61,7 +66,7 @@ def _convention(profile: ModelProfile) -> str:
 
 
 def _whole_step(profile: ModelProfile) -> str:
-    """The training step as it ran, and what of it is not as it should be."""
+    """Describe the training step as it ran, with the remark on it."""
     if profile.step is None:
         return f"training step: {profile.step_note}" if profile.step_note else ""
     note = f"; {profile.step_note}" if profile.step_note else ""
@@ -69,7 +74,7 @@ def _whole_step(profile: ModelProfile) -> str:
 
 
 def step_parts(step: StepFlops) -> str:
-    """The phases of a training step that had any hardware FLOPs."""
+    """List the phases of a training step that have hardware FLOPs."""
     parts = [("forward", step.forward), ("backward", step.backward), ("recomputed", step.recompute)]
     parts.append(("optimizer", step.optimizer))
     return ", ".join(f"{phase} {si(flops)}" for phase, flops in parts if flops) or "none"
@@ -77,7 +82,7 @@ def step_parts(step: StepFlops) -> str:
 
 def _conditions(profile: ModelProfile) -> str:
     config = profile.config
-    known = {
+    values = {
         "counted by": config.get("flops.engine"),
         "because": config.get("flops.engine_reason"),
         "on": config.get("flops.device"),
@@ -88,7 +93,8 @@ def _conditions(profile: ModelProfile) -> str:
     }
     texts = {
         word: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for word, value in known.items()
+        # Lists, such as the input shapes, are written as JSON.
+        for word, value in values.items()
         if value
     }
     return ", ".join(f"{word} {text}" for word, text in texts.items())
@@ -99,19 +105,24 @@ def _clock(profile: ModelProfile) -> str:
     if latency is None:
         return ""
     step = "" if latency.step_ms is None else f", step {milliseconds(latency.step_ms)} ms"
-    how = f", {latency.how}" if latency.how else ""
-    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{how}"
+    clock = f", {latency.how}" if latency.how else ""
+    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{clock}"
 
 
 def _module_times(profile: ModelProfile) -> str:
-    """What a module's time is, in fewer words than `timing_includes`."""
+    """Say in short what module times include; see `timing_includes`."""
+    # A window may have timed the whole call only.
     if profile.latency is None or not measured_leaves(profile):
         return ""
     return f"module times: forward in eager mode with {_gaps(profile.latency.how)}"
 
 
 def timing_includes(how: str) -> str:
-    """What a module's time contains besides its work, for a clock as `LatencySummary.how` names it."""
+    """Describe what the time of a module includes besides its own work.
+
+    Args:
+        how: clock, as in `LatencySummary.how`.
+    """
     return (
         f"a module's time is its forward in eager mode with what it calls and {_gaps(how)}; a compiled module is one "
         "piece; backward is in the step's time alone"
@@ -119,41 +130,43 @@ def timing_includes(how: str) -> str:
 
 
 def _gaps(how: str) -> str:
+    """Name what a clock includes besides the work of operators."""
     return "Python and the launch of each operator" if how.startswith(CPU_CLOCK) else "the gaps between kernels"
 
 
 def _peak(profile: ModelProfile) -> str:
-    """The peak that FLOP/s are held against, and which rows cannot be true."""
+    """Name the device's peak, and the modules above it."""
     peak = profile.peak_flops_per_s
     if peak is None:
+        # Only the profile of a training has an MFU to miss.
         return "peak: not known for this device, so no MFU; peak_flops= gives it" if profile.phase == "train" else ""
-    beyond = [row.path or profile.name for row in profile.modules if profile.is_above_peak(row)]
+    impossible = [row.path or profile.name for row in profile.modules if profile.is_above_peak(row)]
     text = f"peak: {si(peak, 'FLOP/s')} ({profile.config.get('flops.peak_source', 'given')})"
-    if not beyond:
+    if not impossible:
         return text
-    more = f" and {len(beyond) - NAMED:,} more" if len(beyond) > NAMED else ""
-    return f"{text}; above it, so not believable: {', '.join(beyond[:NAMED])}{more}"
+    rest = f" and {len(impossible) - NAMED:,} more" if len(impossible) > NAMED else ""
+    return f"{text}; above it, so not believable: {', '.join(impossible[:NAMED])}{rest}"
 
 
 def _compute(profile: ModelProfile) -> str:
-    """What the whole training has done."""
+    """Describe the compute of the whole training."""
     training = profile.training
     spent = training.get(metrics.COMPUTE.name)
     if spent is None:
         return ""
     estimated = training.get(metrics.ESTIMATED.name) or 0
-    whole = f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
-    return f"the whole training: {', '.join([whole, *_said(profile, 'compute')])}"
+    total = f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
+    return f"the whole training: {', '.join([total, *_metric_texts(profile, 'compute')])}"
 
 
 def _throughput(profile: ModelProfile) -> str:
-    """How fast its last steps were."""
-    parts = _said(profile, "perf")
+    """Describe the rates at the end of the training."""
+    parts = _metric_texts(profile, "perf")
     return f"at its end: {', '.join(parts)}" if parts else ""
 
 
-def _said(profile: ModelProfile, group: str) -> list[str]:
-    """What is known of the metrics of a group that a sentence has."""
+def _metric_texts(profile: ModelProfile, group: str) -> list[str]:
+    """Return the phrases of a group's known metrics."""
     values = {metric: profile.training.get(metric.name) for metric in metrics.of_group(group) if metric.text}
     return [metric.text.format(_with_unit(value, metric)) for metric, value in values.items() if value is not None]
 
@@ -161,6 +174,7 @@ def _said(profile: ModelProfile, group: str) -> list[str]:
 def _with_unit(value: float, metric: Metric) -> str:
     if metric.unit == "ms":
         return f"{milliseconds(value)} ms"
+    # Such metrics are 0 to 100, shares 0 to 1.
     if metric.unit == "%":
         return percent(value / 100)
     if metric.unit == "TFLOP/s":
@@ -169,7 +183,7 @@ def _with_unit(value: float, metric: Metric) -> str:
 
 
 def _agreement(profile: ModelProfile) -> str:
-    """Whether FLOPs say where the time goes."""
+    """Say how well FLOPs predict time."""
     correlation = rank_correlation(profile)
     if correlation is None:
         return ""
@@ -178,7 +192,8 @@ def _agreement(profile: ModelProfile) -> str:
 
 
 def in_words(correlation: float) -> str:
-    """What a rank correlation of FLOPs and time means; the steps between the words are a matter of taste."""
+    """Describe a rank correlation of FLOPs and time."""
+    # The limits are a matter of taste.
     if correlation >= 0.9:
         return "more FLOPs nearly always means more time"
     if correlation >= 0.7:
@@ -188,12 +203,16 @@ def in_words(correlation: float) -> str:
     return "FLOPs say little about where the time goes"
 
 
-def _slow(profile: ModelProfile) -> list[str]:
-    """The modules of which FLOPs say least how long they take, a line each; gaps that may be chance are left out."""
+def _slow_modules(profile: ModelProfile) -> list[str]:
+    """Return a line for each module that is slow for its FLOPs.
+
+    Differences below `WORTH_NAMING` are left out.
+    """
     slow = []
     for node in slow_for_their_flops(profile, NAMED):
         time = share(node.forward_ms, profile.forward_ms) or 0.0
         flops = share(node.flops, profile.forward_flops) or 0.0
+        # The model itself is no module to look for.
         if node.path and time - flops >= WORTH_NAMING:
             shares = f"{percent(time)} of the time, {percent(flops)} of the FLOPs"
             slow.append(f"slow for {'their' if node.modules > 1 else 'its'} FLOPs: {node.path} ({shares})")
@@ -201,8 +220,9 @@ def _slow(profile: ModelProfile) -> list[str]:
 
 
 def _outside(profile: ModelProfile) -> str:
-    """The share of the time that no innermost module has, where it is more than clocks and medians make."""
+    """Say which share of the time no innermost module has."""
     modules = measured_leaves(profile)
+    # Shares are of the whole call, whose clock also runs between modules.
     inside = share(math.fsum(row.forward_ms or 0.0 for row in modules), profile.forward_ms)
     if not modules or inside is None or not 1 - inside >= WORTH_SAYING:
         return ""
@@ -211,6 +231,7 @@ def _outside(profile: ModelProfile) -> str:
 
 def _unknown(profile: ModelProfile) -> str:
     calls = {row.operator: row.calls for row in profile.operators if row.status == "unknown"}
+    # Reasons can also be about modules that could not be observed, which have no calls.
     reasons = {**dict.fromkeys(calls, ""), **profile.unknown}
     if not reasons:
         return "nothing unknown: every operator was counted, or does no work that counts"

@@ -1,4 +1,4 @@
-"""Re-exports the comparison of runs, under the path that the documentation gives."""
+"""The comparison of runs under its documented path."""
 
 from flopcallback.runs.comparison import (
     COLUMNS,

@@ -1,4 +1,4 @@
-"""Gives a profile as the texts of files: JSON, HTML, plain text and Markdown."""
+"""A profile as files: JSON, HTML, plain text and Markdown."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ __all__ = ["report_files"]
 def report_files(
     profile: ModelProfile, step: int = 0, *, suffixes: Iterable[str] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Give suffix and text of each file, made one after the other; each text ends its last line.
+    """Yield suffix and text of each file of a profile.
+
+    Each text is made when it is asked for, and ends with a line break.
 
     Args:
-        profile: what the files show.
-        step: the training step that the Markdown names in its title.
-        suffixes: which files; by default all of `.json`, `.html`, `.txt` and `.md`.
+        profile: profile to write.
+        step: training step for the title of the Markdown.
+        suffixes: suffixes of the wanted files; by default `.json`, `.html`, `.txt` and `.md`.
     """
     for suffix in _WRITERS if suffixes is None else suffixes:
         yield suffix, _WRITERS[suffix](profile, step) + "\n"

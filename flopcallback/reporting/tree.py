@@ -1,4 +1,4 @@
-"""The rows of a profile as a reader wants to see them: runs of identical modules folded, depth and length bounded.
+"""The rows of a profile as a tree with identical modules folded.
 
 A fold is a sum, never a sample: the children of a node add up to it, and the numbers of a folded `0 … 23` are those of
 all 24 modules together.
@@ -19,32 +19,34 @@ if TYPE_CHECKING:
 
     from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["Line", "Node", "crowd", "end_of", "leaves", "lines", "module_tree", "timed_leaves", "widest_work"]
+__all__ = ["Line", "Node", "end_of", "leaves", "lines", "merge_smallest", "module_tree", "timed_leaves", "widest_work"]
 
 _DIGITS = re.compile(r"\d+")
 
+# Shares of all FLOPs in `widest_work`: from the first on a module is shown, from the second on it is opened if its
+# children fit, from the third on it is opened even if they do not.
 WORTH_SHOWING, WORTH_OPENING, MUST_OPEN = 0.003, 0.05, 0.5
-"""Shares of all FLOPs from which `widest_work` shows a module, opens one that fits, and opens one that does not."""
 
+# Two equal siblings read faster than a fold of two.
 SHORTEST_RUN = 3
-"""Two alike are shorter to read than a fold of two."""
 
 OWN = "(own operators)"
-"""The line for what runs directly in a module that contains others: without it, its parts would not add up to it."""
+"""Label of the line for a module's own operators. Without this line, the children would not add up to the module."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One line's worth of modules, their numbers added up.
+    """One line of a tree: one module, or several added up.
 
     Attributes:
-        label: last part of the name (`conv1`), of a fold the first and the last (`0 … 23`).
-        path: the whole name, with the fold in it (`layers.0 … 23.mlp`).
-        row: the figures of its modules together; path and what else is no figure are the first one's. Its time is None
-            where any of the modules was not measured. On a line of own operators, it is what the times of the modules
-            inside leave of the module's.
-        modules: how many modules this stands for.
-        is_whole: False where own operators are in it, of which only the columns with `is_own` are known.
+        label: last part of the name (`conv1`); first and last for a fold (`0 … 23`).
+        path: whole name, with the folds in it (`layers.0 … 23.mlp`).
+        row: sums of the modules' figures; path and everything else is that of the first module. The time is None if any
+            of the modules was not measured. On a line of own operators it is the module's time without the modules
+            inside.
+        modules: number of modules in this line.
+        is_whole: False if own operators are included: only columns with `is_own` are known of them.
+        children: lines one level below.
     """
 
     label: str
@@ -56,7 +58,7 @@ class Node:
 
     @property
     def type(self) -> str:
-        """Class name; empty where modules of several classes share the line."""
+        """Class name; empty if modules of several classes share the line."""
         return self.row.type
 
     @property
@@ -66,23 +68,30 @@ class Node:
 
     @property
     def forward_ms(self) -> float | None:
-        """Milliseconds; None where they are not known."""
+        """Milliseconds; None if unknown."""
         return self.row.forward_ms
 
     @property
     def unknown_calls(self) -> int:
-        """Operator calls without a count."""
+        """Number of operator calls without a count."""
         return self.row.unknown_calls
 
     @property
     def inside(self) -> int:
-        """Modules below this node, folded ones included."""
+        """Number of modules below this node, folded ones included."""
         return sum(child.modules + child.inside for child in self.children)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A node with the tree drawn in front of it; `hidden` modules below it are not shown."""
+    """A node with its place in the drawn tree.
+
+    Attributes:
+        guide: characters of the tree to the left of the name.
+        node: modules of this line.
+        depth: number of levels above it.
+        hidden: number of modules below it that are not shown.
+    """
 
     guide: str
     node: Node
@@ -91,28 +100,32 @@ class Line:
 
 
 def module_tree(profile: ModelProfile) -> Node | None:
-    """The profile's modules as a tree with runs of three or more identical siblings folded; None without modules.
+    """Build the tree of a profile's modules; None without modules.
 
-    Identical means: names that differ only in a number, and the same type, numbers and notes, down to the last
-    descendant. Times may differ.
+    Three or more identical siblings in a row are folded into one node. Identical siblings have the same type, numbers
+    and notes, down to the last descendant, and names that differ only in a number. Their times may differ.
     """
     if not profile.modules:
         return None
-    return _Folder(profile.modules).node((profile.modules[0],), label=profile.name, path="")
+    return _TreeBuilder(profile.modules).node((profile.modules[0],), label=profile.name, path="")
 
 
 def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int = 60) -> list[Line]:
-    """The tree from top to bottom.
+    """Return the tree from top to bottom.
 
-    Without `max_depth` it goes as deep as `max_rows` lines allow, one level at least; there, the modules with the
-    fewest FLOPs share one line if there are still too many. With it, every module down to that depth has its line.
+    Args:
+        profile: profile to show.
+        max_depth: levels to show below the model, each in full. With None, as many as fit into `max_rows`, but at least
+            one; if even that is too long, the modules with the fewest FLOPs share a line.
+        max_rows: limit of lines if `max_depth` is None.
     """
     root = module_tree(profile)
     if root is None:
         return []
     if max_depth is not None:
         return list(_walk(root, max_depth))
-    root = crowd(root, max_rows - 1)
+    # One line is the root's.
+    root = merge_smallest(root, max_rows - 1)
     shown = list(_walk(root, 1))
     for depth in range(2, _height(root) + 1):
         deeper = list(_walk(root, depth))
@@ -123,13 +136,19 @@ def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int 
 
 
 def leaves(profile: ModelProfile) -> list[Node]:
-    """The innermost nodes of the tree, lines of own operators among them: together they are all the work there is."""
+    """Return the innermost nodes of the tree.
+
+    Lines of own operators are among them, so together they are all the work.
+    """
     root = module_tree(profile)
     return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
 
 
 def timed_leaves(profile: ModelProfile) -> list[Node]:
-    """The innermost nodes of the tree that have a time above 0: none of them contains another."""
+    """Return the innermost nodes with a time above 0.
+
+    No node of the list contains another.
+    """
     root = module_tree(profile)
     return [] if root is None else list(_timed_leaves(root))
 
@@ -143,58 +162,69 @@ def _timed_leaves(node: Node) -> Iterator[Node]:
 
 
 def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
-    """The nodes, at most `limit`, that say best where the FLOPs are, the largest first; each FLOP is in one of them.
+    """Return the nodes that show best where the FLOPs are.
 
-    Starting from the model, the node with the most FLOPs is opened again and again, as long as it holds a twentieth of
-    all FLOPs and what is in it fits. One that holds half of them is opened in any case, its smaller parts in one node.
-    What is too small to be seen comes last, as one node, which has no type.
+    They are in decreasing order of FLOPs, and each FLOP is in one of them. From the model on, the node with the most
+    FLOPs is opened again and again, as long as it has a twentieth of all FLOPs and its children fit. A node with half
+    of them is opened even if they do not fit; its smaller children then share a node. What is too small to show comes
+    last, as one node without a type.
+
+    Args:
+        profile: profile to show.
+        limit: number of nodes at most.
     """
     root = module_tree(profile)
-    opened, whole, small = ([] if root is None else [root]), list[Node](), list[Node]()
-    while opened:
-        node = max(opened, key=lambda each: each.flops)
-        opened.remove(node)
-        part = share(node.flops, profile.forward_flops) or 0.0
-        room = limit - 1 - len(opened) - len(whole)
-        parts = [child for child in node.children if child.flops > 0]
-        visible = [child for child in parts if (share(child.flops, profile.forward_flops) or 0.0) >= WORTH_SHOWING]
-        if len(visible) > room > 1 and part >= MUST_OPEN:
+    open_nodes, chosen, small = ([] if root is None else [root]), list[Node](), list[Node]()
+    while open_nodes:
+        node = max(open_nodes, key=lambda node: node.flops)
+        open_nodes.remove(node)
+        share_of_all = share(node.flops, profile.forward_flops) or 0.0
+        # One place is kept for the node of small modules.
+        room = limit - 1 - len(open_nodes) - len(chosen)
+        children = [child for child in node.children if child.flops > 0]
+        visible = [child for child in children if (share(child.flops, profile.forward_flops) or 0.0) >= WORTH_SHOWING]
+        if len(visible) > room > 1 and share_of_all >= MUST_OPEN:
             visible = sorted(visible, key=lambda child: -child.flops)[:room]
-        if parts and len(visible) <= room and part >= WORTH_OPENING:
-            opened += visible
-            small += [child for child in parts if child not in visible]
+        if children and len(visible) <= room and share_of_all >= WORTH_OPENING:
+            open_nodes += visible
+            small += [child for child in children if child not in visible]
         elif node.flops > 0:
-            whole.append(node)
+            chosen.append(node)
     small.sort(key=lambda node: -node.flops)
-    shown = 1 if len(small) == 1 else 0 if whole else limit - 1
-    whole, small = whole + small[:shown], small[shown:]
-    whole.sort(key=lambda node: -node.flops)
-    return whole + ([_rest(small, "")] if small else [])
+    # One small module is shown as itself. Without any chosen node, the largest of the small ones are shown.
+    kept = 1 if len(small) == 1 else 0 if chosen else limit - 1
+    chosen, small = chosen + small[:kept], small[kept:]
+    chosen.sort(key=lambda node: -node.flops)
+    return chosen + ([_merged_node(small, "")] if small else [])
 
 
-def crowd(node: Node, limit: int) -> Node:
-    """The node with at most `limit` children, at every depth: the smallest by FLOPs become one, `… 1,941 more`."""
-    children = tuple(crowd(child, limit) for child in node.children)
+def merge_smallest(node: Node, limit: int) -> Node:
+    """Return the node with at most `limit` children at every depth.
+
+    The children with the fewest FLOPs become one node, `… 1,941 more`.
+    """
+    children = tuple(merge_smallest(child, limit) for child in node.children)
     if len(children) > limit:
         ranked = sorted(range(len(children)), key=lambda index: -children[index].flops)
-        kept = set(ranked[: limit - 1])
-        rest = [child for index, child in enumerate(children) if index not in kept]
-        children = (*(children[index] for index in sorted(kept)), _rest(rest, node.path))
+        largest = set(ranked[: limit - 1])
+        smallest = [child for index, child in enumerate(children) if index not in largest]
+        children = (*(children[index] for index in sorted(largest)), _merged_node(smallest, node.path))
     return replace(node, children=children)
 
 
-def _rest(nodes: Sequence[Node], parent: str) -> Node:
+def _merged_node(nodes: Sequence[Node], parent: str) -> Node:
     count = sum(node.modules for node in nodes)
     label = f"… {count:,} more"
-    row = replace(_added([node.row for node in nodes]), type="", output_shape=None)
+    row = replace(_summed([node.row for node in nodes]), type="", output_shape=None)
     return Node(label, f"{parent} {label}".strip(), row, count, all(node.is_whole for node in nodes))
 
 
 def _walk(root: Node, max_depth: int) -> Iterator[Line]:
-    """Depth first; `guide` continues the bars of the levels above it."""
+    """Yield the lines of a tree, depth first."""
 
     def below(node: Node, lead: str, depth: int) -> Iterator[Line]:
         for child in node.children:
+            # The guide of a line continues the bars of the levels above it.
             last = child is node.children[-1]
             hidden = child.inside if depth == max_depth else 0
             yield Line(lead + ("└─ " if last else "├─ "), child, depth, hidden)
@@ -210,8 +240,11 @@ def _height(node: Node) -> int:
     return 1 + max(map(_height, node.children)) if node.children else 0
 
 
-def _added(rows: Sequence[ModuleRow]) -> ModuleRow:
-    """Add up the figures of several rows; what is no figure is the first one's."""
+def _summed(rows: Sequence[ModuleRow]) -> ModuleRow:
+    """Add up the figures of several rows.
+
+    Everything else is that of the first row.
+    """
     if len(rows) == 1:
         return rows[0]
     sums = {name: sum(getattr(row, name) for row in rows) for name in counts()}
@@ -220,42 +253,52 @@ def _added(rows: Sequence[ModuleRow]) -> ModuleRow:
     return replace(
         rows[0],
         **sums,
+        # A sum with a time missing would pass for the whole.
         forward_ms=sum(times) if len(times) == len(rows) else None,
         forward_ms_spread=None,
         step=sum(steps, StepFlops()) if len(steps) == len(rows) else None,
     )
 
 
-class _Folder:
-    """Builds nodes from sets of rows that are alike: the nth child of one stands for the nth child of all."""
+class _TreeBuilder:
+    """Builder of nodes from groups of identical rows.
+
+    The nth child of the first row stands for the nth children of all rows of the group.
+    """
 
     def __init__(self, rows: Sequence[ModuleRow]) -> None:
-        known = {row.path for row in rows}
-        self.children: dict[str, list[ModuleRow]] = {row.path: [] for row in rows}
+        paths = {row.path for row in rows}
+        self.children: dict[str, list[ModuleRow]] = {row.path: [] for row in rows}  # by path of the parent
         for row in rows[1:]:
-            self.children[row.parent if row.parent in known and row.parent != row.path else ""].append(row)
+            # No row is lost: one whose parent has no row, or that names itself as its parent, is put below the root.
+            self.children[row.parent if row.parent in paths and row.parent != row.path else ""].append(row)
         self.counts = counts()
-        self.kinds: dict[tuple[object, ...], int] = {}
-        self.kind: dict[str, int] = {}
-        for row in reversed(rows):  # Children before their parents.
-            self.kind[row.path] = self._kind_of(row)
+        self._ids_by_content: dict[tuple[object, ...], int] = {}
+        self._content_ids: dict[str, int] = {}  # by path
+        for row in reversed(rows):  # children before their parents
+            self._content_ids[row.path] = self._content_id(row)
 
-    def _kind_of(self, row: ModuleRow) -> int:
-        """A number that two rows share if and only if they and all below them are alike."""
-        below = tuple((leaf_name(child), self.kind[child.path]) for child in self.children[row.path])
+    def _content_id(self, row: ModuleRow) -> int:
+        """Return a number that only identical rows share.
+
+        Identical rows have identical rows below them.
+        """
+        below = tuple((leaf_name(child), self._content_ids[child.path]) for child in self.children[row.path])
         numbers = tuple(getattr(row, name) for name in self.counts)
-        return self.kinds.setdefault((numbers, row.note, row.type, below), len(self.kinds))
+        # Numbers instead of nested tuples: a comparison then costs the same at every depth.
+        return self._ids_by_content.setdefault((numbers, row.note, row.type, below), len(self._ids_by_content))
 
     def node(self, rows: tuple[ModuleRow, ...], label: str, path: str) -> Node:
-        """The rows, which are alike, as one node."""
+        """Build one node from identical rows."""
         below = [self.children[row.path] for row in rows]
         children = [
             self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
             for run in self._runs(below[0])
         ]
-        node = Node(label, path, _added(rows), len(rows))
+        node = Node(label, path, _summed(rows), len(rows))
+        # A module without children is all own operators, and needs no line for them.
         if children and node.row.own_flops > 0:
-            children.append(_own_line(node, children))
+            children.append(_own_operators(node, children))
         return replace(node, children=tuple(children))
 
     def _run(self, rows: tuple[ModuleRow, ...], parent: str, length: int) -> Node:
@@ -264,7 +307,10 @@ class _Folder:
         return self.node(rows, label, f"{parent}.{label}" if parent else label)
 
     def _runs(self, siblings: Sequence[ModuleRow]) -> list[range]:
-        """Positions of the siblings, a range for each run that folds and for each that stands alone."""
+        """Return positions of siblings, one range per node.
+
+        Runs that fold are one range; all other siblings have a range each.
+        """
         runs: list[range] = []
         start = 0
         while start < len(siblings):
@@ -276,12 +322,12 @@ class _Folder:
             start = stop
         return runs
 
-    def _alike(self, one: ModuleRow, other: ModuleRow) -> bool:
-        same_name = _DIGITS.sub("#", leaf_name(one)) == _DIGITS.sub("#", leaf_name(other))
-        return same_name and self.kind[one.path] == self.kind[other.path]
+    def _alike(self, first: ModuleRow, second: ModuleRow) -> bool:
+        same_name = _DIGITS.sub("#", leaf_name(first)) == _DIGITS.sub("#", leaf_name(second))
+        return same_name and self._content_ids[first.path] == self._content_ids[second.path]
 
 
-def _own_line(node: Node, children: Sequence[Node]) -> Node:
+def _own_operators(node: Node, children: Sequence[Node]) -> Node:
     hw_flops = max(0, node.row.hw_flops - sum(child.row.hw_flops for child in children))
     rest_ms = _remaining_ms(node, children)
     row = ModuleRow("", None, 0, type="", flops=node.row.own_flops, hw_flops=hw_flops, forward_ms=rest_ms)
@@ -289,20 +335,31 @@ def _own_line(node: Node, children: Sequence[Node]) -> Node:
 
 
 def _remaining_ms(node: Node, children: Sequence[Node]) -> float | None:
-    """The node's time without its children's; None where one that ran was not measured, or nothing is left."""
+    """Return the node's time without its children.
+
+    None if a child that ran was not measured, or if nothing remains.
+    """
     if node.forward_ms is None or any(child.forward_ms is None and child.row.calls for child in children):
         return None
+    # Medians of parts can add up to more than the median of the whole.
     rest_ms = node.forward_ms - sum(child.forward_ms or 0.0 for child in children)
     return rest_ms if rest_ms > 0 else None
 
 
 def leaf_name(row: ModuleRow) -> str:
-    """The row's name within its parent."""
+    """Return the row's name within its parent."""
     return row.path.removeprefix(f"{row.parent}.") if row.parent else row.path
 
 
 def end_of(path: str, longest: int) -> str:
-    """As many of the last parts of a dotted name as that many characters hold, one at least."""
+    """Return the last parts of a dotted name that fit.
+
+    At least one part is returned.
+
+    Args:
+        path: dotted name.
+        longest: characters that the result may have, apart from the leading `…`.
+    """
     end, parts = path, path.split(".")
     while len(parts) > 1 and len(end) >= longest:
         parts = parts[1:]

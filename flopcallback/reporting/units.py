@@ -1,4 +1,4 @@
-"""How figures are written in every output: counts with SI prefixes, milliseconds, shares, bars."""
+"""Figures as text in every output: SI prefixes, milliseconds, shares, bars."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import unicodedata
 __all__ = ["NOTHING", "bar", "display_width", "milliseconds", "one_line", "percent", "si"]
 
 NOTHING = "–"
-"""What stands where nothing is known."""
+"""The cell of an unknown figure."""
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """A count in three significant digits with its SI prefix: `"4.09 G"`, `"275 kFLOPs"`, and `"840"` as it is.
+    """Write a number in three digits with its SI prefix.
 
-    Integers of any size are read exactly, and rounding carries over into the next prefix (999,999 is `"1.00 M"`).
+    For example `"4.09 G"`, `"275 kFLOPs"`, and `"840"` as it is. Integers of any size are exact before rounding, and
+    rounding carries over into the next prefix (999,999 is `"1.00 M"`).
     """
+    # Only NaN is not equal to itself.
     if value is None or value != value:
         return NOTHING
     if value < 0:
         return f"-{si(-value, unit)}"
+    # Larger values round to 1000, which has the next prefix.
     if value < 999.5:
         number = str(value) if isinstance(value, int) else _three_digits(value)
         return f"{number} {unit}".rstrip()
@@ -40,7 +43,8 @@ def _three_digits(value: float) -> str:
 
 
 def _scientific(value: float) -> str:
-    """Beyond the largest prefix; an integer may be too large for a float."""
+    """Write a number beyond the largest prefix."""
+    # It may be too large for a float.
     if isinstance(value, int):
         exponent = len(str(value)) - 1
         return f"{value // 10 ** (exponent - 2) / 100:.2f}e+{exponent}"
@@ -48,7 +52,10 @@ def _scientific(value: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Milliseconds without their unit, which the heading names: `"0.412"`, `"3.07"`, `"38.1"`, `"1,240"`."""
+    """Write milliseconds without their unit, which the heading has.
+
+    For example `"0.412"`, `"3.07"`, `"38.1"`, `"1,240"`.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
     decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.995 else 3
@@ -56,22 +63,29 @@ def milliseconds(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share between 0 and 1 as a percentage with one decimal; what rounds to nothing is `"<0.1 %"`."""
+    """Write a share of 0 to 1 in percent with one decimal.
+
+    A share above 0 that rounds to nothing is `"<0.1 %"`.
+    """
     if share is None or not math.isfinite(share):
         return NOTHING
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def bar(share: float | None, width: int) -> str:
-    """A bar of block characters, `width` of them for a share of 1; a share above 0 is never invisible."""
+    """Draw a bar of block characters, `width` of them for 1."""
     if share is None or not share > 0:
         return ""
+    # A share above 0 always shows, and one above 1 does not leave the column.
     eighths = max(1, round(8 * width * min(share, 1.0)))
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
 
 
 def display_width(text: str) -> int:
-    """Columns that the text takes in monospace: two for a wide character, none for a combining one."""
+    """Return the columns that a text takes in monospace.
+
+    A wide character takes two, a combining one none.
+    """
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -79,5 +93,8 @@ def display_width(text: str) -> int:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, which would tear a table row apart."""
+    """Join the lines of a text.
+
+    A line break would split a table row.
+    """
     return " ".join(text.splitlines())

@@ -1,4 +1,4 @@
-"""What came of holding both engines against each other, as plain data, and in words."""
+"""The result of comparing both engines, in words."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ if TYPE_CHECKING:
 
 __all__ = ["verdict_line", "verdict_lines"]
 
+# Differences that a table lists. The page and the JSON have all.
 LISTED = 10
-"""How many differences a table lists; the page and JSON have them all."""
 
 
 def verdict_line(profile: ModelProfile) -> str:
-    """Whether both engines count the same, in one line; empty where only one of them was asked.
+    """Say in one line whether both engines agree.
 
-    A profile of a training was checked by the whole step that was observed after the counted one, module by module.
+    It is empty if only one engine was asked. A profile of a training counts as checked if the whole step that was
+    observed after the counted one matched module by module.
     """
     verdict, step = profile.verdict, profile.step
     if verdict is None:
+        # A whole step is observed by the dispatcher, so it checks only a count by the tracer.
         is_checked = step is not None and not profile.step_note and profile.config.get("flops.engine") == "trace"
         return "verified: both engines count the same forward in every module" if is_checked else ""
     if verdict.reason:
@@ -31,7 +33,7 @@ def verdict_line(profile: ModelProfile) -> str:
 
 
 def verdict_lines(profile: ModelProfile) -> Iterator[str]:
-    """The line, and below it the first of the differences."""
+    """Yield the verdict, then the first of the differences."""
     if line := verdict_line(profile):
         yield line
     differences = profile.verdict.differences if profile.verdict is not None else ()

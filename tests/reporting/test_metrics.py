@@ -13,7 +13,7 @@ import pytest
 from flopcallback.profile import metrics
 from flopcallback.profile.metrics import METRICS
 from flopcallback.reporting.caption import footer
-from flopcallback.reporting.text.comparison_table import comparison_csv, heading, shown
+from flopcallback.reporting.text.comparison_table import comparison_csv, heading, run_cell
 from flopcallback.runs.comparison import compare_runs
 from flopcallback.runs.record import RunRecord
 
@@ -30,7 +30,7 @@ def test_a_new_metric_is_in_the_comparison_and_its_csv(joules_metric):
     comparison = compare_runs([run("less", 2, 3, 17), run("none"), run("more", 7, 11, 5)], sort="efficiency")
     assert [row.name for row in comparison.rows] == ["more", "less", "none"]  # of this more is better
     assert heading(comparison, "efficiency") == "per joule"
-    assert [shown(row, "efficiency") for row in comparison.rows] == ["7", "3", "-"]  # medians
+    assert [run_cell(row, "efficiency") for row in comparison.rows] == ["7", "3", "-"]  # medians
     rows = csv.DictReader(io.StringIO(comparison_csv(comparison)))
     assert [row["perf/samples_per_joule"] for row in rows] == ["7", "3", ""]
 

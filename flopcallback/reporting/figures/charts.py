@@ -1,6 +1,6 @@
-"""Two figures of a profile: where the compute goes, and how the FLOPs of modules relate to their time.
+"""Two figures of a profile: FLOPs by module, and FLOPs against time.
 
-Figures are matplotlib's, drawn without pyplot, so that no backend is chosen and no global state changes. matplotlib is
+They are matplotlib's, drawn without pyplot, so that no backend is chosen and no global state changes. matplotlib is
 imported when a figure is asked for.
 """
 
@@ -35,28 +35,31 @@ __all__ = ["latency_chart", "module_chart", "pixels"]
 
 INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
 
+# Nine inches are then 954 pixels: TensorBoard has room for 973 in a window of 1400.
 DPI = 106
-"""Nine inches are then 954 pixels: TensorBoard has room for 973 in a window of 1400."""
 
+# Characters of a name beside a bar, and of one inside the scatter.
 LONGEST_NAME, LONGEST_LABEL = 48, 32
+# Points of the scatter that have a name.
 LABELLED = 6
 BAR, THIN_BAR = 0.72, 0.16
+# Shares of the width of the bar chart: of one character, and of the longest bar at least, however long the texts are.
 CHARACTER, LEAST_BAR = 0.0083, 0.12
-"""Of the width of the figure of bars: a character of its texts, and the longest bar, however long the texts are."""
 
 MOST_TICKS = 15
 
+# Decades left free around the points of the scatter: to the left, to the right, below and above.
 ROOM = (0.4, 0.78, 0.3, 0.4)
-"""Decades left free around the points of the scatter: to the left, to the right, below and above."""
 
+# Height of a line of text in the scatter, in points.
 LINE = 13
-"""Points from one name in the scatter to the next."""
 
 
 def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
-    """Bars of the modules that the FLOPs are in (`widest_work`), the largest on top, coloured by type.
+    """Draw the modules with the most FLOPs as bars, coloured by type.
 
-    Where there are times, a thin bar below each is its share of the time, on the same scale as the shares of FLOPs.
+    They are the nodes of `widest_work`, the largest on top. If there are times, a thin bar below each shows the share
+    of the time, on the same scale as the share of the FLOPs.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -65,7 +68,7 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
     types = [_kind(node) for node in nodes]
     colours = _colours(zip(types, (node.flops for node in nodes), strict=True))
     is_timed = any(share(node.forward_ms, profile.forward_ms) is not None for node in nodes)
-    # What is left over, which has no type, is cut where it is longer than all that has a name.
+    # The node of all small modules has no type. Its bar is cut if it is longer than all others.
     longest = max((max(_shares(profile, node)) for node, kind in zip(nodes, types, strict=True) if kind), default=0.0)
     with _style():
         figure, axes = _canvas(width=9, height=1.4 + (0.4 if is_timed else 0.33) * max(len(nodes), 3))
@@ -79,8 +82,9 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
         names = [drawable(_shortened(node.path or profile.name)) for node in nodes]
         axes.set_yticks(range(len(nodes)), labels=names, fontsize=10.5, color=INK)
         axes.set_ylim(max(len(nodes), 3) - 0.4, -0.6)
-        beside, behind = (0.01 + CHARACTER * max(map(len, each), default=0) for each in (names, texts))
-        axes.set_xlim(0, (1 - beside) / max(1 - beside - behind, LEAST_BAR))
+        # The x-axis extends beyond the longest bar, far enough for the text beside it.
+        left, right = (0.01 + CHARACTER * max(map(len, texts_at_side), default=0) for texts_at_side in (names, texts))
+        axes.set_xlim(0, (1 - left) / max(1 - left - right, LEAST_BAR))
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
         extra = {"share of the time": INK} if is_timed else {}
@@ -91,7 +95,10 @@ def module_chart(profile: ModelProfile, *, limit: int = 20) -> Figure:
 
 
 def _draw_bars(axes: Axes, place: int, lengths: Sequence[float], colour: str, *, alpha: float, is_timed: bool) -> None:
-    """FLOPs, and time below them; what is longer than the axis ends there."""
+    """Draw the bar of the FLOPs and that of the time.
+
+    A bar longer than the axis ends at its edge.
+    """
     flops, time = (min(length, 1.0) for length in lengths)
     thin = THIN_BAR if is_timed else 0.0
     axes.barh(place - thin / 2, flops, height=BAR - thin, color=colour, alpha=alpha, zorder=2)
@@ -100,7 +107,7 @@ def _draw_bars(axes: Axes, place: int, lengths: Sequence[float], colour: str, *,
 
 
 def _shares(profile: ModelProfile, node: Node) -> tuple[float, float]:
-    """Of the FLOPs, and of the time where that is known."""
+    """Return the node's shares of FLOPs and time; 0 if unknown."""
     return share(node.flops, profile.forward_flops) or 0.0, share(node.forward_ms, profile.forward_ms) or 0.0
 
 
@@ -116,10 +123,10 @@ def _kind(node: Node) -> str:
 
 
 def latency_chart(profile: ModelProfile) -> Figure:
-    """Measured time of each innermost module against its hardware FLOPs, on logarithmic axes.
+    """Draw the time of each innermost module against its hardware FLOPs.
 
-    Modules without FLOPs stand at the left edge. Pale lines are equal FLOP/s; what takes the most time, and the most
-    time for its FLOPs, has its name.
+    Both axes are logarithmic; modules without FLOPs are at the left edge. Pale lines are equal FLOP/s. The modules with
+    the most time, and with the most time for their FLOPs, are named.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -137,6 +144,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
         figure, axes = _canvas(width=9, height=6.2)
         _title(axes, "FLOPs against time, module by module", headline(profile))
         drawn = [colours.get(kind, GREY) for kind in kinds]
+        # Large points would cover each other.
         size = 46 if len(rows) < 200 else 24
         _draw_axes(axes, frame)
         axes.scatter(places, times, s=size, c=drawn, alpha=0.75, edgecolors="white", linewidths=0.6, zorder=3)
@@ -149,23 +157,27 @@ def latency_chart(profile: ModelProfile) -> Figure:
 
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The figure drawn, as height × width × 3 bytes of red, green and blue."""
+    """Draw the figure as height × width × 3 bytes.
+
+    The bytes are red, green and blue.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from numpy import asarray
 
-    canvas: Any = FigureCanvasAgg(figure)  # Its methods have no types.
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
     canvas.draw()
     image: npt.NDArray[np.uint8] = asarray(canvas.buffer_rgba())[:, :, :3].copy()
     return image
 
 
 def _draw_axes(axes: Axes, frame: FlopsAndTime) -> None:
-    """Room around the points and round ticks, with `0` where modules without FLOPs stand."""
+    """Set limits and round ticks, with `0` for modules without FLOPs."""
     axes.set(xscale="log", xlim=(10**frame.x.low, 10**frame.x.high))
     axes.set(yscale="log", ylim=(10**frame.y.low, 10**frame.y.high))
     x_ticks, y_ticks = list(frame.flops_ticks(MOST_TICKS)), frame.time_ticks((1, 2, 5))
     axes.set_xticks([10.0**place for place, _ in x_ticks], labels=[label for _, label in x_ticks])
     axes.set_yticks([10.0**place for place, _ in y_ticks], labels=[label for _, label in y_ticks])
+    # A logarithmic axis of matplotlib has minor ticks with labels of its own.
     axes.minorticks_off()
     axes.tick_params(colors=PALE, length=0)
     if frame.zero_band is not None:
@@ -173,7 +185,7 @@ def _draw_axes(axes: Axes, frame: FlopsAndTime) -> None:
 
 
 def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
-    """A line for each power of ten of FLOP/s that crosses the picture, named where it leaves it."""
+    """Draw a labelled line for each power of ten of FLOP/s."""
     for rate in frame.rates():
         x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low)
         axes.plot([10**x1, 10**x2], [10**y1, 10**y2], color=GRID, linewidth=1, zorder=1)
@@ -182,21 +194,25 @@ def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
 
 
 def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float]) -> None:
-    """Names at the points that take the most time, and the most beyond what their FLOPs take at the usual rate."""
+    """Name the slowest points, and those slowest for their FLOPs.
+
+    The latter exceed most what their FLOPs take at the median rate.
+    """
     from matplotlib.patheffects import withStroke
 
     timed = [(row.forward_ms or 0.0, row, place) for row, place in zip(rows, places, strict=True)]
     rates = sorted(time / row.hw_flops for time, row, _ in timed if row.hw_flops > 0)
-    usual = rates[len(rates) // 2] if rates else 0.0
-    slowest = sorted(timed, key=lambda each: -each[0])
-    oddest = sorted(timed, key=lambda each: usual * each[1].hw_flops - each[0])
+    ms_per_flop = rates[len(rates) // 2] if rates else 0.0
+    slowest = sorted(timed, key=lambda point: -point[0])
+    slowest_for_flops = sorted(timed, key=lambda point: ms_per_flop * point[1].hw_flops - point[0])
     chosen: dict[tuple[str, int], tuple[float, ModuleRow, float]] = {}
-    for ranking in (slowest, oddest):
-        new = [each for each in ranking if (each[1].type, each[1].hw_flops) not in chosen]
-        for each in new:
+    for ranking in (slowest, slowest_for_flops):
+        new = [point for point in ranking if (point[1].type, point[1].hw_flops) not in chosen]
+        for point in new:
             if len(chosen) >= (LABELLED // 2 if ranking is slowest else LABELLED):
                 break
-            chosen.setdefault((each[1].type, each[1].hw_flops), each)
+            # One name for equal modules, whose points are close together.
+            chosen.setdefault((point[1].type, point[1].hw_flops), point)
     middle = math.sqrt(math.prod(axes.get_xlim()))
     names = []
     for time, row, place in chosen.values():
@@ -218,22 +234,26 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
 
 
 def _move_apart(axes: Axes, names: Iterable[Annotation]) -> None:
-    """Moves names down as far as they have to go so that no two are written over each other."""
+    """Move names down, just as far as needed, so that none overlap."""
+    # Texts have no extent before a layout.
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     to_points = 72 / axes.figure.dpi
     placed: list[tuple[float, float, float]] = []  # left, right, height
     boxes = [(name, name.get_window_extent()) for name in names]
     for name, box in sorted(boxes, key=lambda pair: -pair[1].y0):
         height = box.y0
-        for left, right, other in sorted(placed, key=lambda each: -each[2]):
-            if box.x0 < right and left < box.x1 and abs(height - other) < LINE / to_points:
-                height = other - LINE / to_points
+        for left, right, taken in sorted(placed, key=lambda extent: -extent[2]):
+            if box.x0 < right and left < box.x1 and abs(height - taken) < LINE / to_points:
+                height = taken - LINE / to_points
         placed.append((box.x0, box.x1, height))
         name.set_position((name.get_position()[0], (height - box.y0) * to_points))
 
 
 def _style() -> AbstractContextManager[None]:
-    """What must not depend on the user's settings: names are no TeX, and the font is the one that comes along."""
+    """Return a context that overrides the user's settings of matplotlib.
+
+    Names are no TeX, and the font is the one that matplotlib brings along.
+    """
     try:
         from matplotlib import rc_context
     except ModuleNotFoundError as error:
@@ -246,6 +266,7 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    # Without pyplot, nothing else gives the figure a canvas.
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.spines[:].set_visible(False)
@@ -253,20 +274,26 @@ def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _title(axes: Axes, title: str, subtitle: str) -> None:
-    """From the left edge of the figure on: names of modules may leave the axes little of it."""
-    axes.set_title(" \n ", fontsize=16)  # Only the room: a title cannot start left of its axes.
-    _above(axes, title, 27, fontsize=14, fontweight="bold", color=INK)
-    _above(axes, drawable(_shortened(subtitle, 96)), 9, fontsize=10, color=PALE)
+    """Write title and subtitle from the left edge of the figure.
+
+    Long names of modules may leave the axes little of the width.
+    """
+    axes.set_title(" \n ", fontsize=16)  # only for the room: a title cannot start left of its axes
+    _write_above(axes, title, 27, fontsize=14, fontweight="bold", color=INK)
+    _write_above(axes, drawable(_shortened(subtitle, 96)), 9, fontsize=10, color=PALE)
 
 
-def _above(axes: Axes, text: str, points: int, **form: Any) -> None:
+def _write_above(axes: Axes, text: str, points: int, **form: Any) -> None:
     where = ("figure fraction", "axes fraction")
     note = axes.annotate(text, (0, 1), xytext=(6, points), xycoords=where, textcoords="offset points", **form)
     note.set_in_layout(False)
 
 
 def _colours(weights: Iterable[tuple[str, float]]) -> dict[str, str]:
-    """A colour for each of the types that weigh most; the others are grey."""
+    """Return colours for the types with the largest weights.
+
+    All others are grey.
+    """
     return dict(zip(heaviest_types(weights), PALETTE, strict=False))
 
 
@@ -279,12 +306,16 @@ def _legend(
     if set(kinds) - {*colours, ""}:
         patches.append(Patch(color=GREY, label="others"))
     patches += [Patch(color=colour, label=label) for label, colour in (extra or {}).items()]
+    # A single colour needs no explanation.
     if len(patches) > 1:
         axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=10.5, handlelength=0.9, **where)
 
 
 def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
-    """The text without its middle where it is too long: a module's name says most at its ends."""
+    """Cut the middle out of a long name.
+
+    The ends say most.
+    """
     if len(text) <= longest:
         return text
     head = longest // 3
@@ -292,9 +323,12 @@ def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def drawable(text: str) -> str:
-    """The text with a box for what the font cannot draw, which matplotlib would warn of at each drawing."""
-    known = _glyphs()
-    return "".join(character if ord(character) in known else "\u25a1" for character in " ".join(text.splitlines()))
+    """Replace characters that the font cannot draw by a box.
+
+    matplotlib would warn about them at each drawing.
+    """
+    glyphs = _glyphs()
+    return "".join(character if ord(character) in glyphs else "\u25a1" for character in " ".join(text.splitlines()))
 
 
 @cache

@@ -1,4 +1,7 @@
-"""The figures of a comparison as its page draws them: where points, lines and ticks stand, in percent of the plot."""
+"""The figures of a comparison's page: places of points, lines and ticks.
+
+All places are in percent of the plot.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,21 @@ __all__ = ["Plot", "PlotLine", "PlotPoint", "curves", "flops_against_latency", "
 
 MOST_TICKS = 7
 
+# For all curves together. Each curve keeps at least `FEWEST` places, and its last one.
 MOST_PLACES = 20_000
-"""Of all curves together; each keeps at least `FEWEST` and its last."""
 
 FEWEST = 20
 
 
 @dataclass(frozen=True, slots=True)
 class PlotPoint:
-    """The run in row `index`; percent from the left and from the top."""
+    """A point for a run.
+
+    Attributes:
+        index: row of the run.
+        x: percent from the left.
+        y: percent from the top.
+    """
 
     index: int
     x: float
@@ -31,7 +40,12 @@ class PlotPoint:
 
 @dataclass(frozen=True, slots=True)
 class PlotLine:
-    """The run in row `index`, as SVG has the places of a line: `"0,100 50,20"`."""
+    """A line for a run.
+
+    Attributes:
+        index: row of the run.
+        places: the points as SVG writes them, such as `"0,100 50,20"`.
+    """
 
     index: int
     places: str
@@ -42,8 +56,11 @@ class Plot:
     """One figure.
 
     Attributes:
-        front: the Pareto front as a stair, as SVG has the places of a line; empty where there is none.
-        missing: names of the runs that have not the figures for it.
+        points: one point per run.
+        x_ticks: places and labels, as are `y_ticks`.
+        lines: one line per run; empty in a scatter plot.
+        front: steps of the Pareto front as SVG writes them; empty if there is no front.
+        missing: names of the runs without the numbers for this figure.
     """
 
     points: Sequence[PlotPoint]
@@ -55,19 +72,28 @@ class Plot:
 
 
 def metric_and_compute(comparison: Comparison) -> Plot | None:
-    """The metric over the compute spent, a point per run, and the front; None where no run has both."""
+    """Lay out the metric against the compute spent, with the Pareto front.
+
+    There is one point per run; None if no run has both numbers.
+    """
     pairs = [(row.compute, row.metric) for row in comparison.rows]
     return _scatter(comparison.rows, pairs, with_front=True)
 
 
 def flops_against_latency(comparison: Comparison) -> Plot | None:
-    """The time of the counted call over its FLOPs, a point per run; None where no run has both."""
+    """Lay out the time of the counted call against its FLOPs.
+
+    There is one point per run; None if no run has both numbers.
+    """
     pairs = [(row.value("flops"), row.value("forward_ms")) for row in comparison.rows]
     return _scatter(comparison.rows, pairs, with_front=False)
 
 
 def curves(comparison: Comparison) -> Plot | None:
-    """The metric over the compute spent until then, a line per run that ends in a point; None where there is none."""
+    """Lay out the metric against the compute spent so far.
+
+    There is one line per run, which ends in a point; None if no run has any.
+    """
     drawn = {index: _thinned(row.curve, len(comparison.rows)) for index, row in enumerate(comparison.rows) if row.curve}
     if not drawn:
         return None
@@ -85,22 +111,22 @@ def curves(comparison: Comparison) -> Plot | None:
 def _scatter(
     rows: Sequence[RunRow], pairs: Sequence[tuple[float | None, float | None]], *, with_front: bool
 ) -> Plot | None:
-    known = {
+    finite = {
         index: (first, second)
         for index, (first, second) in enumerate(pairs)
         if first is not None and second is not None and math.isfinite(first) and math.isfinite(second)
     }
-    if not known:
+    if not finite:
         return None
-    frame = _frame(list(known.values()))
+    frame = _frame(list(finite.values()))
     x_ticks, y_ticks = frame.ticks_in_percent(frame.x.ticks(MOST_TICKS), frame.y.ticks(MOST_TICKS))
-    front = sorted(known[index] for index in known if rows[index].is_on_front) if with_front else []
+    front = sorted(finite[index] for index in finite if rows[index].is_on_front) if with_front else []
     return Plot(
-        points=[PlotPoint(index, *_percent(frame, pair)) for index, pair in known.items()],
+        points=[PlotPoint(index, *_percent(frame, pair)) for index, pair in finite.items()],
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         front=_path(frame, _stair(front)),
-        missing=[row.name for index, row in enumerate(rows) if index not in known],
+        missing=[row.name for index, row in enumerate(rows) if index not in finite],
     )
 
 
@@ -117,13 +143,16 @@ def _path(frame: Frame, pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _stair(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """What can be had for so much compute: it stays as it is until the next run is paid for."""
-    corners = [corner for (_, before), (cost, after) in pairwise(front) for corner in ((cost, before), (cost, after))]
+    """Return the corners of the Pareto front.
+
+    The best metric stays the same until there is compute for the next run.
+    """
+    corners = [corner for (_, worse), (cost, better) in pairwise(front) for corner in ((cost, worse), (cost, better))]
     return [*front[:1], *corners]
 
 
 def _thinned(curve: Sequence[tuple[float, float]], runs: int) -> list[tuple[float, float]]:
-    """Every so many-th place of a curve, and its last."""
+    """Return every nth place of a curve, and its last."""
     most = max(FEWEST, MOST_PLACES // runs)
     stride = math.ceil(len(curve) / most)
     return [*curve[:-1:stride], curve[-1]]

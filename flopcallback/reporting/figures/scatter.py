@@ -1,4 +1,7 @@
-"""FLOPs against time as the HTML page draws it: where each point, tick and line stands, in percent of the plot."""
+"""FLOPs against time for the HTML page: points, ticks and lines.
+
+All places are in percent of the plot.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "Point", "Scatter", "scatter"]
 
+# A browser could draw more, but readers could not tell them apart.
 MOST_POINTS = 1500
-"""A browser draws more without complaint, and nobody tells them apart."""
 
 MOST_TICKS, MOST_LINES = 6, 7
 
+# Share of the width. A shorter line only cuts a corner off, and its label has no room.
 SHORTEST_LINE = 0.1
-"""Of the width: what is shorter cuts a corner off, and its label would have no place."""
 
+# Share of the height. Labels of closer lines would overlap.
 LABEL_HEIGHT = 0.08
-"""Of the height: lines whose labels are nearer to each other would write one over the other."""
 
+# Decades left free to the left of the points, to the right, below and above.
 ROOM = (0.35, 0.45, 0.25, 0.3)
-"""Decades left free to the left of the points, to the right, below and above."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The module in row `index`; `colour` is a place in the legend, or None for `others`."""
+    """A module in the figure.
+
+    Attributes:
+        index: row of the module.
+        x: percent from the left.
+        y: percent from the top.
+        colour: place of its type in the legend; None for `others`.
+        is_above_peak: True if its FLOP/s exceed the device's peak.
+    """
 
     index: int
     x: float
@@ -44,7 +55,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Equal FLOP/s, from the lower left to the upper right; `leaves_above` where it meets the upper edge."""
+    """A line of equal FLOP/s, rising from left to right.
+
+    Attributes:
+        label: rate, or `peak`.
+        x1: left end in percent, as are `y1`, `x2` and `y2`.
+        leaves_above: True if it ends at the upper edge.
+    """
 
     label: str
     x1: float
@@ -56,14 +73,19 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Measured time over hardware FLOPs of the innermost modules, both logarithmic; all places are percent, y down.
+    """Time against hardware FLOPs of the innermost modules, on logarithmic axes.
+
+    All places are in percent, from the left and from the top.
 
     Attributes:
-        modules: how many were measured; `points` are the slowest of them, in the order they are drawn in.
-        zero_band: right edge of the band in which modules without FLOPs stand; None where all have some.
-        legend: types with a colour of their own, those that take the most time first.
-        has_others: whether types without one are among the points.
-        peak: the device's peak, where it crosses the picture.
+        modules: number of measured modules.
+        points: the slowest of them, in drawing order.
+        x_ticks: places and labels, as are `y_ticks`.
+        lines: lines of equal FLOP/s.
+        peak: line of the device's peak; None if it is unknown or outside of the figure.
+        zero_band: right edge of the band for modules without FLOPs; None if all have some.
+        legend: types with a colour of their own, those with the most time first.
+        has_others: True if there are points of other types.
     """
 
     modules: int
@@ -78,21 +100,26 @@ class Scatter:
 
 
 def scatter(profile: ModelProfile, colours: int) -> Scatter | None:
-    """The picture of a profile, with that many colours for types; None where no module was measured."""
+    """Lay out the figure of a profile; None without measured modules.
+
+    Args:
+        profile: profile to draw.
+        colours: number of colours for types.
+    """
     measured = measured_leaves(profile)
     if not measured:
         return None
     rows = sorted(measured, key=lambda row: -(row.forward_ms or 0.0))[:MOST_POINTS]
     frame = FlopsAndTime.around(rows, ROOM)
     legend = heaviest_types(((row.type, row.forward_ms or 0.0) for row in rows), colours)
-    places = {row.path: index for index, row in enumerate(profile.modules)}
-    # 2 and 5 times the powers of ten, too, where few would be in the picture.
+    indices = {row.path: index for index, row in enumerate(profile.modules)}
+    # Powers of ten alone would be few on a short axis.
     parts = (1, 2, 5) if frame.y.high - frame.y.low < 2 else (1,)
     x_ticks, y_ticks = frame.ticks_in_percent(frame.flops_ticks(MOST_TICKS), frame.time_ticks(parts))
     peak = math.log10(profile.peak_flops_per_s) if profile.peak_flops_per_s else None
     return Scatter(
         modules=len(measured),
-        points=[_point(profile, row, places[row.path], frame, legend) for row in rows],
+        points=[_point(profile, row, indices[row.path], frame, legend) for row in rows],
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         lines=list(_equal_rates(frame, peak)),
@@ -110,9 +137,13 @@ def _point(profile: ModelProfile, row: ModuleRow, index: int, frame: FlopsAndTim
 
 
 def _equal_rates(frame: FlopsAndTime, peak: float | None) -> Iterator[Line]:
-    """Lines at powers of ten of FLOP/s, every second or third where there would be too many, none at the peak's label.
+    """Yield lines at powers of ten of FLOP/s.
 
-    `peak` is the power of ten of the device's peak; None where it is not known.
+    With too many of them, only every second or third. A line whose label would overlap that of the peak is left out.
+
+    Args:
+        frame: axes.
+        peak: power of ten of the device's peak; None if unknown.
     """
     for rate in thinned(frame.rates(), MOST_LINES):
         line = _rate_line(frame, rate, tick_label(10**rate, "FLOP/s"))

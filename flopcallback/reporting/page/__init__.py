@@ -1,1 +1,1 @@
-"""Profiles as an HTML page."""
+"""The HTML pages of a profile and of a comparison."""

@@ -1,4 +1,4 @@
-"""The HTML page of a comparison: one file that loads nothing, with the table of runs and three figures."""
+"""The HTML page of a comparison of runs, in one file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flopcallback.profile import metrics
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.comparison_plot import curves, flops_against_latency, metric_and_compute
 from flopcallback.reporting.page.environment import template
-from flopcallback.reporting.text.comparison_table import footnotes, heading, shown
+from flopcallback.reporting.text.comparison_table import footnotes, heading, run_cell
 from flopcallback.runs.comparison import Comparison, RunRow
 
 __all__ = ["comparison_page"]
 
+# With more runs than this, points are small and have no number of their run: they would cover each other.
 MOST_NUMBERED = 40
-"""Points have the number of their run in them up to so many runs, and are small and bare beyond."""
 
 MEANINGS = {
     "FLOPs": "Of one forward of the counted batch, under the run's convention for a multiply-add.",
@@ -28,10 +28,11 @@ MEANINGS = {
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The comparison as one HTML file, styles and script inside, that a browser opens without network.
+    """Render a comparison as one HTML file that needs no network.
 
-    The table of runs, which sorts; the metric against compute with its Pareto front; the metric's way there; FLOPs
-    against latency. A figure says which runs are not in it, for what they did not log. All names are escaped.
+    It has the table of runs, which sorts; the metric against compute with its Pareto front; the course of the metric;
+    and FLOPs against latency. Each figure names the runs that are missing in it because they did not log its numbers.
+    All names are escaped.
     """
     return template("comparison.html.jinja").render(
         comparison=comparison,
@@ -49,7 +50,10 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _is_wide(column: str) -> bool:
-    """Whether a phone has no room for it; a tap on the run shows it."""
+    """Return whether a phone has no room for the column.
+
+    There, a tap on the run shows it.
+    """
     metric = metrics.by_column().get(column)
     return metric is not None and not metric.is_narrow
 
@@ -66,11 +70,11 @@ def _row(comparison: Comparison, row: RunRow, place: int) -> dict[str, Any]:
 
 
 def _cell(row: RunRow, column: str) -> dict[str, Any]:
-    """What is shown, the exact figure for who points at it, and a number to sort by."""
+    """Return a cell's text, exact figure and sort key."""
     value = row.value(column)
     is_number = value is not None and math.isfinite(value)
     return {
-        "text": shown(row, column),
+        "text": run_cell(row, column),
         "exact": f"{value:,}" if value is not None else "",
         "is_wide": _is_wide(column),
         "sort": repr(float(value)) if value is not None and is_number else "",

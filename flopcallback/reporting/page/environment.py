@@ -1,4 +1,4 @@
-"""Loads the templates of both pages, with the scripts and styles that they include."""
+"""The jinja2 environment of both pages, with their scripts and styles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["template"]
 
 @cache
 def template(name: str) -> Template:
-    """Loads a template of `templates/`, which may include files of `static/`."""
+    """Load a template from `templates/`, which may include files of `static/`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+    # A name that is missing raises, instead of leaving a hole in the page.
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(__package__, "templates"), PackageLoader(__package__, "static")]),
         autoescape=True,

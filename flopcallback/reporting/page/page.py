@@ -1,4 +1,7 @@
-"""The HTML page of a profile: one file that loads nothing, for trackers that show HTML, for folders and for mail."""
+"""The HTML page of a profile: one file that loads nothing.
+
+Trackers that show HTML show it, and it can be kept in a folder or sent by mail.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["html_page"]
 
+# Modules, types, slow modules and unknown operators that the page lists outside of its table.
 TOP, TYPES, SLOW, UNKNOWN = 10, 7, 6, 100
-"""How many modules, types, slow modules and unknown operators the page lists outside of its table."""
 
 
 def html_page(profile: ModelProfile) -> str:
-    """The profile as one HTML file, styles and script inside, that a browser opens without network.
+    """Render a profile as one HTML file that needs no network.
 
-    Tiles, where FLOPs and time go, FLOPs against time, every module in a table that opens, sorts and searches,
-    operators, what is unknown, and under which conditions it was counted. A profile without times goes without what
-    needs them. All names are escaped, and exact integers of any size stand in it as text.
+    It has tiles, where FLOPs and time go, FLOPs against time, a table of all modules that opens, sorts and searches,
+    operators, unknowns, and the conditions of the count. Parts that need times are left out of a profile without any.
+    All names are escaped, and integers of any size are exact, as text.
     """
     return template("page.html.jinja").render(
         profile=profile,
@@ -59,20 +62,31 @@ def html_page(profile: ModelProfile) -> str:
 
 
 def _engines(profile: ModelProfile) -> dict[str, Any] | None:
-    """Who counted and why, and whether the other engine agrees; None where the profile does not say."""
+    """Say which engine counted, why, and whether the other agrees.
+
+    None if the profile does not say.
+    """
     engine, reason = profile.config.get("flops.engine"), profile.config.get("flops.engine_reason")
     verdict = verdict_line(profile) or profile.step_note
     if not engine and not verdict:
         return None
-    who = f"counted by {engine}{'' if verdict else ' alone'}" if engine else ""
-    because = f", because {reason}" if reason and not (profile.verdict and profile.verdict.reason) else ""  # said once
+    engine_text = f"counted by {engine}{'' if verdict else ' alone'}" if engine else ""
+    # The reason for a single engine is in the verdict already.
+    because = f", because {reason}" if reason and not (profile.verdict and profile.verdict.reason) else ""
     is_difference = bool(profile.verdict and profile.verdict.differences) or verdict == profile.step_note != ""
-    return {"text": "; ".join(filter(None, (who + because, verdict))), "is_warning": is_difference}
+    return {"text": "; ".join(filter(None, (engine_text + because, verdict))), "is_warning": is_difference}
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A number, what it is, and in small what else there is to say of it; `is_warning` where it needs a look."""
+    """A number, its label and a note in small print.
+
+    Attributes:
+        label: name of the number.
+        value: number as text.
+        note: further detail.
+        is_warning: True if the reader should look into it.
+    """
 
     label: str
     value: str
@@ -124,6 +138,7 @@ def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
 def _flops_note(profile: ModelProfile) -> str:
     bound = at_least(profile.is_lower_bound)
     per_sample = share(profile.forward_flops, profile.batch_size)
+    # With one sample, both figures are the same.
     of_sample = f", {bound}{si(per_sample)} per sample" if per_sample is not None and profile.batch_size != 1 else ""
     return f"{bound}{profile.forward_flops:,}{of_sample}"
 
@@ -134,8 +149,12 @@ def _forward_share(profile: ModelProfile, step_ms: float) -> str:
 
 
 def _rate_tile(profile: ModelProfile) -> Iterator[_Tile]:
-    """What the forward achieved; held against the peak where that is known."""
+    """Yield a tile with the FLOP/s of the forward.
+
+    If the peak is known, the tile compares the two.
+    """
     rate = achieved_flops_per_s(profile.forward_hw_flops, profile.forward_ms)
+    # A rate of 0 is that of a model without hardware FLOPs, not of a slow one.
     if rate is None or not rate:
         return
     peak = profile.peak_flops_per_s
@@ -149,9 +168,12 @@ def _rate_tile(profile: ModelProfile) -> Iterator[_Tile]:
 
 
 def _top(profile: ModelProfile) -> list[dict[str, Any]]:
-    """Where the FLOPs are and what time it takes; bars share one scale, the largest share of either."""
+    """Return the rows of the modules with the most FLOPs.
+
+    All bars have one scale, the largest share of either.
+    """
     nodes = widest_work(profile, TOP)
-    # What is too small to be named may be large together: its bars end at the edge.
+    # The node of all small modules may be larger than any named one: its bars end at the edge.
     named = [node for node in nodes if node.type or not node.path.startswith("…")]
     shares = [share(node.flops, profile.forward_flops) for node in named]
     shares += [share(node.forward_ms, profile.forward_ms) for node in named]
@@ -177,7 +199,13 @@ def _top(profile: ModelProfile) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Work:
-    """FLOPs and milliseconds of several modules together; `modules` is None where they are not counted."""
+    """FLOPs and milliseconds of several modules together.
+
+    Attributes:
+        modules: number of modules; None for work between modules.
+        flops: FLOPs under the profile's convention.
+        forward_ms: milliseconds of their forwards.
+    """
 
     modules: int | None = 0
     flops: int = 0
@@ -190,7 +218,10 @@ class _Work:
 
 
 def _types(profile: ModelProfile) -> list[dict[str, str]]:
-    """FLOPs and time by type of innermost module, what takes the most time first, and what is in none of them last."""
+    """Return FLOPs and time by type of innermost module.
+
+    The type with the most time comes first. The last row is the work between and around the modules.
+    """
     by_type: defaultdict[str, _Work] = defaultdict(_Work)
     inside = _Work()
     for row in measured_leaves(profile):
@@ -200,12 +231,12 @@ def _types(profile: ModelProfile) -> list[dict[str, str]]:
     ranked = sorted(by_type.items(), key=lambda item: -item[1].forward_ms)
     parts, small = ranked[:TYPES], ranked[TYPES:]
     if small:
-        others = _Work()
+        small_types = _Work()
         for _, work in small:
-            others.add(work)
-        parts.append((f"{len(small):,} other types", others))
+            small_types.add(work)
+        parts.append((f"{len(small):,} other types", small_types))
     if parts:
-        # The clocks of modules inside may say more than that of the call around them.
+        # The times of modules can add up to more than the time of the call around them.
         rest_ms = max(0.0, (profile.forward_ms or 0.0) - inside.forward_ms)
         parts.append(("between and around them", _Work(None, profile.forward_flops - inside.flops, rest_ms)))
     return [
@@ -220,7 +251,7 @@ def _types(profile: ModelProfile) -> list[dict[str, str]]:
 
 
 def _agreement(profile: ModelProfile) -> dict[str, str] | None:
-    """The rank correlation and one sentence on it; None without times."""
+    """Return the rank correlation and a sentence on it; None without times."""
     modules = len(measured_leaves(profile))
     if not modules:
         return None
@@ -234,9 +265,11 @@ def _agreement(profile: ModelProfile) -> dict[str, str] | None:
 
 
 def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
+    """Return the rows of modules that are slow for their FLOPs."""
     places = {row.path: index for index, row in enumerate(profile.modules)}
     return [
         {
+            # The row of a fold is that of its first module.
             "index": places[node.row.path],
             "name": node.path or profile.name,
             "type": f"{node.modules:,} × {node.type}" if node.modules > 1 else node.type,
@@ -248,6 +281,7 @@ def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
 
 
 def _operator(record: dict[str, Any]) -> dict[str, Any]:
+    # The 0 of an unknown operator is no figure, so it is never shown.
     is_unknown, part = record["status"] == "unknown", record["flops_share"]
     return {
         "name": record["operator"],
@@ -262,7 +296,7 @@ def _operator(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _meanings(profile: ModelProfile) -> dict[str, str]:
-    """What the words of the page mean in this profile."""
+    """Return explanations of the page's terms, as they apply to this profile."""
     fma = profile.config.get("flops.fma", 1)
     elementwise = "count" if profile.config.get("flops.elementwise") else "do not count"
     meanings = {
@@ -273,8 +307,8 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
         "cache. Where it is low, memory sets the pace.",
     }
     if profile.latency is not None:
-        what = timing_includes(profile.latency.how)
-        meanings["time"] = f"{what[0].upper()}{what[1:]}. It contains the modules inside, as all figures of a row do."
+        text = timing_includes(profile.latency.how)
+        meanings["time"] = f"{text[0].upper()}{text[1:]}. It contains the modules inside, as all figures of a row do."
         meanings["slow for their FLOPs"] = "Innermost modules whose share of the time exceeds their share of the FLOPs."
     if profile.is_lower_bound:
         meanings[">="] = "Something inside has no count: the figure is a lower bound."
@@ -282,8 +316,8 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
 
 
 def _conditions(profile: ModelProfile) -> dict[str, str]:
-    known = {"phase": profile.phase, "batch size": profile.batch_size, **profile.config}
-    return {key: NOTHING if value in (None, "", []) else _as_text(value) for key, value in known.items()}
+    values = {"phase": profile.phase, "batch size": profile.batch_size, **profile.config}
+    return {key: NOTHING if value in (None, "", []) else _as_text(value) for key, value in values.items()}
 
 
 def _as_text(value: object) -> str:

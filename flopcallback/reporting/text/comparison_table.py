@@ -1,4 +1,4 @@
-"""Runs held against each other, as a table for terminals and as CSV."""
+"""A comparison of runs as a table for terminals and as CSV."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from flopcallback.runs.comparison import Comparison, RunRow
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["MISSING", "comparison_csv", "footnotes", "heading", "rich_comparison", "shown"]
+__all__ = ["MISSING", "comparison_csv", "footnotes", "heading", "rich_comparison", "run_cell"]
 
 MISSING = "-"
-"""What stands in the terminal and on the page where a run has no figure; the CSV has nothing there."""
+"""The cell of a missing figure in the terminal and on the page; the CSV has an empty cell."""
 
+# Marks that `footnotes` explains.
 FRONT, ESTIMATED = "*", "~"
 
 
 def rich_comparison(comparison: Comparison) -> RenderableType:
-    """The table and what its marks mean, for `rich.console.Console.print`; it fits 80 columns."""
+    """Build the table and its footnotes for `rich.console.Console.print`.
+
+    It fits 80 columns.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -35,6 +39,7 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
     if any(row.is_on_front for row in comparison.rows):
         table.add_column()
     for column in columns:
+        # Names of runs and of the metric can be long, so only they may take several lines.
         is_text = column == "run"
         table.add_column(
             Text(heading(comparison, column)),
@@ -44,7 +49,8 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
             min_width=9 if is_text else None,
         )
     for row in comparison.rows:
-        cells = [one_line(shown(row, column)) for column in columns]
+        cells = [one_line(run_cell(row, column)) for column in columns]
+        # The first column, without a heading, marks the front.
         if len(table.columns) > len(columns):
             cells.insert(0, FRONT if row.is_on_front else "")
         table.add_row(*map(Text, cells), style="bold" if row.is_on_front else "")
@@ -53,14 +59,14 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
 
 
 def heading(comparison: Comparison, column: str) -> str:
-    """What stands above a column of the table."""
+    """Return the heading of a column."""
     if column == "metric":
         return comparison.metric
     return "run" if column == "run" else metrics.by_column()[column].heading
 
 
-def shown(row: RunRow, column: str) -> str:
-    """What the table says of a run in one of its columns, with the marks that `footnotes` explains."""
+def run_cell(row: RunRow, column: str) -> str:
+    """Write a run's cell in one of the columns, with its marks."""
     if column == "run":
         return row.name
     value = row.value(column)
@@ -80,12 +86,12 @@ def shown(row: RunRow, column: str) -> str:
 
 
 def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
-    """What the words and marks in the table mean, as far as there are any."""
+    """Explain the terms and marks that the table has."""
     rows, lines = comparison.rows, []
     if any(row.is_on_front for row in rows):
         better = "lower" if comparison.mode == "min" else "higher"
-        reached = f"as good a {comparison.metric} ({better} is better)"
-        lines.append(f"{front_mark} no other run has {reached} for as little compute")
+        as_good = f"as good a {comparison.metric} ({better} is better)"
+        lines.append(f"{front_mark} no other run has {as_good} for as little compute")
     lines.append("compute: hardware FLOPs that the training spent; MFU: median over the training")
     if estimated := [row.estimated_pct for row in rows if row.estimated_pct > 0]:
         lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
@@ -98,10 +104,14 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """A line per run under the names that were logged: integers exact, and nothing where something is missing."""
+    """Write one line per run under the logged names.
+
+    Integers are exact; a missing figure is an empty cell.
+    """
     names = [metric.name for metric in metrics.METRICS if metric.compared]
     names += [comparison.metric] if comparison.metric else []
     out = io.StringIO()
+    # The default of csv is \r\n.
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "place", *names, "flops.is_lower_bound", "on_front"])
     for row in comparison.rows:

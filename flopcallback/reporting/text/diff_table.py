@@ -1,4 +1,4 @@
-"""The difference of two profiles: a table for terminals, plain text, Markdown for pull requests, JSON."""
+"""The difference of two profiles: table, plain text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARROW = " → "
 
 
 def rich_diff(diff: ProfileDiff, *, max_rows: int = 30) -> RenderableType:
-    """The totals and the modules that changed, for `rich.console.Console.print`."""
+    """Build totals and changed modules for `rich.console.Console.print`."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -39,13 +39,13 @@ def rich_diff(diff: ProfileDiff, *, max_rows: int = 30) -> RenderableType:
     for row in rows:
         table.add_row(*map(Text, row))
     first, *totals = _totals(diff)
-    shown: list[RenderableType] = [Text(first, style="bold"), *map(Text, totals), ""]
-    shown += [table, ""] if rows else []
-    return Group(*shown, *(Text(note, style="yellow") for note in _notes(diff, max_rows)))
+    parts: list[RenderableType] = [Text(first, style="bold"), *map(Text, totals), ""]
+    parts += [table, ""] if rows else []
+    return Group(*parts, *(Text(note, style="yellow") for note in _notes(diff, max_rows)))
 
 
 def diff_text(diff: ProfileDiff, *, width: int = 120, max_rows: int = 30) -> str:
-    """The same as plain text."""
+    """Write totals and changed modules as plain text."""
     from rich.console import Console
 
     console = Console(width=width, color_system=None, force_terminal=False)
@@ -55,7 +55,7 @@ def diff_text(diff: ProfileDiff, *, width: int = 120, max_rows: int = 30) -> str
 
 
 def markdown_diff(diff: ProfileDiff, *, max_rows: int = 30) -> str:
-    """The same as Markdown, to be posted where a change is reviewed."""
+    """Write totals and changed modules as Markdown."""
     heads, rows = _table(diff, max_rows)
     first, *totals = map(escaped, _totals(diff))
     notes = [f"- {escaped(note)}" for note in _notes(diff, max_rows)]
@@ -64,9 +64,12 @@ def markdown_diff(diff: ProfileDiff, *, max_rows: int = 30) -> str:
 
 
 def diff_record(diff: ProfileDiff) -> dict[str, Any]:
-    """The same as what JSON can hold: totals of both, every change with the figures of both sides, integers exact."""
+    """Return the diff as what JSON can hold.
+
+    It has the totals of both profiles and every change with the figures of both sides. Integers are exact.
+    """
     return {
-        "flopcallback_diff": 1,
+        "flopcallback_diff": 1,  # version of this format
         "before": _record(diff.before),
         "after": _record(diff.after),
         "changes": [
@@ -83,9 +86,9 @@ def _record(profile: ModelProfile) -> dict[str, Any]:
         "name": profile.name,
         "flops": profile.forward_flops,
         "hw_flops": profile.forward_hw_flops,
-        "params": _whole(profile, "params"),
-        "activations": _whole(profile, "activations"),
-        "bytes": _whole(profile, "bytes"),
+        "params": _root_count(profile, "params"),
+        "activations": _root_count(profile, "activations"),
+        "bytes": _root_count(profile, "bytes"),
         "train_step_hw_flops": None if profile.step is None else profile.step.total,
         "forward_ms": profile.forward_ms,
         "is_lower_bound": profile.is_lower_bound,
@@ -94,7 +97,7 @@ def _record(profile: ModelProfile) -> dict[str, Any]:
     }
 
 
-def _whole(profile: ModelProfile, name: str) -> int:
+def _root_count(profile: ModelProfile, name: str) -> int:
     return 0 if profile.root is None else int(getattr(profile.root, name))
 
 
@@ -102,32 +105,32 @@ def _whole(profile: ModelProfile, name: str) -> int:
 
 
 def _totals(diff: ProfileDiff) -> list[str]:
-    """FLOPs of both first; then what else is known of both."""
+    """Return the lines above the table: FLOPs first, then other known totals."""
     before, after = diff.before, diff.after
     bounds = at_least(before.is_lower_bound), at_least(after.is_lower_bound)
     flops = before.forward_flops, after.forward_flops
-    first = f"{after.name}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_by(*flops)}"
+    first = f"{after.name}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_diff(*flops)}"
     lines = [first]
     for name, word in (("params", "parameters"), ("activations", "activations"), ("bytes", "bytes")):
-        old, new = _whole(before, name), _whole(after, name)
-        lines.append(f"{word}: {old:,}{ARROW}{new:,}{_by(old, new)}" if old != new else f"{word}: {old:,}, as before")
+        old, new = _root_count(before, name), _root_count(after, name)
+        lines.append(f"{word}: {old:,}{ARROW}{new:,}{_diff(old, new)}" if old != new else f"{word}: {old:,}, as before")
     if before.step is not None and after.step is not None:
         steps = before.step.total, after.step.total
-        lines.append(f"train step: {steps[0]:,}{ARROW}{steps[1]:,} hardware FLOPs{_by(*steps)}")
+        lines.append(f"train step: {steps[0]:,}{ARROW}{steps[1]:,} hardware FLOPs{_diff(*steps)}")
     if before.forward_ms is not None and after.forward_ms is not None:
         times = f"{milliseconds(before.forward_ms)}{ARROW}{milliseconds(after.forward_ms)}"
         lines.append(f"forward ms: {times} ({signed_percent(before.forward_ms, after.forward_ms)})")
     return lines
 
 
-def _by(before: int, after: int) -> str:
+def _diff(before: int, after: int) -> str:
     if before == after:
         return " (no change)"
     return f" ({after - before:+,}, {signed_percent(before, after)})" if before else f" ({after - before:+,})"
 
 
 def _notes(diff: ProfileDiff, max_rows: int) -> list[str]:
-    """What the table leaves out, and what to know before it is believed."""
+    """Return what the table leaves out, and the conditions that differ."""
     notes = []
     if not diff.changes:
         notes.append("no module changed")
@@ -140,11 +143,15 @@ def _notes(diff: ProfileDiff, max_rows: int) -> list[str]:
 
 
 def signed_percent(before: float, after: float) -> str:
-    """The change as a percentage of `before` with its sign, such as `"+3.1 %"`; `"new"` where there was nothing."""
+    """Return the change in percent of `before`, such as `"+3.1 %"`.
+
+    It is `"new"` if there was nothing before.
+    """
     if before == after:
         return "0 %"
     if not before:
         return "new"
+    # Not a difference of floats, which would lose the change of a large integer.
     change = float((Fraction(after) - Fraction(before)) / Fraction(before))
     return f"{'+' if change > 0 else '-'}{percent(abs(change))}"
 
@@ -153,17 +160,25 @@ def signed_percent(before: float, after: float) -> str:
 
 
 def _table(diff: ProfileDiff, max_rows: int) -> tuple[list[str], list[list[str]]]:
-    """The columns that have something to say, and the cells of the first changes."""
+    """Return the headings of columns that are not empty, and the cells.
+
+    Only the first `max_rows` changes are included.
+    """
     rows = [_cells(diff, change) for change in diff.changes[:max_rows]]
     is_timed = diff.before.forward_ms is not None and diff.after.forward_ms is not None
+    # Times of one side alone would look like a change.
     untimed = set() if is_timed else {shown.heading for shown in shown_in("diff") if shown.form == "ms"}
     heads = [head for head in (rows[0] if rows else ()) if head not in untimed and any(row[head] for row in rows)]
     return heads, [[row[head] for head in heads] for row in rows]
 
 
 def _cells(diff: ProfileDiff, change: Change) -> dict[str, str]:
-    """The cells by heading: of FLOPs both sides and the change, of times both sides, of all else the change."""
+    """Return the cells of a change by heading.
+
+    FLOPs have both sides and the change, times have both sides, and all others only the change.
+    """
     before, after = change.before, change.after
+    # An added or removed module has nothing to be a percentage of.
     share = signed_percent(before["flops"], after["flops"]) if before and after and change.flops else ""
     cells = {
         "module": _name(diff, change),
@@ -180,6 +195,7 @@ def _change(shown: Shown, before: Figures | None, after: Figures | None) -> str:
     old, new = (None if side is None else side[shown.key] for side in (before, after))
     if shown.form == "ms":
         texts = milliseconds(old), milliseconds(new)
+        # Measured on neither side: own figures of containers have no time.
         return "" if set(texts) == {NOTHING} else ARROW.join(texts)
     return _signed((new or 0) - (old or 0))
 

@@ -1,4 +1,4 @@
-"""A profile as Markdown tables, for trackers and files: any name may stand in them."""
+"""A profile as Markdown tables, for trackers and files."""
 
 from __future__ import annotations
 
@@ -20,38 +20,46 @@ if TYPE_CHECKING:
 
 __all__ = ["escaped", "markdown_modules", "markdown_operators", "markdown_table", "markdown_top"]
 
+# Characters of a name. Longer ones make TensorBoard's page break figures across lines.
 LONGEST_NAME = 58
-"""More than this, in columns or in characters of a name, and TensorBoard's page breaks figures apart."""
 
 
 def escaped(text: str) -> str:
-    """The text on one line with what Markdown would read as markup escaped, so that a table keeps its columns."""
+    """Put a text on one line and escape Markdown's markup.
+
+    Any name then stays in its cell.
+    """
     flat = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat)
 
 
 def markdown_modules(profile: ModelProfile) -> str:
-    """The whole module tree, runs of identical modules folded, with whole names, between headline and footer."""
+    """Write the whole module tree between headline and footer.
+
+    Runs of identical modules are folded; names are whole.
+    """
     nodes = [line.node for line in lines(profile, max_depth=sys.maxsize)]
     columns = shown_in("markdown")
     return _report(profile, nodes, [_cells(profile, node, columns) for node in nodes], columns)
 
 
 def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
-    """The modules that do the most work, innermost ones only, the largest first, between headline and footer.
+    """Write the innermost modules with the most FLOPs, the largest first.
 
-    No FLOP stands in two rows, so the shares may be added up. Long names have their last parts alone; the type stands
-    behind the name where there is room.
+    No FLOP is in two rows, so shares can be added up. Of long names only the last parts are shown; the type follows the
+    name if there is room.
     """
     ranked = sorted(leaves(profile), key=lambda node: -node.flops)
+    # A node without FLOPs but with unknown calls may be the largest of all.
     nodes = [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0]
     columns = shown_in("markdown")
     rows = [_cells(profile, node, columns) for node in nodes]
+    # The type is part of the name's cell.
     short = [column for column in columns if column.place.rank == 0]
-    return _report(profile, nodes, [{**row, "path": _brief(row)} for row in rows], short)
+    return _report(profile, nodes, [{**row, "path": _short_name(row)} for row in rows], short)
 
 
-def _brief(row: Mapping[str, str]) -> str:
+def _short_name(row: Mapping[str, str]) -> str:
     with_type = ": ".join(filter(None, (row["path"], row["type"])))
     return with_type if len(with_type) <= LONGEST_NAME else end_of(row["path"], LONGEST_NAME)
 
@@ -71,7 +79,7 @@ def _report(
 
 
 def markdown_operators(profile: ModelProfile) -> str:
-    """The operators that were counted, with exact FLOPs, and those that are unknown, with the reason."""
+    """Write the operators with exact FLOPs or the reason for none."""
     heads = ["operator", "family", "calls", "FLOPs", "%", "status"]
     rows = [
         [
@@ -88,7 +96,7 @@ def markdown_operators(profile: ModelProfile) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with its cells escaped; figures stand to the right, and on one line with their unit."""
+    """Write a table with escaped cells; figures are aligned to the right."""
     texts = {column.heading for column in text_columns()}
     rule = ["---" if head in texts else "---:" for head in heads]
     # A figure keeps its unit on its line, however narrow the page makes the column.

@@ -1,4 +1,4 @@
-"""The module tree of a profile as a table: for terminals (rich), and in plain monospace for everything else."""
+"""The module tree as a table, with rich or in plain monospace."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ if TYPE_CHECKING:
 
 __all__ = ["legend", "node_cells", "node_name", "plain_table", "rich_table", "rich_text"]
 
+# Characters of a class name.
 LONGEST_TYPE = 32
+# Columns that names and notes keep in a narrow terminal.
 NARROWEST_NAME, NARROWEST_NOTES = 12, 80
+# Names are shortened to make room for columns up to this rank. Higher ranks are shown only beside whole names.
 ESSENTIAL = 3
-"""For columns up to this rank a narrow terminal shortens long names; the others are there where names are whole."""
 
+# Forms of columns that are aligned to the left. Numbers are aligned to the right.
 TO_THE_LEFT = ("text", "bar")
-"""Forms of columns that stand to the left; numbers stand to the right."""
 
 
 def node_cells(profile: ModelProfile, node: Node, name: str, columns: Iterable[Shown]) -> dict[str, str]:
-    """Write a node's cells by the keys of the columns, under the name given; empty where there is nothing to say."""
+    """Return the texts of a node's cells by key of the column.
+
+    A cell is empty if there is nothing to say.
+    """
     cells = {
+        # Of own operators only some columns are known; the others would show a wrong 0.
         shown.key: cell_text(profile, node.row, shown) if node.is_whole or shown.column.is_own else ""
         for shown in columns
     }
@@ -47,14 +53,22 @@ def _type(node: Node) -> str:
 
 
 def node_name(name: str, node: Node, hidden: int = 0) -> str:
-    """The name with the node's note, and with the number of modules below it that are not shown (`[+12]`)."""
+    """Return the name with the node's note and hidden modules.
+
+    The number of modules below that are not shown is written as `[+12]`.
+    """
     inside = f" [+{hidden:,}]" if hidden else ""
     note = f" ({node.row.note.strip('()')})" if node.row.note else ""
     return one_line(name + inside + note)
 
 
 def legend(nodes: Iterable[Node], hidden: int = 0) -> list[str]:
-    """What the marks in a table mean, in one line; none where it has none. `hidden` is a number that stands in it."""
+    """Explain the marks of a table in one line; empty without marks.
+
+    Args:
+        nodes: nodes of the table.
+        hidden: number of hidden modules of one line, as an example.
+    """
     folded = (node.path.split(".") for node in nodes if node.modules > 1 and not node.label.startswith("…"))
     fold = next((part for parts in folded for part in parts if " … " in part), "")
     inside = f"[+{hidden:,}]: {hidden:,} modules inside are not shown" if hidden else ""
@@ -63,7 +77,7 @@ def legend(nodes: Iterable[Node], hidden: int = 0) -> list[str]:
 
 
 def _table(profile: ModelProfile, tree: Sequence[Line]) -> tuple[list[Shown], list[dict[str, str]]]:
-    """The columns that have something to say about the lines, and the texts of the lines."""
+    """Return the columns that are not empty, and all rows."""
     columns = shown_in("terminal")
     rows = []
     for line in tree:
@@ -79,14 +93,16 @@ def _width(column: Shown, rows: Iterable[dict[str, str]]) -> int:
 def plain_table(
     profile: ModelProfile, *, width: int | None = None, max_depth: int | None = None, max_rows: int = 60
 ) -> str:
-    """The module tree in monospace: numbers to the right, bars, `>=` where the FLOPs are a lower bound.
+    """Write the module tree in monospace.
+
+    Numbers are aligned to the right; `>=` marks FLOPs that are a lower bound.
 
     Args:
-        profile: what to show.
-        width: columns as they fit into so many characters; None for all.
-        max_depth: levels below the model; None for as many as fit into `max_rows`.
-        max_rows: how many modules to show at most, where `max_depth` is None. Where even the first level is too
-            long, its modules with the fewest FLOPs share one row.
+        profile: profile to show.
+        width: characters that columns have to fit into; None for all columns.
+        max_depth: levels to show below the model; None for as many as fit into `max_rows`.
+        max_rows: limit of rows if `max_depth` is None. If even the first level is too long, its modules with the fewest
+            FLOPs share one row.
     """
     tree = lines(profile, max_depth=max_depth, max_rows=max_rows)
     columns, rows = _table(profile, tree)
@@ -111,7 +127,10 @@ def _notes(profile: ModelProfile, tree: Sequence[Line]) -> list[str]:
 
 
 def _wrapped(notes: Iterable[str], width: int) -> list[str]:
-    """Each note in as many lines as it needs, all but its first set in; what has no space in it is never cut."""
+    """Break notes into lines of at most `width`.
+
+    All lines of a note except its first are indented. A word is never cut.
+    """
     form = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return [line for note in notes for line in wrap(note, width, **form)]  # type: ignore[arg-type]
 
@@ -124,7 +143,14 @@ def _padded(cell: str, width: int, column: Shown) -> str:
 def rich_table(
     profile: ModelProfile, *, width: int = 100, max_depth: int | None = None, max_rows: int = 60
 ) -> RenderableType:
-    """The module tree for `rich.console.Console.print`: columns as they fit into `width`, rows as in `plain_table`."""
+    """Build the module tree for `rich.console.Console.print`.
+
+    Args:
+        profile: profile to show.
+        width: characters that columns have to fit into.
+        max_depth: levels, as in `plain_table`.
+        max_rows: limit of rows, as in `plain_table`.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -146,38 +172,40 @@ def rich_table(
         )
     for row in rows:
         table.add_row(*(Text(row[column.key]) for column in columns))
-    shown: list[RenderableType] = [Text(headline(profile), style="bold"), ""]
-    shown += [table, ""] if rows else []
+    parts: list[RenderableType] = [Text(headline(profile), style="bold"), ""]
+    parts += [table, ""] if rows else []
     for note in _notes(profile, tree):
-        shown.append(Text("\n".join(_wrapped([note], width)), style="yellow" if note.startswith("unknown") else "dim"))
-    return Group(*shown)
+        parts.append(Text("\n".join(_wrapped([note], width)), style="yellow" if note.startswith("unknown") else "dim"))
+    return Group(*parts)
 
 
 def _fitting(columns: list[Shown], rows: Sequence[dict[str, str]], width: int) -> list[Shown]:
-    """Those of rank 0, and of the others, the lowest ranks first, what there is room for.
+    """Return the columns that fit into `width`.
 
-    For the essential ones a name may be cut down to a third of the width.
+    Columns of rank 0 always stay; the others are added by rank as long as there is room. For those up to `ESSENTIAL`,
+    names may be cut down to a third of the width.
     """
     names, others = columns[:1], columns[1:]
-    whole = max((_width(column, rows) for column in names), default=0)
-    room = {column.key: 2 + _width(column, rows) for column in others}
-    kept = {column.key for column in others if column.place.rank == 0}
+    whole_name = max((_width(column, rows) for column in names), default=0)
+    room = {column.key: 2 + _width(column, rows) for column in others}  # 2 for the gap between columns
+    chosen = {column.key for column in others if column.place.rank == 0}
     for column in sorted(others, key=lambda column: column.place.rank):
-        name = whole if column.place.rank > ESSENTIAL else min(whole, max(NARROWEST_NAME, width // 3))
-        if name + sum(room[key] for key in {*kept, column.key}) <= width:
-            kept.add(column.key)
-    return names + [column for column in others if column.key in kept]
+        name = whole_name if column.place.rank > ESSENTIAL else min(whole_name, max(NARROWEST_NAME, width // 3))
+        if name + sum(room[key] for key in {*chosen, column.key}) <= width:
+            chosen.add(column.key)
+    return names + [column for column in others if column.key in chosen]
 
 
 def _name_width(columns: Sequence[Shown], rows: Sequence[dict[str, str]], width: int) -> int:
-    """What the other columns leave to the names."""
+    """Return the width that the other columns leave to names."""
     return max(NARROWEST_NAME, width - sum(_width(column, rows) + 2 for column in columns if column.key != "path"))
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, its end cut off where it is wider than that."""
+    """Cut the end of a text that is wider than `width`."""
     if display_width(text) <= width:
         return text
+    # One column is for the ellipsis. A wide character takes two, so slicing by length would not do.
     while display_width(text) > width - 1:
         text = text[:-1]
     return f"{text}…"
@@ -191,7 +219,10 @@ def rich_text(
     max_depth: int | None = None,
     max_rows: int = 60,
 ) -> str:
-    """`rich_table` as a string, without escape sequences unless `color_system` asks for colours."""
+    """Write `rich_table` as a string.
+
+    It has no escape sequences unless `color_system` asks for colours.
+    """
     from rich.console import Console
 
     console = Console(width=width, color_system=color_system, force_terminal=color_system is not None)
