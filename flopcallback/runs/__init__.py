@@ -1,4 +1,4 @@
-"""Trainings that are over or still under way, read back from where they were logged."""
+"""Finished or running trainings, read from where they were logged."""
 
 from flopcallback.runs.find import GROUP, find_runs
 from flopcallback.runs.folders import folder_name, series_of

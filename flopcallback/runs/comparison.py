@@ -1,4 +1,4 @@
-"""Runs held against each other: their figures, the Pareto front of a metric against compute, the way there."""
+"""Comparison of runs, and the Pareto front of metric against compute."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ __all__ = [
 
 
 def columns() -> dict[str, str]:
-    """Name the columns of a table of runs, and under which name a run logged each."""
+    """Return the columns of a table of runs, with their logged names."""
     return {"run": "", **{column: metric.name for column, metric in metrics.by_column().items()}, "metric": ""}
 
 
 COLUMNS = columns()
 
+# Direction by a word of the metric's name.
 _BETTER = {
     **dict.fromkeys(("loss", "error", "err", "perplexity", "ppl", "nll", "bce", "mse", "mae", "rmse", "mape"), "min"),
     **dict.fromkeys(("wer", "cer", "fid", "kl", "regret", "bpb", "bpc"), "min"),
@@ -41,20 +42,21 @@ _BETTER = {
     ),
     **dict.fromkeys(("dice", "bleu", "rouge", "psnr", "ssim", "score", "reward", "return", "r2"), "max"),
 }
-"""By words of a metric's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run in a comparison; what it did not log is None.
+    """A run in a comparison; None for what it did not log.
 
     Attributes:
-        figures: by the names of `docs/metrics.md`, exact where the run has exact integers.
-        metric: the last value of the metric that is compared.
-        curve: hardware FLOPs spent and the metric, each time that it was logged.
-        is_lower_bound: whether work is missing from its FLOPs.
-        estimated_pct: how much of its compute was interpolated and not counted.
-        is_on_front: whether no other run reached as good a metric with as little compute.
+        name: name that no other run of the comparison has.
+        place: folder or address.
+        figures: numbers by the names of `docs/metrics.md`; exact ints if the run has them.
+        metric: last value of the compared metric.
+        curve: pairs of hardware FLOPs spent and metric, one per logged value.
+        is_lower_bound: True if work is missing from its FLOPs.
+        estimated_pct: percentage of its compute that was interpolated instead of counted.
+        is_on_front: True if no other run has as good a metric for as little compute.
     """
 
     name: str
@@ -72,18 +74,19 @@ class RunRow:
         return self.figures.get(COMPUTE)
 
     def value(self, column: str) -> int | float | None:
-        """The figure in one of `columns`, but for the name."""
+        """Return the figure in one of `columns`, except the name."""
         return self.metric if column == "metric" else self.figures.get(columns()[column])
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs, in the order they are shown in.
+    """Compared runs, in the order of the table.
 
     Attributes:
-        metric: the name of the metric; empty where none was chosen.
-        mode: `"min"` or `"max"`, what is better.
-        notes: what to know before the figures are believed.
+        rows: the runs.
+        metric: name of the compared metric; empty if none was chosen.
+        mode: `"min"` if a smaller metric is better, else `"max"`.
+        notes: reasons why figures are not comparable.
     """
 
     rows: tuple[RunRow, ...]
@@ -93,26 +96,26 @@ class Comparison:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of its table."""
+        """Columns of the table."""
         return [column for column in columns() if column != "metric" or self.metric]
 
 
 def compare_runs(runs: Sequence[RunRecord], *, metric: str = "", mode: str = "", sort: str = "") -> Comparison:
-    """The comparison of runs whose names have no prefix.
+    """Compare runs by compute and a metric.
 
     Args:
-        runs: what they left.
-        metric: the metric; without one the table has none, and no run is on a front.
-        mode: `"min"` or `"max"`; by default what the metric's name says.
-        sort: one of `COLUMNS`, the best first; by default the metric, or else compute.
+        runs: records whose names have no prefix.
+        metric: metric to compare; without one, the table has none and no run is on a front.
+        mode: `"min"` or `"max"`; by default the direction that the metric's name implies.
+        sort: one of `COLUMNS`, the best run first; by default the metric, or compute without a metric.
 
     Raises:
-        ValueError: no run has the metric; the mode is neither and the name says nothing; no such column.
+        ValueError: no run has the metric; the mode is unknown, or the name implies none; there is no such column.
     """
     if metric and not any(metric in run.figures for run in runs):
         known = ", ".join(sorted(set().union(*(run.own_metrics() for run in runs)))) or "none at all"
         raise ValueError(f"no run has a metric {metric!r}; there are: {known}")
-    mode = mode or (direction_of(metric) if metric else "min") or ""
+    mode = mode or (direction_of(metric) if metric else "min") or ""  # without a metric, no front depends on it
     if mode not in ("min", "max"):
         said = f"is {mode!r}; it is min or max" if mode else f"is not clear from the name {metric!r}; give min or max"
         raise ValueError(f"mode {said}")
@@ -125,20 +128,22 @@ def compare_runs(runs: Sequence[RunRecord], *, metric: str = "", mode: str = "",
 
 
 def pareto_front(points: Sequence[tuple[float | None, float | None]], mode: str) -> set[int]:
-    """The places of the pairs of cost and value that no other pair beats: none is as good in both and better in one.
+    """Return the positions of the pairs on the Pareto front.
 
-    Less cost is better; less value is for `"min"`, more for `"max"`. A pair with something missing or not finite is on
-    no front and beats nobody; of two equal pairs both are on it.
+    A pair has a cost and a value. A pair is on the front if no other is at least as good in both and better in one.
+    Less cost is better. Less value is better for `"min"`, more for `"max"`. A pair with a part that is missing or not
+    finite is not on the front and beats no other. Equal pairs are on the front together.
     """
     sign = 1 if mode == "min" else -1
-    known = [
+    finite = [
         (cost, sign * value, place)
         for place, (cost, value) in enumerate(points)
         if cost is not None and value is not None and math.isfinite(cost) and math.isfinite(value)
     ]
     front: set[int] = set()
     best, best_cost = math.inf, math.inf
-    for cost, value, place in sorted(known):
+    # By increasing cost, so only the best value so far has to be compared.
+    for cost, value, place in sorted(finite):
         if value < best or (value == best and cost == best_cost):
             front.add(place)
             best, best_cost = value, cost
@@ -146,9 +151,10 @@ def pareto_front(points: Sequence[tuple[float | None, float | None]], mode: str)
 
 
 def metric_against_compute(run: RunRecord, metric: str) -> list[tuple[float, float]]:
-    """Pairs of hardware FLOPs and metric: for each value the compute that was logged last, at its step or before.
+    """Return pairs of hardware FLOPs spent and metric.
 
-    A value from before any compute was logged is left out, and one that is not finite.
+    Each value is paired with the last compute logged at its step or before. Values before any compute, and those that
+    are not finite, are left out.
     """
     spent = run.series.get(COMPUTE, ())
     steps = [step for step, _ in spent]
@@ -161,15 +167,22 @@ def metric_against_compute(run: RunRecord, metric: str) -> list[tuple[float, flo
 
 
 def shared_metrics(runs: Iterable[RunRecord]) -> list[str]:
-    """The users' metrics that all runs have which have any, and whose name says whether more or less is better."""
+    """Return the users' metrics with a known direction that all runs share.
+
+    Runs without any metric of the user's are not asked.
+    """
     names = [metrics for run in runs if (metrics := run.own_metrics())]
     shared = set.intersection(*names) if names else set()
     return sorted(name for name in shared if direction_of(name))
 
 
 def direction_of(metric: str) -> str | None:
-    """What is better, by the name: `"min"` for `val/loss`, `"max"` for `val_acc5`, None where it says neither."""
+    """Return `"min"` or `"max"` by a metric's name; None if unclear.
+
+    For example `"min"` for `val/loss`, `"max"` for `val_acc5`.
+    """
     apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", metric).lower()
+    # The last word decides: `loss` in `accuracy_loss`. Each is also tried without a number at its end.
     words = (form for word in re.split(r"[^a-z0-9]+", apart)[::-1] for form in (word, word.rstrip("0123456789")))
     return next((_BETTER[word] for word in words if word in _BETTER), None)
 
@@ -190,12 +203,15 @@ def _row(run: RunRecord, metric: str, name: str) -> RunRow:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """A name for each; one that several have gets so much of the place in front as tells them apart."""
+    """Return a distinct name for each run.
+
+    Equal names get as many parts of the place in front as tell them apart.
+    """
     counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else _longer(run, runs) for run in runs]
+    return [run.name if counts[run.name] == 1 else _qualified_name(run, runs) for run in runs]
 
 
-def _longer(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+def _qualified_name(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     others = [other.place.split("/") for other in runs if other is not run and other.name == run.name]
     parts = run.place.split("/")
     length = next((n for n in range(1, len(parts)) if all(parts[-n:] != other[-n:] for other in others)), len(parts))
@@ -204,7 +220,10 @@ def _longer(run: RunRecord, runs: Sequence[RunRecord]) -> str:
 
 
 def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
-    """The best first: what costs least, what is used most; without a figure last, in the order that was given."""
+    """Sort the rows by a column, the best first.
+
+    Rows without a figure come last, in the given order.
+    """
     if column not in columns():
         raise ValueError(f"sort is {column!r}; it is one of {', '.join(columns())}")
     if column == "run":
@@ -213,6 +232,7 @@ def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
 
     def rank(row: RunRow) -> tuple[bool, float]:
         value = row.value(column)
+        # Such rows come last in both directions.
         is_missing = value is None or math.isnan(value)
         return is_missing, 0.0 if is_missing or value is None else -value if is_more_better else value
 
@@ -221,13 +241,14 @@ def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
 
 def _notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     notes = []
-    for key, what in (
+    for key, meaning in (
         ("flops.fma", "FLOPs of a multiply-add"),
         ("flops.elementwise", "whether elementwise work counts"),
     ):
         values = sorted({str(run.config[key]) for run in runs if key in run.config})
         if len(values) > 1:
-            notes.append(f"FLOPs are not comparable: {key} ({what}) is {' here and '.join(values)} there")
+            notes.append(f"FLOPs are not comparable: {key} ({meaning}) is {' here and '.join(values)} there")
+    # Different batches are no mistake, but FLOPs and times depend on them.
     batches = sorted({batch for run in runs if (batch := _batch_size(run))})
     if len(batches) > 1:
         sizes = ", ".join(f"{batch:g}" for batch in batches)

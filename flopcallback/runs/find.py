@@ -1,4 +1,4 @@
-"""Where finished and running trainings are read back from: readers found by entry point, and the one for folders."""
+"""The runs at a place, found by readers from entry points."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from flopcallback.runs.record import FoundRun, RunsError
 __all__ = ["GROUP", "find_runs"]
 
 GROUP = "flopcallback.runs"
-"""The entry-point group. An entry loads to `find_runs(place) -> Sequence[FoundRun]`, and imports its tracker only for
-places that are its own; a sequence without runs says that the place, a path or an address, is not."""
+"""The entry-point group of readers.
+
+An entry loads to `find_runs(place) -> Sequence[FoundRun]`. `place` is a path or an address. A reader imports its
+tracker only for places that are its own, and returns an empty sequence for all others.
+"""
 
 
 def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
-    """The runs at a place: a folder with one run or with several at any depth, a file of a store, an address.
+    """Return the runs at a place.
+
+    Args:
+        place: a folder with runs at any depth, a file of a store, or an address.
 
     Raises:
-        RunsError: there are none, or what they are in cannot be opened.
+        RunsError: there are no runs, or their store cannot be opened.
     """
     place = os.fspath(place)
     missing: list[str] = []
@@ -28,8 +34,10 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
     for entry in sorted(entry_points(group=GROUP)):
         try:
             found += entry.load()(place)
-        except ModuleNotFoundError as error:  # what its runs are read with
+        except ModuleNotFoundError as error:
+            # Other readers may find runs; without any, this is the reason.
             missing.append(str(error))
+    # Our files beside those of a tracker belong to the same run, which is found once.
     taken = {Path(run.place) for run in found}
     found += [run for run in runs_in_folders(place) if not _belongs_to(Path(run.place), taken)]
     if found:
@@ -45,6 +53,9 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
 
 
 def _belongs_to(folder: Path, taken: set[Path]) -> bool:
-    """Whether one of those runs has this folder's files: beside its own, in a report, or in a W&B run's folder."""
+    """Return whether a folder's files belong to a run that was found.
+
+    They are beside its own files, in a report folder, or in the folder of a W&B run.
+    """
     at_or_above = {folder, folder.parent} if folder.name == REPORT else {folder}
-    return bool(at_or_above & taken) or any("run-" in each.name and each in taken for each in folder.parents)
+    return bool(at_or_above & taken) or any("run-" in parent.name and parent in taken for parent in folder.parents)

@@ -1,4 +1,4 @@
-"""Trainings read back from the folders that `LocalTracker` and Lightning's `CSVLogger` write."""
+"""Trainings read from the folders of `LocalTracker` and of Lightning's `CSVLogger`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
 __all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
 
 REPORT = "flopcallback_report"
-"""The folder that keeps what no tracker takes, inside a run's own or beside a script."""
+"""Name of the folder for what no tracker takes, inside a run's folder or beside a script."""
 
+# Files of `LocalTracker`, and the file of `CSVLogger`.
 PROFILE, SCALARS, METRICS = "flopcallback.json", "scalars.jsonl", "metrics.csv"
-
-
+# Columns of Lightning's `metrics.csv` that are not metrics.
 _NO_METRICS = ("step", "epoch")
-"""Columns of Lightning's `metrics.csv` that say where a row stands."""
 
 
 def folder_name(folder: Path, root: Path) -> str:
-    """What the run in a folder is called: the way to it from `root`, or its own name where it is the root."""
+    """Return the name of the run in a folder.
+
+    It is the path from `root`, or the folder's own name if it is the root.
+    """
     run = folder.parent if folder.name == REPORT else folder
     relative = run.relative_to(root) if run.is_relative_to(root) else Path()
     return relative.as_posix() if relative.parts else run.resolve().name
 
 
 def series_of(points: Iterable[tuple[str, int, int | float]]) -> dict[str, Series]:
-    """Triples of name, step and value as series by name; those of one step keep their order."""
+    """Group triples of name, step and value into series by name.
+
+    Values of one step keep their order.
+    """
     series: defaultdict[str, list[tuple[int, int | float]]] = defaultdict(list)
     for name, step, value in points:
         series[name].append((step, value))
@@ -41,20 +46,24 @@ def series_of(points: Iterable[tuple[str, int, int | float]]) -> dict[str, Serie
 
 
 def runs_in_folders(place: str) -> Sequence[FoundRun]:
-    """The folders at or below `place` that `LocalTracker` wrote; or a single profile, which any count may have left."""
+    """Return the runs that `LocalTracker` wrote at or below a place.
+
+    A single JSON file is a run with its profile only, which any count may have left.
+    """
     path = Path(place)
     if path.is_file():
         if path.name in (PROFILE, SCALARS):
-            return [_found(path.parent, path.parent)]
-        return [FoundRun(place, lambda: _of_profile(path))] if path.suffix == ".json" else []
+            return [_found_run(path.parent, path.parent)]
+        return [FoundRun(place, lambda: _profile_record(path))] if path.suffix == ".json" else []
     folders = {file.parent for name in (PROFILE, SCALARS) for file in path.rglob(name)} if path.is_dir() else ()
-    return [_found(folder, path) for folder in sorted(folders)]
+    return [_found_run(folder, path) for folder in sorted(folders)]
 
 
-def _found(folder: Path, root: Path) -> FoundRun:
+def _found_run(folder: Path, root: Path) -> FoundRun:
     def read() -> RunRecord:
         try:
-            return _of_folder(folder, folder_name(folder, root))
+            return _folder_record(folder, folder_name(folder, root))
+        # It names the file already.
         except RunsError:
             raise
         except (OSError, ValueError, TypeError, csv.Error) as error:
@@ -63,28 +72,31 @@ def _found(folder: Path, root: Path) -> FoundRun:
     return FoundRun(str(folder), read)
 
 
-def _of_profile(path: Path) -> RunRecord:
-    profile = _profile(path)
+def _profile_record(path: Path) -> RunRecord:
+    profile = _read_profile(path)
     return RunRecord(path.stem, str(path), figures=profile.scalars(), config=profile.config)
 
 
-def _of_folder(folder: Path, name: str) -> RunRecord:
-    """Our own numbers are exact where they stand in our own files, so these come last."""
-    profile = _profile(folder / PROFILE) if (folder / PROFILE).is_file() else None
-    beside = folder.parent if folder.name == REPORT else folder
-    series = {**series_of(_csv_points(beside / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
-    logged_last = {name: values[-1][1] for name, values in series.items()}
-    run = RunRecord(name, str(folder), figures=logged_last, series=series)
+def _folder_record(folder: Path, name: str) -> RunRecord:
+    """Read the run of one folder.
+
+    Our own files are merged last, since only they have exact integers.
+    """
+    profile = _read_profile(folder / PROFILE) if (folder / PROFILE).is_file() else None
+    run_folder = folder.parent if folder.name == REPORT else folder
+    series = {**series_of(_csv_points(run_folder / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
+    last_values = {name: values[-1][1] for name, values in series.items()}
+    run = RunRecord(name, str(folder), figures=last_values, series=series)
     if profile is None:
         return run
-    # A user's prefix stands in front of what was logged, and not in the profile, which knows of none.
-    front = next(iter(run.prefixes()), "")
-    counted = {front + key: value for key, value in profile.scalars().items()}
-    config = {front + key: value for key, value in profile.config.items()}
-    return replace(run, figures={**counted, **logged_last}, config=config)
+    # Logged names have the user's prefix; those in the profile never have one.
+    prefix = next(iter(run.prefixes()), "")
+    counted = {prefix + key: value for key, value in profile.scalars().items()}
+    config = {prefix + key: value for key, value in profile.config.items()}
+    return replace(run, figures={**counted, **last_values}, config=config)
 
 
-def _profile(path: Path) -> ModelProfile:
+def _read_profile(path: Path) -> ModelProfile:
     try:
         return ModelProfile.from_json(path.read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -92,7 +104,10 @@ def _profile(path: Path) -> ModelProfile:
 
 
 def _scalar_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
-    """What `LocalTracker` wrote; a last line that a killed training left unfinished is passed over."""
+    """Yield the points that `LocalTracker` wrote.
+
+    A last line that a killed training left unfinished is skipped.
+    """
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -109,12 +124,16 @@ def _scalar_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
 
 
 def _csv_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
-    """What Lightning's `CSVLogger` wrote: a row per step and kind of metric, empty where nothing was logged."""
+    """Yield the points that Lightning's `CSVLogger` wrote.
+
+    A row has one step and one kind of metric; all other cells are empty.
+    """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             step = _number(row.get("step"))
+            # Rows that were logged without a step have no place in a series.
             if step is None or not math.isfinite(step):
                 continue
             for name, text in row.items():

@@ -1,4 +1,4 @@
-"""RunRecord: what one training left in its tracker or folder, as plain data that knows no tracker."""
+"""RunRecord: what one training left behind, as plain data without any tracker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from flopcallback.profile import metrics
 from flopcallback.profile.model_profile import PHASES
 
-__all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_own_name"]
+__all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_our_name"]
 
 Series = tuple[tuple[int, int | float], ...]
-"""Pairs of step and value, by step; the last of several values at one step comes last."""
+"""Pairs of step and value in order of steps. Of several values at one step, the last logged comes last."""
 
 COMPUTE = metrics.COMPUTE.name
-"""The name under which a training logs the hardware FLOPs that it has spent so far."""
+"""Name under which a training logs its hardware FLOPs so far."""
 
 _PHASES = tuple(f"{phase}/" for phase in PHASES)
-_TELLTALE = re.compile(f"(.*?)(?:{re.escape(metrics.FORWARD.name)}|{re.escape(COMPUTE)})")
+# Every run of ours has one of these names; a user's prefix is what precedes it.
+_OUR_NAME = re.compile(f"(.*?)(?:{re.escape(metrics.FORWARD.name)}|{re.escape(COMPUTE)})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,11 @@ class RunRecord:
     """One run.
 
     Attributes:
-        name: what people call it.
-        place: where it was read from, in words that find it again.
-        figures: the last value under each name; an exact integer where the source has one.
-        series: all values under each name; what was logged once may be left out.
-        config: the conditions of the count (`flops.fma`, ...), and what else the source keeps as configuration.
+        name: name shown to people.
+        place: folder or address from which it was read.
+        figures: last value under each name; an exact int if the source has one.
+        series: all values under each name; numbers that were logged once may be missing.
+        config: conditions of the count (`flops.fma`, ...), and other configuration that the source has.
     """
 
     name: str
@@ -41,12 +42,18 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def prefixes(self) -> list[str]:
-        """What stands in front of our names in this run, as a user's `prefix=` puts it there; mostly `[""]` or `[]`."""
-        names = (_TELLTALE.fullmatch(name) for name in {*self.figures, *self.series})
+        """Return the prefixes in front of our names in this run.
+
+        They are what users gave as `prefix=`; mostly `[""]`, or `[]` if nothing is ours.
+        """
+        names = (_OUR_NAME.fullmatch(name) for name in {*self.figures, *self.series})
         return sorted({_without_phase(match[1]) for match in names if match})
 
     def without_prefix(self, prefix: str) -> RunRecord:
-        """The same run with our names as they are without a prefix; ours of another prefix stay as they stand."""
+        """Return a copy in which our names have this prefix no more.
+
+        Names of ours with another prefix stay as they are.
+        """
         if not prefix:
             return self
         return replace(
@@ -57,12 +64,15 @@ class RunRecord:
         )
 
     def own_metrics(self) -> set[str]:
-        """Names of the user's own numbers that were logged along the training."""
-        return {name for name in self.series if not is_own_name(name)}
+        """Return the names of the user's own numbers that were logged repeatedly."""
+        return {name for name in self.series if not is_our_name(name)}
 
 
-def is_own_name(name: str) -> bool:
-    """Whether a number under this name is one that flopcallback logs, with its phase or without."""
+def is_our_name(name: str) -> bool:
+    """Return whether flopcallback logs a number under this name.
+
+    A phase in front is part of the name; a prefix is not.
+    """
     phase = next((phase for phase in _PHASES if name.startswith(phase)), "")
     return name.removeprefix(phase).startswith(metrics.GROUPS)
 
@@ -72,25 +82,31 @@ def _without_phase(prefix: str) -> str:
 
 
 def _stripped(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The user's own names may begin with the same: those are theirs."""
+    """Remove the prefix from our names only.
+
+    The user's own names may begin with the same text.
+    """
     renamed = {}
     for name, value in values.items():
         bare = name.removeprefix(prefix)
-        renamed[bare if is_own_name(bare) or bare.startswith("flops.") else name] = value
+        renamed[bare if is_our_name(bare) or bare.startswith("flops.") else name] = value
     return renamed
 
 
 class RunsError(ValueError):
-    """A place has no runs, or one of them cannot be read; the text says why, and the way out."""
+    """Error for a place without runs, or with an unreadable one.
+
+    The text says why, and what to do.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
-    """A run that is there, not read yet.
+    """A run that was found but not read yet.
 
     Attributes:
-        place: the folder or address that it is at.
-        read: reads it; raises `RunsError` where that cannot be done.
+        place: its folder or address.
+        read: reads it; raises `RunsError` if it cannot be read.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""Where profiles and numbers go: the Tracker protocol, how one is found for an object, and two that need no package."""
+"""Trackers: their protocol, how they are found, and two simple ones."""
 
 from flopcallback.trackers.discovery import GROUP, NoTrackerError, described, folder_of, new_name, tracker_for
 from flopcallback.trackers.local import LocalTracker

@@ -1,4 +1,4 @@
-"""LocalTracker: files in a folder."""
+"""LocalTracker: a tracker that writes files into a folder."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ __all__ = ["LocalTracker"]
 
 
 class LocalTracker:
-    """Files in a folder: `scalars.jsonl`, and per phase the profile as `flopcallback.json`, `.html`, `.txt` and `.md`.
+    """A tracker that writes `scalars.jsonl` and the files of each phase's profile.
 
-    The folder is made when the first file is written. A line of `scalars.jsonl` is one call of `log_scalars`; integers
-    are exact, and numbers that are not finite stand as null. The file holds the numbers of one tracker: its first call
-    begins it anew, as the profile of an earlier run is replaced.
+    These are `flopcallback.json`, `.html`, `.txt` and `.md`. The folder is made when the first file is written. A line
+    of `scalars.jsonl` is one call of `log_scalars`; integers are exact, and numbers that are not finite are null. The
+    file has the numbers of one tracker: its first call empties it, as the profile of an earlier run is replaced.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._has_begun = False
+        # False until the first call, which replaces the file of an earlier run. Later calls append.
+        self._has_written = False
+        # Step of the last profile by phase, for `log_training`, which is given none.
         self._steps: dict[str, int] = {}
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Adds one line of JSON."""
+        """Append one line of JSON."""
         numbers = {"step": step, **{name: finite(value) for name, value in values.items()}}
         line = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "scalars.jsonl").open("a" if self._has_begun else "w", encoding="utf-8") as file:
-            self._has_begun = True
+        with (self.folder / "scalars.jsonl").open("a" if self._has_written else "w", encoding="utf-8") as file:
+            self._has_written = True
             file.write(line + "\n")
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Writes the four files of the profile's phase anew; only `step` of the latest call can be read from them."""
+        """Replace the four files of the profile's phase.
+
+        Only the step of the last call is in them.
+        """
         self._steps[profile.phase] = step
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in report_files(profile, step):
             (self.folder / f"{profile.file_stem}{suffix}").write_text(text, encoding="utf-8")
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Writes the files of the profile anew."""
+        """Replace the files of the profile."""
         self.log_profile(profile, self._steps.get(profile.phase, 0))
 
     def close(self) -> None:
-        """Does nothing: every call has written its files."""
+        """Do nothing: every call has written its files."""

@@ -1,4 +1,4 @@
-"""MemoryTracker: for tests, notebooks and loops of one's own."""
+"""MemoryTracker: a tracker for tests, notebooks and custom loops."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ __all__ = ["MemoryTracker"]
 
 @dataclass
 class MemoryTracker:
-    """Keeps what it is given, in order, as pairs of step and content: for tests, notebooks and loops of one's own."""
+    """A tracker that keeps pairs of step and content in lists.
+
+    Attributes:
+        scalars: numbers in the order of calls.
+        profiles: profiles in the order of calls.
+        closed: True after `close`.
+    """
 
     scalars: list[tuple[int, dict[str, int | float]]] = field(default_factory=list)
     profiles: list[tuple[int, ModelProfile]] = field(default_factory=list)
     closed: bool = False
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Keeps a copy of the numbers."""
-        self.scalars.append((step, dict(values)))
+        """Keep a copy of the numbers."""
+        self.scalars.append((step, dict(values)))  # the caller may change its own
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Keeps the profile."""
+        """Keep the profile."""
         self.profiles.append((step, profile))
 
     def close(self) -> None:
-        """Notes that it was called."""
+        """Set `closed`."""
         self.closed = True

@@ -1,4 +1,4 @@
-"""What a tracker is: three methods, and two that are optional."""
+"""The methods of a tracker: three required, two optional."""
 
 from __future__ import annotations
 
@@ -12,29 +12,50 @@ __all__ = ["DrawsByCompute", "KeepsTraining", "Tracker"]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What takes numbers and profiles to where the user looks at them. Whoever made the target closes the target."""
+    """A destination of numbers and profiles.
+
+    Whoever made the target of a tracker closes the target.
+    """
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Writes numbers at a step. The names are final: prefix and phase are in them already."""
+        """Write numbers at a step.
+
+        The names are final: they include prefix and phase.
+        """
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Writes tables, figures and files of a profile; called again for it once times have been measured."""
+        """Write tables, figures and files of a profile.
+
+        It is called again for the same profile when times have been measured.
+        """
 
     def close(self) -> None:
-        """Makes sure that all is written; what the caller owns stays open."""
+        """Write everything that is pending; leave open what the caller owns."""
 
 
 @runtime_checkable
 class KeepsTraining(Protocol):
-    """A tracker that also keeps what a training came to, exactly; others have what was logged on the way."""
+    """A tracker that also keeps the exact totals of a training.
+
+    Other trackers have the numbers that were logged during the training.
+    """
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Writes `profile.training`, of a profile that was logged before; called once, when the training is over."""
+        """Write `profile.training` of a profile that was logged before.
+
+        It is called once, when the training is over.
+        """
 
 
 @runtime_checkable
 class DrawsByCompute(Protocol):
-    """A tracker that can draw the user's own metrics by compute; others are given copies, whose step is compute."""
+    """A tracker that can plot the user's own metrics against compute.
+
+    Other trackers are given copies of these metrics with compute as their step.
+    """
 
     def use_compute_axis(self, names: Sequence[str]) -> None:
-        """Makes compute so far the x-axis of metrics of these names; called once, before any number is logged."""
+        """Make compute so far the x-axis of these metrics.
+
+        It is called once, before any number is logged.
+        """
