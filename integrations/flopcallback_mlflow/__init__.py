@@ -1,4 +1,7 @@
-"""flopcallback's profiles and numbers in MLflow: metrics, tags, tables and files of a run that the caller owns."""
+"""Profiles and numbers of flopcallback in MLflow.
+
+They are metrics, tags, tables and files of a run that the caller owns.
+"""
 
 from flopcallback_mlflow.tracker import MLflowTracker
 

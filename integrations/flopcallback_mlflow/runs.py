@@ -1,4 +1,4 @@
-"""Runs of MLflow's, read back from their store through an MlflowClient."""
+"""MLflow runs, read from their store through an MlflowClient."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ if TYPE_CHECKING:
 
 __all__ = ["find_runs"]
 
+# Default name of MLflow's store.
 DATABASE = "mlflow.db"
-"""What MLflow calls its store where nobody says otherwise."""
 
+# Seconds that a server may take to answer.
 ANSWER_S = 20
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
-_ONCE = ("flops/", "model/", "latency/")
-"""Logged at one step: the run itself has their values, and their history costs a query each."""
+# Groups that are logged at one step. The run itself has their values, while a history costs one query per metric.
+_LOGGED_ONCE = ("flops/", "model/", "latency/")
 
 
 def find_runs(place: str) -> list[FoundRun]:
-    """The active runs of a store: `sqlite:///…`, `http://…`, a file `….db`, a folder with `mlflow.db`, or `mlruns`.
+    """Return the active runs of a store.
 
-    `#name` behind it takes the runs of one experiment alone.
+    Args:
+        place: `sqlite:///…`, `http://…`, a file `….db`, a folder with `mlflow.db`, or `mlruns`. With `#name` behind it,
+            only the runs of that experiment are returned.
 
     Raises:
         RunsError: the store cannot be opened, or has no such experiment.
-        ModuleNotFoundError: it is a store, and MLflow is not installed.
+        ModuleNotFoundError: the place is a store, and MLflow is not installed.
     """
     store, _, experiment = (place, "", "") if Path(place).exists() else place.partition("#")
     uri = _uri(store)
@@ -51,36 +54,38 @@ def find_runs(place: str) -> list[FoundRun]:
         raise ModuleNotFoundError("MLflow's runs are read with MLflow: pip install mlflow", name="mlflow") from error
     try:
         client = MlflowClient(uri)
-        return [_found(client, run, store) for run in _runs(client, _experiments(client, experiment, store))]
+        return [_found_run(client, run, store) for run in _runs(client, _experiments(client, experiment, store))]
     except MlflowException as error:
         raise RunsError(f"{store}: MLflow could not read it: {str(error).strip()}") from error
 
 
 def _uri(store: str) -> str | None:
-    """The store's address; None where the place is something else."""
+    """Return the store's address; None for any other place."""
     scheme, separator, rest = store.partition("://")
     if separator:
         if scheme == "sqlite":
             return _database(Path(rest[1:]))
         if scheme in ("http", "https"):
-            _expect_answer(store)
+            _require_answer(store)
         return store if scheme.partition("+")[0] in SCHEMES else None
     path = Path(store)
     if path.is_file():
         return _database(path) if path.suffix in (".db", ".sqlite") else None
     # `mlruns` has the files of runs whose numbers are in the database beside it; in MLflow 2 it had the numbers too.
-    beside = [path / DATABASE, *([path.with_name(DATABASE)] if path.name == "mlruns" else [])]
-    database = next((file for file in beside if file.is_file()), None)
+    candidates = [path / DATABASE, *([path.with_name(DATABASE)] if path.name == "mlruns" else [])]
+    database = next((file for file in candidates if file.is_file()), None)
     if database is not None:
         return _database(database)
     return path.resolve().as_uri() if any(path.glob("*/meta.yaml")) else None
 
 
-def _expect_answer(address: str) -> None:
-    """Passes where a server answers, whatever it says: MLflow would ask one that does not for minutes.
+def _require_answer(address: str) -> None:
+    """Check that a server answers, with any status.
+
+    MLflow would retry for minutes if there is none.
 
     Raises:
-        RunsError: nobody answers.
+        RunsError: no server answers.
     """
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_S):
@@ -92,14 +97,17 @@ def _expect_answer(address: str) -> None:
 
 
 def _database(file: Path) -> str:
-    """The address of a database that is MLflow's: of a missing one and in any other, MLflow would make its tables.
+    """Return the address of a database that is MLflow's.
+
+    MLflow itself would make its tables in any other database, and make a missing file.
 
     Raises:
-        RunsError: it is neither there nor MLflow's.
+        RunsError: there is no such file, or the database is not MLflow's.
     """
     if not file.is_file():
         raise RunsError(f"sqlite:///{file}: there is no file {file}; an absolute path has four slashes, sqlite:////…")
     try:
+        # Read-only, so that looking at a database never changes it.
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             is_store = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
     except sqlite3.DatabaseError as error:
@@ -121,7 +129,7 @@ def _experiments(client: MlflowClient, name: str, store: str) -> list[Experiment
 
 
 def _runs(client: MlflowClient, experiments: list[Experiment]) -> Iterator[Run]:
-    """Oldest first."""
+    """Yield the runs of experiments, oldest first."""
     ids = [experiment.experiment_id for experiment in experiments]
     return _pages(client.search_runs, experiment_ids=ids, order_by=["attributes.start_time ASC"])
 
@@ -136,7 +144,7 @@ def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
             return
 
 
-def _found(client: MlflowClient, run: Run, store: str) -> FoundRun:
+def _found_run(client: MlflowClient, run: Run, store: str) -> FoundRun:
     place = f"{store}/{run.info.run_id}"
     return FoundRun(place, lambda: _read(client, run, place))
 
@@ -160,18 +168,20 @@ def _read(client: MlflowClient, run: Run, place: str) -> RunRecord:
 
 def _points(client: MlflowClient, run: Run) -> Iterator[tuple[str, int, float]]:
     for name in run.data.metrics:
-        if not any(f"/{group}" in f"/{name}" for group in _ONCE):
+        if not any(f"/{group}" in f"/{name}" for group in _LOGGED_ONCE):
             for point in client.get_metric_history(run.info.run_id, name):
                 yield name, point.step, point.value
 
 
 def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:
-    """The integer that a metric is the float64 of: the one in the tag of the same name, where dots stand for slashes.
+    """Return the exact integer that was logged as a metric, if known.
 
-    Totals have no tag, and are the integer that was logged as far as a float64 tells integers apart.
+    A tag has the digits; its name is that of the metric with dots for slashes. Totals have no tag: below 2**53 their
+    float64 is the integer itself.
     """
     text = tags.get(name.replace("/", "."), "")
     exact = int(text) if text.lstrip("-").isdecimal() else None
+    # A metric that was logged again since is no longer the integer of the tag.
     if exact is not None and float(exact) == value:
         return exact
     is_total = name.endswith("_total") and value.is_integer() and abs(value) < LARGEST_EXACT
@@ -179,11 +189,14 @@ def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:
 
 
 def _conditions(tags: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """What `MLflowTracker` wrote as `flops.fma`, its JSON read; a prefix `mine/` is `mine.` in a tag."""
+    """Yield the conditions that `MLflowTracker` wrote as tags, with their JSON read.
+
+    A prefix `mine/` is `mine.` in a tag.
+    """
     for name, text in tags.items():
-        front, found, key = f".{name}".partition(".flops.")
+        prefix, found, key = f".{name}".partition(".flops.")
         if found:
-            yield f"{front[1:]}/flops.{key}".lstrip("/"), _value(text)
+            yield f"{prefix[1:]}/flops.{key}".lstrip("/"), _value(text)
 
 
 def _value(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""From what a user gives to the MlflowClient and the run that are written to."""
+"""The MlflowClient and the run for a user's target."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ PAIR = "Give the pair of a client and its run: (MlflowClient(), run_id)."
 
 
 def client_and_run(target: Any, run_id: Any = None) -> tuple[MlflowClient, str]:
-    """The client and the id of the run that `target` stands for; `MLflowTracker` says what it may be, and what raises.
+    """Return the client and the run id of a target.
 
-    Never by way of the fluent functions that log: without an active run, as under Lightning's logger, they start one.
+    `MLflowTracker` documents the possible targets and errors.
     """
+    # MLflow's fluent functions that log are never used: without an active run, as under Lightning's logger, they start
+    # one.
     mlflow = _mlflow()
     if isinstance(target, tuple) and len(target) == 2 and run_id is None:
         target, run_id = target
@@ -32,9 +34,9 @@ def client_and_run(target: Any, run_id: Any = None) -> tuple[MlflowClient, str]:
         return _client_of(target.info.run_id), target.info.run_id
     # Lightning's logger, of either package: the first access makes the run where there is none yet.
     client: Any = getattr(target, "experiment", None)
-    of_logger = getattr(target, "run_id", None) if isinstance(client, mlflow.MlflowClient) else None
-    if isinstance(of_logger, str):
-        return client, of_logger
+    logger_run_id = getattr(target, "run_id", None) if isinstance(client, mlflow.MlflowClient) else None
+    if isinstance(logger_run_id, str):
+        return client, logger_run_id
     raise TypeError(
         f"MLflowTracker: {target!r:.80} is no run of MLflow's. {PAIR} A Run, the string 'mlflow' for the active run, "
         "and Lightning's MLFlowLogger do as well."
@@ -42,8 +44,9 @@ def client_and_run(target: Any, run_id: Any = None) -> tuple[MlflowClient, str]:
 
 
 def _mlflow() -> Any:
-    """The package; a folder `mlflow` beside the script would be imported as an empty one."""
+    """Import MLflow."""
     try:
+        # A folder `mlflow` beside the script would be imported as an empty package, so more than the name is imported.
         import mlflow.entities
         from mlflow import MlflowClient  # noqa: F401
     except ImportError as error:
@@ -66,7 +69,10 @@ def _active_run(name: str) -> Any:
 
 
 def _client_of(run_id: str) -> MlflowClient:
-    """A client of the store in use: a `Run` does not say which store it came from."""
+    """Return a client of the current store that has this run.
+
+    A `Run` does not say which store it came from.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -74,6 +80,7 @@ def _client_of(run_id: str) -> MlflowClient:
     try:
         client.get_run(run_id)
     except MlflowException as error:
+        # Any other error, such as one of the connection, is not about the run.
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ValueError(

@@ -1,4 +1,4 @@
-"""MLflowTracker: what MLflow can show of a profile, written into a run through an MlflowClient."""
+"""MLflowTracker: profiles and numbers in a run, written through an MlflowClient."""
 
 from __future__ import annotations
 
@@ -20,75 +20,84 @@ if TYPE_CHECKING:
 
 __all__ = ["MLflowTracker"]
 
-# What the run page reads to offer "View as table"; `MlflowClient.log_table` keeps it too, but appends to the table that
-# is there when it is called again, and imports pandas.
+# Tag that the run page reads to offer "View as table". Not `MlflowClient.log_table`, which sets it too, but imports
+# pandas and, when called again, appends to the table.
 LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 
-# MLflow cuts a longer one itself, with a warning that has the whole value in it.
+# Characters. MLflow itself would cut a longer tag, with a warning that contains the whole value.
 LONGEST_TAG = 8000
 CUT = " … (cut; whole in report.json)"
 
-# A browser takes over ten seconds to open a table this long, a minute and more for one of 10,000 rows (mlflow 3.17).
-# A longer one is whole in its file all the same, and the page shows that as text.
+# Rows. A browser takes over ten seconds to open such a table, and over a minute for 10,000 rows (mlflow 3.17). A longer
+# table is complete in its file, which the page shows as text.
 LONGEST_TABLE = 2000
 
 
 class MLflowTracker:
-    """Writes to a run of MLflow's: metrics, tags, two tables, figures and a report.
+    """A tracker that writes to an MLflow run.
 
-    A metric in MLflow is a float64, and a number that is not finite is NaN there: MLflow would keep an infinity as the
-    largest float. Exact integers stand in tags, tables and `flops/report.json`. No params are written, since a later
+    It writes metrics, tags, two tables, figures and a report.
+
+    A metric in MLflow is a float64, and a number that is not finite is logged as NaN: MLflow would keep an infinity as
+    the largest float. Exact integers are in tags, tables and `flops/report.json`. No params are written, since a later
     fit of the run could not change them. The run belongs to the caller and is not ended.
 
     Args:
-        target: an `MlflowClient`, with `run_id` or as a pair `(client, run_id)`; a `Run`, which has to be in the store
-            of `mlflow.get_tracking_uri()`; the string `"mlflow"`, for the active run; or Lightning's `MLFlowLogger`.
-        run_id: the run, where `target` is a client.
-        prefix: stands in front of the names of tags and of the paths of files.
+        target: an `MlflowClient`, with `run_id` or as a pair `(client, run_id)`; a `Run` in the store of
+            `mlflow.get_tracking_uri()`; the string `"mlflow"` for the active run; or Lightning's `MLFlowLogger`.
+        run_id: id of the run if `target` is a client.
+        prefix: prefix of the names of tags and of the paths of files.
 
     Raises:
         TypeError: `target` is none of these, or a client without a run.
-        ValueError: the run is not in the store that is in use.
-        RuntimeError: `"mlflow"` while no run is active.
+        ValueError: the run is not in the current store.
+        RuntimeError: `target` is `"mlflow"`, and no run is active.
         ModuleNotFoundError: MLflow is not installed.
     """
 
     def __init__(self, target: Any, run_id: str | None = None, *, prefix: str = "") -> None:
         self.client, self.run_id = client_and_run(target, run_id)
         self.prefix = prefix
-        self._earlier: dict[str, float] | None = None
+        # The run's last values from before this tracker, each until its name is logged; None until the first call.
+        self._unrepeated: dict[str, float] | None = None
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Adds one point to each metric.
+        """Add one point to each metric.
 
-        The first value under a name is left out where it is the latest that the run has under it: what a second fit
-        counts again stays one point.
+        The first value under a name is left out if it is already the run's last value: what a second fit counts again
+        stays one point.
         """
         from mlflow.entities import Metric
 
-        if self._earlier is None:
-            self._earlier = dict(self.client.get_run(self.run_id).data.metrics)
+        if self._unrepeated is None:
+            self._unrepeated = dict(self.client.get_run(self.run_id).data.metrics)
         now_ms = int(time.time() * 1000)
         points = [Metric(_legal(name), _storable(value), now_ms, int(step)) for name, value in values.items()]
-        new = [point for point in points if self._earlier.pop(point.key, None) != point.value]
+        new = [point for point in points if self._unrepeated.pop(point.key, None) != point.value]
         if new:
             self.client.log_batch(self.run_id, metrics=new, synchronous=True)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Writes tables, tags, report and figures; what an earlier call wrote of the same phase is replaced.
+        """Write tables, tags, report and figures.
+
+        They replace those of an earlier call for the same phase.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed; all but the figures is written nevertheless.
+            ModuleNotFoundError: matplotlib is not installed; everything except the figures is written nevertheless.
         """
         tables = {"modules.json": profile.module_records(), "operators.json": profile.operator_records()}
         for name, records in tables.items():
             self._write(profile, name, _table(records))
         self._set_tags(profile, {self._path(profile, name): len(records) for name, records in tables.items()})
         self._write_report(profile, (".json", ".md", ".html"), step)
+        # Last, since matplotlib may be missing.
         self._draw(profile)
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Writes the report anew, and the exact integers as tags: a metric is a float64."""
+        """Replace the report, and write exact integers as tags.
+
+        A metric is a float64.
+        """
         from mlflow.entities import RunTag
 
         self._write_report(profile, (".json", ".html"))
@@ -97,7 +106,7 @@ class MLflowTracker:
         self.client.log_batch(self.run_id, tags=tags, synchronous=True)
 
     def close(self) -> None:
-        """Does nothing: every call has written what it was given, and the run is its owner's to end."""
+        """Do nothing: everything is written, and the caller ends the run."""
 
     def _write(self, profile: ModelProfile, name: str, text: str) -> None:
         self.client.log_text(self.run_id, text, self._path(profile, name))
@@ -112,29 +121,37 @@ class MLflowTracker:
             self.client.log_figure(self.run_id, latency_chart(profile), self._path(profile, "latency.png"))
 
     def _path(self, profile: ModelProfile, name: str) -> str:
-        # A colon may stand in a metric's name, and in no file's on Windows.
+        # A metric's name may have a colon, but no file's name on Windows.
         return _legal(f"{self.prefix}{profile.phase_prefix}flops/{name}").replace(":", "-")
 
     def _set_tags(self, profile: ModelProfile, tables: Mapping[str, int]) -> None:
-        """Sets the conditions, the exact integers, and which files are tables; `tables` has the rows of each."""
+        """Set conditions, exact integers, and which files are tables.
+
+        Args:
+            profile: profile to describe.
+            tables: number of rows by path of the file.
+        """
         from mlflow.entities import RunTag
 
         present = self.client.get_run(self.run_id).data.tags
-        front = self.prefix + profile.phase_prefix
+        prefix = self.prefix + profile.phase_prefix
         integers = {name: value for name, value in profile.scalars().items() if isinstance(value, int)}
-        content = {front + key: _text(value) for key, value in profile.config.items()}
+        content = {prefix + key: _text(value) for key, value in profile.config.items()}
         content |= {self.prefix + name: str(value) for name, value in integers.items()}
-        named = {_legal(name).replace("/", "."): text for name, text in content.items()}
-        # What is not known has no tag, but for one that an earlier fit has set.
-        tags = [RunTag(name, text) for name, text in named.items() if text or name in present]
-        shown = [entry for entry in json.loads(present.get(LOGGED_ARTIFACTS, "[]")) if entry.get("path") not in tables]
-        shown += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
-        tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(shown)))
+        tags_by_name = {_legal(name).replace("/", "."): text for name, text in content.items()}
+        # An unknown condition has no tag, except to empty one that an earlier fit has set.
+        tags = [RunTag(name, text) for name, text in tags_by_name.items() if text or name in present]
+        listed = [entry for entry in json.loads(present.get(LOGGED_ARTIFACTS, "[]")) if entry.get("path") not in tables]
+        listed += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
+        tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(listed)))
         self.client.log_batch(self.run_id, tags=tags, synchronous=True)
 
 
 def _legal(name: str) -> str:
-    """The name with what MLflow takes in no name replaced by `-`, and without empty or relative steps in its path."""
+    """Replace what MLflow does not allow in names.
+
+    Other characters become `-`; empty and relative steps of the path are left out.
+    """
     steps = re.sub(r"[^\w.\- :/]", "-", name).split("/")
     return "/".join(step for step in steps if step not in ("", ".", ".."))
 
@@ -149,8 +166,8 @@ def _text(value: Any) -> str:
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records in the shape that `log_table` writes; integers are exact."""
-    # The page shows the first handful of columns beside each other and leaves the rest to scrolling.
+    """Return records in the JSON that `log_table` writes, with exact integers."""
+    # The page shows only a handful of columns without scrolling.
     places = {column.key: column.lead for column in (*columns.COLUMNS, *columns.OPERATOR_COLUMNS) if column.lead}
     names = sorted(records[0] if records else (), key=lambda name: places.get(name, math.inf))
     data = [[_cell(record[name]) for name in names] for record in records]
@@ -158,5 +175,10 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Times and shares to four digits: the page prints all it gets. What is not finite is null, as in strict JSON."""
+    """Return a table cell, with floats of four digits.
+
+    The page prints every digit that it gets.
+
+    A number that is not finite is null, as in strict JSON.
+    """
     return finite(float(f"{value:.4g}") if isinstance(value, float) else value)

@@ -1,4 +1,7 @@
-"""flopcallback's profiles and numbers in TensorBoard: scalars, texts and figures on a writer that the caller owns."""
+"""Profiles and numbers of flopcallback in TensorBoard.
+
+They are scalars, texts and figures, written through a writer that the caller owns.
+"""
 
 from flopcallback_tensorboard.tracker import TensorBoardTracker
 

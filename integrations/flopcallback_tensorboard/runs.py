@@ -1,4 +1,4 @@
-"""Runs of TensorBoard's, read back from their event files."""
+"""TensorBoard runs, read from their event files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ __all__ = ["find_runs"]
 
 EVENTS = "*tfevents*"
 
+# The profile beside the events; a user's prefix is in front.
 PROFILE = "*flopcallback.json"
-"""Beside the events; with the user's prefix in front."""
 
 
 def find_runs(place: str) -> list[FoundRun]:
-    """The folders with event files, at or below a folder; each is a run, as TensorBoard has it.
+    """Return the folders with event files at or below a place.
+
+    As in TensorBoard, each such folder is a run.
 
     Raises:
-        ModuleNotFoundError: there are some, and TensorBoard is not installed.
+        ModuleNotFoundError: there are event files, and TensorBoard is not installed.
     """
     path = Path(place)
     if path.is_file():
@@ -30,22 +32,24 @@ def find_runs(place: str) -> list[FoundRun]:
     else:
         folders = {file.parent for file in path.rglob(EVENTS)}
     if folders:
+        # Raises here, and not at the first read, if TensorBoard is missing.
         _accumulator(path)
-    return [_found(folder, path) for folder in sorted(folders)]
+    return [_found_run(folder, path) for folder in sorted(folders)]
 
 
-def _found(folder: Path, root: Path) -> FoundRun:
+def _found_run(folder: Path, root: Path) -> FoundRun:
     return FoundRun(str(folder), lambda: _read(folder, folder_name(folder, root)))
 
 
 def _accumulator(folder: Path) -> Any:
-    """What reads all scalars of a folder, where it otherwise keeps 10,000 of each."""
+    """Return a reader of all scalars in a folder."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
         raise ModuleNotFoundError(
             "TensorBoard's runs are read with TensorBoard: pip install tensorboard", name="tensorboard"
         ) from error
+    # 0 is all; the default of TensorBoard is a sample of 10,000 scalars each.
     keep = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
     return EventAccumulator(str(folder), size_guidance=keep)
 
@@ -55,7 +59,7 @@ def _read(folder: Path, name: str) -> RunRecord:
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}
     for file in sorted(folder.glob(PROFILE)):
-        prefix, profile = _prefix(file, series), _profile(file)
+        prefix, profile = _prefix(file, series), _read_profile(file)
         exact |= {prefix + key: value for key, value in profile.scalars().items()}
         config |= {prefix + key: value for key, value in profile.config.items()}
     last = {name: values[-1][1] for name, values in series.items()}
@@ -63,7 +67,10 @@ def _read(folder: Path, name: str) -> RunRecord:
 
 
 def _points(events: Any) -> Iterator[tuple[str, int, float]]:
-    """Scalars of either form: PyTorch writes plain values, TensorFlow tensors without dimensions."""
+    """Yield the scalars in both forms that event files have.
+
+    PyTorch writes plain values, TensorFlow tensors without dimensions.
+    """
     tags = events.Tags()
     for tag in tags["scalars"]:
         yield from ((tag, event.step, event.value) for event in events.Scalars(tag))
@@ -76,15 +83,18 @@ def _points(events: Any) -> Iterator[tuple[str, int, float]]:
 
 
 def _prefix(file: Path, series: dict[str, Any]) -> str:
-    """The user's prefix: the file's name has it too, with what no file's name may have replaced."""
+    """Return the user's prefix of a profile's file.
+
+    The file's name begins with it, but has other characters where file names allow none of the prefix's.
+    """
     if file.name == PROFILE[1:]:
         return ""
     stem = file.name.removesuffix(PROFILE[1:])
-    fronts = (name.removesuffix(FORWARD.name) for name in series if name.endswith(FORWARD.name))
-    return next((front for front in fronts if front and len(front) == len(stem)), f"{stem.removesuffix('-')}/")
+    prefixes = (name.removesuffix(FORWARD.name) for name in series if name.endswith(FORWARD.name))
+    return next((prefix for prefix in prefixes if prefix and len(prefix) == len(stem)), f"{stem.removesuffix('-')}/")
 
 
-def _profile(file: Path) -> ModelProfile:
+def _read_profile(file: Path) -> ModelProfile:
     try:
         return ModelProfile.from_json(file.read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""TensorBoardTracker: what TensorBoard can show of a profile, written through a SummaryWriter."""
+"""TensorBoardTracker: profiles and numbers in TensorBoard, written through a SummaryWriter."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorBoardTracker"]
 
+# Methods of a writer that are called here.
 _USED = ("add_scalar", "add_text", "add_image", "flush")
 
+# Characters that a text card shows in a window 1400 pixels wide, without scrolling.
 TREE_WIDTH = 120
-"""Characters that the card of a text shows in a window 1400 pixels wide; what is beyond has to be scrolled."""
 
 
 class TensorBoardTracker:
-    """Writes to a `SummaryWriter` of `torch.utils.tensorboard` or tensorboardX, or to Lightning's logger around one.
+    """A tracker that writes through a `SummaryWriter`.
 
-    A scalar in TensorBoard is a float32: exact integers stand in the texts and in the files beside the events.
-    The writer belongs to the caller and stays open.
+    A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. The writer
+    belongs to the caller and stays open.
 
     TensorBoard shows every text that was ever written under a tag. So a second fit or a resumed run adds its profile
-    only where `flopcallback.json` beside the events is not of the same counts, or has no times or no whole step yet.
-    Without that file, all is written anew.
+    only if `flopcallback.json` beside the events has other counts, or has no times or no whole step yet. Without that
+    file, everything is written.
 
     Args:
-        target: the writer or the logger.
-        prefix: stands in front of the tags of texts and figures, and of the files' names.
+        target: the writer, of `torch.utils.tensorboard` or tensorboardX, or Lightning's logger around one.
+        prefix: prefix of the tags of texts and figures, and of the files' names.
 
     Raises:
         TypeError: `target` is neither.
@@ -60,28 +61,31 @@ class TensorBoardTracker:
         self.prefix = prefix
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Adds one point to each chart; TensorBoard keeps it as a float32."""
+        """Add one point to each chart.
+
+        TensorBoard keeps it as a float32.
+        """
         for name, value in values.items():
             self.writer.add_scalar(name, float(value), step)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Adds texts `flops/tree`, `flops/modules`, `flops/operators`, and the figure `flops/by_module`.
+        """Add texts `flops/tree`, `flops/modules`, `flops/operators` and figures.
 
-        A profile with times adds the figure `flops/latency`. Operators have no times, and are not written again where
-        the same are shown. `flopcallback.json` and `flopcallback.html`, which TensorBoard itself cannot show, stand
-        beside the events where they are in a local folder.
+        The figures are `flops/by_module` and, with times, `flops/latency`. Operators have no times, so their text is
+        added only if it changed. `flopcallback.json` and `flopcallback.html`, which TensorBoard cannot show, are
+        written beside the events if these are in a local folder.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed; texts and files are written nevertheless.
         """
-        earlier = self._earlier(profile)
-        if earlier is not None and _shows(earlier, profile):
+        shown = self._shown_profile(profile)
+        if shown is not None and _is_shown(shown, profile):
             return
         tag = self.prefix + profile.phase_prefix
         self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile, width=TREE_WIDTH)), step)
         self.writer.add_text(f"{tag}flops/modules", markdown_top(profile), step)
         operators = markdown_operators(profile)
-        if earlier is None or operators != markdown_operators(earlier):
+        if shown is None or operators != markdown_operators(shown):
             self.writer.add_text(f"{tag}flops/operators", operators, step)
         self._write_files(profile)
         self.writer.flush()
@@ -91,25 +95,29 @@ class TensorBoardTracker:
         self.writer.flush()
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Writes the files beside the events anew; the charts have the numbers as they went."""
+        """Replace the files beside the events.
+
+        The charts have the numbers as they were logged.
+        """
         self._write_files(profile)
 
     def close(self) -> None:
-        """Flushes the writer, and leaves it open for its owner."""
+        """Flush the writer, and leave it open for its owner."""
         self.writer.flush()
 
     def _add_figure(self, tag: str, figure: Figure, step: int) -> None:
-        """As an image: the writers' own `add_figure` imports pyplot, and with it picks a backend for the process."""
+        """Add a figure as an image."""
+        # Not the writers' `add_figure`, which imports pyplot, and so chooses a backend for the whole process.
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
-    def _earlier(self, profile: ModelProfile) -> ModelProfile | None:
-        """What the folder shows already, of the same phase and prefix."""
+    def _shown_profile(self, profile: ModelProfile) -> ModelProfile | None:
+        """Return the profile in the folder, of the same phase and prefix."""
         folder = self._folder()
         if folder is None or not (file := folder / f"{self._stem(profile)}.json").is_file():
             return None
         try:
             return ModelProfile.from_json(file.read_bytes())
-        except ValueError:  # Not one of ours, or of another schema.
+        except ValueError:  # not one of ours, or of another schema
             return None
 
     def _write_files(self, profile: ModelProfile) -> None:
@@ -121,8 +129,11 @@ class TensorBoardTracker:
             (folder / f"{self._stem(profile)}{suffix}").write_text(text, encoding="utf-8")
 
     def _folder(self) -> Path | None:
-        """Where the events are; None for a bucket, to which the writer alone knows how to write."""
-        # torch's attribute and tensorboardX's; the latter has None where it writes nothing to disk.
+        """Return the local folder of the events; None for a bucket.
+
+        Only the writer knows how to write to a bucket.
+        """
+        # torch's attribute and that of tensorboardX, which is None if nothing is written to disk.
         folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
         return None if folder is None or "://" in str(folder) else Path(folder)
 
@@ -130,15 +141,21 @@ class TensorBoardTracker:
         return re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
 
 
-def _shows(earlier: ModelProfile, profile: ModelProfile) -> bool:
-    """Whether the earlier one has the same counts, with times and a whole step where the other has them."""
-    has_times = earlier.latency is not None or profile.latency is None
-    has_step = earlier.step is not None or profile.step is None
-    return has_times and has_step and earlier.fingerprint() == profile.fingerprint()
+def _is_shown(shown: ModelProfile, profile: ModelProfile) -> bool:
+    """Return whether the shown profile has all that the new one has.
+
+    These are the same counts, and times and a whole step if the new one has them.
+    """
+    has_times = shown.latency is not None or profile.latency is None
+    has_step = shown.step is not None or profile.step is None
+    return has_times and has_step and shown.fingerprint() == profile.fingerprint()
 
 
 def _fenced(text: str) -> str:
-    """The text as a block that stands in monospace; the fence is longer than any run of backticks in it."""
+    """Put a text into a code block, for monospace.
+
+    The fence is longer than any run of backticks in the text.
+    """
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

@@ -1,4 +1,7 @@
-"""flopcallback's profiles and numbers in Weights & Biases: history, tables, charts and files of the caller's run."""
+"""Profiles and numbers of flopcallback in Weights & Biases.
+
+They are history, tables, charts and files of a run that the caller owns.
+"""
 
 from flopcallback_wandb.tracker import WandbTracker
 

@@ -1,8 +1,8 @@
-"""The log of a run, `run-*.wandb`, record by record.
+"""The log of a W&B run, `run-*.wandb`, record by record.
 
-The Python class that read it went in W&B 0.30, and `wandb leet inspect` came in 0.31. The file is the same in all of
-them: blocks as in a log of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of
-W&B's, and in these its own Protocol Buffers.
+The Python class that read it is gone since W&B 0.30, and `wandb leet inspect` exists since 0.31. The file is the same
+in all of them: blocks as in a log of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a
+header of W&B's, and in the blocks W&B's own Protocol Buffers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from flopcallback.runs import RunsError
 
 __all__ = ["records", "values"]
 
+# First bytes of the file.
 IDENTITY = b":W&B"
+# Bytes of a header, of the file and of each piece alike, and of a block.
 HEADER, BLOCK = 7, 32768
-"""Bytes of the file's header, which is as long as that of a piece, and of a block."""
 
+# Kinds of pieces: a whole message, or a part of one.
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def records(log: Path) -> Iterator[Any]:
-    """The records (`wandb_internal.proto`), as far as they go in the log of a run that goes on or was cut off.
+    """Yield the records of a log (`wandb_internal.proto`).
+
+    The log of a run that is still running or was killed may end anywhere; the complete records are yielded.
 
     Raises:
-        RunsError: it is no such log, or a record in it is broken.
+        RunsError: the file is no such log, or a record in it is broken.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
@@ -44,7 +48,7 @@ def records(log: Path) -> Iterator[Any]:
 
 
 def _messages(content: bytes) -> Iterator[bytes]:
-    """A message is one piece, or several of which only the last ends it."""
+    """Yield messages, each joined from one or several pieces."""
     message = b""
     for kind, piece in _pieces(content):
         message = piece if kind in (_FULL, _FIRST) else message + piece
@@ -53,9 +57,10 @@ def _messages(content: bytes) -> Iterator[bytes]:
 
 
 def _pieces(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and data of each piece; none begins where less than its header is left of a block."""
+    """Yield kind and data of each piece."""
     at = HEADER
     while at + HEADER <= len(content):
+        # No piece begins if its header does not fit into the block.
         left = BLOCK - at % BLOCK
         if left < HEADER:
             at += left
@@ -69,15 +74,19 @@ def _pieces(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def values(items: Iterable[Any]) -> dict[str, Any]:
-    """Items of a history, summary or config by name; what is nested has dots in its name."""
-    found: dict[str, Any] = {}
+    """Return items of a history, summary or config by name.
+
+    The name of a nested item has dots.
+    """
+    values_by_name: dict[str, Any] = {}
     for item in items:
-        found.update(_flat(item.key or ".".join(item.nested_key), _value(item)))
-    return found
+        values_by_name.update(_flat(item.key or ".".join(item.nested_key), _value(item)))
+    return values_by_name
 
 
 def _value(item: Any) -> Any:
-    """What an item holds: JSON as text, or, in the history since W&B 0.30, a value of a type of its own."""
+    """Return the value of an item."""
+    # JSON as text, or, in the history since W&B 0.30, a typed value.
     kind = item.WhichOneof("value") if "value" in item.DESCRIPTOR.oneofs_by_name else None
     if kind in ("boolean", "integer", "number", "text"):
         return getattr(item, kind)

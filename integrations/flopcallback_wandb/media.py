@@ -1,4 +1,4 @@
-"""What W&B shows of a profile in panels of its own: tables, charts and report; and an artifact with the whole of it."""
+"""Tables, charts, report and artifact of a profile in W&B."""
 
 from __future__ import annotations
 
@@ -27,24 +27,28 @@ __all__ = ["artifact", "charts", "report", "tables"]
 Item = TypeVar("Item")
 
 BARS = 20
+# Characters; W&B allows no more.
 LONGEST_ARTIFACT_NAME = 128
 
 
 def tables(profile: ModelProfile) -> dict[str, wandb.Table]:
-    """`flops/modules` and `flops/operators`, those that have rows."""
+    """Return `flops/modules` and `flops/operators`, if they have rows."""
     records = {"flops/modules": profile.module_records(), "flops/operators": profile.operator_records()}
     return {name: _table(_cut(rows)) for name, rows in records.items() if rows}
 
 
 def charts(profile: ModelProfile) -> dict[str, CustomChart]:
-    """`flops/by_module`, bars; `flops/latency`, a point per innermost module that was timed. Those that have any."""
+    """Return the charts `flops/by_module` and `flops/latency`.
+
+    The first has bars, the second a point per innermost measured module. A chart without data is left out.
+    """
     bars = [{"path": node.path or profile.name, "FLOPs": node.flops} for node in widest_work(profile, BARS)]
     points = [
         {"path": row.path or profile.name, "hardware FLOPs": row.hw_flops, "forward ms": row.forward_ms}
         for row in _largest(measured_leaves(profile), wandb.Table.MAX_ROWS, key=lambda row: row.hw_flops)
     ]
     drawn = {}
-    # The data of a chart is a table too: split_table keeps it out of the section that the chart is in.
+    # The data of a chart is a table, too: split_table keeps it out of the chart's section.
     if bars:
         title = "FLOPs by module"
         drawn["flops/by_module"] = wandb.plot.bar(_table(bars), "path", "FLOPs", title, split_table=True)
@@ -55,49 +59,52 @@ def charts(profile: ModelProfile) -> dict[str, CustomChart]:
 
 
 def report(page: str) -> wandb.Html:
-    """The page as it is: W&B would put a style sheet of its own, from the network, into its head."""
+    """Return the page as it is."""
+    # With `inject`, W&B would add a style sheet from the network.
     return wandb.Html(page, inject=False)
 
 
 def artifact(profile: ModelProfile, page: str, run_id: str, prefix: str) -> wandb.Artifact:
-    """The profile as JSON, whole and exact, and the page; one name for each run, phase and prefix."""
+    """Return an artifact with the page and the exact profile.
+
+    Each run, phase and prefix has an artifact name of its own.
+    """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{profile.file_stem}-{run_id}-{prefix}".rstrip("-/"))
-    made = wandb.Artifact(name[:LONGEST_ARTIFACT_NAME], type="flopcallback")
+    bundle = wandb.Artifact(name[:LONGEST_ARTIFACT_NAME], type="flopcallback")
     with tempfile.TemporaryDirectory() as folder:
         for suffix, text in (("json", profile.to_json(indent=1) + "\n"), ("html", page)):
             file = Path(folder) / f"{profile.file_stem}.{suffix}"
             file.write_text(text, encoding="utf-8")
-            made.add_file(str(file))  # Copies it.
-    return made
+            bundle.add_file(str(file))  # copies it
+    return bundle
 
 
 def _table(records: Records) -> wandb.Table:
-    """The records as W&B's table, of columns whose types do not depend on the rows.
-
-    W&B would write NaN into its JSON, which is none then.
-    """
+    """Return records as W&B's table, with column types independent of the rows."""
     columns: list[str | int] = list(records[0])
-    # W&B would guess from the rows, and a column may be empty in all of them.
+    # W&B would guess types from the rows, and a column may be empty in all of them.
     texts = {column.key for column in text_columns()}
     kinds = [str if column in texts else float for column in columns]
+    # W&B would write NaN, which is not valid JSON.
     data = [[finite(record.get(str(column))) for column in columns] for record in records]
     return wandb.Table(columns=columns, data=data, dtype=kinds)
 
 
 def _cut(records: Records) -> Records:
-    """As many records as W&B shows, those with the most FLOPs, and at the end how many more there are.
+    """Return at most as many records as W&B shows.
 
-    W&B itself would keep the first ones and say nothing.
+    These are the records with the most FLOPs, and at the end the number of those left out. W&B itself would keep the
+    first ones and say nothing.
     """
     limit = wandb.Table.MAX_ROWS
     if len(records) <= limit:
         return records
     name = next(iter(records[0]))
-    more = {name: f"… {len(records) - limit + 1:,} more"}
-    return [*_largest(records, limit - 1, key=lambda record: record["flops"]), more]
+    remainder = {name: f"… {len(records) - limit + 1:,} more"}
+    return [*_largest(records, limit - 1, key=lambda record: record["flops"]), remainder]
 
 
 def _largest(items: Sequence[Item], limit: int, key: Callable[[Item], int]) -> list[Item]:
-    """At most `limit` of the items, in their order."""
+    """Return at most `limit` items with the largest keys, in order."""
     ranked = sorted(range(len(items)), key=lambda index: -key(items[index]))
     return [items[index] for index in sorted(ranked[:limit])]

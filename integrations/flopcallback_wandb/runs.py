@@ -1,4 +1,4 @@
-"""Runs of W&B's, offline or not, read back from the logs in their folders."""
+"""W&B runs, offline or online, read from the logs in their folders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ __all__ = ["find_runs"]
 
 LOG = "run-*.wandb"
 
+# Suffix of the digits of large integers in the summary.
 _EXACT = "_exact"
 
 
 def find_runs(place: str) -> list[FoundRun]:
-    """The runs whose log, `run-*.wandb`, is at or below a folder: `offline-run-…` itself, or `wandb` with all of them.
+    """Return the runs with a log, `run-*.wandb`, at or below a folder.
+
+    The folder is `offline-run-…` itself, or `wandb` with all of them.
 
     Raises:
-        ModuleNotFoundError: there are some, and W&B is not installed.
+        ModuleNotFoundError: there are logs, and W&B is not installed.
     """
     path = Path(place)
     if path.is_file():
@@ -28,15 +31,15 @@ def find_runs(place: str) -> list[FoundRun]:
     else:
         logs = {log.resolve() for log in path.rglob(LOG)}  # `latest-run` is a link to one of them
     if logs:
-        _expect_wandb()
-    return [_found(log) for log in sorted(logs)]
+        _require_wandb()
+    return [_found_run(log) for log in sorted(logs)]
 
 
-def _found(log: Path) -> FoundRun:
+def _found_run(log: Path) -> FoundRun:
     return FoundRun(str(log.parent), lambda: _read(log))
 
 
-def _expect_wandb() -> None:
+def _require_wandb() -> None:
     try:
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # noqa: F401
     except ImportError as error:  # a folder of runs called `wandb` is imported as an empty package
@@ -60,7 +63,7 @@ def _read(log: Path) -> RunRecord:
             name = record.run.display_name or record.run.run_id
             config |= values(record.run.config.update)
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
-    # A value that was only ever logged is in the summary too, but for what the user keeps out of it.
+    # The summary has the last logged values, too, unless the user keeps one out of it.
     last = {metric: points[-1][1] for metric, points in series.items()}
     digits = {key.removesuffix(_EXACT): int(text) for key, text in summary.items() if _is_exact(key, text)}
     return RunRecord(
@@ -73,13 +76,19 @@ def _read(log: Path) -> RunRecord:
 
 
 def _points(row: Mapping[str, Any], place: int) -> Iterator[tuple[str, int, int | float]]:
-    """The row's numbers at W&B's own step, by which what stands in one row stands together."""
+    """Return the row's numbers at W&B's own step.
+
+    Numbers that were logged together stay together by it.
+    """
     step = int(row.get("_step", place))
     return ((name, step, value) for name, value in _numbers(row))
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """What is a number of the user's or ours: neither W&B's own (`_step`) nor part of a table or an image."""
+    """Yield the numbers that were logged by the user or by us.
+
+    W&B's own (`_step`) and parts of tables and images are left out.
+    """
     media = tuple(name.removesuffix("_type") for name in values if name.endswith("._type"))
     for name, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -88,5 +97,8 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
 
 
 def _is_exact(name: str, text: object) -> bool:
-    """The digits of an integer that a browser would round, as `WandbTracker` keeps them."""
+    """Return whether an entry is the digits of an integer.
+
+    `WandbTracker` writes them for integers that a browser would round.
+    """
     return name.endswith(_EXACT) and isinstance(text, str) and text.lstrip("-").isdecimal()

@@ -1,4 +1,4 @@
-"""From what a user gives to the run that is written to."""
+"""The W&B run for a user's target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ WAY_OUT = "Make a run and give it: run = wandb.init(...)."
 
 
 def run_of(target: Any) -> Run:
-    """The run that `target` stands for; `WandbTracker` says what it may be, and what raises."""
+    """Return the run of a target.
+
+    `WandbTracker` documents the possible targets and errors.
+    """
     try:
         from wandb import init  # noqa: F401 - W&B's own folder of runs, `wandb`, would be imported as an empty package
         from wandb.sdk.wandb_run import Run
