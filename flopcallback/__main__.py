@@ -1,4 +1,4 @@
-"""`python -m flopcallback` is the command `flopcallback`."""
+"""Entry point of `python -m flopcallback`, the same as the command `flopcallback`."""
 
 from flopcallback.cli.app import main
 

@@ -1,1 +1,1 @@
-"""From a callable and its real inputs to operator calls, and from those to counts."""
+"""Sums over observed operator calls: FLOPs, activations, bytes."""

@@ -1,1 +1,1 @@
-"""The door for Lightning: its events, handed to the training."""
+"""The door for Lightning: passes its events to the training."""

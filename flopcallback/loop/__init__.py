@@ -1,1 +1,1 @@
-"""The door for plain loops: calls and optimizer steps, handed to the training."""
+"""The door for plain loops: passes calls and optimizer steps to the training."""

@@ -1,1 +1,1 @@
-"""A model's modules: their names, and how to watch them and leave them as they were."""
+"""The modules of a model: names, temporary wrappers, and their restoration."""

@@ -249,7 +249,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 def _folded(changes: Iterator[Change]) -> Iterator[Change]:
-    """Yield changes, merging those whose paths differ only in a number."""
+    """Yield changes, merging those with paths that differ only in numbers."""
     similar: dict[object, list[Change]] = {}
     for change in changes:
         # Figures are part of the key: layers that changed differently keep rows of their own.

@@ -1,4 +1,4 @@
-"""ModelProfile: the plain data from which all tables, figures and pages are made."""
+"""ModelProfile: the plain data behind all tables, figures and pages."""
 
 from __future__ import annotations
 

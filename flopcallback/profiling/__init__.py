@@ -1,1 +1,1 @@
-"""From what was observed and timed to a profile."""
+"""Profiles built from observed operators and measured times."""

@@ -1,1 +1,1 @@
-"""A call that is observed, by an engine that fits: every operator of it, in order."""
+"""Observation of one call: every operator, in order."""

@@ -1,1 +1,1 @@
-"""One training, whatever drives it: what it costs, and where that is shown."""
+"""One training under any door: its costs, and where they are logged."""
