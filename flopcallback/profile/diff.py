@@ -102,6 +102,7 @@ class ProfileDiff:
         """
         if not self.after.is_lower_bound:
             return ()
+        # Not only new names: an operator can be called more often than before.
         calls = {row.operator: row.calls for row in self.before.operators if row.status == "unknown"}
         more = [
             r.operator for r in self.after.operators if r.status == "unknown" and r.calls > calls.get(r.operator, 0)
@@ -213,6 +214,7 @@ def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> 
     if before[TIME] is None or after[TIME] is None:
         return False
     spreads = old.forward_ms_spread, new.forward_ms_spread
+    # A single measured call has no spread, so nothing can be said.
     if spreads[0] is None or spreads[1] is None:
         return False
     return spreads[0][1] < spreads[1][0] or spreads[1][1] < spreads[0][0]

@@ -158,6 +158,7 @@ class ModelProfile:
         It is the peak in the dtype of the counted call.
         """
         peak = self.config.get("flops.peak_tflops")
+        # The config has TFLOP/s.
         return peak * 1e12 if isinstance(peak, (int, float)) else None
 
     def is_above_peak(self, row: Timed) -> bool:
@@ -185,6 +186,7 @@ class ModelProfile:
         training. It also leaves out bytes, because Lightning, in a later fit, runs one more operator to keep a logged
         value.
         """
+        # The peak may be given or measured later than the count.
         config = {name: value for name, value in self.config.items() if not name.startswith("flops.peak")}
         # Copies without times and without a step, whatever this profile has by now.
         counted = self.with_step({}).with_latency(LatencySummary(None))
@@ -322,7 +324,7 @@ class ModelProfile:
         content["operators"] = [OperatorRow(**row) for row in content["operators"]]
         if content["latency"] is not None:
             content["latency"] = LatencySummary(**content["latency"])
-        # Missing in files of older schemas.
+        # Files of older schemas have no `step` and no `verdict`.
         content["step"] = _step_flops(content.get("step"))
         verdict = content.pop("verdict", None)
         content["verdict"] = None if verdict is None else Verdict.from_record(verdict)

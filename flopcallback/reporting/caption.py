@@ -224,7 +224,7 @@ def _outside(profile: ModelProfile) -> str:
     modules = measured_leaves(profile)
     # Shares are of the whole call, whose clock also runs between modules.
     inside = share(math.fsum(row.forward_ms or 0.0 for row in modules), profile.forward_ms)
-    if not modules or inside is None or not 1 - inside >= WORTH_SAYING:
+    if not modules or inside is None or 1 - inside < WORTH_SAYING:
         return ""
     return f"outside of innermost modules: {percent(1 - inside)} of the time (functions that a forward calls, Python)"
 

@@ -214,6 +214,7 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 def _qualified_name(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     others = [other.place.split("/") for other in runs if other is not run and other.name == run.name]
     parts = run.place.split("/")
+    # The fewest last parts of the place that no other run of this name has.
     length = next((n for n in range(1, len(parts)) if all(parts[-n:] != other[-n:] for other in others)), len(parts))
     tail = "/".join(parts[-length:])
     return tail if tail.endswith(run.name) else f"{run.name} ({tail})"

@@ -59,7 +59,7 @@ def charts(profile: ModelProfile) -> dict[str, CustomChart]:
 
 
 def report(page: str) -> wandb.Html:
-    """Return the page as it is."""
+    """Return the page as a panel of W&B, unchanged."""
     # With `inject`, W&B would add a style sheet from the network.
     return wandb.Html(page, inject=False)
 

@@ -89,6 +89,7 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
 
     W&B's own (`_step`) and parts of tables and images are left out.
     """
+    # An entry `name._type` marks `name` as a table or an image.
     media = tuple(name.removesuffix("_type") for name in values if name.endswith("._type"))
     for name, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
