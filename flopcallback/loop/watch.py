@@ -373,8 +373,8 @@ class LoopWatch:
             self._called,
             self._failed,
             only={*self._called_sites, *self._likely_sites()},
-            passes=self._passes,
-            raised=self._call_raised,
+            fast_path=self._passes,
+            on_raise=self._call_raised,
         )
         self._on_model.enter_context(wrappers)
         rest_if_unused()

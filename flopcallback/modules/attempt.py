@@ -1,43 +1,45 @@
-"""A call that has to happen, told apart from what of ours stands around it."""
+"""Calls that must happen exactly once, whatever fails around them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Attempt", "Made", "call_once"]
+__all__ = ["Attempt", "Outcome", "call_once"]
 
 
 class Attempt:
-    """A call that knows whether it began, and whether it came to its end."""
+    """A call that records whether it has begun and ended."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
-        self.has_begun = self.has_ended = False
+        self.has_begun = False  # set before the call: from then on, an error may be the call's own
+        self.has_ended = False  # set when the call has returned; False again while a second attempt is under way
         self.result: Any = None
 
     def __call__(self) -> Any:
-        """Makes the call."""
+        """Make the call and return its result."""
         self.has_begun, self.has_ended = True, False
         self.result = self._call()
         self.has_ended = True
         return self.result
 
 
-class Made(NamedTuple):
-    """A call that was made: its result, and what failed around it."""
+class Outcome(NamedTuple):
+    """The result of a call, and the error raised around it."""
 
     result: Any
     failure: Exception | None
 
 
-def call_once(call: Callable[[], Any], around: Callable[[Callable[[], Any]], Any]) -> Made:
-    """Makes a call through `around`, or by itself where `around` fails before the call.
+def call_once(call: Callable[[], Any], around: Callable[[Callable[[], Any]], Any]) -> Outcome:
+    """Make a call exactly once, through `around` if that works.
 
-    A call that ended is not made again.
+    If `around` fails before it makes the call, the call is made directly. If it fails afterwards, the call is not
+    repeated.
 
     Raises:
-        BaseException: what `around` raises while the call is under way: that is the call's own error.
+        BaseException: raised while the call was under way, so it is the call's own error.
     """
     attempt, failure = Attempt(call), None
     try:
@@ -46,4 +48,4 @@ def call_once(call: Callable[[], Any], around: Callable[[Callable[[], Any]], Any
         if attempt.has_begun and not attempt.has_ended:
             raise
         failure = error
-    return Made(attempt.result if attempt.has_ended else call(), failure)
+    return Outcome(attempt.result if attempt.has_ended else call(), failure)

@@ -1,7 +1,8 @@
-"""Compiled code runs as it is: for each call of it, what is ours steps aside, and comes back behind it.
+"""Suspension of our modes and wrappers while compiled code runs.
 
-Under a mode of PyTorch's a compiled function runs eagerly, or raises; a wrapper or a hook that it meets is compiled
-along, and makes it compile once more when it is gone.
+Under a dispatch or function mode, a compiled function runs eagerly or raises. A wrapper or hook that it meets is
+compiled into it, and removing that wrapper later causes a recompilation. So compiled code runs with nothing of ours
+installed: each observer steps aside before the call and returns after it.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ __all__ = [
     "Return",
     "as_written",
     "in_use",
-    "known",
     "may_step_aside",
     "rest_if_unused",
     "stepping_aside",
+    "with_known_count",
 ]
 
 COMPILED = "torch.compile::"
-"""Stands before the name of a compiled function that ran in a count."""
+"""Prefix of a compiled function's name in a count."""
 
 
 class CompiledCall(NamedTuple):
-    """A call of compiled code that begins.
+    """A call of compiled code that is about to begin.
 
     Attributes:
-        name: of what is compiled.
+        name: the compiled function, method or module class.
         args: positional arguments.
         kwargs: keyword arguments.
-        is_known: somebody has a count for it.
+        is_known: True if its FLOPs are counted elsewhere, as flex attention's are by its formula.
     """
 
     name: str
@@ -52,7 +53,7 @@ class CompiledCall(NamedTuple):
 
 
 class CompiledCode(Exception):  # noqa: N818 - nothing went wrong
-    """Compiled code ran where something was to be observed."""
+    """Reason for not observing a call: it ran compiled code."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it runs compiled code ({name})")
@@ -60,94 +61,98 @@ class CompiledCode(Exception):  # noqa: N818 - nothing went wrong
 
 After = Callable[[], None]
 Return = Callable[[Any], After | None]
-"""Comes back, given what the compiled call returned (None where that is not known). What it returns is called when all
-have come back, unless the call raised."""
+"""Function that reinstalls an observer after compiled code; takes the call's result, or None if that is unknown. The
+function that it returns is called once all observers are back, unless the call raised."""
 
 Leave = Callable[[CompiledCall], Return | None]
 Failed = Callable[[Exception], None]
 
-_lock = threading.Lock()
-_leaving: dict[int, list[tuple[Leave, Failed]]] = {}  # by thread, in the order in which they came
-_away: set[int] = set()  # threads in which compiled code runs, and ours has stepped aside
-_installed: dict[str, Callable[[Any], Any]] = {}  # what stood in `EVAL_FRAME`, by name
-_flags = threading.local()
+_lock = threading.Lock()  # guards `_observers` and `_installed`
+_observers: dict[int, list[tuple[Leave, Failed]]] = {}  # by thread, in the order of registration
+# Threads that are inside compiled code. Compiled code called by compiled code is part of the outer call: without this
+# set the observers would leave twice.
+_suspended: set[int] = set()
+_installed: dict[str, Callable[[Any], Any]] = {}  # the original functions of `EVAL_FRAME`, by name
+_depths = threading.local()  # how many contexts of `as_written` and `with_known_count` this thread is inside
 
 
 def in_use() -> bool:
-    """Whether anything was given to `torch.compile` in this process; does not import the compiler."""
+    """Return whether `torch.compile` was used, without importing the compiler."""
     module = sys.modules.get(EVAL_FRAME)
     return module is not None and bool(getattr(module, "cached_backends", True))
 
 
 def may_step_aside() -> bool:
-    """Whether calls of compiled code can be told from others, in this version of torch."""
+    """Return whether this torch lets calls of compiled code be recognized."""
     return not in_use() or bool(_wrappers())
 
 
 @contextmanager
 def stepping_aside(leave: Leave, failed: Failed) -> Iterator[None]:
-    """Has `leave(call)` called when this thread begins to call compiled code, and what that returns when it has ended.
+    """Suspend an observer during each call of compiled code in this thread.
 
-    Of several, the last one leaves first, and comes back last. Calls that compiled code makes of other compiled code
-    are part of it.
+    Observers leave in reverse order of registration, and return in order of registration. Compiled code that calls
+    other compiled code is one call.
 
     Args:
-        leave: takes something away; what it returns puts it back.
-        failed: is told what either of them failed at.
+        leave: removes the observer before the call, and returns the function that reinstalls it.
+        failed: receives what either of the two raised; the compiled call is made in any case.
     """
-    thread, mine = threading.get_ident(), (leave, failed)
+    thread, entry = threading.get_ident(), (leave, failed)
     with _lock:
         _install()
-        _leaving.setdefault(thread, []).append(mine)
+        _observers.setdefault(thread, []).append(entry)
     try:
         yield
     finally:
         with _lock:
-            _leaving[thread].remove(mine)
-            if not _leaving[thread]:
-                del _leaving[thread]
-            if not _leaving:
+            _observers[thread].remove(entry)
+            if not _observers[thread]:
+                del _observers[thread]
+            if not _observers:
                 _uninstall()
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """Goes around a run that `torch.compile` is switched off for: nothing steps aside in this thread."""
-    with _raised("as_written"):
+    """Keep observers in place while compilation is switched off in this thread."""
+    with _counted_depth("as_written"):
         yield
 
 
 @contextmanager
-def known() -> Iterator[None]:
-    """Goes around a call of compiled code that somebody has a count for."""
-    with _raised("known"):
+def with_known_count() -> Iterator[None]:
+    """Mark calls of compiled code as counted elsewhere (`CompiledCall.is_known`)."""
+    with _counted_depth("known"):
         yield
 
 
 @contextmanager
-def _raised(flag: str) -> Iterator[None]:
-    setattr(_flags, flag, getattr(_flags, flag, False) + 1)
+def _counted_depth(name: str) -> Iterator[None]:
+    # A depth, not a flag: these contexts may be nested.
+    setattr(_depths, name, getattr(_depths, name, 0) + 1)
     try:
         yield
     finally:
-        setattr(_flags, flag, getattr(_flags, flag) - 1)
+        setattr(_depths, name, getattr(_depths, name) - 1)
 
 
-# --- Where compiled code is called ------------------------------------------------------------------------------------
+# --- The entry into compiled code -------------------------------------------------------------------------------------
 
-# What `torch.compile` returns begins each call with `prior = set_eval_frame(None)`, and ends it, whatever happened in
-# it, with `_maybe_set_eval_frame(prior)`; both are looked up in their module (2.13, 2.14). So what stands in their
-# place may take modes and wrappers away at the first, hand out a `_Prior`, and put them back when that comes back.
+# The function that `torch.compile` returns begins each call with `prior = set_eval_frame(None)` and ends it, also after
+# an error, with `_maybe_set_eval_frame(prior)`; both are looked up in their module (2.13, 2.14). So a replacement of
+# the first can suspend the observers and return a `_Prior`, and a replacement of the second, given that `_Prior`, can
+# resume them.
 
 
 class _Prior(NamedTuple):
-    """What Dynamo is to have back when a call of compiled code has ended, and what is to come back before.
+    """State of one call of compiled code, in place of Dynamo's callback.
 
     Attributes:
-        callback: Dynamo's.
-        returning: what has left, in that order.
-        failures: of what could not leave; told when all have come back.
-        error: that was being handled when the call began.
+        callback: Dynamo's own callback, given back to it when the call has ended.
+        returning: the observers that have left, in that order.
+        failures: errors of observers that could not leave; reported when the others are back.
+        error: the exception that was being handled when the call began. Another one at its end was raised by the call.
     """
 
     callback: Any
@@ -157,10 +162,14 @@ class _Prior(NamedTuple):
 
 
 def _wrappers() -> frozenset[types.CodeType]:
-    """The code of what `torch.compile` returns; empty where this version of torch has it otherwise."""
+    """Return the code of the functions that `torch.compile` returns.
+
+    They are defined inside of the context's `__call__`, so its constants hold their code. Empty if this version of
+    torch builds them in another way.
+    """
     context = getattr(sys.modules.get(EVAL_FRAME), DYNAMO_CONTEXT, object)
     code = getattr(vars(context).get("__call__"), "__code__", None)
-    codes = (each for each in getattr(code, "co_consts", ()) if isinstance(each, types.CodeType))
+    codes = (constant for constant in getattr(code, "co_consts", ()) if isinstance(constant, types.CodeType))
     return frozenset(code for code in codes if SET_EVAL_FRAME in code.co_names)
 
 
@@ -194,26 +203,26 @@ def _replacement(original: Callable[[Any], Any], wrappers: frozenset[types.CodeT
     def set_eval_frame(callback: Any) -> Any:
         if type(callback) is _Prior:
             try:
-                _come_back(callback, sys._getframe(1))
+                _resume_observers(callback, sys._getframe(1))
             finally:
                 original(callback.callback)
             return None
         prior = original(callback)
+        # Dynamo itself calls this in many places; only a call from the function that `torch.compile` returned counts.
         if callback is not None or (frame := sys._getframe(1)).f_code not in wrappers:
             return prior
         thread = threading.get_ident()
-        if thread in _away or thread not in _leaving or getattr(_flags, "as_written", False):
+        if thread in _suspended or thread not in _observers or getattr(_depths, "as_written", 0) > 0:
             return prior
-        return _left(prior, frame, thread)  # the call itself has not begun: what fails in there is told behind it
+        return _suspend_observers(prior, frame, thread)  # a failure in there is told after the call
 
     return set_eval_frame
 
 
-def _left(callback: Any, frame: types.FrameType, thread: int) -> _Prior:
-    """Has all leave."""
+def _suspend_observers(callback: Any, frame: types.FrameType, thread: int) -> _Prior:
     prior = _Prior(callback, [], [], sys.exc_info()[1])
-    _away.add(thread)
-    for leave, failed in reversed(list(_leaving[thread])):
+    _suspended.add(thread)
+    for leave, failed in reversed(list(_observers[thread])):
         try:
             if (back := leave(_call_in(frame))) is not None:
                 prior.returning.append((back, failed))
@@ -222,8 +231,8 @@ def _left(callback: Any, frame: types.FrameType, thread: int) -> _Prior:
     return prior
 
 
-def _come_back(prior: _Prior, frame: types.FrameType) -> None:
-    """Has all come back that left, and tells what failed."""
+def _resume_observers(prior: _Prior, frame: types.FrameType) -> None:
+    """Reinstall the observers that left, then report what failed."""
     result, has_raised = frame.f_locals.get("result"), sys.exc_info()[1] is not prior.error
     afterwards = []
     for back, failed in reversed(prior.returning):
@@ -232,7 +241,7 @@ def _come_back(prior: _Prior, frame: types.FrameType) -> None:
                 afterwards.append(after)
         except Exception as error:  # noqa: BLE001 - the call was the user's, and was made
             prior.failures.append((failed, error))
-    _away.discard(threading.get_ident())
+    _suspended.discard(threading.get_ident())
     for failed, failure in prior.failures:
         failed(failure)
     for after in () if has_raised else afterwards:
@@ -240,14 +249,14 @@ def _come_back(prior: _Prior, frame: types.FrameType) -> None:
 
 
 def _call_in(frame: types.FrameType) -> CompiledCall:
-    found = frame.f_locals
-    is_known = bool(getattr(_flags, "known", 0))
-    return CompiledCall(_name_of(found.get("fn")), found.get("args", ()), found.get("kwargs", {}), is_known)
+    variables = frame.f_locals  # of the function that `torch.compile` returned; it names them so (2.13, 2.14)
+    is_known = bool(getattr(_depths, "known", 0))
+    return CompiledCall(_name_of(variables.get("fn")), variables.get("args", ()), variables.get("kwargs", {}), is_known)
 
 
 def _name_of(function: Any) -> str:
-    """`"gelu"`, `"<lambda>"`, `"SGD.step"`, `"Linear"`."""
-    wrapped = getattr(function, "__wrapped__", function)  # of a module, a function around it is compiled
+    """Return a name such as `"gelu"`, `"<lambda>"`, `"SGD.step"` or `"Linear"`."""
+    wrapped = getattr(function, "__wrapped__", function)  # for a module, a function around it is compiled
     if isinstance(wrapped, nn.Module):
         return type(wrapped).__name__
     owner = getattr(function, "__self__", None)

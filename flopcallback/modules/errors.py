@@ -1,4 +1,4 @@
-"""Says in one line what an error says."""
+"""Short texts for errors."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ __all__ = ["first_line"]
 
 
 def first_line(error: BaseException | None, otherwise: str = "") -> str:
-    """Return the first line of an error's message, or `otherwise` where it has none: a tracer's goes on for pages."""
+    """Return the first line of an error's message, or `otherwise`.
+
+    A message of the tracer's can be pages long.
+    """
     return next(iter(str(error).strip().splitlines()), otherwise)

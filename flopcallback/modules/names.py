@@ -1,4 +1,4 @@
-"""The names of modules, and the modules that a callable works on."""
+"""Names of modules, and the modules that a callable uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "stor
 
 
 def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Like `named_modules()`, but a shared module is listed under each of its names."""
+    """Yield modules as `named_modules()` does, shared ones under every name."""
     yield prefix, module
     for name, child in module._modules.items():
         if child is not None:
@@ -26,36 +26,40 @@ def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Itera
 
 
 class ModuleNames:
-    """Every name of every module, and which of the names of a shared module is the canonical one.
+    """Names of modules; a shared module has several, the first is canonical.
 
     Args:
-        roots: the modules that are analysed, by name; a single model is `{"": model}`. Names of a root's children are
-            the root's name, a dot, and the name within the root.
+        roots: the analysed modules, by name; a single model is `{"": model}`. The name of a root's child is the root's
+            name, a dot, and the name within the root.
+
+    Attributes:
+        by_name: module by any of its names.
+        canonical: canonical name by any name.
     """
 
     def __init__(self, roots: Mapping[str, nn.Module]) -> None:
         self.by_name: dict[str, nn.Module] = {}
         self.canonical: dict[str, str] = {}
-        self._of_module: dict[int, str] = {}
+        self._by_id: dict[int, str] = {}  # canonical names
         for root_name, root in roots.items():
             for name, module in _named_modules_with_duplicates(root, root_name):
                 self.by_name[name] = module
-                self.canonical[name] = self._of_module.setdefault(id(module), name)
-        self.canonical.setdefault("", "")
+                self.canonical[name] = self._by_id.setdefault(id(module), name)
+        self.canonical.setdefault("", "")  # for a function of several modules, where "" is the call and no module
 
     def of(self, module: nn.Module) -> str | None:
-        """Canonical name of a module, None for a module that is not among the analysed ones."""
-        return self._of_module.get(id(module))
+        """Return a module's canonical name, or None if it is not analysed."""
+        return self._by_id.get(id(module))
 
     @functools.cached_property
     def unique(self) -> dict[str, nn.Module]:
-        """Canonical name -> module, in the order of `named_modules()`."""
+        """Modules by canonical name, in the order of `named_modules()`."""
         return {name: module for name, module in self.by_name.items() if self.canonical[name] == name}
 
     @staticmethod
     @functools.cache
     def owners(name: str) -> tuple[str, ...]:
-        """The module itself and the modules that own it by name, outermost first: `("", "a", "a.b")` for `"a.b"`."""
+        """Return a name and the names above, such as `("", "a", "a.b")`."""
         if not name:
             return ("",)
         parts = name.split(".")
@@ -63,34 +67,34 @@ class ModuleNames:
 
 
 def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> dict[str, nn.Module]:
-    """The modules that a callable works on, by name, so that what they do can be attributed.
+    """Return the modules that a callable uses, by name.
 
-    A module is its own root `""`, and so is the owner of a bound method, also where `functools.partial` made something
-    of them. For any other function: the modules among its closure, the globals that it names, its defaults, what
-    `functools.partial` bound, and its arguments, each under its variable's name. A module that another found one
-    contains is left to its owner.
+    A module, or the module of a bound method, is the root `""`; a `functools.partial` of either as well. For any other
+    function these are the modules in its closure, the globals that it names, its defaults, the arguments bound by
+    `functools.partial`, and its arguments, each under the name of its variable. A module inside another one of these
+    is not listed: it belongs to that one.
     """
-    whole = function
-    while isinstance(whole, functools.partial):
-        whole = whole.func
-    owner = whole if isinstance(whole, nn.Module) else getattr(whole, "__self__", None)
+    unwrapped = function
+    while isinstance(unwrapped, functools.partial):
+        unwrapped = unwrapped.func
+    owner = unwrapped if isinstance(unwrapped, nn.Module) else getattr(unwrapped, "__self__", None)
     if isinstance(owner, nn.Module):
         return {"": owner}
-    found = {name: value for name, value in _variables(function, arguments) if isinstance(value, nn.Module)}
-    inner = {id(child) for module in found.values() for child in module.modules() if child is not module}
-    return {name: module for name, module in found.items() if id(module) not in inner}
+    modules = {name: value for name, value in _variables(function, arguments) if isinstance(value, nn.Module)}
+    inner = {id(child) for module in modules.values() for child in module.modules() if child is not module}
+    return {name: module for name, module in modules.items() if id(module) not in inner}
 
 
 class ModuleHolder(nn.Module):
-    """Holds the modules that a function works on, under the names by which it calls them."""
+    """Container of the modules that a function uses, by variable name."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self._modules.update(modules)
+        self._modules.update(modules)  # `add_module` refuses names of attributes, such as `half`
 
 
 def as_one_module(roots: Mapping[str, nn.Module]) -> nn.Module:
-    """Return the module that `find_modules` found, or a `ModuleHolder` of those that a function works on."""
+    """Return the only module of `find_modules`, or a `ModuleHolder` of several."""
     return roots[""] if "" in roots else ModuleHolder(roots)
 
 
@@ -117,7 +121,7 @@ def _named_in_code(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
-        except ValueError:  # a cell that is not filled yet
+        except ValueError:  # an empty cell: the variable is not assigned yet
             continue
     for name in function.__code__.co_names:
         if name in function.__globals__:
@@ -125,7 +129,10 @@ def _named_in_code(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def storage_of(tensor: torch.Tensor) -> int | None:
-    """What tells whether two tensors share memory; None for one that has no storage to ask for."""
+    """Return an id that tensors of the same memory share, or None.
+
+    None for a tensor without a storage of its own: lazy, sparse, or wrapped by a transform of `torch.func`.
+    """
     if is_lazy(tensor):
         return None
     try:

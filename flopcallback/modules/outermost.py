@@ -1,4 +1,4 @@
-"""Where calls of modules pass, and which of them are outermost; compiled modules are left closed."""
+"""Interception of the outermost module calls; compiled modules are not entered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_ca
 
 
 class CallSite(NamedTuple):
-    """A module, and the attribute of the instance that each of its calls goes through."""
+    """A module and the instance attribute through which its calls go."""
 
     name: str
     module: nn.Module
@@ -40,32 +40,32 @@ Intercept = Callable[[CallSite, Callable[[], Any], tuple[Any, ...], dict[str, An
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of the module run compiled code.
+    """Return whether calls of the module run compiled code.
 
-    That is `torch.compile(module)`, `module.compile()`, or `module.forward = torch.compile(module.forward)`.
+    It is compiled by `torch.compile(module)`, `module.compile()` or `module.forward = torch.compile(module.forward)`.
     """
     forward = vars(module).get("forward")
     return original_module(module) is not None or has_compiled_call(module) or is_compiled_function(forward)
 
 
 def has_forward(module: nn.Module) -> bool:
-    """Whether the module can be called; a `ModuleList` cannot."""
-    # Asked past descriptors: a scripted module's class has one that only an instance can be asked for.
-    of_class = inspect.getattr_static(type(module), "forward", None)
-    return of_class is not nn.Module.forward or "forward" in vars(module)
+    """Return whether the module can be called; a `ModuleList` cannot."""
+    # `getattr_static`: the class of a scripted module has a descriptor here that works on instances only.
+    class_forward = inspect.getattr_static(type(module), "forward", None)
+    return class_forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def call_sites(names: ModuleNames) -> Iterator[CallSite]:
-    """Every module that can be called, except those within compiled ones.
+    """Yield every module that can be called, except those inside compiled ones.
 
-    A wrapper within a compiled module would be compiled along, and make it compile once more.
+    A wrapper inside a compiled module would be compiled into it, and cause a recompilation.
     """
-    closed: list[str] = []
+    compiled_prefixes: list[str] = []
     for name, module in names.unique.items():
-        if any(name.startswith(prefix) for prefix in closed):
+        if any(name.startswith(prefix) for prefix in compiled_prefixes):
             continue
         if is_compiled(module):
-            closed.append(f"{name}." if name else "")
+            compiled_prefixes.append(f"{name}." if name else "")
         if has_compiled_call(module):
             yield CallSite(name, module, COMPILED_CALL)
         elif has_forward(module):
@@ -79,29 +79,30 @@ def outermost_calls(
     on_failure: Callable[[CallSite, Exception], None],
     *,
     only: Collection[str] | None = None,
-    passes: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], bool] | None = None,
-    raised: Callable[[], None] = lambda: None,
+    fast_path: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], bool] | None = None,
+    on_raise: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Has each call of a module that no other module makes go through `intercept(site, call, args, kwargs)`.
+    """Route each outermost call of a module through `intercept(site, call, args, kwargs)`.
 
-    `call()` makes the call, with those arguments; `intercept` has to make it once. Calls that a backward makes
-    (recomputation), those that are being compiled or traced, and those of other threads pass.
+    `call()` makes the call with those arguments; `intercept` has to call it once. Not intercepted are calls made by a
+    backward (recomputation), calls that are being compiled or traced, and calls in other threads.
 
     Args:
         names: the modules.
-        intercept: goes around a call.
-        on_failure: is told, after the call was made, what `intercept` failed at other than in the call itself. What it
-            raises reaches whoever made the call.
-        only: names of the modules whose calls are of interest; by default all.
-        passes: is asked before such a call, and says whether it is made as it is: quicker than to `intercept` it.
-        raised: is told that one that was made as it is raised.
+        intercept: runs a call.
+        on_failure: receives, after the call, an error that `intercept` raised outside of it. An error raised by
+            `on_failure` itself reaches the caller.
+        only: names of the modules to intercept; all by default.
+        fast_path: decides before a call whether to make it directly, which costs less than `intercept`.
+        on_raise: called when a call on the fast path has raised.
     """
     thread = threading.get_ident()
-    busy = is_over = False
+    is_busy = False  # while a module is called: calls that it makes of other modules are not outermost
+    is_over = False  # once the context has ended: a wrapper of the user's may still call ours
 
-    def may_pass(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def takes_fast_path(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         try:
-            return passes is not None and (_is_no_step() or passes(site, args, kwargs))
+            return fast_path is not None and (_is_outside_step() or fast_path(site, args, kwargs))
         except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
             on_failure(site, error)
             return True
@@ -109,45 +110,45 @@ def outermost_calls(
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def outermost(*args: Any, **kwargs: Any) -> Any:
-            nonlocal busy
+            nonlocal is_busy
             # First: to a compiler the rest is then dead code, and no reason to break its graph.
             if torch.compiler.is_compiling():
                 return method(*args, **kwargs)
-            if is_over or busy or threading.get_ident() != thread:
+            if is_over or is_busy or threading.get_ident() != thread:
                 return method(*args, **kwargs)
-            if passes is not None and may_pass(site, args, kwargs):
-                busy = True
+            if fast_path is not None and takes_fast_path(site, args, kwargs):
+                is_busy = True
                 try:
                     return method(*args, **kwargs)
                 except BaseException:
-                    if not _is_no_step():  # as checkpointing ends a recomputation
-                        raised()
+                    if not _is_outside_step():  # checkpointing ends a recomputation by an exception
+                        on_raise()
                     raise
                 finally:
-                    busy = False
-            is_looked_up = False
+                    is_busy = False
+            is_looked_up = False  # True: take the attribute's value at the time of the call, not `method`
 
             def call() -> Any:
                 return (getattr(site.module, site.attribute) if is_looked_up else method)(*args, **kwargs)
 
             def around(attempt: Callable[[], Any]) -> None:
                 nonlocal is_looked_up
-                if _is_no_step():
+                if _is_outside_step():
                     attempt()
                     return
-                # An engine will have wrapped it by then, and sees what the module does as the module's own. But where
-                # the user has wrapped this one, their part of the call is on its way already.
+                # By then an engine has wrapped the attribute, and attributes the call to the module. But if the user
+                # has wrapped ours, looking it up would run the user's wrapper a second time.
                 is_looked_up = is_reached(site.module, site.attribute, outermost)
                 intercept(site, attempt, args, kwargs)
 
-            busy = True
+            is_busy = True
             try:
-                made = call_once(call, around)
+                outcome = call_once(call, around)
             finally:
-                busy = False
-            if made.failure is not None:
-                on_failure(site, made.failure)
-            return made.result
+                is_busy = False
+            if outcome.failure is not None:
+                on_failure(site, outcome.failure)
+            return outcome.result
 
         return outermost
 
@@ -159,9 +160,9 @@ def outermost_calls(
         try:
             yield
         finally:
-            is_over = True  # a user who has wrapped one of these goes on to call it
+            is_over = True
 
 
-def _is_no_step() -> bool:
-    """Whether modules are called for a recomputation, an export, or the count of a model that contains them."""
+def _is_outside_step() -> bool:
+    """Return whether a recomputation, an export or a count is under way."""
     return is_backward_running() or is_tracing() or is_isolated()

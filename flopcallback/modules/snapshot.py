@@ -1,4 +1,4 @@
-"""For runs outside training: leave model, inputs and random state as found, also when the forward raises half-way."""
+"""Snapshots of a model's state, restored after a run outside training."""
 
 from __future__ import annotations
 
@@ -43,41 +43,42 @@ _IMMUTABLE = frozenset({bool, int, float, str, tuple, type(None)})
 
 @contextmanager
 def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Snapshot]:
-    """Puts everything back that a forward may change: module state, tensors given to it, random states, grad mode.
+    """Restore everything that a forward may change, also if it raises.
 
-    Module state is every attribute (flags, hooks, counters, metric states, containers one level deep), every buffer
-    and plain tensor attribute by value, and `.grad`. Parameters and inputs are put back by value if `keep_written` of
-    what this gives is told before they are written to: most runs write to none, and copies of all cost memory.
+    That is module state, inputs, random states, the grad mode and the other global modes. Module state is every
+    attribute (flags, hooks, counters, metric states, containers one level deep), every buffer and tensor attribute by
+    value, and `.grad`. Parameters and inputs are restored by value if the snapshot's `keep_written` is called before
+    each write: most runs write to none of them, and copies of all would cost memory.
 
     Args:
         modules: all modules of the model.
         inputs: any structure of tensors; those that the run writes to get their values back.
     """
-    # Past the caller's modes: under a fake mode, what is kept of a real tensor would be a fake one, and be put back.
+    # Without the caller's modes: under a fake mode, the copy of a real tensor would be a fake one, and be restored.
     with disable_current_modes():
-        found = Snapshot(modules)
+        snapshot = Snapshot(modules)
         for leaf in tree_leaves(inputs):
-            found.keep_input(leaf)
-        found.drop_grads()
+            snapshot.keep_input(leaf)
+        snapshot.drop_grads()
     _isolated.depth = getattr(_isolated, "depth", 0) + 1
     try:
-        yield found
+        yield snapshot
     finally:
         _isolated.depth -= 1
         with disable_current_modes():
-            found.restore()
+            snapshot.restore()
 
 
-_isolated = threading.local()
+_isolated = threading.local()  # `depth`: how many `left_as_found` this thread is inside
 
 
 def is_isolated() -> bool:
-    """Whether what runs now in this thread leaves everything as found: a count or a measurement, no training."""
+    """Return whether this thread is inside `left_as_found`, and so not training."""
     return getattr(_isolated, "depth", 0) > 0
 
 
 def private_copies(inputs: Any) -> Any:
-    """The same structure with copies of those inputs that carry state of their own (a key-value cache)."""
+    """Copy inputs that carry state, such as a key-value cache."""
     return tree_map(_private_copy, inputs)
 
 
@@ -87,12 +88,12 @@ def _private_copy(leaf: Any) -> Any:
         return leaf
     try:
         return copy.deepcopy(leaf)
-    except Exception:  # noqa: BLE001 - what cannot be copied is handed on as it is: the model's input is not ours
+    except Exception:  # noqa: BLE001 - an input that cannot be copied is passed on as it is
         return leaf
 
 
 def copies_of_lazy_buffers(roots: Mapping[str, nn.Module]) -> dict[int, Any]:
-    """A memo for `deepcopy`, which can copy lazy parameters but not lazy buffers (2.13)."""
+    """Return a `deepcopy` memo of lazy buffers, which it cannot copy (2.13)."""
     buffers: Any = (buffer for root in roots.values() for buffer in root.buffers() if is_lazy(buffer))
     return {id(b): type(b)(requires_grad=b.requires_grad, device=b.device, dtype=b.dtype) for b in buffers}
 
@@ -109,7 +110,7 @@ def _determinism() -> tuple[bool, bool]:
 
 
 def _restore_determinism(is_on: bool, warn_only: bool) -> None:
-    if _determinism() != (is_on, warn_only):
+    if _determinism() != (is_on, warn_only):  # else nothing is set, and no private function is needed
         set_deterministic_algorithms(is_on, warn_only=warn_only)
 
 
@@ -125,7 +126,7 @@ def _keep_random_states(undo: ExitStack) -> None:
 
 
 def _keep_generator(value: Any, undo: ExitStack) -> None:
-    """Keeps the state of a random generator of the model's own, PyTorch's or NumPy's."""
+    """Save the state of a random generator, PyTorch's or NumPy's."""
     if isinstance(value, torch.Generator):
         undo.callback(value.set_state, value.get_state())
     elif (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.random.Generator):
@@ -133,31 +134,32 @@ def _keep_generator(value: Any, undo: ExitStack) -> None:
 
 
 class Snapshot:
-    """How modules, tensors and random states were found, to be put back.
-
-    Plain lists, where callbacks on a stack would be shorter: a closure for each of thousands of attributes is felt.
+    """The state of modules, tensors and random generators, to be restored.
 
     Args:
         modules: all modules of a model.
     """
 
+    # Plain lists, where callbacks on a stack would be shorter: a closure for each of thousands of attributes is felt.
     def __init__(self, modules: Iterable[nn.Module]) -> None:
+        # Tensors that are copied only before they are written to, by storage: a write to a view changes its base.
         self._by_storage: dict[int | None, list[torch.Tensor]] = {}
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._containers: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []  # a module has a dozen of these, for hooks that it has not
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []  # an instance's dictionary and its copy
+        self._containers: list[tuple[Any, Any]] = []  # a container and its copy
+        self._empty: list[Any] = []  # empty containers: a module has a dozen, for hooks that it does not have
+        # A leaf, its data, its grad, and whether it requires grad.
         self._with_grads: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]] = []
-        self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._versions: list[Any] = []
-        self._seen: set[int] = set()
-        self._states = ExitStack()
+        self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []  # a tensor and a copy of its values
+        self._versions: list[Any] = []  # open contexts; closing one restores a tensor's version counter
+        self._seen: set[int] = set()  # ids of saved tensors: modules share some
+        self._states = ExitStack()  # global modes and random states
         _keep_modes(self._states)
         _keep_random_states(self._states)
         for module in modules:
             self.keep_module(module)
 
     def keep_module(self, module: nn.Module) -> None:
-        """Keeps all attributes, what stands in containers among them, tensors by value, and of parameters the rest."""
+        """Save a module's attributes, tensors by value; parameters until written to."""
         own = vars(module)
         self._attributes.append((own, dict(own)))
         for value in own.values():
@@ -174,7 +176,10 @@ class Snapshot:
                 self._keep_until_written(parameter)
 
     def keep_input(self, value: Any) -> None:
-        """Keeps an argument: a tensor until it is written to, its grad, the state of a generator of random numbers."""
+        """Save an input, which may be a tensor or a random generator.
+
+        A tensor's values are copied only before it is written to; its grad is saved at once.
+        """
         if isinstance(value, torch.Tensor):
             if self._is_new(value):
                 self._keep_until_written(value)
@@ -182,13 +187,13 @@ class Snapshot:
             _keep_generator(value, self._states)
 
     def keep_tensor(self, tensor: torch.Tensor) -> None:
-        """Keeps a tensor by value."""
+        """Save a tensor by value."""
         if self._is_new(tensor) and not is_lazy(tensor) and tensor.device.type != "meta":
             self._keep_version(tensor)
             self._keep_values(tensor)
 
     def keep_container(self, container: Any) -> None:
-        """Keeps what stands in a container, tensors by value."""
+        """Save the contents of a container, tensors by value."""
         if not container:
             self._empty.append(container)
             return
@@ -198,30 +203,37 @@ class Snapshot:
                 self.keep_tensor(value)
 
     def keep_written(self, tensor: torch.Tensor) -> None:
-        """Keeps by value the parameters and inputs whose memory a tensor shares: it is about to be written to."""
-        for kept in self._by_storage.pop(storage_of(tensor) or -1, ()):
+        """Copy parameters and inputs that share a tensor's memory, before a write."""
+        for sharing in self._by_storage.pop(storage_of(tensor) or -1, ()):
             with disable_current_modes():
-                self._keep_values(kept if kept.is_inference() else kept.data)
+                self._keep_values(sharing if sharing.is_inference() else sharing.data)
 
     def drop_grads(self) -> None:
-        """Takes the grads away until they are put back: a backward inside a forward then makes grads of its own."""
+        """Remove all grads until `restore`.
+
+        A backward inside of the forward then makes new ones, instead of adding to those of the training.
+        """
         for parameter, _, grad, _ in self._with_grads:
             if grad is not None:
                 parameter.grad = None
 
     def restore(self) -> None:
-        """Makes everything as it was found; what cannot be put back keeps nothing else from it."""
-        with self._states, ExitStack() as undo:
+        """Restore everything that can be restored.
+
+        Raises:
+            Exception: the last error; the other parts are restored all the same.
+        """
+        with self._states, ExitStack() as undo:  # each step runs even if an earlier one raises
             undo.callback(self._restore_attributes)
             undo.callback(self._restore_tensors)
 
     def _restore_tensors(self) -> None:
         for tensor, values in self._tensors:
-            _restore(tensor, values)
+            _restore_values(tensor, values)
         for tensor, data, grad, requires_grad in self._with_grads:
-            if not tensor.is_leaf and not is_view(tensor):  # written to with something that requires grad
+            if not tensor.is_leaf and not is_view(tensor):  # an in-place write of a tensor that requires grad
                 tensor.detach_()
-            if _place_of(tensor) != _place_of(data):
+            if _place_of(tensor) != _place_of(data):  # `tensor.data` was set
                 tensor.data = data
             if tensor.requires_grad != requires_grad and tensor.is_leaf:
                 tensor.requires_grad_(requires_grad)
@@ -252,47 +264,54 @@ class Snapshot:
             self._with_grads.append((tensor, tensor.data, tensor.grad, tensor.requires_grad))
 
     def _keep_version(self, tensor: torch.Tensor) -> None:
-        # A graph that saved the tensor before the run has to find it unchanged, by its version too.
+        # A graph that saved the tensor before the run compares its version in backward.
         if not tensor.is_inference():
             self._versions.append(preserve_version_counter(tensor))
 
     def _keep_values(self, tensor: torch.Tensor) -> None:
         with torch.no_grad():
-            self._tensors.append((tensor, _each_place_once(tensor).detach().clone()))
+            self._tensors.append((tensor, _without_expansion(tensor).detach().clone()))
 
 
-def _has_one_place(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a plain block of memory; a nested or sparse one has parts, and no strides to ask for."""
+def _is_strided(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has strides; nested and sparse ones have none."""
     return not tensor.is_nested and tensor.layout == torch.strided
 
 
 def _place_of(tensor: torch.Tensor) -> Any:
-    if not _has_one_place(tensor):
+    """Return a tensor's storage, shape, strides and offset; None without strides."""
+    if not _is_strided(tensor):
         return None
     return storage_of(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _each_place_once(tensor: torch.Tensor) -> torch.Tensor:
-    """Of an expanded tensor, one of the elements that share a place: no other view of it can be written to."""
-    if not _has_one_place(tensor) or 0 not in tensor.stride():
+def _without_expansion(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view with size 1 in each expanded dimension.
+
+    An expanded tensor has several elements at one address, and PyTorch refuses to write to it.
+    """
+    if not _is_strided(tensor) or 0 not in tensor.stride():
         return tensor
     return tensor.detach()[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
 
-def _restore(tensor: torch.Tensor, before: torch.Tensor) -> None:
-    # Nothing outside inference mode may write to a tensor that was made inside of it.
+def _restore_values(tensor: torch.Tensor, before: torch.Tensor) -> None:
+    # A tensor made in inference mode can be written to in inference mode only.
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        places = _each_place_once(tensor)
-        if not _has_one_place(places) or places.shape == before.shape:
-            places.copy_(before)
-        else:
+        target = _without_expansion(tensor)
+        if not _is_strided(target) or target.shape == before.shape:
+            target.copy_(before)
+        else:  # resized by the run
             tensor.data = before
 
 
 def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that a call of a PyTorch function writes to, by its name (`add_`, `_foreach_add_`) or its `out=`."""
+    """Yield the tensors that a call of a PyTorch function writes to.
+
+    They follow from its name (`add_`, `_foreach_add_`) and from `out=`.
+    """
     if writes(func):
-        # A list comes first where many are written to; the fused optimizers write to several lists.
+        # `_foreach_` functions write to the first list, fused optimizers to several.
         lists = args if func.__name__.startswith("_fused_") else args[:1]
         yield from (leaf for leaf in tree_leaves(lists) if isinstance(leaf, torch.Tensor))
     if "out" in kwargs:
@@ -300,7 +319,7 @@ def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
 
 
 _WRITING_OPERATORS = frozenset(
-    # The last three hand the memory to somebody whose writes cannot be seen.
+    # The last three share the memory with code that writes to it unseen.
     """
     __setitem__ __iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__
     __ixor__ numpy __array__ __dlpack__

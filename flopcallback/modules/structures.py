@@ -1,4 +1,4 @@
-"""Tensors and their shapes, in whatever structure holds them."""
+"""Tensors and their shapes in nested structures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a batch or a result: of nested lists, dicts and dataclasses, a tokenizer's mapping among them."""
+    """Yield the tensors of a batch or a result.
+
+    Searched are nested lists, tuples, dicts, dataclasses, and mappings such as a tokenizer returns.
+    """
     for leaf in tree_leaves(structure):
         if isinstance(leaf, torch.Tensor):
             yield leaf
@@ -31,28 +34,32 @@ def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
 
 
 def shapes_of(structure: Any) -> Shapes:
-    """Of every tensor in it, as `tensors_in` finds them; quick, since it is asked in every step."""
+    """Return the shapes of the tensors that `tensors_in` finds."""
+    # An explicit stack, and the usual types first: this runs in every step.
     shapes: list[tuple[int, ...]] = []
-    waiting = [structure]
-    while waiting:
-        part = waiting.pop()
+    stack = [structure]
+    while stack:
+        part = stack.pop()
         if isinstance(part, torch.Tensor):
             shapes.append(_shape(part) if part.is_nested else tuple(part.shape))
         elif type(part) in (tuple, list):
-            waiting += part[::-1]
+            stack += part[::-1]  # reversed, since the last one is taken first
         elif type(part) is dict:
-            waiting += [*part.values()][::-1]
+            stack += [*part.values()][::-1]
         elif not isinstance(part, PLAIN):
             shapes += map(_shape, tensors_in(part))
     return tuple(shapes)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a nested tensor, how many it holds, and the shape of all their values together."""
+    """Return a tensor's shape; a nested one's length and packed shape."""
     return (tensor.size(0), *tensor.values().shape) if tensor.is_nested else tuple(tensor.shape)
 
 
 def first_dimension(structure: Any) -> int | None:
-    """What all tensors in it agree on as their first dimension; None where they do not."""
-    firsts = {tensor.shape[0] for tensor in tensors_in(structure) if tensor.dim()}
-    return firsts.pop() if len(firsts) == 1 else None
+    """Return the size of the common first dimension, or None.
+
+    Tensors without dimensions are left out.
+    """
+    sizes = {tensor.shape[0] for tensor in tensors_in(structure) if tensor.dim()}
+    return sizes.pop() if len(sizes) == 1 else None

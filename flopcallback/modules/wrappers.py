@@ -1,4 +1,4 @@
-"""Shadows methods on instances for a while, unseen by copies of a model that are made meanwhile, and by compilers."""
+"""Temporary wrappers around methods of module instances, invisible to copies and compilers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,26 @@ from torch import nn
 from flopcallback.modules.compiled import After, CompiledCall, Return, stepping_aside
 from flopcallback.tracing.torch_private import REPLICATE, SCRIPT_MODULE_PLACE, create_script_module, replicate
 
-__all__ = ["is_reached", "lifted", "wrap_on_instance"]
+__all__ = ["is_reached", "wrap_on_instance"]
 
 _log = logging.getLogger("flopcallback")
 
 _MISSING = object()
-_lock = threading.Lock()
+_lock = threading.Lock()  # guards changes of the four tables below
 
 
-class _Shadow:
-    """What stands in front of a method, and what stood there before: another one, something of the user's, nothing."""
+class _Wrapper:
+    """A wrapper around a method, and the attribute that it covers.
+
+    Attributes:
+        own: the instance's dictionary.
+        attribute: the name of the method.
+        function: the wrapping function, which is what the dictionary holds.
+        before: what it covers: another `_Wrapper`, a value of the user's, or `_MISSING`.
+        is_gone: True once the wrapper is removed. Another thread's wrapper may still cover it; whoever uncovers it then
+            goes on to `before`.
+        thread: the thread that installed it, in which it steps aside for compiled code.
+    """
 
     __slots__ = ("__weakref__", "attribute", "before", "function", "is_gone", "own", "thread")
 
@@ -33,17 +43,18 @@ class _Shadow:
         self.attribute = attribute
         self.function = function
         self.before = before
-        self.is_gone = False  # taken away, but another one may still lead here
+        self.is_gone = False
         self.thread = threading.get_ident()
 
 
-# How many shadows stand for an attribute of an instance, and all of those that may still be found there: two counts
-# in two threads may take theirs away in another order than they put them there. None is kept alive from here, since
-# it leads to its module.
-_standing: Counter[tuple[int, str]] = Counter()
-_shadows: dict[tuple[int, str], weakref.WeakValueDictionary[int, _Shadow]] = {}
-# How many stand that a thread has put there, and what has them step aside for compiled code that this thread calls.
-_by_thread: Counter[int] = Counter()
+# Wrappers by (id of the instance's dictionary, attribute): how many are active, and all that may still be found there.
+# Two counts in two threads may remove theirs in another order than they installed them. The references are weak, since
+# a wrapper keeps its module alive.
+_active: Counter[tuple[int, str]] = Counter()
+_wrappers: dict[tuple[int, str], weakref.WeakValueDictionary[int, _Wrapper]] = {}
+# Wrappers by the thread that installed them: how many are active, and the registration that has them step aside for
+# compiled code which that thread calls.
+_active_by_thread: Counter[int] = Counter()
 _stepping_aside: dict[int, ExitStack] = {}
 
 
@@ -53,81 +64,82 @@ def wrap_on_instance(
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
     undo: ExitStack,
 ) -> None:
-    """Shadows `module.attribute` by `wrap(module.attribute)` in the instance's own dictionary, until `undo` closes.
+    """Replace `module.attribute` by `wrap(module.attribute)` until `undo` closes.
 
-    `nn.Module.__setattr__` is passed by, so that a model that overrides it notices nothing. What stood in the
-    dictionary before (a `forward` that the user had replaced) is put back; what the user has put there since stays. A
-    copy of the module made meanwhile has no shadow: it would lead back to the original.
+    The wrapper is put into the instance's dictionary directly, so that a model with a `__setattr__` of its own notices
+    nothing. Afterwards the previous entry (such as a `forward` that the user had replaced) is restored, unless the user
+    has set another one meanwhile. Copies of the module have no wrapper: it would call the original.
     """
     own = vars(module)
     key = (id(own), attribute)
     before = own.get(attribute, _MISSING)
-    shadow = _Shadow(own, attribute, wrap(getattr(module, attribute)), _shadow_of(key, before) or before)
-    _remember(key, shadow)
-    own[attribute] = shadow.function
+    wrapper = _Wrapper(own, attribute, wrap(getattr(module, attribute)), _wrapper_of(key, before) or before)
+    _remember(key, wrapper)
+    own[attribute] = wrapper.function
 
     def restore() -> None:
-        _forget(key, shadow)
-        if own.get(attribute, _MISSING) is shadow.function:  # else: below another thread's, or the user's own
-            _put(shadow)
+        _forget(key, wrapper)
+        # Else another thread's wrapper covers it, or the user has set the attribute.
+        if own.get(attribute, _MISSING) is wrapper.function:
+            _set_attribute(wrapper)
 
     undo.callback(restore)
 
 
-def _put(shadow: _Shadow) -> None:
-    """Puts a shadow where it stands, or what stood there before where it is gone."""
-    found: Any = shadow
-    while isinstance(found, _Shadow) and found.is_gone:
-        found = found.before
-    if found is _MISSING:
-        shadow.own.pop(shadow.attribute, None)
+def _set_attribute(wrapper: _Wrapper) -> None:
+    """Set the attribute to the topmost wrapper that is not gone."""
+    layer: Any = wrapper
+    while isinstance(layer, _Wrapper) and layer.is_gone:
+        layer = layer.before
+    if layer is _MISSING:
+        wrapper.own.pop(wrapper.attribute, None)
     else:
-        shadow.own[shadow.attribute] = found.function if isinstance(found, _Shadow) else found
+        wrapper.own[wrapper.attribute] = layer.function if isinstance(layer, _Wrapper) else layer
 
 
 def is_reached(module: nn.Module, attribute: str, function: Any) -> bool:
-    """Whether a call of `module.attribute` comes to `function`, a shadow, by way of shadows alone.
+    """Return whether calling `module.attribute` reaches `function` through our wrappers alone.
 
-    It does not where the user has wrapped the attribute since: such a call passes what is theirs before.
+    It does not if the user has wrapped the attribute since: such a call runs the user's code first.
     """
     own = vars(module)
-    found: Any = _shadow_of((id(own), attribute), own.get(attribute))
-    while isinstance(found, _Shadow) and found.function is not function:
-        found = found.before
-    return isinstance(found, _Shadow)
+    layer: Any = _wrapper_of((id(own), attribute), own.get(attribute))
+    while isinstance(layer, _Wrapper) and layer.function is not function:
+        layer = layer.before
+    return isinstance(layer, _Wrapper)
 
 
-def _shadow_of(key: tuple[int, str], function: Any) -> _Shadow | None:
-    return _shadows[key].get(id(function)) if key in _shadows else None
+def _wrapper_of(key: tuple[int, str], function: Any) -> _Wrapper | None:
+    return _wrappers[key].get(id(function)) if key in _wrappers else None
 
 
-def _remember(key: tuple[int, str], shadow: _Shadow) -> None:
+def _remember(key: tuple[int, str], wrapper: _Wrapper) -> None:
     with _lock:
-        if not _standing:
+        if not _active:  # the first: from here on, copies and replicas of modules have to leave wrappers out
             nn.Module.__reduce_ex__ = _reduce_ex  # type: ignore[method-assign,assignment]
             if replicate is not None:
                 setattr(nn.Module, REPLICATE, _replicate_plainly)
             if create_script_module is not None:
                 setattr(*SCRIPT_MODULE_PLACE, _script_plainly)
-        if not _by_thread[shadow.thread]:
-            undo = _stepping_aside[shadow.thread] = ExitStack()
-            undo.enter_context(stepping_aside(_step_aside, _note))
-        _by_thread[shadow.thread] += 1
-        _standing[key] += 1
-        _shadows.setdefault(key, weakref.WeakValueDictionary())[id(shadow.function)] = shadow
+        if not _active_by_thread[wrapper.thread]:
+            undo = _stepping_aside[wrapper.thread] = ExitStack()
+            undo.enter_context(stepping_aside(_step_aside, _log_failure))
+        _active_by_thread[wrapper.thread] += 1
+        _active[key] += 1
+        _wrappers.setdefault(key, weakref.WeakValueDictionary())[id(wrapper.function)] = wrapper
 
 
-def _forget(key: tuple[int, str], shadow: _Shadow) -> None:
+def _forget(key: tuple[int, str], wrapper: _Wrapper) -> None:
     with _lock:
-        shadow.is_gone = True
-        _standing[key] -= 1
-        if not _standing[key]:
-            del _standing[key], _shadows[key]
-        _by_thread[shadow.thread] -= 1
-        if not _by_thread[shadow.thread]:
-            del _by_thread[shadow.thread]
-            _stepping_aside.pop(shadow.thread).close()
-        if not _standing:
+        wrapper.is_gone = True
+        _active[key] -= 1
+        if not _active[key]:
+            del _active[key], _wrappers[key]
+        _active_by_thread[wrapper.thread] -= 1
+        if not _active_by_thread[wrapper.thread]:
+            del _active_by_thread[wrapper.thread]
+            _stepping_aside.pop(wrapper.thread).close()
+        if not _active:
             del nn.Module.__reduce_ex__
             if replicate is not None:
                 setattr(nn.Module, REPLICATE, replicate)
@@ -136,86 +148,96 @@ def _forget(key: tuple[int, str], shadow: _Shadow) -> None:
 
 
 @contextmanager
-def lifted() -> Iterator[None]:
-    """Takes away what shadows this thread has put, for the time of the context."""
+def _without_own_wrappers() -> Iterator[None]:
+    """Remove this thread's wrappers for the time of the context."""
     try:
-        taken = _take_away()
-    except Exception as error:  # noqa: BLE001 - what is inside is the user's
-        taken = []
-        _log.debug("wrappers could not be taken away", exc_info=error)
+        lifted = _lift()
+    except Exception as error:  # noqa: BLE001 - the code inside is the user's
+        lifted = []
+        _log.debug("wrappers could not be removed", exc_info=error)
     try:
         yield
     finally:
-        _bring_back(taken)
+        _put_back(lifted)
 
 
 def _step_aside(_: CompiledCall) -> Return | None:
-    taken = _take_away()
+    lifted = _lift()
 
     def back(_: Any) -> After | None:
-        _bring_back(taken)
+        _put_back(lifted)
         return None
 
-    return back if taken else None
+    return back if lifted else None
 
 
-def _note(error: Exception) -> None:
-    _log.debug("compiled code met a wrapper", exc_info=error)  # and is compiled once more when that is gone
+def _log_failure(error: Exception) -> None:
+    # No harm to the training: the wrapper is compiled along, and its removal costs one recompilation.
+    _log.debug("compiled code met a wrapper", exc_info=error)
 
 
-def _take_away() -> list[tuple[_Shadow, Any]]:
-    """Puts what is the model's own where shadows of this thread stand; returns those, and what stands there now."""
-    thread, taken = threading.get_ident(), []
+def _lift() -> list[tuple[_Wrapper, Any]]:
+    """Uncover what this thread's wrappers cover.
+
+    Returns:
+        The topmost wrapper of each attribute, and the value that the attribute has now (`_MISSING` if none).
+    """
+    thread, lifted = threading.get_ident(), []
     with _lock:
-        standing = [shadow for shadows in _shadows.values() for shadow in shadows.values()]
-    for shadow in standing:
-        if shadow.is_gone or shadow.own.get(shadow.attribute) is not shadow.function:
-            continue  # not the uppermost
-        found: Any = shadow
-        while isinstance(found, _Shadow) and (found.is_gone or found.thread == thread):
-            found = found.before
-        if isinstance(found, _Shadow):
-            continue  # another thread's
-        taken.append((shadow, found))
-        if found is _MISSING:
-            del shadow.own[shadow.attribute]
+        candidates = [wrapper for wrappers in _wrappers.values() for wrapper in wrappers.values()]
+    for wrapper in candidates:
+        if wrapper.is_gone or wrapper.own.get(wrapper.attribute) is not wrapper.function:
+            continue  # covered by another one
+        layer: Any = wrapper
+        while isinstance(layer, _Wrapper) and (layer.is_gone or layer.thread == thread):
+            layer = layer.before
+        if isinstance(layer, _Wrapper):
+            continue  # another thread's is below, and stays
+        lifted.append((wrapper, layer))
+        if layer is _MISSING:
+            del wrapper.own[wrapper.attribute]
         else:
-            shadow.own[shadow.attribute] = found
-    return taken
+            wrapper.own[wrapper.attribute] = layer
+    return lifted
 
 
-def _bring_back(taken: Iterable[tuple[_Shadow, Any]]) -> None:
-    for shadow, found in taken:
-        if shadow.own.get(shadow.attribute, _MISSING) is found:  # else: the user's since
-            _put(shadow)
+def _put_back(lifted: Iterable[tuple[_Wrapper, Any]]) -> None:
+    for wrapper, value in lifted:
+        if wrapper.own.get(wrapper.attribute, _MISSING) is value:  # else the user has set it meanwhile
+            _set_attribute(wrapper)
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
-    """What `copy` and `pickle` take a module apart by."""
+    """Reduce a module for `copy` and `pickle`, without our wrappers."""
     reduced = object.__reduce_ex__(self, protocol)
     if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
         return reduced
-    return (*reduced[:2], _without_shadows(reduced[2], id(vars(self))), *reduced[3:])
+    return (*reduced[:2], _without_wrappers(reduced[2], id(vars(self))), *reduced[3:])
 
 
 def _replicate_plainly(self: nn.Module) -> nn.Module:
     replica: nn.Module = replicate(self)
-    replica.__dict__ = _without_shadows(replica.__dict__, id(vars(self)))
+    replica.__dict__ = _without_wrappers(replica.__dict__, id(vars(self)))
     return replica
 
 
 def _script_plainly(*args: Any, **kwargs: Any) -> Any:
-    with lifted():
+    with _without_own_wrappers():
         return create_script_module(*args, **kwargs)
 
 
-def _without_shadows(state: dict[str, Any], owner: int) -> dict[str, Any]:
-    """Of an instance's attributes, those that the model knows of: what stood where now a shadow stands."""
+def _without_wrappers(state: dict[str, Any], owner: int) -> dict[str, Any]:
+    """Return an instance's attributes with every wrapper replaced by what it covers.
+
+    Args:
+        state: the attributes, by name.
+        owner: the id of the original instance's dictionary.
+    """
     plain = {}
     for name, value in state.items():
-        found: Any = _shadow_of((owner, name), value) or value
-        while isinstance(found, _Shadow):
-            found = found.before
-        if found is not _MISSING:
-            plain[name] = found
+        layer: Any = _wrapper_of((owner, name), value) or value
+        while isinstance(layer, _Wrapper):
+            layer = layer.before
+        if layer is not _MISSING:
+            plain[name] = layer
     return plain

@@ -1,4 +1,4 @@
-"""Where the tracer cannot go: the doors into such pieces, each led past it while a trace is under way."""
+"""Interception of code that the tracer cannot enter, such as autograd functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.compiled import After, CompiledCall, Return, as_written, known, stepping_aside
+from flopcallback.modules.compiled import After, CompiledCall, Return, as_written, stepping_aside, with_known_count
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.torch_private import (
     BACKWARD_CLASS,
@@ -48,38 +48,39 @@ __all__ = [
 
 FLEX_ATTENTION = "higher_order::flex_attention"
 META_CONVOLUTION = "flopcallback::meta_convolution"
-AUTOGRAD_FUNCTION = "prim::PythonOp."  # as the tracer calls it; its class' name follows
+AUTOGRAD_FUNCTION = "prim::PythonOp."  # the tracer's prefix; the name of the function's class follows
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Function that runs a piece of a call: `region(kind, call, args, kwargs)` returns `call(*args, **kwargs)`."""
 
 
-_lock = threading.Lock()
-# (owner, name) -> what stood there before the first of the replacements that stand, and how many do.
+_lock = threading.Lock()  # guards `_originals` and the replacements themselves
+# By id of the owner and name: the value before the first of the active replacements, and how many are active.
 _originals: dict[tuple[int, str], tuple[Any, int]] = {}
-_INHERITED = object()
+_INHERITED = object()  # instead of a value: the owner has none of its own, and is to have none again
 
 
 @contextmanager
 def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
-    """Replaces `owner.name` by `replacement(original)` for the time of the context, in whatever order contexts end.
+    """Replace `owner.name` by `replacement(original)`, but not for compiled code.
 
-    Compiled code does not meet the replacement.
+    Contexts in several threads may end in any order.
     """
     key = (id(owner), name)
     with _lock:
-        own = vars(owner).get(name, _INHERITED)
-        mine = replacement(getattr(owner, name) if own is _INHERITED else own)
-        first, standing = _originals.get(key, (own, 0))
-        _originals[key] = first, standing + 1
-        setattr(owner, name, mine)
+        before = vars(owner).get(name, _INHERITED)
+        replacing = replacement(getattr(owner, name) if before is _INHERITED else before)
+        first, active = _originals.get(key, (before, 0))
+        _originals[key] = first, active + 1
+        setattr(owner, name, replacing)
 
     def step_aside(_: CompiledCall) -> Return | None:
-        if vars(owner).get(name) is not mine:
+        if vars(owner).get(name) is not replacing:
             return None
-        _put(owner, name, own)
+        _set_own(owner, name, before)
 
         def back(_: Any) -> After | None:
-            if vars(owner).get(name, _INHERITED) is own:
-                setattr(owner, name, mine)
+            if vars(owner).get(name, _INHERITED) is before:
+                setattr(owner, name, replacing)
             return None
 
         return back
@@ -89,36 +90,39 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
             yield
     finally:
         with _lock:
-            first, standing = _originals.pop(key)
-            if standing > 1:
-                _originals[key] = first, standing - 1
-            if standing == 1 or vars(owner).get(name) is mine:
-                before = first if standing == 1 else own
-                _put(owner, name, before)
+            first, active = _originals.pop(key)
+            if active > 1:
+                _originals[key] = first, active - 1
+            # If another replacement covers this one, it stays until the last of them ends.
+            if active == 1 or vars(owner).get(name) is replacing:
+                _set_own(owner, name, first if active == 1 else before)
 
 
-def _put(owner: Any, name: str, value: Any) -> None:
+def _set_own(owner: Any, name: str, value: Any) -> None:
     delattr(owner, name) if value is _INHERITED else setattr(owner, name, value)
 
 
 @contextmanager
 def intercept_untraceable(region: RunRegion) -> Iterator[None]:
-    """Sends what the tracer cannot follow through `region(kind, call, args, kwargs)`.
+    """Run through `region` whatever the tracer cannot follow.
 
-    These are process-wide replacements; `region` passes straight through in a thread that traces nothing.
+    The replacements are process-wide; in a thread that traces nothing, `region` has to make the call directly.
     """
     with ExitStack() as stack:
         stack.enter_context(intercept_named(region))
-        for owner, name, kind in _doors():
+        for owner, name, kind in _entry_points():
             stack.enter_context(replaced(owner, name, functools.partial(_function, region, kind)))
         yield
 
 
 @contextmanager
 def intercept_named(region: RunRegion) -> Iterator[None]:
-    """Sends what has a name that no operator bears through `region`: autograd functions, flex attention's kernel."""
-    # Replacing `apply` would not do: from torch 2.14 on it is a C method, and many modules keep one from their import
-    # on (`swish = Swish.apply`). But every `apply` looks up attributes of its class, and the metaclass sees that.
+    """Run autograd functions and flex attention's kernel through `region`.
+
+    Their names appear in no operator: formulas and handles need the region.
+    """
+    # Replacing `apply` would not do: from torch 2.14 on it is a C method, and many modules bind it at their import
+    # (`swish = Swish.apply`). But every `apply` looks up attributes of its class, and the metaclass sees that.
     with (
         replaced(type(torch.autograd.Function), "__getattribute__", functools.partial(_applied_functions, region)),
         intercept_compiled_attention(region),
@@ -128,11 +132,11 @@ def intercept_named(region: RunRegion) -> Iterator[None]:
 
 @contextmanager
 def intercept_compiled_attention(region: RunRegion) -> Iterator[None]:
-    """Sends flex attention's kernel, which it compiles on the spot, through `region`.
+    """Run flex attention's kernel, which it compiles when called, through `region`.
 
-    Users import `flex_attention` by name, so the function itself is out of reach; the `torch.compile` that it looks up
-    in its own module is not. Query, key and value are the first three tensors of the call.
+    Query, key and value are the first three tensors of the call.
     """
+    # Users import `flex_attention` by name, so it cannot be replaced; the `torch` that it looks up in its module can.
     flex = sys.modules.get("torch.nn.attention.flex_attention")
     if flex is None:
         yield
@@ -142,7 +146,7 @@ def intercept_compiled_attention(region: RunRegion) -> Iterator[None]:
 
 
 class _TorchForFlexAttention:
-    """`torch`, except that what it compiles runs through a region."""
+    """Stand-in for `torch` with a `compile` that runs functions through a region."""
 
     def __init__(self, region: RunRegion, original: Any) -> None:
         self._region = region
@@ -156,44 +160,45 @@ class _TorchForFlexAttention:
 
         @functools.wraps(compiled)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            with known():  # by the formula for the kernel
+            with with_known_count():  # by the formula for the kernel
                 return compiled(*args, **kwargs)
 
         return _function(self._region, FLEX_ATTENTION, counted)
 
 
-def _doors() -> Iterator[tuple[Any, str, str]]:
+def _entry_points() -> Iterator[tuple[Any, str, str]]:
+    """Yield owner, attribute and region kind of each untraceable function."""
     # `torch.autograd.grad` and `Tensor.backward`: a backward inside a trace raises.
     yield from ((*place, "flopcallback::backward") for place in backward_engine())
     # Scripted and traced modules and functions: the tracer records the call of a function, or raises.
     yield torch.ScriptMethod, "__call__", "prim::CallMethod"
     yield torch.ScriptFunction, "__call__", "prim::CallFunction"
-    # The transforms of torch.func wrap tensors at a level of their own, which the tracer does not know.
+    # Transforms of torch.func wrap tensors at a level of their own, which the tracer does not know.
     yield from ((*place, f"flopcallback::{name}") for name, place in transforms())
-    # What sends tensors to other processes: the tracer does not know a process group.
+    # Collectives: the tracer does not know process groups.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         yield from ((*place, "flopcallback::collective") for place in collectives())
 
 
 def _function(region: RunRegion, kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def past_the_tracer(*args: Any, **kwargs: Any) -> Any:
+    def through_region(*args: Any, **kwargs: Any) -> Any:
         return region(kind, original, args, kwargs)
 
-    return past_the_tracer
+    return through_region
 
 
 def _applied_functions(region: RunRegion, original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """Looks up attributes of autograd functions, and gives `apply` a `forward` that runs in a region."""
+    """Return a `__getattribute__` that gives `apply` a `forward` in a region."""
     applied = _Applied()
 
     def __getattribute__(cls: Any, name: str) -> Any:  # noqa: N807
         attribute = original(cls, name)
-        if name == BACKWARD_CLASS:  # `apply` makes the context of this, and calls `forward` next (seen in 2.6 to 2.14)
+        if name == BACKWARD_CLASS:  # `apply` makes the context from it, and looks up `forward` next (2.6 to 2.14)
             applied.function, applied.grad_mode = cls, torch.is_grad_enabled()
         elif name == "forward" and applied.function is cls:
             applied.function = None
-            if issubclass(cls, torch.autograd.Function):  # else it is what a transform of torch.func makes of one
+            if issubclass(cls, torch.autograd.Function):  # else a transform of torch.func has made another class of it
                 kind = f"{AUTOGRAD_FUNCTION}{cls.__name__}"  # the tracer's name, which handles and formulas use
                 return functools.partial(_forward, functools.partial(region, kind), attribute, applied.grad_mode)
         return attribute
@@ -202,7 +207,7 @@ def _applied_functions(region: RunRegion, original: Callable[[Any, str], Any]) -
 
 
 class _Probe(torch.autograd.Function):
-    """Does nothing, and is applied to see whether that is noticed."""
+    """Autograd function without effect, to test whether `apply` is noticed."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -211,10 +216,10 @@ class _Probe(torch.autograd.Function):
 
 @functools.cache
 def sees_functions() -> bool:
-    """Return whether this torch lets an autograd function be seen at work.
+    """Return whether this torch lets us notice calls of autograd functions.
 
-    The way in rests on which attributes `apply` looks up. Should another version look up none, the tracer would count
-    nothing for such a function, and say nothing: then it must not be used.
+    That depends on the attributes which `apply` looks up. If another version looked up none, the tracer would silently
+    count nothing for such a function, so it must not be used.
     """
     seen: list[str] = []
 
@@ -228,9 +233,13 @@ def sees_functions() -> bool:
 
 
 class _Applied(threading.local):
-    """The autograd function whose `apply` is under way in this thread, and the grad mode of its caller.
+    """State of an `apply` under way in this thread.
 
     Without it, a direct call of a function's `forward` would be taken for an operator.
+
+    Attributes:
+        function: the class; None again once its `forward` was looked up.
+        grad_mode: grad mode of the caller; `apply` switches it off for `forward`.
     """
 
     function: Any = None
@@ -238,19 +247,20 @@ class _Applied(threading.local):
 
 
 def _forward(region: Callable[..., Any], forward: Callable[..., Any], grad_mode: bool, *args: Any) -> Any:
-    """Runs the forward of an autograd function in a region, with the arguments and in the grad mode of `apply`.
+    """Run the forward of an autograd function in a region.
 
-    The forward itself still gets its context, and runs without grad.
+    The region gets the arguments of `apply`, in its caller's grad mode. The forward itself gets its context too, and
+    runs without grad, as PyTorch runs it.
     """
     has_context = bool(args) and isinstance(args[0], torch.autograd.function.FunctionCtx)
-    context, given = (args[:1], args[1:]) if has_context else ((), args)
+    context, arguments = (args[:1], args[1:]) if has_context else ((), args)
 
-    def without_grad(*given: Any) -> Any:
+    def without_grad(*arguments: Any) -> Any:
         with torch.set_grad_enabled(False):
-            return forward(*context, *given)
+            return forward(*context, *arguments)
 
     with torch.set_grad_enabled(grad_mode):
-        return region(without_grad, given, {})
+        return region(without_grad, arguments, {})
 
 
 _CONVOLUTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))
@@ -262,14 +272,14 @@ _CONVOLUTION_OPERATORS = frozenset(f"aten::{name}" for name in _CONVOLUTIONS)
 def is_meta_convolution(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a call is a convolution of a meta tensor.
 
-    The tracer writes no node for `convolution`: it relies on the operators below, which the other devices have (2.13,
-    `DONT_RECORD_TRACE` in tools/autograd/gen_trace_type.py). Meta has a function in Python there, which meets traced
-    sizes. Of the operators that multiply it is the only one.
+    The tracer writes no node for `convolution`: it relies on the operators below (2.13, `DONT_RECORD_TRACE` in
+    tools/autograd/gen_trace_type.py). On meta tensors there are none, but a Python function that gets traced sizes. No
+    other operator that multiplies has this fault.
 
     Args:
-        function: one of `CONVOLUTIONS`, or of a type in `OVERLOADS`; nothing else can be one.
-        args: of the call.
-        kwargs: of the call.
+        function: a member of `CONVOLUTIONS`, or of a type in `OVERLOADS`.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
     """
     if function not in CONVOLUTIONS and operator_name(function) not in _CONVOLUTION_OPERATORS:
         return False
@@ -279,33 +289,31 @@ def is_meta_convolution(function: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @contextmanager
 def without_compilation(modules: list[nn.Module]) -> Iterator[None]:
-    """Runs compiled modules as they were written, and leaves what was compiled alone.
-
-    The wrapper around a compiled module raises under a tracer before it looks at `torch.compiler.set_stance`, so the
-    module inside is called instead. A compiled function has no way in: the stance lets the dispatcher see through it.
-    """
+    """Run compiled modules and functions eagerly, and keep their compiled code."""
+    # The wrapper around a compiled module raises under a tracer before it looks at the stance, so the module inside is
+    # called instead. Inside a compiled function nothing can be called: there the stance does it, for the dispatcher.
     with ExitStack() as stack:
         for module in modules:
             if original_module(module) is not None:
                 wrap_on_instance(module, "forward", functools.partial(_original_forward, module), stack)
             if has_compiled_call(module):
-                wrap_on_instance(module, COMPILED_CALL, _nothing, stack)
+                wrap_on_instance(module, COMPILED_CALL, _no_compiled_call, stack)
         if is_compiler_imported():  # else nothing was compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(as_written())
         yield
 
 
-def _nothing(_: Any) -> Any:
-    return None
+def _no_compiled_call(_: Any) -> Any:
+    return None  # `Module.__call__` then calls `_call_impl`
 
 
 @contextmanager
 def without_fast_paths() -> Iterator[None]:
-    """Runs encoder layers and attention as their modules, which one fused operator would hide from the dispatcher.
+    """Switch off the fused operators of encoder layers and attention.
 
-    The tracer needs no such thing: its function mode switches them off. They change the last digits of a result, so
-    this is for counts beside the real call.
+    They would hide the modules inside from the dispatcher. The tracer does not need this: its function mode switches
+    them off. The last digits of a result change, so this is not for a real call.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

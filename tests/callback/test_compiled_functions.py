@@ -402,8 +402,8 @@ def test_nothing_stays_in_the_compiler(backend):
     before = module.set_eval_frame, module._maybe_set_eval_frame
     train(watched, Net, lambda function: torch.compile(function, backend=backend), backend)
     assert (module.set_eval_frame, module._maybe_set_eval_frame) == before
-    assert not compiled._leaving
-    assert not compiled._away
+    assert not compiled._observers
+    assert not compiled._suspended
 
 
 def test_where_compiled_code_cannot_be_told_nothing_is_observed_and_the_loop_goes_on(backend, differences, monkeypatch):
@@ -435,7 +435,7 @@ def test_what_cannot_step_aside_is_told_behind_the_call(backend, at):
         result = double(torch.ones(3))
         assert result.tolist() == [2, 2, 2]
     assert [str(error) for error in told] == ["injected"]
-    assert not compiled._away
+    assert not compiled._suspended
 
 
 def test_of_several_the_last_one_leaves_first_and_comes_back_last(backend):

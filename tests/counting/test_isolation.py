@@ -223,7 +223,7 @@ def test_what_cannot_be_put_back_keeps_nothing_else_from_it(monkeypatch):
 
     model, x = build(["attributes", "batch norm"], training=True)
     random_state = torch.get_rng_state()
-    monkeypatch.setattr("flopcallback.modules.snapshot._restore", fails)
+    monkeypatch.setattr("flopcallback.modules.snapshot._restore_values", fails)
     with pytest.raises(RuntimeError, match="cannot be written"):
         FlopCountAnalysis(model, x).total()
     assert model[0].calls == 0
