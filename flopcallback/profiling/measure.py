@@ -117,8 +117,8 @@ def _time(counted: Call, run: ObservedRun, window: LatencyWindow, warmup_steps: 
     statement, names = "call(*inputs[0], **inputs[1])", {"call": call, "fresh": fresh}
     timer = Timer(statement, "inputs = fresh()", globals=names, num_threads=torch.get_num_threads())  # 1 by default
     bare_ms: list[float] = []
-    with left_as_found(run.names.unique.values(), (args, kwargs)) as found:
-        _save_written_tensors(call, run, fresh(), found)
+    with left_as_found(run.names.unique.values(), (args, kwargs)) as snapshot:
+        _save_written_tensors(call, run, fresh(), snapshot)
         begin_s = time.monotonic()
         for _ in range(warmup_steps):
             own_args, own_kwargs = fresh()
@@ -139,7 +139,7 @@ def _time(counted: Call, run: ObservedRun, window: LatencyWindow, warmup_steps: 
     return latency.within(bare_ms)
 
 
-def _save_written_tensors(call: Callable[..., Any], run: ObservedRun, inputs: Any, found: Snapshot) -> None:
+def _save_written_tensors(call: Callable[..., Any], run: ObservedRun, inputs: Any, snapshot: Snapshot) -> None:
     """Observe one more call, to save the tensors that it writes to.
 
     These are parameters and inputs; no others have to be saved.
@@ -147,7 +147,7 @@ def _save_written_tensors(call: Callable[..., Any], run: ObservedRun, inputs: An
     args, kwargs = inputs
     bound = functools.partial(call, *args, **kwargs)
     with without_compilation(list(run.names.unique.values())), filtered_warnings("no_tracer_warning"):
-        observe(bound, run.names, inputs, engine=DISPATCH, found=found)
+        observe(bound, run.names, inputs, engine=DISPATCH, snapshot=snapshot)
 
 
 def _check_counts(latency_steps: int, max_s: Any) -> None:

@@ -1,4 +1,7 @@
-"""The second way to see operators: PyTorch's dispatcher, below autograd, where nothing can hide but threads."""
+"""Engine that observes operators at PyTorch's dispatcher, below autograd.
+
+Everything of a thread passes there; other threads need a recorder of their own.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ __all__ = ["DispatchRecorder", "look_up", "value_of"]
 
 
 def value_of(argument: Any) -> Value:
-    """Describes a live argument or result of an operator."""
+    """Describe an operator's argument or result by shape, dtype or constant."""
     if isinstance(argument, torch.Tensor):
         if is_lazy(argument):
             return Value(dtype=argument.dtype)
@@ -51,9 +54,12 @@ def value_of(argument: Any) -> Value:
 
 
 def _without_shape(tensor: torch.Tensor) -> Value:
-    """Describes a nested tensor by its components, a sparse one by what it stores; neither's shape tells the work."""
+    """Describe a nested tensor's components or a sparse tensor's stored elements.
+
+    Work on either does not follow from its shape.
+    """
     if tensor.is_nested:
-        if tensor.layout != torch.strided:  # jagged: its operators arrive as those of the tensor that holds its values
+        if tensor.layout != torch.strided:  # jagged: operators on its packed values arrive instead
             return Value(dtype=tensor.dtype)
         if (shapes := nested_shapes(tensor)) is None:
             return Value(dtype=tensor.dtype)
@@ -71,8 +77,10 @@ def _parameters(func: OpOverload) -> tuple[tuple[str, Any], ...]:
 
 
 def _in_schema_order(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
-    rest = _parameters(func)[len(args) :]
-    return tuple(map(value_of, args)) + tuple(value_of(kwargs.get(name, default)) for name, default in rest)
+    """Describe all arguments in the order of the schema, defaults filled in."""
+    not_positional = _parameters(func)[len(args) :]
+    named = (value_of(kwargs.get(name, default)) for name, default in not_positional)
+    return (*map(value_of, args), *named)
 
 
 def _written_to(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -83,9 +91,10 @@ def _written_to(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _must_decompose(func: OpOverload) -> bool:
-    """Whether an operator reaches the mode whole (under `inference_mode`) that is normally split up before.
+    """Return whether a composite operator has to be decomposed here.
 
-    It is split here too, unless there is a formula for the whole; both give the same count.
+    Such operators are decomposed before they reach the mode, except under `inference_mode`. One that has a formula
+    stays whole; both ways give the same count.
     """
     return _is_composite(func) and not isinstance(lookup(operator_name(func)), Counted)
 
@@ -94,7 +103,7 @@ def _must_decompose(func: OpOverload) -> bool:
 def _is_composite(func: OpOverload) -> bool:
     try:
         return func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
-    except RuntimeError:  # what only Python knows, such as `aten::sym_size`
+    except RuntimeError:  # an operator without a C++ registration, such as `aten::sym_size`
         return False
 
 
@@ -104,10 +113,11 @@ def _is_looked_into(cls: type) -> bool:
 
 
 def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
-    """Lets an operator that reached the mode whole mark the views that it makes, as it does where there is no mode.
+    """Let a composite operator mark its views, as without a mode.
 
-    A mode's handler runs past the marking. An unmarked view of a weight does not say `requires_grad`, and `matmul` then
-    multiplies in another order: the last digits of a `linear` on a transposed input would differ (2.13).
+    In a mode's handler the dispatch key that marks views is excluded. An unmarked view of a weight has no
+    `requires_grad`, and `matmul` then multiplies in another order: the last digits of a `linear` on a transposed input
+    would differ (2.13).
     """
     if not _is_composite(func) or _marks_views(func):
         return nullcontext()
@@ -116,32 +126,37 @@ def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
 
 @functools.cache
 def _marks_views(func: OpOverload) -> bool:
-    """Whether an operator's views are marked before the mode sees it; twice is an error."""
+    """Return whether an operator marks its views before the mode sees it.
+
+    To mark a view twice is an error.
+    """
     return func.has_kernel_for_dispatch_key(DispatchKey.ADInplaceOrView)
 
 
 def look_up(func: Any) -> None:
-    """Finds out how an operator is to be run, as far as that is remembered.
+    """Fill the caches that decide how an operator is run.
+
+    Afterwards, running it cannot fail here.
 
     Raises:
-        Exception: this version of torch does not say so where it is asked.
+        Exception: this version of torch lacks what is asked.
     """
     if isinstance(func, OpOverload) and not _must_decompose(func):
         _as_without_a_mode(func)
 
 
 class DispatchRecorder(TorchDispatchMode):
-    """Records every operator that runs in this thread while the mode is active.
+    """Dispatch mode that records every operator of its thread.
 
     Attributes:
-        calls: what was recorded, in order.
+        calls: recorded operators and regions, in order.
 
     Args:
-        scope: tells which modules are running, given the arguments of the operator.
-        before_write: told of every tensor that is about to be written to.
+        scope: returns the running modules, given the arguments of the operator.
+        before_write: called with every tensor that is about to be written to.
     """
 
-    # Higher-order operators (`cond`, flex attention) come here as well, and show as unknown, instead of raising.
+    # Higher-order operators (`cond`, flex attention) arrive as well and count as unknown; without this they raise.
     supports_higher_order_operators = True
 
     def __init__(
@@ -154,7 +169,8 @@ class DispatchRecorder(TorchDispatchMode):
         self._scope = scope
         self._thread = threading.get_ident()
         self._before_write = before_write
-        self._is_past = False  # a piece is running past the mode
+        self._is_suspended = False  # while a piece runs without modes: nothing inside of it is recorded
+        # The fake mode around the call, if any. Operators under another one only compute shapes.
         self._fake_mode = fake_mode()
 
     def __enter__(self) -> Any:
@@ -163,11 +179,11 @@ class DispatchRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if fake_mode() is not self._fake_mode:  # asks for a shape: how a distributed tensor finds out what it will be
+        if fake_mode() is not self._fake_mode:  # a distributed tensor computes the shape of a result on fake tensors
             return func(*args, **kwargs)
         if not isinstance(func, OpOverload):
             return self._record_higher_order(func, args, kwargs)
-        if any(map(_is_looked_into, types)):
+        if any(map(_is_looked_into, types)):  # the operators on the tensors inside will arrive
             return NotImplemented
         if _must_decompose(func):
             with self, _as_without_a_mode(func):
@@ -183,10 +199,10 @@ class DispatchRecorder(TorchDispatchMode):
         return result
 
     def step_aside(self, call: CompiledCall) -> Return | None:
-        """Takes this mode away for a call of compiled code, which is recorded as one operator behind it."""
-        if threading.get_ident() != self._thread or self._is_past:
+        """Leave this mode for compiled code, and record that as one operator."""
+        if threading.get_ident() != self._thread or self._is_suspended:
             return None
-        modes = _taken_off()
+        modes = _exit_topmost_recorders()
 
         def back(result: Any) -> After | None:
             for mode in reversed(modes):
@@ -198,7 +214,10 @@ class DispatchRecorder(TorchDispatchMode):
         return back
 
     def _keep(self, call: Callable[[], OpCall | Region]) -> None:
-        """Records what has run; the operator's result is there already."""
+        """Record an operator that has run.
+
+        Takes a function, so that a subclass can guard against errors in the description.
+        """
         self.calls.append(call())
 
     def _described(self, func: OpOverload, args: tuple[Any, ...], kwargs: Any, result: Any) -> OpCall:
@@ -215,14 +234,23 @@ class DispatchRecorder(TorchDispatchMode):
         return result
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a piece that a door leads to: an autograd function is entered, flex attention's kernel goes past."""
+        """Run an intercepted piece of a call.
+
+        An autograd function is recorded with the operators inside, flex attention's kernel as a single operator.
+
+        Args:
+            kind: name of the piece, `prim::PythonOp.Swish`.
+            call: the piece.
+            args: positional arguments.
+            kwargs: keyword arguments.
+        """
         if kind == FLEX_ATTENTION:
             return self.aside(kind, call, args, kwargs)
         return self.enter(kind, call, args, kwargs) if kind.startswith(AUTOGRAD_FUNCTION) else call(*args, **kwargs)
 
     def enter(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a piece that has a name of its own, and records it as one operator with what ran inside."""
-        if threading.get_ident() != self._thread or self._is_past:
+        """Run a piece, and record it as a region with its operators."""
+        if threading.get_ident() != self._thread or self._is_suspended:
             return call(*args, **kwargs)
         outer, self.calls = self.calls, []
         outputs: list[Any] = []
@@ -230,27 +258,30 @@ class DispatchRecorder(TorchDispatchMode):
             result = call(*args, **kwargs)
             outputs += tree_leaves(result)
             return result
-        finally:  # what ran before a piece raised has run, and the model may catch the error
+        finally:  # also after an error: its operators have run, and the model may catch the error
             body, self.calls = self.calls, outer
             tensors = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
             self._keep(lambda: Region(self._named(kind, args, kwargs, tensors, self._scope(())), tuple(body)))
 
     def aside(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a piece that cannot run under a mode, past this one, and records it as one operator."""
+        """Run a piece without modes, and record it as one operator."""
         if threading.get_ident() != self._thread:
             return call(*args, **kwargs)
-        self._is_past, before = True, self._is_past
+        self._is_suspended, before = True, self._is_suspended
         try:
             with disable_current_modes():
                 result = call(*args, **kwargs)
         finally:
-            self._is_past = before
+            self._is_suspended = before
         self._keep(lambda: self._named(kind, args, kwargs, result))
         return result
 
 
-def _taken_off() -> list[DispatchRecorder]:
-    """Takes those modes of ours off that are uppermost; below a mode of the user's, nothing is compiled anyway."""
+def _exit_topmost_recorders() -> list[DispatchRecorder]:
+    """Exit our modes on top of the stack, and return them.
+
+    One below a mode of the user's stays: under that mode, nothing runs compiled anyway.
+    """
     modes: list[DispatchRecorder] = []
     stack = dispatch_modes()
     while stack and isinstance(mode := stack.pop(), DispatchRecorder):

@@ -1,4 +1,4 @@
-"""Observes a call that has to happen anyway, exactly once, and sees to it that it does happen, whatever we fail at."""
+"""Observation of calls of a training, each made exactly once whatever fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "together",
 ]
 
-# Packages that a tracer or a compiler of torch raises from by itself, with `raise`; and ours.
+# An error raised in one of these packages may come from observing: tracers, compilers, and ours.
 _MACHINERY = ("flopcallback", *RAISING_PACKAGES)
 
 
@@ -45,18 +45,19 @@ def observe_in_flight(
     reason: str = "",
     keep: Iterable[Any] = (),
 ) -> Observed:
-    """Makes a call and observes it: by the tracer, failing that by the dispatcher, failing that not at all.
+    """Make a call, observed by the tracer, else the dispatcher, else not.
 
-    A call that ended is never made again. One that stopped is, if we may have stopped it (`raised_by_tracing`): random
-    states, buffers, attributes and metric states are restored before. So an error of the call itself shows as it is,
-    after one call or, where it looks like the tracer's (an operator that refuses its arguments), after more.
+    A call that ended is never repeated. A call that raised is repeated if observing it may be the cause
+    (`raised_by_tracing`), after random states, buffers, attributes and metric states were restored. So an error of the
+    call itself is raised after one attempt or, if it looks like the tracer's (an operator that refuses its arguments),
+    after several.
 
     Args:
-        call: what to run.
-        names: the modules whose work is told apart.
+        call: the function to run.
+        names: the modules to attribute work to.
         arguments: any structure that holds the tensors which the call will use.
-        engine: `"dispatch"` goes past the tracer, for a `reason`.
-        reason: why.
+        engine: `"trace"`, or `"dispatch"` to do without the tracer.
+        reason: why the engine is not the tracer.
         keep: modules and containers outside of `names` that the call may change.
 
     Raises:
@@ -67,22 +68,22 @@ def observe_in_flight(
         if not may_step_aside():
             raise RuntimeError("in this version of torch, compiled code that it may run cannot be told from other code")
         attempts = _attempts(names, arguments, engine, reason)
-    except Exception as error:  # noqa: BLE001 - ours, and nothing has happened yet
+    except Exception as error:  # noqa: BLE001 - ours, and the call has not begun
         first, attempts = error, []
     keep = tuple(keep)
     for engine, reason in attempts:
-        attempt, found = Attempt(call), None
+        attempt, snapshot = Attempt(call), None
         try:
-            found = _found(names, arguments, keep)
-            return _observed(attempt, names, arguments, engine, _because(reason, first), found, first)
+            snapshot = _snapshot_of(names, arguments, keep)
+            return _observed(attempt, names, arguments, engine, _because(reason, first), snapshot, first)
         except Exception as error:
             if attempt.has_ended:
                 return Observed(attempt.result, (), first or error)
             if attempt.has_begun and not raised_by_tracing(error, first):
                 raise
             first = first or error
-            if attempt.has_begun and found is not None:
-                found.restore()
+            if attempt.has_begun and snapshot is not None:
+                snapshot.restore()
     return Observed(call(), (), first)
 
 
@@ -92,11 +93,11 @@ def _observed(
     arguments: Any,
     engine: str,
     reason: str,
-    found: Snapshot,
+    snapshot: Snapshot,
     first: Exception | None,
 ) -> Observed:
-    with _quiet():
-        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, found=found)
+    with _without_tracer_warnings():
+        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, snapshot=snapshot)
     return Observed(attempt.result, (run,), first)
 
 
@@ -109,16 +110,27 @@ def observe_each_call(
     keep: Iterable[Any] = (),
     inside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Observed:
-    """Makes a call and observes each outermost call of a module in it, as `observe_module_call` does.
+    """Make a call, and observe each outermost module call in it.
 
-    `inside()` goes around each of those.
+    Args:
+        call: the function to run.
+        names: the modules.
+        engine: `"trace"` or `"dispatch"`.
+        reason: why the engine is not the tracer.
+        keep: modules and containers outside of `names` that the call may change.
+        inside: makes a context that each of the module calls runs in.
+
+    Raises:
+        BaseException: whatever the call raises by itself.
     """
     keep = tuple(keep)
     seen: list[tuple[str, Observed]] = []
 
-    def intercept(site: CallSite, one: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def intercept(site: CallSite, module_call: Callable[[], Any], args: Any, kwargs: Any) -> None:
         with inside():
-            observed = observe_module_call(site, one, names, args, kwargs, engine=engine, reason=reason, keep=keep)
+            observed = observe_module_call(
+                site, module_call, names, args, kwargs, engine=engine, reason=reason, keep=keep
+            )
         seen.append((site.name, observed))
 
     def unseen(site: CallSite, failure: Exception) -> None:
@@ -128,8 +140,8 @@ def observe_each_call(
         with outermost_calls(names, intercept, unseen):
             attempt()
 
-    made = call_once(call, around)
-    return together(seen, result=made.result, failure=made.failure)
+    outcome = call_once(call, around)
+    return together(seen, result=outcome.result, failure=outcome.failure)
 
 
 def observe_module_call(
@@ -143,7 +155,10 @@ def observe_module_call(
     reason: str = "",
     keep: Iterable[Any] = (),
 ) -> Observed:
-    """Makes one call of a module and observes it: in flight, or beside where a piece of the module is compiled."""
+    """Make a call of a module and observe it.
+
+    The real call is observed, unless a part of the module is compiled: then a separate run of `forward` is counted.
+    """
 
     def uncompiled(*args: Any, **kwargs: Any) -> Any:
         return site.module.forward(*args, **kwargs)
@@ -154,10 +169,10 @@ def observe_module_call(
 
 
 def together(seen: Sequence[tuple[str, Observed]], *, result: Any = None, failure: Exception | None = None) -> Observed:
-    """Calls of modules, by name, that were observed one by one, as one call."""
-    runs = tuple(run for _, one in seen for run in one.runs)
-    failures = [failure, *(one.failure for _, one in seen)]
-    unseen = {name: _in_words(one.failure) for name, one in seen if not one.runs}
+    """Combine separately observed module calls, by name, into one `Observed`."""
+    runs = tuple(run for _, observed in seen for run in observed.runs)
+    failures = [failure, *(observed.failure for _, observed in seen)]
+    unseen = {name: _in_words(observed.failure) for name, observed in seen if not observed.runs}
     return Observed(result, runs, next(filter(None, failures), None), unseen)
 
 
@@ -168,7 +183,10 @@ def observe_beside(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Observed:
-    """Counts `counted(*args, **kwargs)`, which leaves everything as it was, and then makes `call()` unseen."""
+    """Count a run of `counted(*args, **kwargs)`, undo it, then make `call()`.
+
+    For compiled code: the real call runs as it would without us.
+    """
     runs: tuple[ObservedRun, ...] = ()
     failure: Exception | None = None
     try:
@@ -179,15 +197,15 @@ def observe_beside(
 
 
 def raised_by_tracing(error: BaseException, first: Exception | None = None) -> bool:
-    """Whether an error out of an observed call may come from observing it.
+    """Return whether an error may come from observing the call.
 
-    The tracer and the dispatcher speak in `RuntimeError`s that no `raise` statement of Python raises. So an error of
-    another type, or one that the call's own code raises, is the call's own. So is running out of memory, and what an
-    operator says under either engine.
+    The tracer and the dispatcher raise `RuntimeError` from C++, without a `raise` statement. So an error of another
+    type, or from a `raise` in the call's own code, is the call's own. So is running out of memory, and an operator's
+    error that is the same under both engines.
 
     Args:
-        error: what was raised.
-        first: what was raised before, under the other engine.
+        error: the error of this attempt.
+        first: the error of the attempt before, under the other engine.
     """
     return not _is_the_operators(error, first) and any(_raised_by_tracing(link) for link in _chain(error))
 
@@ -207,12 +225,12 @@ def _is_the_operators(error: BaseException, first: Exception | None) -> bool:
 
 
 def _is_raised(error: BaseException) -> bool:
-    """Whether a `raise` statement raised it, rather than a function that is not written in Python."""
+    """Return whether an error was raised by a `raise` statement in Python."""
     if error.__traceback__ is None:
         return False
     step = _innermost(error)
-    at = (i.opname for i in dis.get_instructions(step.tb_frame.f_code) if i.offset == step.tb_lasti)
-    return next(at, "") in ("RAISE_VARARGS", "RERAISE")
+    names = (i.opname for i in dis.get_instructions(step.tb_frame.f_code) if i.offset == step.tb_lasti)
+    return next(names, "") in ("RAISE_VARARGS", "RERAISE")
 
 
 def _innermost(error: BaseException) -> types.TracebackType:
@@ -224,12 +242,14 @@ def _innermost(error: BaseException) -> types.TracebackType:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    # A model may catch an error of the tracer's and raise its own instead.
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> list[tuple[str, str]]:
+    """Return the engines to try, each with the reason against the tracer."""
     if engine == TRACE and not (reason := untraceable_reason(names, arguments)):
         return [(TRACE, ""), (DISPATCH, "")]
     return [(DISPATCH, reason)]
@@ -243,36 +263,41 @@ def _in_words(error: Exception | None) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _found(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Snapshot:
-    """What a call may have changed when it stops half-way, as it is now."""
+def _snapshot_of(names: ModuleNames, arguments: Any, keep: Iterable[Any]) -> Snapshot:
+    """Take a snapshot of everything that the call may change."""
     modules = [*names.unique.values(), *(extra for extra in keep if isinstance(extra, nn.Module))]
-    found = Snapshot([*modules, *_hidden_modules(modules)])
+    snapshot = Snapshot([*modules, *_hidden_modules(modules)])
     for leaf in tree_leaves(arguments):
-        found.keep_input(leaf)
+        snapshot.keep_input(leaf)
     for extra in keep:
         if not isinstance(extra, nn.Module):
-            found.keep_container(extra)
-    return found
+            snapshot.keep_container(extra)
+    return snapshot
 
 
 def _hidden_modules(modules: list[nn.Module]) -> list[nn.Module]:
-    """Modules in plain lists and dicts, such as a list of metrics, which PyTorch does not know as children."""
-    known = {id(module) for module in modules}
-    found: dict[int, nn.Module] = {}
+    """Return modules in plain lists and dicts, which PyTorch does not register.
+
+    A list of metrics, for instance.
+    """
+    registered = {id(module) for module in modules}
+    hidden: dict[int, nn.Module] = {}
     for owner in modules:
         for name, value in vars(owner).items():
             if name == "_modules" or not isinstance(value, (list, tuple, set, deque, dict)):
                 continue
             for item in value.values() if isinstance(value, dict) else value:
                 if isinstance(item, nn.Module):
-                    found.update((id(module), module) for module in item.modules() if id(module) not in known)
-    return list(found.values())
+                    hidden.update((id(module), module) for module in item.modules() if id(module) not in registered)
+    return list(hidden.values())
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the tracer's warnings by one filter more, so that filters which the call sets itself stay."""
+def _without_tracer_warnings() -> Iterator[None]:
+    """Hide the tracer's warnings by one added filter."""
+    # Not `warnings.catch_warnings`: it would remove filters that the call itself sets.
     category = torch.jit.TracerWarning  # type: ignore[attr-defined]
+    # An empty regular expression with a comment, by which this filter differs from all others.
     warnings.filterwarnings("ignore", message=r"(?#flopcallback)", category=category)
     added = warnings.filters[0]
     try:

@@ -1,4 +1,4 @@
-"""The first way to see operators: run a callable under the JIT tracer, hand its live results on, keep the graph.
+"""Engine that observes operators under PyTorch's JIT tracer.
 
 `torch.jit.trace` itself wants tensors in and out and prunes what it returns; the tracer below it does neither. The
 graph is taken inside the traced function, and the tracer is left by an exception, so that none of its passes runs.
@@ -20,7 +20,7 @@ from flopcallback.formulas.op_call import OpCall, Scope
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
 from flopcallback.modules.snapshot import writes, written_to
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
-from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphRecord, Region
+from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphLog, Region
 from flopcallback.tracing.regions import (
     AUTOGRAD_FUNCTION,
     CONVOLUTIONS,
@@ -111,7 +111,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class _Leave(Exception):  # noqa: N818 - nothing went wrong
-    """Leaves the tracer once the graph is in hand."""
+    """Exit from the tracer once the graph is complete."""
 
 
 def trace(
@@ -121,8 +121,8 @@ def trace(
     *,
     before_write: Callable[[torch.Tensor], None] | None = None,
     threads: Threads | None = None,
-) -> tuple[T, GraphRecord]:
-    """Runs `call` once, for real, and returns its result together with the record of what it did.
+) -> tuple[T, GraphLog]:
+    """Run `call` once and return its result and its operators.
 
     Args:
         call: what to run.
@@ -156,7 +156,7 @@ class _Tracer:
         self._known: dict[int, torch.Tensor] = {}
         self._graph: torch.Graph
 
-    def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
+    def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphLog]:
         if not _ONE_AT_A_TIME.acquire(blocking=False):
             raise RuntimeError("a trace is under way in another thread, and replaces parts of torch meanwhile")
         try:
@@ -164,7 +164,7 @@ class _Tracer:
         finally:
             _ONE_AT_A_TIME.release()
 
-    def _run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphRecord]:
+    def _run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphLog]:
         result: list[T] = []
         returned: list[torch.Value] = []
 
@@ -185,10 +185,10 @@ class _Tracer:
 
         with suppress(_Leave):
             create_graph_by_tracing(traced, (), _NO_NAME, True, False, None, [])
-        return result[0], GraphRecord(self._graph, list(self._marks), self._regions, returned, self._threads.calls)
+        return result[0], GraphLog(self._graph, list(self._marks), self._regions, returned, self._threads.calls)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a piece that cannot be traced past the tracer, under the dispatcher, and takes up its results."""
+        """Run an untraceable piece under the dispatcher, as a region."""
         state = tracing_state()
         if state is None:
             aside = self._threads.recorder() or self._recorder
@@ -216,7 +216,7 @@ class _Tracer:
             self._regions.append(Region(seen, tuple(recorder.calls)))
 
     def _step_aside(self, call: CompiledCall) -> Return | None:
-        """Stops tracing for a call of compiled code, which stands in the graph as one mark behind it."""
+        """Stop tracing for compiled code, and mark it in the graph afterwards."""
         state = tracing_state()
         modes = ExitStack()
         if state is None:  # in a region, which a recorder looks into
@@ -247,13 +247,13 @@ class _Tracer:
         self._scopes.failure = error
 
     def _values_handed_to(self, arguments: Any) -> list[torch.Value]:
-        """The graph's values for what a region is given, so that `prune` keeps what computed them."""
+        """Return the graph's values for a region's inputs, which `prune` keeps."""
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
         self.make_known(tensors)
         return [get_value_trace(tensor) for tensor in tensors]
 
     def _values_of(self, result: Any) -> list[torch.Value]:
-        """The graph's values for what was returned; only they tell `prune` what is needed."""
+        """Return the graph's values for the call's results, which `prune` keeps."""
         if tracing_state() is None:
             raise RuntimeError("the tracer lost its state during the run")
         leaves = list(_tensors_within(result, set()))
@@ -283,16 +283,16 @@ class _Tracer:
         return node.outputs()
 
     def register(self, tensor: torch.Tensor) -> None:
-        """Makes a tensor an input of the graph, as it is now."""
+        """Make a tensor an input of the graph, as it is now."""
         if tensor.requires_grad and tensor.is_leaf:
             self._known[id(tensor)] = tensor
         set_value_trace(tensor, self._graph.addInput())
 
     def make_leaves_known(self, arguments: Iterable[Any]) -> None:
-        """Makes graph inputs of unseen leaves that require grad, before the tracer complains about them.
+        """Make unseen leaves that require grad inputs of the graph.
 
-        A complaint prints the whole tensor, which takes seconds for a large one. A leaf is no operator's result, so
-        there is nothing to ask the tracer first.
+        Else the tracer raises an error that prints the whole tensor, which takes seconds for a large one. A leaf is no
+        operator's result, so there is no need to ask the tracer first.
         """
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
@@ -302,7 +302,7 @@ class _Tracer:
                 self.make_leaves_known(argument)
 
     def make_known(self, arguments: Iterable[Any]) -> None:
-        """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
+        """Make unseen tensors that require grad inputs of the graph."""
         state = tracing_state()
         leaves = tree_leaves(list(arguments))
         self.make_leaves_known(leaves)
@@ -316,7 +316,7 @@ class _Tracer:
 
 
 class _TracingMode(TorchFunctionMode):
-    """Answers questions about tensors past the tracer, and introduces unseen tensors to it.
+    """Function mode that answers shape queries untraced, and registers unseen tensors.
 
     It stands in the way of every call of the model, so it looks at as little as it can.
     """
@@ -374,7 +374,7 @@ _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 @contextmanager
 def _python_functions_entered() -> Iterator[None]:
-    """Lets the mode see what functions written in Python do, instead of the functions themselves.
+    """Let the mode see the operators inside of functions written in Python.
 
     A mode is off while it handles a call, so that inside of `F.interpolate` or `F.multi_head_attention_forward`, handed
     to it whole, sizes would be traced tensors again. Tensor subclasses still get them whole.
@@ -402,7 +402,7 @@ def _is_overriding(candidate: Any) -> bool:
 
 
 def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torch.Tensor]:
-    """The tensors of a result, those in objects that pytree does not know too: a model library's output class.
+    """Yield the tensors of a result, also inside objects unknown to pytree.
 
     No deeper than results go: an object may hold on to half of the program.
     """
@@ -421,7 +421,7 @@ def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torc
 
 @contextmanager
 def _without_function_modes(kind: type[TorchFunctionMode] = TorchFunctionMode) -> Iterator[None]:
-    """Takes modes of a kind away; by default all, since what is compiled on the spot must not meet one."""
+    """Remove function modes of a kind, by default all, during the context."""
     modes = [pop_function_mode() for _ in range(function_modes())]
     others = [mode for mode in reversed(modes) if not isinstance(mode, kind)]
     for mode in others:
@@ -437,7 +437,7 @@ def _without_function_modes(kind: type[TorchFunctionMode] = TorchFunctionMode) -
 
 @contextmanager
 def _denied_to_models() -> Iterator[None]:
-    """Tells models, and PyTorch's own modules, that nothing is traced: they take other paths under a tracer."""
+    """Hide the trace from models and PyTorch's modules, which would act differently."""
     with ExitStack() as stack:
         for owner, name in tracing_questions():
             stack.enter_context(replaced(owner, name, lambda original: lambda: False))

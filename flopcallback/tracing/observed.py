@@ -1,4 +1,4 @@
-"""Observed: a call that was made, and what was seen of it."""
+"""Result and observations of a call that was made."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Observed"]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A call that was made.
+    """The result of a call, and its observed runs.
 
     Attributes:
-        result: what it returned.
-        runs: what was seen of it; empty where nothing could be.
-        failure: what kept us from seeing it, or from seeing it by the tracer.
-        unseen: modules whose calls in it could not be seen, and why.
+        result: the value that the call returned.
+        runs: the observed runs; empty if the call could not be observed.
+        failure: the error that kept us from observing it, or from observing it by the tracer.
+        unseen: why calls of modules in it could not be observed, by module name.
     """
 
     result: Any

@@ -1,4 +1,4 @@
-"""What a run asked of tensors that have no values: meta tensors, and fake ones, know their shapes alone."""
+"""Explanations of failed runs: meta and fake tensors have no values."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ _FAKE_WAY_OUT = (
 
 
 def needs_real_data(error: BaseException) -> str | None:
-    """Says where a failed run asked for values that its tensors do not have, and what to do about it.
-
-    The operator that raised is known from the dispatcher's record of it, the line from the traceback.
+    """Explain a run that failed because its tensors have no values.
 
     Args:
-        error: what a run under the dispatcher raised, with its traceback.
+        error: raised by a run under the dispatcher, with its traceback.
 
     Returns:
-        The operator, the line of the model's code and the way out; None where something else went wrong.
+        The operator, the line of the model's code and what to do; None if the error has another cause.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # The innermost frame of `__torch_dispatch__` has the operator that raised.
     seen = [frame.f_locals for frame in frames if isinstance(frame.f_locals.get("self"), DispatchRecorder)]
-    func, args = next(((each["func"], each["args"]) for each in reversed(seen) if "func" in each), (None, ()))
+    func, args = next(((names["func"], names["args"]) for names in reversed(seen) if "func" in names), (None, ()))
     if not isinstance(func, OpOverload):
         return None
     place = f"{_place(error.__traceback__)} ({operator_name(func)})"
@@ -54,7 +53,7 @@ def needs_real_data(error: BaseException) -> str | None:
 def _asked(func: OpOverload, args: tuple[Any, ...]) -> str | None:
     if torch.Tag.data_dependent_output in func.tags:
         return "the model turns a tensor's value into a Python value"
-    # Indexing has such a shape by a mask only, and may fail for other reasons.
+    # The shape of an indexed tensor depends on values only if the index is a mask; else the error has another cause.
     if torch.Tag.dynamic_output_shape in func.tags and (operator_name(func) != "aten::index" or _has_mask(args)):
         return "the model makes a tensor whose shape depends on another one's values"
     if operator_name(func) == "aten::_to_copy":  # `tolist`, `cpu`
@@ -75,17 +74,23 @@ def _is_tensor(leaf: Any) -> bool:
 
 
 def _place(tb: TracebackType | None) -> str:
-    """The innermost line that is neither PyTorch's nor ours: `in forward (net.py:12): x.sum() > 0`."""
-    of_model = [one for one in traceback.extract_tb(tb) if not one.filename.startswith(_NOT_THE_MODELS)]
-    if not of_model:
+    """Describe the innermost line of the model's code.
+
+    That is the innermost one in neither PyTorch's files nor ours, such as "in forward, net.py:12: `x.sum() > 0`".
+    """
+    model_frames = [frame for frame in traceback.extract_tb(tb) if not frame.filename.startswith(_NOT_THE_MODELS)]
+    if not model_frames:
         return "in the call itself"
-    innermost = of_model[-1]
-    where = f"in {innermost.name}, {innermost.filename}:{innermost.lineno}"
-    return f"{where}: `{expression}`" if (expression := _expression(innermost)) else where
+    innermost = model_frames[-1]
+    place = f"in {innermost.name}, {innermost.filename}:{innermost.lineno}"
+    return f"{place}: `{expression}`" if (expression := _expression(innermost)) else place
 
 
 def _expression(frame: traceback.FrameSummary) -> str:
-    """What was being evaluated, where Python knows (3.11) and it stands on one line; else the line."""
+    """Return the evaluated expression, or the whole line if that is unknown.
+
+    Python knows it from 3.11 on; an expression of several lines is not cut out.
+    """
     line = linecache.getline(frame.filename, frame.lineno or 0)
     start, end = getattr(frame, "colno", None), getattr(frame, "end_colno", None)
     if start is None or end is None or getattr(frame, "end_lineno", None) != frame.lineno:

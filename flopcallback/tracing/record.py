@@ -1,4 +1,7 @@
-"""What an engine leaves: every operator of one run, in order; an operator's shapes are read when somebody asks."""
+"""Logs of the operators of a run, as the engines leave them.
+
+The shapes of a traced operator are read from the graph when they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,26 @@ import torch
 
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope, Value
 
-__all__ = ["GraphRecord", "Operation", "Record", "Region", "read_value"]
+__all__ = ["GraphLog", "Operation", "OperatorLog", "Region", "read_value"]
 
+# Kinds of the nodes that we insert into a traced graph. Their attribute `index` refers to `GraphLog.scopes` and
+# `GraphLog.regions`.
 SCOPE_MARK = "flopcallback::scope"
 REGION_MARK = "flopcallback::region"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operator of a record.
+    """One operator of a log.
 
     Attributes:
         operator: schema name without overload.
         scope: the modules that were running.
-        node: where it stands in the traced graph; None for what the dispatcher saw.
-        body: for a piece that the tracer could not enter (an autograd function, a scripted module): what ran inside
-            it. It is counted in place of the operator unless the operator itself has a formula.
-        values: what was already read of the graph in this pass over it: one operator's output is another's input.
+        node: its node in the traced graph; None if the dispatcher saw it.
+        values: cache of the values read so far in this pass over the graph: one operator's output is another's input.
+        seen: shapes and constants, if the dispatcher saw it.
+        body: the operators inside a piece that the tracer could not enter (an autograd function, a scripted module).
+            They are counted in place of the operator unless it has a formula of its own.
     """
 
     operator: str
@@ -38,7 +44,7 @@ class Operation:
     body: tuple[Operation, ...] | None = None
 
     def call(self) -> OpCall:
-        """Shapes, dtypes and constants, as a formula wants them."""
+        """Return the shapes, dtypes and constants that formulas take."""
         if self.seen is not None:
             return self.seen
         assert self.node is not None
@@ -47,20 +53,23 @@ class Operation:
 
     def _value(self, value: torch.Value) -> Value:
         key = value.unique()
-        if (known := self.values.get(key)) is None:
-            known = self.values[key] = read_value(value)
-        return known
+        if (cached := self.values.get(key)) is None:
+            cached = self.values[key] = read_value(value)
+        return cached
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A piece of a run with a name of its own: an autograd function, or what went past the tracer."""
+    """A named piece of a run, with a body of operators.
+
+    An autograd function, or code that the tracer cannot enter.
+    """
 
     call: OpCall
-    body: tuple[OpCall | Region, ...] | None  # None: it was not looked into
+    body: tuple[OpCall | Region, ...] | None  # None: it was not entered, as compiled code is not
 
     def operation(self) -> Operation:
-        """The piece as one operation with a body."""
+        """Return the region as one operation with a body."""
         if self.body is None:
             return Operation(self.call.operator, self.call.scope, seen=self.call)
         return Operation(self.call.operator, self.call.scope, seen=self.call, body=tuple(map(_seen, self.body)))
@@ -71,28 +80,36 @@ def _seen(call: OpCall | Region) -> Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What the dispatcher saw; `beside`: in other threads."""
+class OperatorLog:
+    """Operators that the dispatcher saw.
+
+    Attributes:
+        calls: operators of the thread that made the call, in order.
+        beside: operators of other threads.
+    """
 
     calls: Sequence[OpCall | Region]
     beside: Sequence[OpCall | Region] = ()
 
     def operations(self, *, prune: bool = False) -> Iterator[Operation]:
-        """All operators in order; the dispatcher sees no data flow, so `prune` has nothing to go by."""
+        """Yield all operators in order.
+
+        `prune` has no effect: the dispatcher sees no data flow.
+        """
         yield from map(_seen, self.calls)
         yield from map(_seen, self.beside)
 
 
 @dataclass(frozen=True, slots=True)
-class GraphRecord:
-    """What the tracer saw.
+class GraphLog:
+    """Operators that the tracer saw.
 
     Attributes:
-        graph: the whole graph, as it was before any pass; it has to live as long as its nodes are used.
-        scopes: what the scope marks in the graph point to.
-        regions: what the region marks in the graph point to.
+        graph: the whole graph, before any pass; it has to live as long as its nodes are used.
+        scopes: the scopes that the marks in the graph refer to, by index.
+        regions: the regions that the marks in the graph refer to, by index.
         results: the graph's values for the tensors that the run returned.
-        beside: what ran in other threads.
+        beside: operators of other threads, which the dispatcher saw.
     """
 
     graph: torch.Graph
@@ -102,19 +119,26 @@ class GraphRecord:
     beside: Sequence[OpCall | Region] = ()
 
     def lost(self) -> str | None:
-        """Tensors that the run made and that have no shape in the graph, nor has what is computed of them."""
+        """Return the kind of tensors without shapes in the graph, or None.
+
+        `"nested"` or `"sparse"`, if the run made such tensors: neither they nor the results computed from them have
+        shapes in the graph.
+        """
         for kind, _ in _nodes(self.graph):
             if kind.startswith(_MAKERS):
                 return "nested" if "nested" in kind else "sparse"
         return None
 
     def operations(self, *, prune: bool = False) -> Iterator[Operation]:
-        """All operators in order; with `prune`, only those whose results reach what the run returned."""
+        """Yield all operators in order.
+
+        With `prune`, only those that the results of the run depend on.
+        """
         live = _live_nodes(self.graph, self.results) if prune else None
         scope = ROOT
         values: dict[int, Value] = {}
         for index, (kind, node) in enumerate(_nodes(self.graph)):
-            if kind == "prim::Constant":  # two nodes of three
+            if kind == "prim::Constant":  # first, as two of three nodes are constants
                 continue
             if kind == SCOPE_MARK:
                 scope = self.scopes[node.i("index")]
@@ -125,6 +149,7 @@ class GraphRecord:
         yield from map(_seen, self.beside)
 
 
+# Beginnings of the operators that make nested or sparse tensors.
 _MAKERS = (
     "aten::_nested_",
     "aten::to_sparse",
@@ -136,15 +161,22 @@ _MAKERS = (
 
 
 def _has_run(kind: str, node: torch.Node) -> bool:
-    """Whether an operator came back: one that raised, and whose error the model caught, has no outputs."""
-    return node.outputsSize() > 0 or kind.startswith("aten::_foreach_")
+    """Return whether an operator ended without an error.
+
+    One that raised an error, which the model caught, has a node without outputs.
+    """
+    return node.outputsSize() > 0 or kind.startswith("aten::_foreach_")  # the in-place ones return nothing
 
 
 def read_value(value: torch.Value) -> Value:
-    """A value of a traced graph as plain data: a tensor, a list of them, or a constant; else empty."""
+    """Convert a value of a traced graph to plain data.
+
+    Returns:
+        A tensor, a list of tensors, or a constant; else an empty `Value`.
+    """
     if value.isCompleteTensor():
-        of: Any = value.type()
-        return Value(tuple(of.sizes()), of.dtype(), of.device())
+        tensor_type: Any = value.type()
+        return Value(tuple(tensor_type.sizes()), tensor_type.dtype(), tensor_type.device())
     node = value.node()
     kind = node.kind()
     if kind == "prim::Constant":
@@ -164,12 +196,12 @@ def _constant(constant: Any) -> Value:
 
 
 _COMMON = frozenset({bool, int, float, str, type(None)})
-# The same few flags and sizes come again at every convolution. Typed: True and 1 are not one constant.
+# Every convolution has the same few flags and sizes. `typed`, since True and 1 are different constants.
 _shared_constant = functools.lru_cache(maxsize=4096, typed=True)(lambda constant: Value(constant=constant))
 
 
 def _unpacked(value: torch.Value) -> Value:
-    """A list that an operator returned: the tracer unpacks it at once."""
+    """Read an operator's list of results from the node that unpacks it."""
     for use in value.uses():
         if use.user.kind() == "prim::ListUnpack":
             return Value(items=tuple(map(read_value, use.user.outputs())))
@@ -177,10 +209,10 @@ def _unpacked(value: torch.Value) -> Value:
 
 
 def _nodes(block: torch.Graph | torch.Block) -> Iterator[tuple[str, torch.Node]]:
-    """All nodes and their kinds in order, those within blocks too.
+    """Yield every node with its kind in order, also inside blocks.
 
-    We open no block, but whoever calls the tracer's `push_scope` does: fvcore's hooks, for one, which stay on a model
-    that it failed on.
+    We open no block, but whoever calls the tracer's `push_scope` does, such as fvcore's hooks, which stay on a model
+    after fvcore has failed on it.
     """
     for node in block.nodes():
         kind = node.kind()
@@ -194,28 +226,32 @@ _KEPT = (REGION_MARK, "prim::PythonOp")  # an autograd function is a region too
 
 
 def _live_nodes(graph: torch.Graph, results: list[torch.Value]) -> set[int]:
-    """Positions of the nodes that `results` depend on.
+    """Return the positions of the nodes that `results` depend on.
 
-    An operator that writes into an argument counts as a use of everything that may share the argument's memory, so
-    `x[0] = f(y)` keeps `f` alive whenever any view of `x` is.
+    An operator that writes to an argument counts as a use of everything that may share the argument's memory: after
+    `x[0] = f(y)`, `f` is live if any view of `x` is.
     """
     alias = _AliasSets()
     nodes = [node for _, node in _nodes(graph)]
     for node in nodes:
         for a, b in _aliases(node):
             alias.join(a.unique(), b.unique())
-    live = {alias.find(value.unique()) for value in results}
-    kept: set[int] = set()
+    live_values = {alias.find(value.unique()) for value in results}
+    live_nodes: set[int] = set()
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
-        if node.kind() in _KEPT or any(alias.find(output.unique()) in live for output in node.outputs()):
-            kept.add(index)
-            live.update(alias.find(value.unique()) for value in node.inputs())
-    return kept
+        # A region ran past the tracer, and what it wrote to is not in the graph: regions are always live.
+        if node.kind() in _KEPT or any(alias.find(output.unique()) in live_values for output in node.outputs()):
+            live_nodes.add(index)
+            live_values.update(alias.find(value.unique()) for value in node.inputs())
+    return live_nodes
 
 
 def _aliases(node: torch.Node) -> Iterator[tuple[torch.Value, torch.Value]]:
-    """Pairs of an input and an output of a node that may share memory: a view, or an argument written to."""
+    """Yield pairs of a node's inputs and outputs that may share memory.
+
+    The output is then a view of the input, or the input itself, written to.
+    """
     if node.kind() in ("prim::ListConstruct", "prim::ListUnpack", "prim::TupleConstruct", "prim::TupleUnpack"):
         yield from ((i, o) for i in node.inputs() for o in node.outputs())
         return
@@ -232,7 +268,7 @@ def _shares_memory(schema: str) -> bool:
 
 
 class _AliasSets:
-    """Disjoint sets of values that may share memory."""
+    """Disjoint sets (union-find) of values that may share memory."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}

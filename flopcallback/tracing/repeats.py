@@ -1,4 +1,4 @@
-"""Calls that differ from an earlier one by nothing but their tensors: a copy of the node that the tracer made then.
+"""Copies of traced nodes, for calls that differ only by their tensors.
 
 At every node, constants included, the tracer writes the whole Python stack down: some 20 us and 3 KB. A convolution is
 eighteen nodes. Layers repeat, and a copy shares constants and text with the original.
@@ -41,18 +41,18 @@ _LONGEST_SEQUENCE = 16  # of sizes, strides, indices; longer ones are data
 
 
 class _Unusual(Exception):  # noqa: N818 - nothing went wrong
-    """An argument that no form is made of."""
+    """Signal that a call has an argument without a form."""
 
 
 class _Pattern(NamedTuple):
-    """The one operator that calls of a form are: its node, and which of its values are which tensors of the call."""
+    """The node of a form's only operator, and positions of its tensors."""
 
     node: torch.Node
     positions: dict[int, int]
 
 
 class Repeats:
-    """The forms of calls that one trace has met, and what the tracer made of them.
+    """Cache of traced nodes by the form of the call.
 
     Args:
         graph: the graph under way.
@@ -63,7 +63,7 @@ class Repeats:
         self._patterns: dict[Hashable, _Pattern | None] = {}
 
     def call(self, state: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls a function that is not written in Python, traced by the tracer or by us, to the same effect.
+        """Call a function in C, traced or with a copied node.
 
         Args:
             state: the tracing state, to be restored.
@@ -126,7 +126,7 @@ class Repeats:
 
 
 def _pattern(new: Iterable[torch.Node], positions: dict[int, int], results: Sequence[torch.Tensor]) -> _Pattern | None:
-    """What to copy, where `new` nodes are one operator on the call's tensors and on constants; else None."""
+    """Return the pattern of nodes that are one operator, else None."""
     operators, constants = [], set()
     for node in new:
         kind = node.kind()
@@ -150,7 +150,7 @@ def _is_constant(node: torch.Node) -> bool:
 
 
 def _outputs(result: Any) -> Sequence[torch.Tensor]:
-    """The tensors that an operator returned; none where it returned anything else."""
+    """Return the tensors of an operator's result; none for any other result."""
     if isinstance(result, torch.Tensor):
         return (result,)
     if isinstance(result, tuple) and all(isinstance(item, torch.Tensor) for item in result):
@@ -161,7 +161,9 @@ def _outputs(result: Any) -> Sequence[torch.Tensor]:
 def _form(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
 ) -> Hashable:
-    """All that decides which nodes a call makes: the function, its constants, ranks and dtypes of its tensors.
+    """Return all that decides which nodes a call makes.
+
+    That is the function, its constants, and the ranks and dtypes of its tensors.
 
     Under autocast it would not be all: casts of weights are made once and kept.
     """
@@ -189,7 +191,10 @@ def _part(value: Any, tensors: list[torch.Tensor]) -> Hashable:
 
 
 def _element(value: Any) -> Hashable:
-    """A part within a sequence or a slice, where there must be no tensor: the tracer puts those into a list."""
+    """Return the form of an element of a sequence or a slice.
+
+    It must be no tensor: the tracer puts those into a list.
+    """
     if type(value) in _PLAIN_TENSORS:
         raise _Unusual
     return _part(value, [])

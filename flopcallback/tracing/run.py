@@ -1,4 +1,4 @@
-"""One observed run: choose the engine, run the callable, keep what it did."""
+"""Observed runs: choose an engine, run the callable, log its operators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
-from flopcallback.tracing.record import GraphRecord, Record
+from flopcallback.tracing.record import GraphLog, OperatorLog
 from flopcallback.tracing.regions import intercept_named, sees_functions, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
@@ -38,21 +38,21 @@ TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """What one run of a callable did, and on which modules.
+    """Operators of one run of a callable, and the modules called.
 
     Attributes:
         record: the operators.
         names: the modules' names.
         calls: how often each module was entered, by canonical name.
         called: modules that were called as `module(...)`.
-        strays: modules that were at work in another thread, where what they did was not seen, or not to its end.
+        strays: modules that ran in another thread in which no engine saw them, or not until they ended.
         output_shapes: shape of the last tensor that each module returned.
         engine: `"trace"` or `"dispatch"`.
-        engine_reason: why it was not the tracer; empty when it was.
-        compiled: names of compiled functions that were called in it, and not looked into.
+        engine_reason: why the engine was not the tracer; empty if it was.
+        compiled: names of the compiled functions that the run called; they are not looked into.
     """
 
-    record: GraphRecord | Record
+    record: GraphLog | OperatorLog
     names: ModuleNames
     calls: Counter[str]
     called: frozenset[str]
@@ -70,28 +70,30 @@ def observe(
     *,
     engine: str = TRACE,
     reason: str = "",
-    found: Snapshot | None = None,
+    snapshot: Snapshot | None = None,
     threads: bool = False,
 ) -> tuple[Any, ObservedRun]:
-    """Runs `call` once, for real, where it stands, and returns its result and what it did.
+    """Run `call` once and return its result and its operators.
 
-    Nothing is put back afterwards: this is the run. Wrappers and modes are gone when it returns or raises. What
-    following the modules failed at is raised when the call has come to its end.
+    This is the real run: nothing is restored afterwards. Wrappers and modes are gone when it returns or raises.
 
     Args:
-        call: what to run.
-        names: the modules whose work is told apart.
+        call: the function to run.
+        names: the modules to attribute work to.
         arguments: any structure that holds the tensors which the call will use.
         engine: `"trace"` or `"dispatch"`.
         reason: why the engine is not the tracer.
-        found: what is told before a tensor is written to, where the run is to leave no trace.
-        threads: see into threads that the call starts; one that it leaves at work keeps a mode that does nothing.
+        snapshot: saves each tensor before the call writes to it, for a run that is undone.
+        threads: observe the threads that the call starts. A thread that outlives the call keeps an idle mode.
+
+    Raises:
+        Exception: whatever the call raises; after the call, an error in following its modules.
     """
     scopes = ModuleScopes(names)
-    before_write = None if found is None else found.keep_written
-    record: GraphRecord | Record
-    others = Threads(scopes, before_write)
-    compiled: dict[str, None] = {}  # in order
+    before_write = None if snapshot is None else snapshot.keep_written
+    record: GraphLog | OperatorLog
+    other_threads = Threads(scopes, before_write)
+    compiled: dict[str, None] = {}  # an ordered set
 
     def note(call: CompiledCall) -> None:
         if not call.is_known:
@@ -101,25 +103,26 @@ def observe(
         scopes.failure = error
 
     with ExitStack() as stack:
-        stack.enter_context(_twice_as_deep())
+        stack.enter_context(_doubled_recursion_limit())
         stack.enter_context(stepping_aside(note, fail))
         stack.enter_context(scopes.watch())
         if threads:
-            stack.enter_context(others.watched())
+            stack.enter_context(other_threads.watched())
         if engine == TRACE:
             tensors = [*_parameters(names), *_buffers(names), *_tensors(arguments)]
-            result, record = trace(call, scopes, tensors, before_write=before_write, threads=others)
+            result, record = trace(call, scopes, tensors, before_write=before_write, threads=other_threads)
         else:
             recorder = DispatchRecorder(scopes.scope_of, before_write)
-            stack.enter_context(intercept_named(others.region_of(recorder)))
+            stack.enter_context(intercept_named(other_threads.region_of(recorder)))
             stack.enter_context(stepping_aside(recorder.step_aside, fail))
             with recorder:
                 result = call()
-            record = Record(recorder.calls, others.calls)
+            record = OperatorLog(recorder.calls, other_threads.calls)
     if scopes.failure is not None:
         raise scopes.failure
-    if others.at_work:
+    if other_threads.at_work:  # they outlive the call, and are no longer recorded: the root is a stray
         scopes.strays.add("")
+    # The call itself is the root's, also where the root is a function and no wrapper counts it.
     scopes.calls[""] += 1
     scopes.called.add("")
     if isinstance(result, torch.Tensor) and not result.is_nested:
@@ -139,24 +142,25 @@ def observe(
 
 
 _lock = threading.Lock()
-_deeper = [0, 0]  # how many runs need a deeper stack now, and the limit that the first of them found
+_deeper_runs = [0, 0]  # how many runs need the doubled limit now, and the limit before the first of them
 
 
 @contextmanager
-def _twice_as_deep() -> Iterator[None]:
-    """Room for the wrappers, one frame more for each module that another one calls. The limit is the process's."""
+def _doubled_recursion_limit() -> Iterator[None]:
+    """Double the recursion limit: wrappers add a frame per nested module."""
+    # The limit is the process's, so the last run to end restores it, in whatever thread.
     with _lock:
-        if not _deeper[0]:
-            _deeper[1] = sys.getrecursionlimit()
-            sys.setrecursionlimit(2 * _deeper[1])
-        _deeper[0] += 1
+        if not _deeper_runs[0]:
+            _deeper_runs[1] = sys.getrecursionlimit()
+            sys.setrecursionlimit(2 * _deeper_runs[1])
+        _deeper_runs[0] += 1
     try:
         yield
     finally:
         with _lock:
-            _deeper[0] -= 1
-            if not _deeper[0]:
-                sys.setrecursionlimit(_deeper[1])
+            _deeper_runs[0] -= 1
+            if not _deeper_runs[0]:
+                sys.setrecursionlimit(_deeper_runs[1])
 
 
 def run_isolated(
@@ -168,10 +172,10 @@ def run_isolated(
     engine: str = AUTO,
     tracer_warnings: str = "no_tracer_warning",
 ) -> ObservedRun:
-    """Runs `call(*args, **kwargs)` for its record alone, and leaves modules, inputs and random states as found.
+    """Run `call(*args, **kwargs)` for its operators alone, and undo its effects.
 
-    With `"auto"` the tracer goes first. Where it cannot work, the run is repeated under the dispatcher from the same
-    state.
+    Modules, inputs and random states are left as they were. With `"auto"` the tracer goes first; if it cannot count the
+    call, the call is repeated under the dispatcher from the same state.
 
     Raises:
         RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
@@ -183,7 +187,7 @@ def run_isolated(
     if not reason:
         try:
             run = _isolated(call, names, args, kwargs, TRACE, "", tracer_warnings)
-            if not isinstance(run.record, GraphRecord) or (kind := run.record.lost()) is None:
+            if not isinstance(run.record, GraphLog) or (kind := run.record.lost()) is None:
                 return run
             reason = _loses(kind)
         except Exception as stopped:  # noqa: BLE001 - the model's own error shows again in the second run
@@ -211,20 +215,25 @@ def _isolated(
 ) -> ObservedRun:
     modules = list(names.unique.values())
     with (
-        left_as_found(modules, (args, kwargs)) as found,
+        left_as_found(modules, (args, kwargs)) as snapshot,
         without_compilation(modules),
         filtered_warnings(tracer_warnings),
         without_fast_paths() if engine == DISPATCH else nullcontext(),
     ):
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
         bound = functools.partial(call, *own_args, **own_kwargs)
-        _, run = observe(bound, names, (own_args, own_kwargs), engine=engine, reason=reason, found=found, threads=True)
+        inputs = own_args, own_kwargs
+        _, run = observe(bound, names, inputs, engine=engine, reason=reason, snapshot=snapshot, threads=True)
     return run
 
 
 @contextmanager
 def filtered_warnings(mode: str) -> Iterator[None]:
-    """Hides the tracer's warnings, or all, or none: `"no_tracer_warning"`, `"none"`, `"all"` as fvcore names them."""
+    """Filter warnings of a run.
+
+    Args:
+        mode: as fvcore names it: `"no_tracer_warning"` hides the tracer's, `"none"` hides all, `"all"` shows all.
+    """
     with warnings.catch_warnings():
         if mode == "none":
             warnings.simplefilter("ignore")
@@ -234,7 +243,10 @@ def filtered_warnings(mode: str) -> Iterator[None]:
 
 
 def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
-    """Why a run should not be traced, as far as that can be told before; empty when nothing speaks against it."""
+    """Return why a run cannot be traced, or an empty string.
+
+    Reasons that only show during the run are not known here.
+    """
     if reason := why_no_tracer():
         return reason
     if is_tracing():
@@ -254,19 +266,19 @@ def _loses(kind: str) -> str:
 
 
 def device_mismatch(roots: Mapping[str, nn.Module], arguments: Any) -> str | None:
-    """What to do where no input is on a device of the modules; None where that is not so."""
-    of_model = {str(parameter.device) for root in roots.values() for parameter in root.parameters()}
-    of_inputs = {str(tensor.device) for tensor in _tensors(arguments)}
-    if not of_model or not of_inputs or of_model & of_inputs:
+    """Return an error text if no input is on the model's devices."""
+    model_devices = sorted({str(parameter.device) for root in roots.values() for parameter in root.parameters()})
+    input_devices = sorted({str(tensor.device) for tensor in _tensors(arguments)})
+    if not model_devices or not input_devices or set(model_devices) & set(input_devices):
         return None
-    theirs, ours = sorted(of_model), sorted(of_inputs)
     return (
-        f"the inputs are on {', '.join(ours)}, the model is on {', '.join(theirs)}: "
-        f"move the inputs, as in inputs.to({theirs[0]!r})"
+        f"the inputs are on {', '.join(input_devices)}, the model is on {', '.join(model_devices)}: "
+        f"move the inputs, as in inputs.to({model_devices[0]!r})"
     )
 
 
 def _untraceable_kind(tensor: torch.Tensor) -> str | None:
+    """Return a tensor's kind if the tracer cannot follow it, else None."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout != torch.strided:

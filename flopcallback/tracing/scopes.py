@@ -1,4 +1,4 @@
-"""Which module an operator belongs to: the one that is running now."""
+"""Attribution of operators to the modules that are running."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from flopcallback.modules.wrappers import wrap_on_instance
 
 __all__ = ["ModuleScopes"]
 
-# Methods of these packages' own classes are machinery (`parameters`, `log`, `training_step`'s plumbing), not the user's
-# model: only the classes that a user's or a model library's code defines get their public methods watched.
+# Public methods that these packages define (`parameters`, `log`) are not the model's, and are not watched.
 _FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"})
 
-# `module(...)` reaches `forward` through this file; an explicit `module.forward(...)` does not.
+# The file that calls `forward` for `module(...)`, but not for an explicit `module.forward(...)`.
 _CALL_MACHINERY = nn.Module.__call__.__code__.co_filename
 
-# Containers that PyTorch never calls and whose `forward` is the abstract one.
+# The `forward` of containers such as `ModuleList`, which raises.
 _ABSTRACT_FORWARD = nn.Module.forward
 
 
 class ModuleScopes:
-    """Follows which modules are running, by wrapping `forward` and the public methods on the instances.
+    """Tracker of the running modules, by wrappers on their instances.
 
-    A wrapper on the instance sees explicit `.forward()` calls and other methods, which hooks do not, and adds no hook
-    that the user or another library could count or trip over.
+    `forward` and the public methods are wrapped. Unlike hooks, wrappers see explicit `.forward()` calls and other
+    methods, and do not show in the module's lists of hooks, which users and other libraries read.
 
     Attributes:
         names: the modules' names.
-        current: the modules that are running now.
+        current: the modules that are running now, in the thread of `watch`.
         calls: how often each module was entered from outside itself, by canonical name.
         called: modules that were called as `module(...)`, not only through `.forward()` or another method.
         output_shapes: shape of the last tensor that each module returned.
-        strays: modules that ran in a thread where no engine could see them; the root for what it left at work in one.
-        on_change: told each time `current` changes.
-        failure: what following the modules failed at; what ran from there on is not told apart.
+        strays: modules that ran in a thread where no engine saw them; the root, if a thread outlived the call.
+        on_change: called with the new scope each time `current` changes.
+        failure: the last error of ours, if any; operators after it may be attributed to the wrong module.
     """
 
     def __init__(self, names: ModuleNames) -> None:
@@ -59,7 +58,8 @@ class ModuleScopes:
         self.on_change: Callable[[Scope], None] = lambda scope: None
         self.failure: Exception | None = None
         self._thread = threading.get_ident()
-        self._elsewhere: dict[int, Scope] = {}
+        self._elsewhere: dict[int, Scope] = {}  # running modules of other threads that are followed
+        # Modules inside scripted ones, by the storages of their parameters.
         self._scripted = {
             storage_of(parameter): name
             for name, module in names.unique.items()
@@ -68,13 +68,14 @@ class ModuleScopes:
         }
 
     def scope_of(self, arguments: Iterable[Any]) -> Scope:
-        """The modules that are running, as far into a scripted one as an operator's arguments tell.
+        """Return the running modules, also inside a scripted module.
 
-        The modules inside a scripted one are not called from Python; an operator that takes a parameter of one is its.
+        Modules inside a scripted one are not called from Python: an operator belongs to the module whose parameter is
+        among its arguments.
         """
         for argument in arguments if self._scripted else ():
             if isinstance(argument, torch.Tensor) and (owner := self._scripted.get(storage_of(argument))) is not None:
-                self.calls.setdefault(owner, 1)  # how often cannot be seen from here
+                self.calls.setdefault(owner, 1)  # at least once: the number of calls cannot be seen
                 return Scope(owner, (*self.here.called, owner))
         return self.here
 
@@ -85,7 +86,11 @@ class ModuleScopes:
 
     @contextmanager
     def elsewhere(self, scope: Scope) -> Iterator[None]:
-        """Follows the modules of another thread too, this one, from `scope` on, which is where it was started."""
+        """Follow modules in this thread, which is not that of `watch`.
+
+        Args:
+            scope: the modules that were running where the thread was started.
+        """
         thread = threading.get_ident()
         self._elsewhere[thread] = scope
         try:
@@ -95,15 +100,15 @@ class ModuleScopes:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Wraps the modules for the time of the context; afterwards nothing remains on them."""
+        """Wrap the modules during the context."""
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             for name, module in self.names.unique.items():
-                # A `forward` put on the instance may be the only one that the module has.
+                # The class may have no `forward` of its own, only the instance.
                 own_forward = vars(module).keys() & {"forward"}
                 for method in {*_watched_methods(type(module)), *own_forward}:  # type: ignore[arg-type]
                     wrap_on_instance(module, method, self._wrapper(name), undo)
-                if module._forward_hooks or module._forward_pre_hooks:  # what they do is the module's work
+                if module._forward_hooks or module._forward_pre_hooks:  # work in hooks is the module's
                     wrap_on_instance(module, "_call_impl", self._wrapper(name), undo)
             yield
 
@@ -130,14 +135,18 @@ class ModuleScopes:
         return wrap
 
     def _entered(self, name: str, *, is_call: bool) -> Scope | None:
-        """A module is entered: the modules that were running before; None where it is not to be followed."""
+        """Enter a module.
+
+        Returns:
+            The modules that were running before, for `_left`; None if the call is not followed.
+        """
         thread = threading.get_ident()
         if thread != self._thread and thread not in self._elsewhere:
             self.strays.add(name)
             return None
         outer = self.here
         if outer.module == name and (not is_call or outer.called[-1] == name):
-            return None  # a module's own method, called by itself
+            return None  # the module calls a method of its own
         self.calls[name] += outer.module != name
         if is_call:
             self.called.add(name)
@@ -145,17 +154,17 @@ class ModuleScopes:
         return outer
 
     def _left(self, outer: Scope) -> None:
-        """A module was left, by its end or by what it raised: that is the model's, and goes on its way."""
+        """Leave a module, after its return or its error."""
         try:
             self._enter(outer)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - the model's own error, if any, must not be replaced
             self.current, self.failure = outer, error
 
     def _returned(self, name: str, result: Any) -> None:
         try:
             if isinstance(result, torch.Tensor) and not result.is_nested:
                 self.output_shapes[name] = tuple(result.size())
-        except Exception as error:  # noqa: BLE001 - the result is the model's, and goes on its way
+        except Exception as error:  # noqa: BLE001 - the model's result is returned in any case
             self.failure = error
 
     def _enter(self, scope: Scope) -> None:
@@ -168,8 +177,8 @@ class ModuleScopes:
 
 @functools.cache
 def _watched_methods(cls: type[nn.Module]) -> tuple[str, ...]:
-    """`forward` and the public methods that the model's own classes define."""
-    # `getattr_static`: the `forward` of a scripted module's class is a descriptor that only instances can be asked for.
+    """Return `forward` and the public methods that the model's classes define."""
+    # `getattr_static`: in the class of a scripted module, `forward` is a descriptor that works on instances only.
     methods = set() if inspect.getattr_static(cls, "forward", None) is _ABSTRACT_FORWARD else {"forward"}
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] in _FRAMEWORKS or base.__module__ == "transformers.modeling_utils":

@@ -1,4 +1,7 @@
-"""Work in threads that a counted call starts: each gets a recorder of its own, and stands where it was started."""
+"""Observation of the threads that a counted call starts.
+
+Each gets a recorder of its own; its work is attributed to the modules that were running where it was started.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ __all__ = ["Threads"]
 
 
 class Threads:
-    """The threads that one run starts, and what it hands to the threads of a pool.
+    """Recorders of the threads and the pool tasks that one run starts.
 
-    A mode of PyTorch's, and the tracer's state, belong to one thread. A thread that outlives the run keeps a mode that
-    does nothing, so this is for runs beside training.
+    A dispatch mode and the tracer's state belong to one thread. A thread that outlives the run keeps an idle mode, so
+    this is not for training.
 
     Attributes:
-        calls: what ran in them, complete ones after each other.
-        at_work: how many pieces of work have not come to an end.
-        is_over: the run has ended; nothing is recorded any more.
+        calls: operators of the threads that have ended, thread by thread.
+        at_work: number of threads and tasks that have not ended.
+        is_over: True once the run has ended; from then on nothing is recorded.
 
     Args:
-        scopes: tells which modules are running.
-        before_write: told of every tensor that is about to be written to.
+        scopes: tracker of the running modules.
+        before_write: called with every tensor that is about to be written to.
     """
 
     def __init__(self, scopes: ModuleScopes, before_write: Callable[[torch.Tensor], None] | None) -> None:
@@ -41,14 +44,16 @@ class Threads:
         self.at_work = 0
         self._scopes = scopes
         self._before_write = before_write
+        # By thread. None for the thread of the run: the engine records it.
         self._recorders: dict[int, DispatchRecorder | None] = {threading.get_ident(): None}
-        self._submitting: set[int] = set()  # threads that are handing work to a pool, which starts its own for it
-        self._lock = threading.Lock()
+        # Threads that are in `submit`. A thread that it starts is the pool's, and not recorded as a whole.
+        self._submitting: set[int] = set()
+        self._lock = threading.Lock()  # guards `calls`, `at_work` and `is_over`
         self.is_over = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Records what is started within; what goes on after it is `at_work`, and no longer recorded."""
+        """Record threads and tasks started inside the context, until it ends."""
         with ExitStack() as undo:
             undo.enter_context(replaced(threading.Thread, "start", self._around_start))
             undo.enter_context(replaced(ThreadPoolExecutor, "submit", self._around_submit))
@@ -59,7 +64,11 @@ class Threads:
                     self.is_over = True
 
     def region_of(self, recorder: DispatchRecorder) -> RunRegion:
-        """Runs a named piece under the recorder of the thread that it is in, or else under `recorder`."""
+        """Return a function that runs a region under its thread's recorder.
+
+        Args:
+            recorder: recorder of the run's own thread.
+        """
 
         def region(kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return (self.recorder() or recorder).region(kind, call, args, kwargs)
@@ -67,13 +76,13 @@ class Threads:
         return region
 
     def recorder(self) -> DispatchRecorder | None:
-        """That of this thread, if the run started it."""
+        """Return this thread's recorder; None if the run did not start it."""
         return self._recorders.get(threading.get_ident())
 
     def _around_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def start(thread: threading.Thread) -> Any:
-            # A pool's thread waits for work of anybody's; what is submitted to it is recorded piece by piece.
+            # A pool's thread takes tasks from anyone; those that this run submits are recorded one by one.
             if threading.get_ident() in self._recorders.keys() - self._submitting:
                 thread.run = self._recorded(thread.run)  # type: ignore[method-assign]
             return original(thread)
@@ -83,14 +92,14 @@ class Threads:
     def _around_submit(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def submit(pool: ThreadPoolExecutor, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            here = threading.get_ident()
-            if here not in self._recorders:
+            thread = threading.get_ident()
+            if thread not in self._recorders:
                 return original(pool, work, *args, **kwargs)
-            self._submitting.add(here)
+            self._submitting.add(thread)
             try:
                 return original(pool, self._recorded(work), *args, **kwargs)
             finally:
-                self._submitting.discard(here)
+                self._submitting.discard(thread)
 
         return submit
 
@@ -102,9 +111,9 @@ class Threads:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             thread, calls = threading.get_ident(), []
             try:
-                if self.is_over or thread in self._recorders:  # a pool may run what it is given at once
+                if self.is_over or thread in self._recorders:  # an executor may run a task in the submitting thread
                     return work(*args, **kwargs)
-                recorder = self._recorders[thread] = _UntilItIsOver(self._scopes.scope_of, self._before_write, self)
+                recorder = self._recorders[thread] = _ThreadRecorder(self._scopes.scope_of, self._before_write, self)
                 calls = recorder.calls
                 try:
                     with self._scopes.elsewhere(scope), recorder:
@@ -117,14 +126,20 @@ class Threads:
         return recorded
 
     def _count(self, calls: Iterable[OpCall | Region] = (), *, started: int = -1) -> None:
+        """Count a thread or task that has started, or has ended with its calls.
+
+        Args:
+            calls: operators that it ran.
+            started: 1 when it starts, -1 when it has ended.
+        """
         with self._lock:
             if not self.is_over:
                 self.at_work += started
                 self.calls += calls
 
 
-class _UntilItIsOver(DispatchRecorder):
-    """A recorder in a thread that may go on after the run that it belongs to."""
+class _ThreadRecorder(DispatchRecorder):
+    """Recorder of a thread, idle once the run is over."""
 
     def __init__(self, scope: Any, before_write: Any, threads: Threads) -> None:
         super().__init__(scope, before_write)

@@ -1,16 +1,17 @@
-"""Holds every private name of PyTorch that this package uses: who uses it, and what is lost without it.
+"""Table of PyTorch's private names that this package uses.
 
-No other file names one. Each is looked up once, when this file is imported, and none is required: a value here may be
-None, and a function works without the name or says that it cannot. This file imports nothing of ours, so that `modules`
-may import it too.
+It says who uses a name, and what is lost without it. No other file names one. Each is looked up once, when this file
+is imported, and none is required: a value here may be None, and a function works without the name or reports that it
+cannot. This file imports nothing of ours, so that `modules` may import it too.
 
 A name is private if it, or a package that it is in, begins with an underscore. Not in the table:
 
 - `Module._modules`, `_parameters`, `_buffers`, `_forward_hooks`, `_forward_pre_hooks`, `_get_name` and `_call_impl`:
   calls of modules need them, model libraries read them, and so do our files.
-- `OpOverload._schema`: every `__torch_dispatch__` reads it. `schema_of` does, and the formulas, which import no room.
+- `OpOverload._schema`: every `__torch_dispatch__` reads it. `schema_of` does, and the formulas, which import no other
+  package of ours.
 - The methods of `torch.Graph`, `Node` and `Value` that read a graph: public names without documentation.
-- `concurrent.futures.thread._worker`: the thread of a pool is known by who starts it, which is `submit`.
+- `concurrent.futures.thread._worker`: a pool's thread is recognized by `submit`, which starts it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import DispatchKey, nn
 
-# Without it there is nothing to see operators with.
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # noqa: PLC0414 - handed on
+# Required: without it there is nothing to observe operators with.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # noqa: PLC0414 - a re-export
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload as OpOverload  # noqa: PLC0414 - as above
@@ -37,11 +38,11 @@ class Private(NamedTuple):
     """A private name of PyTorch.
 
     Attributes:
-        path: from the package on.
-        used_by: the file or the room.
-        lost: what is lost without it.
-        needed_by: what cannot work without it at all: `TRACER`, `WHOLE_STEP`, or nothing.
-        since: the first version that is known to have it; 2.6 is the oldest that is supported, and has them all.
+        path: dotted path that begins with the package.
+        used_by: files or packages of ours that use it.
+        lost: what does not work without it.
+        needed_by: `TRACER` or `WHOLE_STEP` if that cannot work at all without it, else empty.
+        since: first version known to have it. 2.6, the oldest supported version, has them all.
     """
 
     path: str
@@ -161,18 +162,18 @@ ATTRIBUTES: tuple[Private, ...] = (
     Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
-"""Names that instances alone have."""
+"""Attributes of instances, which cannot be looked up at import."""
 
 
 def _lookup(path: str) -> Any:
-    """What a path leads to, or None; nothing is imported for it."""
-    found: Any = sys.modules.get(path.partition(".")[0])
+    """Return the object at a dotted path, or None, without importing anything."""
+    value: Any = sys.modules.get(path.partition(".")[0])
     for name in path.split(".")[1:]:
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
-# Before anything is replaced: during a trace of ours, `torch._C` denies that one is under way.
+# At import, before anything is replaced: during a trace of ours, functions of `torch._C` deny that one is under way.
 _found: dict[str, Any] = {private.path: _lookup(private.path) for private in NAMES}
 
 
@@ -182,25 +183,25 @@ def _why_no(user: str) -> str:
 
 
 def why_no_tracer() -> str:
-    """Say which names the tracer lacks; empty where it can work."""
+    """Return which names the tracer lacks; empty if it can work."""
     return _why_no(TRACER)
 
 
 def why_no_whole_step() -> str:
-    """Say which names the observer of whole steps lacks; empty where it can work."""
+    """Return which names the step observer lacks; empty if it can work."""
     return _why_no(WHOLE_STEP)
 
 
 class Place(NamedTuple):
-    """An attribute that can be replaced for a while."""
+    """An attribute that can be replaced."""
 
     owner: Any
     name: str
 
 
 def _places(*paths: str) -> Iterator[Place]:
-    """Those that there are; asked each time, since some packages are imported late."""
-    for path in paths:
+    """Yield those of the attributes that exist now."""
+    for path in paths:  # looked up each time, since some packages are imported late
         owner, _, name = path.rpartition(".")
         if _lookup(path) is not None:
             yield Place(_lookup(owner), name)
@@ -221,42 +222,43 @@ is_any_autocast_enabled: Any = _found["torch._C._is_any_autocast_enabled"] or (l
 PYTHON_FUNCTIONS: tuple[Any, ...] = tuple(
     filter(None, (torch.nn.functional, torch.functional, _found["torch._tensor"], torch.nn.init, torch.autograd))
 )
-"""Where functions written in Python ask whether a mode or a subclass wants to have them whole."""
+"""Modules with functions written in Python, which ask whether a mode or a subclass handles them as a whole."""
 
 
 def is_tracing() -> bool:
-    """Tell whether a trace is under way in this thread, ours or anybody's; `torch.jit.is_tracing` denies ours."""
+    """Return whether a trace is under way in this thread, ours included.
+
+    `torch.jit.is_tracing` denies ours.
+    """
     return tracing_state is not None and tracing_state() is not None
 
 
 def is_transforming() -> bool:
-    """Tell whether a transform of torch.func is under way."""
+    """Return whether a transform of torch.func is under way."""
     level = _found["torch._C._functorch.maybe_current_level"]
     return level is not None and level() is not None
 
 
 def tracing_questions() -> Iterator[Place]:
-    """Functions that tell a model whether it is traced."""
+    """Yield the functions by which a model asks whether it is traced."""
     return _places("torch._C._is_tracing", "torch.jit.is_tracing", "torch.jit._trace.is_tracing")
 
 
 def tracing_state_place() -> Iterator[Place]:
-    """Where `Module.__call__` asks for the state of the tracer."""
+    """Yield the function by which `Module.__call__` asks for the tracing state."""
     return _places("torch._C._get_tracing_state")
 
 
-# --- What the tracer is led past ---
-
-"""The class below `autograd.Function`."""
+# --- Code that the tracer cannot enter ---
 
 
 def backward_engine() -> Iterator[Place]:
-    """What `torch.autograd.grad` and `Tensor.backward` start."""
+    """Yield the function that `torch.autograd.grad` and `Tensor.backward` call."""
     return _places("torch.autograd._engine_run_backward")
 
 
 def transforms() -> Iterator[tuple[str, Place]]:
-    """The transforms of torch.func, by name."""
+    """Yield the name and the function of each transform of torch.func."""
     paths = {
         "vmap": "torch._functorch.apis.vmap_impl",
         "grad": "torch._functorch.eager_transforms.grad_impl",
@@ -269,7 +271,7 @@ def transforms() -> Iterator[tuple[str, Place]]:
 
 
 def collectives() -> Iterator[Place]:
-    """What sends tensors to other processes."""
+    """Yield the functions that send tensors to other processes."""
     methods = (
         "allreduce allreduce_coalesced allgather allgather_coalesced allgather_into_tensor_coalesced "
         "_allgather_base alltoall alltoall_base barrier broadcast gather recv recv_anysource reduce "
@@ -283,12 +285,12 @@ def collectives() -> Iterator[Place]:
 
 
 RAISING_PACKAGES = ("torch._dynamo", "torch._functorch", "torch._subclasses", "torch.fx", "torch.jit")
-"""Packages of a tracer or a compiler, which raise by themselves."""
+"""Packages of tracers and compilers, which raise errors of their own."""
 
 
 def is_compiler_imported() -> bool:
-    """Tell whether anything can have been compiled; to import the compiler takes a second."""
-    return "torch._dynamo" in sys.modules
+    """Return whether the compiler was imported, and so may have been used."""
+    return "torch._dynamo" in sys.modules  # to import it takes a second
 
 
 # --- Compiled modules ---
@@ -298,34 +300,34 @@ EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 COMPILED_CALL = "_compiled_call_impl"
-"""The attribute of a module that `module.compile()` sets, and that its calls go through."""
+"""Attribute that `module.compile()` sets; the module's calls go through it."""
 
 _ORIGINAL_MODULE = "_orig_mod"  # the child of what `torch.compile(module)` returns
 _ORIGINAL_FUNCTION = "_torchdynamo_orig_callable"  # an attribute of what `torch.compile(function)` returns
 
 
 def has_compiled_call(module: nn.Module) -> bool:
-    """Tell whether `module.compile()` was called."""
+    """Return whether `module.compile()` was called."""
     return getattr(module, COMPILED_CALL, None) is not None
 
 
 def original_module(module: nn.Module) -> nn.Module | None:
-    """Return the module inside what `torch.compile(module)` returned; None for any other module."""
-    children = module._modules  # those of a scripted module have no `get`
+    """Return the module that `torch.compile` wrapped, or None for another module."""
+    children = module._modules  # a scripted module's have no `get`
     if _ORIGINAL_MODULE in children:
         return children[_ORIGINAL_MODULE]
     return None
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Tell whether `torch.compile(function)` returned it."""
+    """Return whether a function was returned by `torch.compile`."""
     return hasattr(function, _ORIGINAL_FUNCTION)
 
 
 # --- Autograd ---
 
 UNKNOWN_NODES = -1
-"""Instead of a number of nodes; no number is equal to it."""
+"""Stands for an unknown number of autograd nodes; no number of nodes equals it."""
 
 _sequence_nr: Any = _found["torch._C._autograd._get_sequence_nr"]
 _graph_task: Any = _found["torch._C._current_graph_task_id"]
@@ -333,21 +335,24 @@ _node: Any = _found["torch._C._current_autograd_node"]
 can_count_nodes: bool = _sequence_nr is not None
 
 nodes_so_far: Callable[[], int] = _sequence_nr or (lambda: 0)
-"""Counts the nodes that autograd has made in this thread: it numbers them. 0 where nobody knows."""
+"""Returns how many autograd nodes this thread has made so far; always 0 if that is unknown."""
 
 
 def current_node() -> Any:
-    """Return the node of the graph that a backward in this thread is at; None in what is done around nodes."""
+    """Return the autograd node that this thread's backward runs, or None."""
     return None if _node is None else _node()
 
 
 def number_of(node: Any) -> int:
-    """Return the number of a node: how many this thread had made before."""
+    """Return how many nodes its thread had made before an autograd node."""
     return int(node._sequence_nr())
 
 
 def is_backward_running() -> bool:
-    """Tell whether autograd is at work in this thread, so that a call of a module is a recomputation."""
+    """Return whether autograd runs a backward in this thread.
+
+    A call of a module is then a recomputation.
+    """
     return current_node() is not None if _graph_task is None else _graph_task() != -1
 
 
@@ -368,21 +373,21 @@ disable_current_modes: Callable[[], AbstractContextManager[Any]] = (
 LOOKED_INTO = frozenset(
     {("torch.distributed.tensor", "DTensor"), ("torch.nested._internal.nested_tensor", "NestedTensor")}
 )
-"""Subclasses whose operators are made of operators on the tensors inside, which say what really runs.
+"""Tensor subclasses that run their operators on tensors inside; those are recorded instead.
 
-On this process' part of a distributed tensor, on the rows that a jagged tensor has.
+They are this process' part of a distributed tensor, and the packed rows of a jagged tensor.
 """
 
 
 def fake_mode() -> Any:
-    """Return the mode that gives tensors without values, if one is on."""
+    """Return the active `FakeTensorMode`, or None."""
     if _mode_of is not None and _mode_keys is not None:
         return _mode_of(_mode_keys.FAKE)
     return next((mode for mode in reversed(dispatch_modes()) if type(mode).__name__ == "FakeTensorMode"), None)
 
 
 def views_are_marked() -> AbstractContextManager[Any]:
-    """Let operators mark the views that they make, where a handler runs past the marking."""
+    """Return a context in which operators under a mode mark their views."""
     return nullcontext() if _set_excluded is None else _set_excluded(DispatchKey.ADInplaceOrView, False)
 
 
@@ -392,14 +397,14 @@ def schema_of(func: OpOverload) -> Any:
 
 
 def operator_name(function: Any) -> str:
-    """Return the name without overload of a function in `torch.ops`; empty for other functions."""
+    """Return the name without overload of an operator, else an empty string."""
     if isinstance(function, OpOverloadPacket):
         function = getattr(function, next(iter(function.overloads())))
     return str(schema_of(function).name) if isinstance(function, OpOverload) else ""
 
 
 def schemas_of(operator: str) -> list[str]:
-    """Return the schemas of all overloads of an operator, `aten::add`, as texts."""
+    """Return the schemas of all overloads of an operator such as `aten::add`."""
     if _schemas_of is not None:
         return [str(schema) for schema in _schemas_of(operator)]
     namespace, _, name = operator.partition("::")
@@ -416,44 +421,44 @@ _preserve: Any = (
 )
 _has_storage_id: bool = _found["torch._C.StorageBase._cdata"] is not None
 
-# Not the public function first: it imports the compiler's settings, which takes a second.
+# The private function first: the public one imports the compiler's settings, which takes a second.
 set_deterministic_algorithms: Any = (
     _found["torch._C._set_deterministic_algorithms"] or torch.use_deterministic_algorithms
 )
 
 REPLICATE = "_replicate_for_data_parallel"
-"""The method of a module that makes a replica of it for another device."""
+"""Method of a module that makes a replica for another device."""
 
 replicate: Any = _found["torch.nn.Module._replicate_for_data_parallel"]
 
 
 def preserve_version_counter(tensor: torch.Tensor) -> AbstractContextManager[Any]:
-    """Return what puts the tensor's version back when it exits, to the one that it has now."""
+    """Return a context that restores a tensor's version counter at its end."""
     return nullcontext() if _preserve is None or _version is None else _preserve(tensor)
 
 
 def base_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return the tensor that this one is a view of."""
+    """Return the tensor that a view is a view of, or None."""
     return getattr(tensor, "_base", None)
 
 
 def is_view(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is a view."""
+    """Return whether a tensor is a view."""
     return tensor._is_view() if hasattr(tensor, "_is_view") else base_of(tensor) is not None
 
 
 def stored_values(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return what a sparse tensor in coordinates stores; None where that cannot be asked."""
+    """Return the stored values of a sparse COO tensor; None if unknown."""
     return tensor._values() if hasattr(tensor, "_values") else None
 
 
 def nested_shapes(tensor: torch.Tensor) -> list[list[int]] | None:
-    """Return the shapes of a nested tensor's components; None where they cannot be asked."""
+    """Return the shapes of a nested tensor's components; None if unknown."""
     return tensor._nested_tensor_size().tolist() if hasattr(tensor, "_nested_tensor_size") else None
 
 
 def storage_id(storage: torch.UntypedStorage) -> int | None:
-    """Return what tells a storage from others; None where nothing does."""
+    """Return an id of a storage; None if unknown."""
     return int(storage._cdata) if _has_storage_id else storage.data_ptr() or None
 
 
@@ -463,32 +468,35 @@ SCRIPT_MODULE_PLACE: tuple[Any, str] = (_lookup("torch.jit._recursive"), "create
 
 
 def step_hooks_of(optimizer: Any) -> Any:
-    """Return the hooks that run after an optimizer's step; None for a wrapper that is an optimizer in name alone."""
+    """Return the hooks after an optimizer's step, or None.
+
+    None for a wrapper that is an optimizer by type alone.
+    """
     return getattr(optimizer, POST_HOOKS, None)
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was written to; always 0 where nobody can be asked."""
+    """Return how often a tensor was written to; always 0 if unknown."""
     return int(getattr(tensor, "_version", 0))
 
 
 def default_store() -> Any:
-    """Return the store that the default process group has; None where it has none, or nobody can be asked."""
-    ask = _found["torch.distributed.distributed_c10d._get_default_store"]
-    return None if ask is None else ask()
+    """Return the store of the default process group, or None."""
+    get_store = _found["torch.distributed.distributed_c10d._get_default_store"]
+    return None if get_store is None else get_store()
 
 
 # --- Structures ---
 
 
 def _plain_leaves(tree: Any) -> list[Any]:
-    """The leaves of nested lists, tuples and dicts."""
+    """Return the leaves of nested lists, tuples and dicts."""
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else None
     return [tree] if parts is None else [leaf for part in parts for leaf in _plain_leaves(part)]
 
 
 def _plain_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same nested lists, tuples and dicts, of what a function makes of each leaf."""
+    """Apply a function to each leaf of nested lists, tuples and dicts."""
     if type(tree) is dict:
         return {key: _plain_map(function, part) for key, part in tree.items()}
     if type(tree) in (list, tuple):

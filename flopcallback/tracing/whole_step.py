@@ -1,4 +1,4 @@
-"""The whole training step as it really ran, seen from below: forward, backward, recomputation, optimizer, by module."""
+"""Observation of a whole training step, by phase and module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, in
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.dispatch import DispatchRecorder, look_up
-from flopcallback.tracing.record import Record, Region
+from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, ObservedRun
 from flopcallback.tracing.scopes import ModuleScopes
@@ -28,29 +28,29 @@ __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObser
 PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
 
 COMPILED_NODE = "CompiledFunctionBackward"
-"""What the node of a compiled forward is called in the graph (2.13, 2.14)."""
+"""Name of the autograd node of a compiled forward (2.13, 2.14)."""
 
 REASON = "a step is seen whole from below autograd"
 
 
 class _StepDispatchRecorder(DispatchRecorder):
-    """Whatever it fails at, the operator has run, and its result goes on.
+    """Recorder that never keeps an operator of the training from running.
 
     Attributes:
-        failure: what the record failed at; it is not complete then.
+        failure: the first error in recording; the record is incomplete then, and nothing more is recorded.
     """
 
     failure: Exception | None = None
 
     def __init__(self, scope: Callable[[tuple[Any, ...]], Scope]) -> None:
         super().__init__(scope)
-        self._known: set[Any] = set()  # operators that were looked up
+        self._looked_up: set[Any] = set()  # operators that can be run without an error of ours
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self._known and self.failure is None:
+        if func not in self._looked_up and self.failure is None:
             try:
                 look_up(func)
-                self._known.add(func)
+                self._looked_up.add(func)
             except Exception as error:  # noqa: BLE001 - the operator is the training's, and runs
                 self.failure = error
         if self.failure is not None:
@@ -58,15 +58,15 @@ class _StepDispatchRecorder(DispatchRecorder):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As of a count, but what fails around the piece does not keep it from being run, once."""
+        """Run an intercepted piece exactly once, whatever fails around it."""
         region = super().region
 
         def around(attempt: Callable[[], Any]) -> None:
             region(kind, lambda *_, **__: attempt(), args, kwargs)
 
-        made = call_once(functools.partial(call, *args, **kwargs), around)
-        self.failure = self.failure or made.failure
-        return made.result
+        outcome = call_once(functools.partial(call, *args, **kwargs), around)
+        self.failure = self.failure or outcome.failure
+        return outcome.result
 
     def _keep(self, call: Callable[[], OpCall | Region]) -> None:
         if self.failure is None:
@@ -77,20 +77,20 @@ class _StepDispatchRecorder(DispatchRecorder):
 
 
 class StepObserver:
-    """Records every operator of one training step, with its phase and the module that it is done for.
+    """Recorder of every operator of a training step, with phase and module.
 
-    The step is inside `with watching():`. Operators are seen in calls that are made inside `with on():`, in each
-    backward, and in the optimizers' steps; nothing of the mode is active in the user's code in between, so that no
-    exception, no `break` and no mode of the user's can meet it. Compiled code meets none either: it runs as it is, and
-    the step is not observed from there on.
+    The step runs inside `with watching():`. Operators are recorded in calls inside `with on():`, in each backward, and
+    in the optimizers' steps. In the user's code between these no mode is active, so that no exception, `break` or mode
+    of the user's can interfere. Compiled code runs without our modes too; from its first call on the step counts as not
+    observed.
 
-    A backward operator belongs to the module whose forward made the node of the graph that it runs for. Nodes are
-    numbered in the order in which they are made, and know their number. Work that autograd does with grad mode on
-    without having been asked for a graph is a recomputation, as is any module's call within a backward.
+    A backward operator belongs to the module whose forward made the autograd node that is running. Nodes are numbered
+    in the order in which they are made, and know their number. Work of autograd with grad mode on, but without
+    `create_graph`, is recomputation, as is any call of a module inside a backward.
 
     Args:
         names: the modules.
-        optimizers: those whose steps are to be seen.
+        optimizers: the optimizers that may step.
     """
 
     def __init__(self, names: ModuleNames, optimizers: Iterable[Any] = ()) -> None:
@@ -98,18 +98,20 @@ class StepObserver:
         self._optimizers = tuple(optimizers)
         self._scopes = ModuleScopes(names)
         self._recorder = _StepDispatchRecorder(self._place)
-        self._phases: dict[int, str] = {}  # by the identity of the scopes that `_placed` makes
+        self._phases: dict[int, str] = {}  # by the id of a scope that `_placed` made
         self._places: dict[tuple[str, Scope], Scope] = {}
-        self._owners: dict[int, Scope] = {}  # of the nodes of the graph, by their numbers
-        # Those under way: the phase, whether it makes a graph, and the modules that were running when it began.
+        self._owners: dict[int, Scope] = {}  # the scope that made each autograd node, by the node's number
+        # Backwards under way, outermost first: phase, `create_graph`, and the modules that were running at its begin.
         self._backwards: list[tuple[str, bool, Scope]] = []
         self._thread = threading.get_ident()
-        self._depth = self._forwards = self._optimizer_steps = 0
-        self._failure: Exception | None = None
+        self._depth = 0  # 1 while the mode is active: a backward inside a forward does not enter it again
+        self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
+        self._optimizer_steps = 0  # how many optimizers' steps are running; 0 again in a closure
+        self._failure: Exception | None = None  # once set, nothing more is recorded
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Puts what tells modules, backwards and optimizers apart around a step, and takes it away again."""
+        """Wrap modules, backward and optimizers during a step."""
         with ExitStack() as undo:
             undo.enter_context(self._scopes.watch())
             for owner, name in backward_engine():
@@ -121,11 +123,11 @@ class StepObserver:
 
     @contextmanager
     def on(self, *, is_forward: bool = True) -> Iterator[None]:
-        """Sees what is inside.
+        """Record the operators that run inside the context.
 
         Args:
-            is_forward: a backward inside is part of the forward, as a penalty on gradients is; False where the step
-                calls backward itself.
+            is_forward: count a backward inside as part of the forward, as a gradient penalty is; False if the step
+                itself calls backward in there.
         """
         self._forwards += is_forward
         try:
@@ -135,14 +137,14 @@ class StepObserver:
             self._forwards -= is_forward
 
     def runs(self) -> Mapping[str, ObservedRun]:
-        """What was done in each phase."""
+        """Return the observed run of each phase."""
         calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
         for call in self._recorder.calls:
             calls[self._phases[id(_scope_of(call))]].append(call)
         strays = frozenset(self._scopes.strays)
         return {
             phase: ObservedRun(
-                Record(of_phase),
+                OperatorLog(of_phase),
                 self._names,
                 self._scopes.calls if phase == FORWARD else Counter(),
                 frozenset(self._scopes.called),
@@ -172,18 +174,19 @@ class StepObserver:
             if threading.get_ident() != self._thread:
                 return engine(outputs, *args, **kwargs)
             self._note(_compiled_backward(outputs))
+            # Arguments of `_engine_run_backward`: outputs, grads, `retain_graph`, `create_graph`.
             makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
-            made = call_once(
+            outcome = call_once(
                 functools.partial(engine, outputs, *args, **kwargs),
                 functools.partial(self._see_backward, makes_graph),
             )
-            self._note(made.failure)
-            return made.result
+            self._note(outcome.failure)
+            return outcome.result
 
         return run_backward
 
     def _see_backward(self, makes_graph: bool, engine: Callable[[], Any]) -> None:
-        if self._backwards:
+        if self._backwards:  # a backward inside a backward, as reentrant checkpointing starts one
             phase = self._backwards[0][0]
         else:
             phase = FORWARD if self._forwards or self._scopes.current is not ROOT else BACKWARD
@@ -196,11 +199,11 @@ class StepObserver:
 
     @property
     def failure(self) -> Exception | None:
-        """What of the step could not be seen."""
+        """The error that kept the step from being observed, or None."""
         return self._failure or self._recorder.failure or self._scopes.failure
 
     def _note(self, failure: Exception | None) -> None:
-        self._failure = self._failure or failure
+        self._failure = self._failure or failure  # the first: later ones may follow from it
 
     def _step_aside(self, call: CompiledCall) -> Return | None:
         if not call.is_known:
@@ -209,17 +212,17 @@ class StepObserver:
 
     def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def closure_of(closure: Any) -> Any:
-            """A closure is forward and backward again."""
+            """Wrap a closure: its work is forward and backward, not the optimizer's."""
             if not callable(closure):
                 return closure
 
             @functools.wraps(closure)
             def outside(*args: Any, **kwargs: Any) -> Any:
-                inside, self._optimizer_steps = self._optimizer_steps, 0
+                steps, self._optimizer_steps = self._optimizer_steps, 0
                 try:
                     return closure(*args, **kwargs)
                 finally:
-                    self._optimizer_steps = inside
+                    self._optimizer_steps = steps
 
             return outside
 
@@ -236,60 +239,69 @@ class StepObserver:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            made = call_once(functools.partial(step, *args, **kwargs), see)
-            self._note(made.failure)
-            return made.result
+            outcome = call_once(functools.partial(step, *args, **kwargs), see)
+            self._note(outcome.failure)
+            return outcome.result
 
         return optimizer_step
 
     def _place(self, arguments: tuple[Any, ...]) -> Scope:
-        """The module that an operator is done for; notes its phase."""
+        """Return the scope of an operator, and record the operator's phase."""
         running = self._scopes.scope_of(arguments)
         if not self._backwards:
             self._own_node(running)
             return self._placed(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD, running)
         phase, makes_graph, began = self._backwards[-1]
-        node = current_node()  # None in what the engine does around its nodes
+        node = current_node()  # None while the engine runs code around its nodes
         owner = self._owners.get(number_of(node), began) if node is not None else began
-        is_again = torch.is_grad_enabled() and not makes_graph
+        is_recomputed = torch.is_grad_enabled() and not makes_graph
+        # A module that was entered since the backward began is called by it; else the node's own module works.
         scope = running if running is not began else owner
         if torch.is_grad_enabled():
             self._own_node(scope)
-        return self._placed(RECOMPUTE if phase == BACKWARD and (is_again or running is not began) else phase, scope)
+        is_recomputed |= running is not began
+        return self._placed(RECOMPUTE if phase == BACKWARD and is_recomputed else phase, scope)
 
     def _placed(self, phase: str, scope: Scope) -> Scope:
-        """A scope that is equal to this one, and this phase's alone."""
-        own = self._places.get((phase, scope))
-        if own is None:
-            own = self._places[phase, scope] = Scope(*scope)
-            self._phases[id(own)] = phase
-        return own
+        """Return an equal scope that is unique to this phase.
+
+        So the scope of a recorded operator tells its phase by its id.
+        """
+        unique = self._places.get((phase, scope))
+        if unique is None:
+            unique = self._places[phase, scope] = Scope(*scope)
+            self._phases[id(unique)] = phase
+        return unique
 
     def _own_node(self, scope: Scope) -> None:
-        """The node that was made last is that of the operator that runs now, unless it is an earlier one's already."""
+        """Attribute the newest autograd node to a scope, unless it has one."""
+        # Autograd makes an operator's node before the operator arrives here.
         self._owners.setdefault(nodes_so_far() - 1, scope)
 
 
 def _scope_of(recorded: OpCall | Region) -> Scope:
-    """Of an operator, or of a piece that was entered."""
     return recorded.call.scope if isinstance(recorded, Region) else recorded.scope
 
 
 def _compiled_backward(outputs: Any) -> Exception | None:
-    """Says so where a backward from these will run compiled code; what looking for it failed at says so as well."""
+    """Return the reason not to observe a backward that runs compiled code.
+
+    Returns:
+        `CompiledCode`, the error of a failed search, or None if there is no compiled code.
+    """
     if not in_use():
         return None
     try:
         nodes = [output.grad_fn for output in tree_leaves(outputs) if isinstance(output, torch.Tensor)]
         seen = set(filter(None, nodes))
-        waiting = list(seen)
-        while waiting:
-            node = waiting.pop()
+        stack = list(seen)
+        while stack:
+            node = stack.pop()
             if node.name() == COMPILED_NODE:
                 return CompiledCode("a backward")
-            inner = {each for each, _ in node.next_functions if each is not None} - seen
-            seen |= inner
-            waiting += inner
+            new = {function for function, _ in node.next_functions if function is not None} - seen
+            seen |= new
+            stack += new
     except Exception as error:  # noqa: BLE001 - the backward is the training's, and runs
         return error
     return None

@@ -183,12 +183,12 @@ def test_call_by_call_what_is_not_a_forward_stays_unseen(net, x):
 def test_call_by_call_what_could_not_be_seen_makes_the_total_a_lower_bound(net, x, monkeypatch):
     from flopcallback.tracing import in_flight
 
-    def for_the_head_alone(names, arguments, keep, found=in_flight._found):
+    def for_the_head_alone(names, arguments, keep, snapshot_of=in_flight._snapshot_of):
         if len(net.history):
             raise LookupError("out of order")
-        return found(names, arguments, keep)
+        return snapshot_of(names, arguments, keep)
 
-    monkeypatch.setattr(in_flight, "_found", for_the_head_alone)
+    monkeypatch.setattr(in_flight, "_snapshot_of", for_the_head_alone)
 
     def call():
         hidden = net.inner(x)

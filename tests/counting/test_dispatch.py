@@ -11,7 +11,7 @@ from torch import nn
 
 from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
 from flopcallback.tracing.regions import replaced
-from flopcallback.tracing.run import _twice_as_deep
+from flopcallback.tracing.run import _doubled_recursion_limit
 
 library = torch.library.Library("flopcallback_dispatch_tests", "DEF")
 library.define("composite(Tensor x) -> Tensor")
@@ -71,7 +71,7 @@ def test_replacements_may_end_in_another_order_than_they_began():
         name = "original"
 
     limit = sys.getrecursionlimit()
-    contexts = [(replaced(Owner, "name", str.upper), _twice_as_deep()) for _ in range(2)]
+    contexts = [(replaced(Owner, "name", str.upper), _doubled_recursion_limit()) for _ in range(2)]
     for context in contexts:
         for one in context:
             one.__enter__()
