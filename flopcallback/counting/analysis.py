@@ -1,4 +1,4 @@
-"""The statistics that every run is asked for: FLOPs, activations, bytes moved; each an `OperatorAnalysis`."""
+"""Analyses of FLOPs, activations and bytes moved."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis",
 
 
 class FlopCountAnalysis(OperatorAnalysis):
-    """FLOPs of one call of a model, by module and by operator: exact Python ints.
+    """FLOPs of one call of a model, by module and by operator.
 
-    Counted by default are convolutions, matrix products, attention, recurrent layers, normalization, interpolation,
-    grid sampling, adaptive average pooling and Fourier transforms. See `docs/conventions.md`.
+    Counts are exact Python ints. Counted by default are convolutions, matrix products, attention, recurrent layers,
+    normalization, interpolation, grid sampling, adaptive average pooling and Fourier transforms. See
+    `docs/conventions.md`.
 
     Args:
         model: a module, a method of one, or any callable on modules.
         inputs: a tensor, or a tuple of positional arguments of any structure.
         kwargs: keyword arguments of the call.
-        fma: how many FLOPs a fused multiply-add is: 1 (as the original tool and most papers count) or 2.
+        fma: FLOPs of a fused multiply-add: 1 (as fvcore and most papers count) or 2.
         elementwise: count elementwise operators and reductions too.
-        prune: leave out operators whose results do not reach what the call returns.
+        prune: leave out operators that no result of the call depends on.
         engine: `"auto"`, `"trace"` or `"dispatch"`, as for `OperatorAnalysis`.
 
     Raises:
-        ValueError: `fma` is neither 1 nor 2; there is no such engine; `prune` with the dispatcher.
+        ValueError: `fma` is neither 1 nor 2, there is no such engine, or `prune` is used with the dispatcher.
 
     Example:
         >>> import torch
@@ -66,36 +67,41 @@ class FlopCountAnalysis(OperatorAnalysis):
         super().__init__(model, inputs, kwargs, prune=prune, engine=engine)
         self._fma = fma
         self._elementwise = elementwise
-        self._use_registry = True
+        self._use_registry = True  # False once the built-in table was cleared
 
     def clear_op_handles(self: _FlopSelf) -> _FlopSelf:
-        """Forgets every handle and formula, the built-in table too: nothing is counted until new ones are set."""
+        """Remove all handles and formulas, also the built-in table.
+
+        Nothing is counted until new ones are set.
+        """
         self._use_registry = False
         return super().clear_op_handles()
 
     def hardware_flops(self) -> Counter[str]:
-        """Hardware FLOPs of every module: 2 per multiply-add of products, convolutions, attention and recurrent layers.
+        """Return the hardware FLOPs of every module, to compare with a peak.
 
-        The figure that is held against a clock or a peak; `fma` and `elementwise` do not change it.
+        They are 2 per multiply-add of matrix products, convolutions, attention and recurrent layers, whatever `fma` and
+        `elementwise` are.
         """
         measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
         counts = tally(self._run(), measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
         return Counter({name: sum(by_family.values()) for name, by_family in counts.items()})
 
     def verify(self) -> tuple[Difference, ...]:
-        """Counts with both engines, and gives the differences in hardware FLOPs; none when they agree.
+        """Count with both engines, and return the differences in hardware FLOPs.
 
-        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom), and
-        Fourier transforms, which are no hardware FLOPs otherwise, by their operations. Below autograd, attention and
-        recurrent layers may arrive as the matrix products that they are made of: a difference in label alone, where
-        matmul, attention and recurrent add up to the same in a module, is none. Nothing is pruned.
+        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom).
+        Fourier transforms, which are not part of hardware FLOPs otherwise, are compared by their operations. Below
+        autograd, attention and recurrent layers may arrive as matrix products. So it is no difference if matmul,
+        attention and recurrent together have the same FLOPs in a module. Nothing is pruned.
 
-        The model runs once or twice more, isolated. What neither engine knows a formula for is not compared: see
+        The model runs once or twice more, and is left as it was. Operators without a formula are not compared: see
         `unknown_ops()`.
 
         Raises:
             RuntimeError: only one of the engines can count this call; the text says why.
         """
+        # The run that was already made serves as one of the two.
         trace, dispatch = (
             self._stats if self._stats is not None and self._stats.engine == engine else self._observe(engine)
             for engine in (TRACE, DISPATCH)
@@ -124,7 +130,7 @@ def _activations(call: OpCall) -> int:
 
 
 class _OneStatistic(OperatorAnalysis):
-    """Counts `_statistic` of every call, and nothing else."""
+    """Analysis of one fixed statistic, `_statistic`."""
 
     _statistic: Callable[[OpCall], int]
 
@@ -141,22 +147,27 @@ class _OneStatistic(OperatorAnalysis):
 
 
 class ActivationCountAnalysis(_OneStatistic):
-    """Activations: elements of the first output of every convolution, matrix product, attention and recurrent layer."""
+    """Activations: elements of the first output of each multiplying operator.
+
+    These are convolutions, matrix products, attention and recurrent layers.
+    """
 
     _statistic = staticmethod(_activations)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
         row = lookup(operator)
         if self._formula is not None and not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
+            # An operator without a row stays unknown: it may be one that multiplies.
             return Free("its outputs are not counted as activations") if row is not None else None
         return super()._by_default(operator)
 
 
 class BytesCountAnalysis(_OneStatistic):
-    """Bytes that operators read and write: the sizes of all tensors in and out, as if nothing stayed in a cache.
+    """Bytes that operators read and write, without any cache.
 
-    Views, and what nobody executes (sizes, constants), move nothing. FLOPs over bytes is the arithmetic intensity
-    (Williams et al., Roofline, 2009, https://doi.org/10.1145/1498765.1498785).
+    They are the sizes of all input and output tensors. Views, and operators that are not executed (sizes, constants),
+    move nothing. FLOPs over bytes is the arithmetic intensity (Williams et al., Roofline, 2009,
+    https://doi.org/10.1145/1498765.1498785).
     """
 
     _statistic = attrgetter("nbytes")
@@ -169,7 +180,8 @@ class BytesCountAnalysis(_OneStatistic):
 
 @functools.cache
 def returns_view(operator: str) -> bool:
-    """Whether what an operator returns shares its argument's memory, unless it was written to on the way."""
-    if operator == "aten::_unsafe_view":  # a view that autograd is not told of: its schema does not say so
+    """Return whether an operator returns a view, and writes nothing to it."""
+    # A view that autograd does not know of, so its schema does not say so.
+    if operator == "aten::_unsafe_view":
         return True
     return any("Tensor(a)" in schema.partition("->")[2] for schema in schemas_of(operator))

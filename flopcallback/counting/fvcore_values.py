@@ -1,4 +1,4 @@
-"""The arguments of handles with fvcore's signature: `torch._C.Value`s, or what looks like them."""
+"""Arguments of handles with fvcore's signature: `torch._C.Value`s or stand-ins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ __all__ = ["jit_values"]
 
 
 def jit_values(operation: Operation) -> tuple[list[Any], list[Any]]:
-    """Inputs and outputs of an operator: the traced graph's own values, or stand-ins where no graph was made."""
+    """Return an operator's inputs and outputs as handles take them.
+
+    They are the values of the traced graph, or stand-ins if the dispatcher saw the operator.
+    """
     if operation.node is not None:
         return list(operation.node.inputs()), list(operation.node.outputs())
     call = operation.call()
@@ -24,7 +27,7 @@ def jit_values(operation: Operation) -> tuple[list[Any], list[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class RecordedValue:
-    """Answers what handles ask of a `torch._C.Value`, for an operator that the dispatcher saw."""
+    """Stand-in for a `torch._C.Value`, with the methods that handles use."""
 
     value: Value
 
@@ -38,16 +41,16 @@ class RecordedValue:
         return self.value.constant
 
     def node(self) -> RecordedValue:
-        return self
+        return self  # in a graph, the node that constructs a list; its inputs are the elements
 
     def inputs(self) -> Iterator[RecordedValue]:
-        """The elements of a list of tensors; a graph has a node that constructs the list."""
+        """Yield the elements of a list of tensors."""
         return map(RecordedValue, self.value.items or ())
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedType:
-    """Answers what handles ask of the type of a `torch._C.Value`."""
+    """Stand-in for the type of a `torch._C.Value`."""
 
     value: Value
 

@@ -1,4 +1,7 @@
-"""Says what a total leaves out: operators without a count, modules that were never called or reach no output."""
+"""Reports of work that a total leaves out.
+
+Operators without a count; modules that were never called, or that no result depends on.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,38 @@ _NO_FORWARD = nn.Module.forward
 
 
 def lower_bounds(sums: Tally) -> set[str]:
-    """Return the canonical names of modules in which an unknown operator took and gave floating-point tensors."""
-    return {name for name, found in sums.unknown.items() if any(one.is_floating_point for one in found.values())}
+    """Return the modules with totals that are lower bounds, by canonical name.
+
+    In each, an unknown operator took and returned floating-point tensors.
+    """
+    return {
+        name
+        for name, operators in sums.unknown.items()
+        if any(unknown.is_floating_point for unknown in operators.values())
+    }
 
 
 def uncalled_modules(run: ObservedRun, ancestor_mode: str) -> set[str]:
-    """Return the canonical names of modules that were never at work; `ancestor_mode` as for `OperatorAnalysis`."""
+    """Return the canonical names of modules that did not run.
+
+    Args:
+        run: the observed run.
+        ancestor_mode: as for `OperatorAnalysis`. With `"owner"`, a container has run if a module in it has.
+    """
     if ancestor_mode == "caller":
         return set(run.names.unique) - run.called
-    seen = {owner for name in run.calls for owner in ModuleNames.owners(name)}
-    return set(run.names.unique) - seen
+    running = {owner for name in run.calls for owner in ModuleNames.owners(name)}
+    return set(run.names.unique) - running
 
 
 def log_unsupported(sums: Tally) -> None:
-    """Log a line for each operator that is not counted, as the original tool does."""
+    """Log a line for each uncounted operator, as fvcore does."""
     for operator, calls in sums.unsupported[""].items():
         _log.warning("Unsupported operator %s encountered %d time(s)", operator, calls)
 
 
 def log_unknown(sums: Tally) -> None:
-    """Log one line that names what makes the total a lower bound, if it is one."""
+    """Log the operators that make the total a lower bound, if any."""
     missing = sorted(
         name if unknown.reason == "no formula" else f"{name} ({unknown.reason})"
         for name, unknown in sums.unknown[""].items()
@@ -48,8 +63,9 @@ def log_unknown(sums: Tally) -> None:
 
 
 def log_unused(run: ObservedRun, uncalled: set[str]) -> None:
-    """Log a line for the modules that were not called, and one for those that nobody uses the results of."""
+    """Log the modules that were not called, and those without effect."""
     by_name = run.names.by_name
+    # Containers have no `forward` to call: they are not missing.
     if missing := sorted(name for name in uncalled if type(by_name[name]).forward is not _NO_FORWARD):
         _log.warning("Modules never called: %s", ", ".join(missing))
     live = {owner for op in run.record.operations(prune=True) for owner in ModuleNames.owners(op.scope.module)}

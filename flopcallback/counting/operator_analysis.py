@@ -1,4 +1,4 @@
-"""Any statistic of operators, summed over the modules and operators of one run."""
+"""Analysis of a model's run by any statistic of its operators."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ ANCESTOR_MODES = ("owner", "caller")
 
 
 class OperatorAnalysis:
-    """A statistic of the operators that one run of a model executes, by module and by operator.
+    """A statistic of a model's operators, by module and by operator.
 
-    Nothing runs until the first result is asked for. The model then runs once with the given inputs, and is left as it
-    was found: parameters, buffers, flags, hooks, grads, random states.
+    Nothing runs until the first result is asked for. The model then runs once with the given inputs. Afterwards its
+    parameters, buffers, flags, hooks and grads are as before, and so are the random states.
 
     Args:
-        model: a module, a method of one, or any callable on modules (the modules that a function names are found in
-            its closure, globals, defaults and arguments).
+        model: a module, a method of one, or any callable that uses modules. A function's modules are found in its
+            closure, globals, defaults and arguments.
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is one argument.
         kwargs: keyword arguments of the call.
-        formula: from an `OpCall` to the statistic of that call: an int, a `Counter` by name, or None where it has
-            none. Without a formula nothing is counted until handles are set.
-        prune: leave out operators whose results do not reach what the call returns.
-        engine: what sees the operators: the `"trace"`, the `"dispatch"`er below it, or (`"auto"`) the tracer and, where
-            it cannot work, the dispatcher.
+        formula: returns the statistic of an `OpCall`: an int, a `Counter` by name, or None if it has none. Without a
+            formula nothing is counted until handles are set.
+        prune: leave out operators that no result of the call depends on.
+        engine: `"trace"` for the JIT tracer, `"dispatch"` for the dispatcher below it, or `"auto"` for the tracer and,
+            if it cannot count the call, the dispatcher.
 
     Raises:
-        ValueError: there is no such engine; `prune` with the dispatcher, which sees no data flow.
-        RuntimeError: when a result is asked for: the engine is `"trace"`, and the tracer cannot count this call.
+        ValueError: there is no such engine, or `prune` is used with the dispatcher, which sees no data flow.
+        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call. Raised by the first result.
 
     Example:
         >>> import torch
@@ -95,38 +95,42 @@ class OperatorAnalysis:
         self._op_formulas: dict[str, Formula | None] = {}
         self._ancestor_mode = "owner"
         self._warn_trace = TRACER_WARNINGS[0]
-        # None: one line about what makes the total a lower bound. True: a line for each, as the original tool writes.
+        # None: log one line with the operators that make the total a lower bound. True: a line for each, as fvcore.
         self._enable_warn_unsupported_ops: bool | None = None
         self._enable_warn_uncalled_mods: bool | None = None
-        self._stats: ObservedRun | None = None
-        self._tally: Tally | None = None
+        self._stats: ObservedRun | None = None  # None until the first result is asked for
+        self._tally: Tally | None = None  # None if the run was not summed with the present settings
 
     # --- Results ----------------------------------------------------------------------------------------------------
 
     def total(self, module_name: str = "") -> int:
-        """The statistic of a module and everything that it owns; of the whole call by default."""
+        """Return the total of a module, children included; by default the call's."""
         return sum(self.by_operator(module_name).values())
 
     def by_operator(self, module_name: str = "") -> Counter[str]:
-        """The statistic of a module by operator, such as `Counter({"conv": 194616, "linear": 80040})`."""
+        """Return a module's statistic by operator, such as `Counter({"conv": 194616})`."""
         return Counter(self._results().counts[self.canonical_module_name(module_name)])
 
     def by_module(self) -> Counter[str]:
-        """The statistic of every module by canonical name, descendants included; 0 for one that did nothing."""
+        """Return the totals of all modules by canonical name.
+
+        Each includes the module's children; it is 0 for a module that did nothing.
+        """
         summed: Counter[str] = Counter()
         for name, counts in self._results().counts.items():
             summed[name] = sum(counts.values())
         return summed
 
     def by_module_and_operator(self) -> dict[str, Counter[str]]:
-        """The statistic of every module by operator."""
+        """Return the statistic of every module by operator."""
         return {name: Counter(counts) for name, counts in self._results().counts.items()}
 
     def unsupported_ops(self, module_name: str = "") -> Counter[str]:
-        """Operators that are not counted and not on the original tool's list of operators that cost nothing.
+        """Return calls of operators that are not counted, in fvcore's sense.
 
-        It has the original's meaning: operators that are free by our own table (a softmax, unless `elementwise=True`)
-        are in it. What really makes a total incomplete is in `unknown_ops()`.
+        These are all uncounted operators except those on fvcore's list of operators without cost. Operators that are
+        free by our own table (a softmax, unless `elementwise=True`) are among them. For the operators that make a total
+        incomplete, see `unknown_ops()`.
 
         Raises:
             RuntimeError: nothing was analysed yet.
@@ -136,44 +140,53 @@ class OperatorAnalysis:
         return Counter(self._results().unsupported[self.canonical_module_name(module_name)])
 
     def unknown_ops(self, module_name: str = "") -> Counter[str]:
-        """Operators for which nobody knows a count: no formula, or one that failed. Their work is missing."""
+        """Return calls of operators without a count, so that work is missing.
+
+        They have no formula, or one that failed.
+        """
         return Counter(
             {name: unknown.calls for name, unknown in self._unknown(module_name).items()},
         )
 
     def unknown_reasons(self, module_name: str = "") -> dict[str, str]:
-        """Why each of the unknown operators is unknown."""
+        """Return why each unknown operator is unknown."""
         return {name: unknown.reason for name, unknown in self._unknown(module_name).items()}
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether an unknown operator took and gave floating-point tensors, so that work is missing in the total."""
+        """True if an unknown operator worked on floating-point tensors."""
         return "" in self.lower_bounds()
 
     def lower_bounds(self) -> set[str]:
-        """Canonical names of the modules whose totals are lower bounds, with those that own them."""
+        """Return the modules with totals that are lower bounds, by canonical name.
+
+        The modules that contain them are included.
+        """
         return lower_bounds(self._results())
 
     def uncalled_modules(self) -> set[str]:
-        """Canonical names of modules that were never at work, and of containers none of whose children were."""
+        """Return the canonical names of modules that did not run.
+
+        A container has run if one of its children has.
+        """
         return uncalled_modules(self._run(), self._ancestor_mode)
 
     def module_calls(self) -> Counter[str]:
-        """How often each module was entered, by canonical name."""
+        """Return how often each module was entered, by canonical name."""
         return +self._run().calls
 
     @property
     def engine(self) -> str:
-        """Which engine saw the operators: `"trace"` or `"dispatch"`."""
+        """The engine that observed the run: `"trace"` or `"dispatch"`."""
         return self._run().engine
 
     @property
     def engine_reason(self) -> str:
-        """Why it was the dispatcher: what the tracer cannot do here, or that it was asked for; empty for the tracer."""
+        """The reason why the engine was the dispatcher; empty for the tracer."""
         return self._run().engine_reason
 
     def canonical_module_name(self, name: str) -> str:
-        """The name under which a module's results stand: the first of the names of a shared module.
+        """Return a module's canonical name: the first name of a shared module.
 
         Raises:
             KeyError: no module has this name; the nearest names are given.
@@ -193,11 +206,11 @@ class OperatorAnalysis:
     # --- Settings ---------------------------------------------------------------------------------------------------
 
     def set_op_handle(self: _Self, *args: Any, **kwargs: Handle | None) -> _Self:
-        """Counts operators by handles of your own, in this analysis alone.
+        """Count operators by handles of your own, in this analysis alone.
 
         Args:
-            args: names and handles in turn: `"aten::bmm", handle, "aten::batch_norm", None`.
-            kwargs: the same as a mapping.
+            args: alternating names and handles: `"aten::bmm", handle, "aten::batch_norm", None`.
+            kwargs: handles by name.
 
         A handle takes the operator's inputs and outputs, two lists of `torch._C.Value`, and returns a number or a
         `Counter`; None makes the operator cost nothing. An autograd function is `"prim::PythonOp.<ClassName>"`.
@@ -210,9 +223,10 @@ class OperatorAnalysis:
         return self
 
     def set_formula(self: _Self, *args: Any, **kwargs: Formula | None) -> _Self:
-        """Counts operators by formulas of your own, in this analysis alone; None makes an operator cost nothing.
+        """Count operators by formulas of your own, in this analysis alone.
 
-        Unlike a handle, a formula takes an `OpCall` (as for `register_formula`) and works with either engine.
+        Unlike a handle, a formula takes an `OpCall` (as for `register_formula`) and works with either engine. None
+        makes an operator cost nothing.
         """
         pairs = _pairs("set_formula", args, kwargs)
         for name in pairs:
@@ -223,15 +237,18 @@ class OperatorAnalysis:
         return self
 
     def clear_op_handles(self: _Self) -> _Self:
-        """Forgets every handle and formula, the built-in ones too: nothing is counted until new ones are set."""
+        """Remove all handles and formulas, also built-in ones.
+
+        Nothing is counted until new ones are set.
+        """
         self._op_handles, self._op_formulas, self._formula = {}, {}, None
         self._tally = None
         return self
 
     def copy(self: _Self, new_model: Any = None, new_inputs: Any = None, new_kwargs: Any = None) -> _Self:
-        """The same analysis with all its settings, of another model or other inputs.
+        """Return a copy with all settings, for another model or other inputs.
 
-        Keyword arguments belong to the inputs: with new inputs, the old ones go.
+        Keyword arguments belong to the inputs: new inputs replace them too.
         """
         twin = copy.copy(self)
         twin._op_handles, twin._op_formulas = dict(self._op_handles), dict(self._op_formulas)
@@ -242,27 +259,35 @@ class OperatorAnalysis:
         return twin
 
     def tracer_warnings(self: _Self, mode: str) -> _Self:
-        """Which warnings of the run are shown: `"all"`, `"no_tracer_warning"` (default) or `"none"`."""
+        """Set which warnings to show: `"all"`, `"no_tracer_warning"` (default) or `"none"`."""
         self._warn_trace = _one_of("tracer_warnings: mode", mode, TRACER_WARNINGS)
         return self
 
     def ancestor_mode(self: _Self, mode: str) -> _Self:
-        """Whose an operator is: of the `"owner"`s by name of the module at work (default), or of every `"caller"`.
+        """Choose which modules an operator is attributed to.
 
-        With `"caller"` it belongs to all modules that are being called as `module(...)`, and explicit `.forward()`
-        calls and other methods belong to whoever makes them.
+        Args:
+            mode: `"owner"` (default): the running module and the modules that contain it by name. `"caller"`: all
+                modules that are being called as `module(...)`; work of an explicit `.forward()` or another method
+                belongs to the module that calls it.
         """
         self._ancestor_mode = _one_of("ancestor_mode: mode", mode, ANCESTOR_MODES)
         self._tally = None
         return self
 
     def unsupported_ops_warnings(self: _Self, enabled: bool) -> _Self:
-        """Whether each unsupported operator is logged; by default one line names those that are unknown."""
+        """Set whether to log each unsupported operator.
+
+        By default, one line names the unknown ones.
+        """
         self._enable_warn_unsupported_ops = enabled
         return self
 
     def uncalled_modules_warnings(self: _Self, enabled: bool) -> _Self:
-        """Whether modules that were never called, or whose results are never used, are logged; off by default."""
+        """Set whether to log modules that were not called, or without effect.
+
+        Off by default. A module is without effect if no result of the call depends on it.
+        """
         self._enable_warn_uncalled_mods = enabled
         return self
 
@@ -276,13 +301,13 @@ class OperatorAnalysis:
 
     @classmethod
     def of_run(cls: type[_Self], run: ObservedRun, model: Any, **options: Any) -> _Self:
-        """An analysis of a run that was already observed."""
+        """Return an analysis of a run that was already observed."""
         analysis = cls(model, **options)
         analysis._stats = run
         return analysis
 
     def __getstate__(self) -> dict[str, Any]:
-        # A graph can neither be copied nor pickled; the other side runs the model again when a result is asked for.
+        # A graph can neither be copied nor pickled; a copy runs the model again for its first result.
         return {**vars(self), "_stats": None, "_tally": None}
 
     def _names(self) -> ModuleNames:
@@ -312,7 +337,7 @@ class OperatorAnalysis:
     def _observe(self, engine: str) -> ObservedRun:
         model, roots, args = self._model, self._roots(), self._arguments()
         if any(is_lazy(p) for root in roots.values() for p in (*root.parameters(), *root.buffers())):
-            # A first run turns a lazy module into a plain one; that is done to a copy.
+            # The first run turns lazy modules into plain ones: it is made with a copy.
             if not args and not self._kwargs:
                 raise ValueError(
                     f"{type(self).__name__}: the model has lazy modules that are not initialised, and no inputs were "
@@ -321,7 +346,7 @@ class OperatorAnalysis:
             model, roots = copy.deepcopy((model, roots), copies_of_lazy_buffers(roots))
         try:
             return run_isolated(model, roots, args, self._kwargs, engine=engine, tracer_warnings=self._warn_trace)
-        except (RuntimeError, AssertionError) as error:  # a fake tensor that meets a real one is the latter
+        except (RuntimeError, AssertionError) as error:  # AssertionError: a fake tensor has met a real one
             if (message := needs_real_data(error) or device_mismatch(roots, (args, self._kwargs))) is None:
                 raise
             raise ValueError(f"{type(self).__name__}: {message}") from error
@@ -341,14 +366,14 @@ class OperatorAnalysis:
         return self._results().unknown[self.canonical_module_name(module_name)]
 
     def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        """How an operator is counted here: a function of its call, free, or None where that is unknown."""
+        """Return the rule that counts an operator, `Free`, or None if unknown."""
         if operator in self._op_formulas:
             formula = self._op_formulas[operator]
             return _costs_nothing if formula is None else self._from_cost(formula)
         return self._by_default(operator)
 
     def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        """The same, where nobody set a formula for the operator in this analysis."""
+        """Return the rule for an operator without a formula in this analysis."""
         return Free("no formula is set") if self._formula is None else self._formula
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
@@ -356,7 +381,10 @@ class OperatorAnalysis:
 
 
 def _costs_nothing(call: OpCall) -> None:
-    """Unlike `Free`, also in place of what runs inside an autograd function."""
+    """Count nothing, not even the operators inside an autograd function.
+
+    `Free` would count those.
+    """
 
 
 def _pairs(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

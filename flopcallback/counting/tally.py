@@ -1,4 +1,4 @@
-"""Sums a statistic over the operators of a run, by module and by operator."""
+"""Sums of a statistic over the operators of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from flopcallback.tracing.run import ObservedRun
 __all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]
 
 Statistic = int | Mapping[str, int]
+"""Statistic of one call of an operator: a number, or numbers by name."""
 Handle = Callable[[list[Any], list[Any]], Any]
+"""Function of an operator's inputs and outputs, with fvcore's signature."""
 Measure = Callable[[str], Callable[[OpCall], Statistic | None] | Free | None]
+"""Function of an operator's name; returns the rule that counts it, `Free`, or None if it is unknown."""
 
-# Operators that the original tool passes over in silence: `unsupported_ops()` keeps its meaning. A list of facts, from
-# fvcore 0.1.5, https://github.com/facebookresearch/fvcore/blob/main/fvcore/nn/jit_analysis.py
+# Operators that fvcore ignores without a warning, so that `unsupported_ops()` has fvcore's meaning. A list of facts,
+# from fvcore 0.1.5, https://github.com/facebookresearch/fvcore/blob/main/fvcore/nn/jit_analysis.py
 _SILENT = frozenset(
     "aten::" + name
     for name in """
@@ -33,14 +36,20 @@ _SILENT = frozenset(
     new_empty new_full new_zeros nonzero ones permute relu relu_ remainder reshape roll select size slice split
     split_with_sizes squeeze stack t to transpose type_as unbind unsqueeze unsqueeze_ view zeros zeros_like
     """.split()  # noqa: SIM905 - fifty-eight names are easier read without quotes
-) | {META_CONVOLUTION}  # ours, and counted by what is in it
+) | {META_CONVOLUTION}  # ours; the operators inside are counted
 
 _DISPLAY_NAMES = {"_convolution": "conv", "_convolution_mode": "conv", "convolution": "conv"}
 
 
 @dataclass
 class Unknown:
-    """An operator without a count in one module."""
+    """Calls of an operator without a count in one module.
+
+    Attributes:
+        reason: why it has no count.
+        calls: number of calls.
+        is_floating_point: True if a call took and returned floating-point tensors: then work is missing in the total.
+    """
 
     reason: str
     calls: int = 0
@@ -49,7 +58,13 @@ class Unknown:
 
 @dataclass
 class Tally:
-    """Sums by canonical module name, descendants included."""
+    """Sums by canonical module name, descendants included.
+
+    Attributes:
+        counts: the statistic by operator.
+        unsupported: calls of operators that are not counted, in fvcore's sense.
+        unknown: operators without a count, by name.
+    """
 
     counts: dict[str, Counter[str]]
     unsupported: dict[str, Counter[str]]
@@ -57,7 +72,7 @@ class Tally:
 
 
 def display_name(operator: str) -> str:
-    """`"linear"` for `"aten::linear"`; every form of convolution is `"conv"`."""
+    """Return a short name such as `"linear"`; every convolution is `"conv"`."""
     name = operator.partition("::")[2] or operator
     return _DISPLAY_NAMES.get(name, name)
 
@@ -70,27 +85,27 @@ def tally(
     mode: str = "owner",
     prune: bool = False,
 ) -> Tally:
-    """Sums a statistic over a run.
+    """Sum a statistic over a run.
 
     Args:
-        run: what was observed.
-        measure: from an operator's name to how it is counted.
-        handles: functions of `torch._C.Value`s that go before `measure`; None: free.
-        mode: `"owner"` or `"caller"`.
-        prune: without operators whose results are not used.
+        run: the observed run.
+        measure: returns the rule that counts an operator, by its name.
+        handles: functions of `torch._C.Value`s, which take precedence over `measure`; None makes an operator free.
+        mode: `"owner"` or `"caller"`, as for `OperatorAnalysis.ancestor_mode`.
+        prune: leave out operators whose results are not used.
     """
     return _Summing(run, measure, handles, mode).over(list(run.record.operations(prune=prune)))
 
 
 class _Summing:
-    """One pass over a run."""
+    """One pass over the operators of a run."""
 
     def __init__(self, run: ObservedRun, measure: Measure, handles: Mapping[str, Handle | None], mode: str) -> None:
         self._run = run
         self._measure = measure
         self._handles = handles
         self._by_caller = mode == "caller"
-        self._rules: dict[str, Any] = {}
+        self._rules: dict[str, Any] = {}  # by operator: a run has few operators and many calls
         modules = {"": None, **run.names.unique}
         self._tally = Tally(
             {name: Counter() for name in modules},
@@ -111,7 +126,7 @@ class _Summing:
         if operator in self._handles:
             self._add_by_handle(operation, self._handles[operator])
             return
-        rule = self._rules.get(operator, self)
+        rule = self._rules.get(operator, self)  # `self` stands for a missing rule: None is one, of an unknown operator
         if rule is self:
             rule = self._rules[operator] = self._measure(operator)
         if operation.body is not None and not callable(rule):
@@ -134,7 +149,7 @@ class _Summing:
             value = statistic()
             counts = _as_counts(operation.operator, value)
         except Exception as error:  # noqa: BLE001
-            # A formula that fails is one operator less, said so; it must not take the others with it.
+            # A formula that fails makes its operator unknown, and leaves the others alone.
             reason = f"its formula failed: {type(error).__name__}: {error}"
             self._miss(operation.operator, operation.scope, reason, True)
             return
@@ -145,7 +160,7 @@ class _Summing:
                     total[key] += count
 
     def _add_body(self, operation: Operation) -> None:
-        """What ran inside an autograd function or a scripted module, in place of the whole."""
+        """Add the operators inside an autograd function or a scripted module."""
         assert operation.body is not None
         self._unsupported(operation.operator, operation.scope)
         is_work = _is_floating_point(operation.call()) and not _hands_on(operation.call())
@@ -155,7 +170,7 @@ class _Summing:
             self._add(inner)
 
     def _unsupported(self, operator: str, scope: Scope) -> None:
-        # A profiler's marks have no result, so the original, which prunes, never lists them.
+        # A profiler's marks have no result, so fvcore, which prunes, never lists them.
         if operator not in _SILENT and not operator.startswith("profiler::"):
             for name in self._modules(scope):
                 self._tally.unsupported[name][operator] += 1
@@ -172,7 +187,7 @@ class _Summing:
 
 
 def _statistic(operation: Operation, rule: Callable[[OpCall], Statistic | None]) -> Statistic | None:
-    """The statistic of a call; of each component of nested tensors, summed."""
+    """Apply a rule to a call, or to each component if nested."""
     call = operation.call()
     if not call.has_nested:
         return rule(call)
@@ -183,6 +198,7 @@ def _statistic(operation: Operation, rule: Callable[[OpCall], Statistic | None])
 
 
 def _as_counts(operator: str, value: Any) -> Mapping[str, int]:
+    """Convert the result of a formula or a handle to counts by name."""
     if value is None:
         return {}
     if isinstance(value, Number):
@@ -191,13 +207,14 @@ def _as_counts(operator: str, value: Any) -> Mapping[str, int]:
 
 
 def _exact(count: Any) -> Any:
-    """A Python int for anything integral, NumPy's integers and floats such as 96.0 included."""
+    """Convert a whole number such as 96.0 to a Python int."""
     if isinstance(count, int):
         return count
     return int(count) if count == int(count) else count
 
 
 def _is_floating_point(call: OpCall) -> bool:
+    # Work on integers and masks is not counted (`docs/conventions.md`), so a total cannot lack it.
     return any(map(_has_floats, call.inputs)) and any(map(_has_floats, call.outputs))
 
 
@@ -207,6 +224,7 @@ def _has_floats(value: Value) -> bool:
     return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
+# Operators that allocate memory and write nothing to it.
 _EMPTY = frozenset(
     f"aten::{name}"
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
@@ -214,9 +232,10 @@ _EMPTY = frozenset(
 
 
 def _leaves_memory_empty(body: tuple[Operation, ...]) -> bool:
-    """Whether nothing that ran can have computed a result: the work was done past PyTorch's operators, by a kernel.
+    """Return whether no operator of a body can have computed its result.
 
-    That is so where nothing ran at all, or where memory was made and no operator that ran counts or writes.
+    Then a kernel did the work, unseen by PyTorch. It is so if nothing ran at all, or if memory was allocated and every
+    operator is free and writes nothing.
     """
     names = {inner.operator for inner in body}
     makes = not names or bool(names & _EMPTY)
@@ -224,6 +243,9 @@ def _leaves_memory_empty(body: tuple[Operation, ...]) -> bool:
 
 
 def _hands_on(call: OpCall) -> bool:
-    """Whether every result may just be an argument handed on, as an identity with a gradient of its own does."""
+    """Return whether every result may be one of the arguments.
+
+    So it is in an autograd function that is the identity with another gradient; shapes alone are compared.
+    """
     shapes = {value.shape for value in call.inputs}
     return all(value.shape in shapes for value in call.outputs)

@@ -1,4 +1,4 @@
-"""One count held against another: hardware FLOPs of two runs by module and by family of operators."""
+"""Comparison of the hardware FLOPs that two engines count for a call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from flopcallback.tracing.run import ObservedRun
 __all__ = ["Difference", "checked_cost", "differences", "hardware_measure"]
 
 _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
-# What these are called depends on where one looks: below autograd they may all be matrix products.
+# Which of these an operator belongs to depends on the engine: below autograd all may be matrix products.
 _PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
 
 
-def differences(trace: ObservedRun, dispatch: ObservedRun, own: Mapping[str, Formula | None]) -> tuple[Difference, ...]:
-    """Where two runs of the same call differ, outermost modules first.
+def differences(
+    trace: ObservedRun, dispatch: ObservedRun, formulas: Mapping[str, Formula | None]
+) -> tuple[Difference, ...]:
+    """Return the differences between two runs of a call, outermost modules first.
 
     Args:
-        trace: what the tracer saw.
-        dispatch: what the dispatcher saw.
-        own: formulas of one analysis for operators that nobody else knows.
+        trace: the run that the tracer saw.
+        dispatch: the run that the dispatcher saw.
+        formulas: an analysis's own, for operators that the registry does not have.
     """
-    measure = functools.partial(hardware_measure, _COMPARED, own)
+    measure = functools.partial(hardware_measure, _COMPARED, formulas)
     traced, dispatched = (tally(run, measure, handles={}).counts for run in (trace, dispatch))
     return tuple(
         difference for module in traced for difference in _of_module(module, traced[module], dispatched[module])
@@ -45,17 +47,22 @@ def _of_module(module: str, traced: Counter[str], dispatched: Counter[str]) -> I
 
 
 def hardware_measure(
-    families: Collection[Family], own: Mapping[str, Formula | None], operator: str
+    families: Collection[Family], formulas: Mapping[str, Formula | None], operator: str
 ) -> Callable[[OpCall], Statistic | None] | Free | None:
-    """How an operator counts in hardware FLOPs, by family: 2 per multiply-add; a Fourier transform by its operations.
+    """Return the rule that counts an operator's hardware FLOPs by family.
+
+    A multiply-add is 2; a Fourier transform counts by its operations.
 
     Args:
-        families: those that count; the others are free.
-        own: formulas of one analysis for operators that nobody else knows.
+        families: the families that count; operators of others are free.
+        formulas: an analysis's own, for operators that the registry does not have.
         operator: schema name without overload.
+
+    Returns:
+        A function of the operator's call, `Free`, or None for an unknown operator.
     """
     row = lookup(operator)
-    if row is None and (formula := own.get(operator)) is not None:
+    if row is None and (formula := formulas.get(operator)) is not None:
         row = Counted(formula, Family.CUSTOM)
     if not isinstance(row, Counted):
         return row
@@ -68,10 +75,10 @@ def hardware_measure(
 
 
 def checked_cost(cost: Any) -> Cost:
-    """What a formula returned, if it is what a formula has to return.
+    """Return a formula's result if it is a `Cost` of exact integers.
 
     Raises:
-        TypeError: it is no `Cost` of exact integers.
+        TypeError: it is none.
     """
     if not isinstance(cost, Cost):
         raise TypeError(f"a formula returns a Cost, such as Cost(fma=30); this one returned {cost!r}")
