@@ -1,4 +1,4 @@
-"""From what was observed to a profile: the one place where the engine's counts become rows."""
+"""Construction of profiles: the counts of observed runs become rows."""
 
 from __future__ import annotations
 
@@ -37,9 +37,16 @@ __all__ = ["profile_of", "step_counts", "with_step"]
 def profile_of(
     observed: Observed, model: nn.Module, conditions: Conditions, convention: Convention | None = None
 ) -> ModelProfile:
-    """The profile of one call, of which at least something was seen.
+    """Build the profile of a call, observed at least in part.
 
-    A row's parameters are those that stand under its name or below, each one once, under the first of its names.
+    A row's parameters are those of its module and the modules inside. A shared parameter counts once, under the first
+    of its names.
+
+    Args:
+        observed: the call, with at least one run.
+        model: the model that was called.
+        conditions: the inputs and settings of the call.
+        convention: how FLOPs are counted.
     """
     convention = convention or Convention()
     counts, runs = _Counts(), observed.runs
@@ -63,22 +70,23 @@ def profile_of(
 
 
 def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, OperatorAnalysis]:
-    """Hardware FLOPs of a step that was observed, by phase.
+    """Count the hardware FLOPs of an observed step, by phase.
 
     Args:
-        runs: what was done in each phase of the step.
+        runs: the observed run of each phase.
         model: the root of the modules.
     """
     return {phase: _HardwareFlops.of_run(run, model) for phase, run in runs.items()}
 
 
 def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> ModelProfile:
-    """The profile with the hardware FLOPs of a whole training step.
+    """Return a profile with the hardware FLOPs of a whole training step.
 
     Args:
-        profile: of one call of the model in training.
-        counts: of each phase of the step, as `step_counts` gives them.
-        calls: how many calls like the counted one were in the step: its forward is held against as many.
+        profile: the profile of one call of the model in training.
+        counts: the counts of each phase, from `step_counts`.
+        calls: number of calls in the step that should equal the counted one. If the step's forward has other FLOPs than
+            so many calls, the profile says so.
     """
     by_module = {phase: analysis.by_module() for phase, analysis in counts.items()}
     steps = {
@@ -89,20 +97,24 @@ def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], cal
     unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
-    other = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.hw_flops]
-    if other:
+    differing = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.hw_flops]
+    if differing:
+        names = f"{', '.join(differing[:_NAMED])}{', ...' * (len(differing) > _NAMED)}"
         notes.append(
             f"its forward has {steps[''].forward:,} hardware FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
-            f"{calls * profile.forward_hw_flops:,}: {', '.join(other[:_NAMED])}{', ...' * (len(other) > _NAMED)} differ"
+            f"{calls * profile.forward_hw_flops:,}: {names} differ"
         )
     return profile.with_step(steps, "; ".join(notes))
 
 
-_NAMED = 4
+_NAMED = 4  # rows that a note names
 
 
 def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> int:
-    """FLOPs of a row; one that is no module (the step's own) has what is the root's and none of its children's."""
+    """Return the FLOPs of a row.
+
+    The row of the step itself is no module: it has the work of the root outside of the root's children.
+    """
     if row.type or row.parent is None:
         return flops.get(row.path, 0)
     siblings = [other.path for other in profile.modules if other.parent == row.parent and other is not row]
@@ -110,13 +122,13 @@ def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> 
 
 
 class _HardwareFlops(OperatorAnalysis):
-    """Hardware FLOPs, and which operators have no count of them."""
+    """Analysis of hardware FLOPs alone."""
 
     def _by_default(self, operator: str) -> Any:
         return hardware_measure(HARDWARE_FAMILIES, {}, operator)
 
 
-# Beside FLOPs; each becomes the field of `ModuleRow` with its name.
+# Statistics beside FLOPs, by the name of their field in `ModuleRow`.
 _STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
     "activations": ActivationCountAnalysis,
     "bytes": BytesCountAnalysis,
@@ -125,7 +137,20 @@ _STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
 
 @dataclass
 class _Counts:
-    """Sums over the runs of one call, by module and by operator."""
+    """Sums over the runs of one call, by module and by operator.
+
+    Attributes:
+        statistics: by field of `ModuleRow`, then by module.
+        calls: how often each module was entered.
+        unknown_calls: calls of operators without a count, by module.
+        unknown_operators: calls of operators without a count, by operator.
+        unknown: why something has no count, by what it is.
+        operators: FLOPs by operator.
+        operator_calls: calls by operator.
+        families: family by operator.
+        output_shapes: shape of the last tensor that each module returned.
+        is_lower_bound: True once a run, or a module that was not seen, makes the total a lower bound.
+    """
 
     statistics: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     calls: Counter[str] = field(default_factory=Counter)
@@ -166,7 +191,7 @@ class _Counts:
 
 
 class _OperatorCalls(FlopCountAnalysis):
-    """How often each operator that FLOPs are counted for was called, and which family it is of."""
+    """Analysis of the calls and the family of each counted operator."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -179,17 +204,19 @@ class _OperatorCalls(FlopCountAnalysis):
         return super()._measure(operator)
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], int]:
+        # A call without FLOPs is not counted: a row has the calls that its FLOPs come from.
         return lambda call: 1 if formula(call).flops(elementwise=self._elementwise) else 0
 
 
 def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) -> Iterator[ModuleRow]:
     params, trainable = _parameters_by_module(names.unique[""])
     flops = counts.statistics["flops"]
-    below: Counter[str] = Counter()
+    children_flops: Counter[str] = Counter()
     for name in names.unique:
         if name:
-            below[_parent(name)] += flops[name]
+            children_flops[_parent(name)] += flops[name]
     for name, module in names.unique.items():
+        # The root's own work has a row of its own then: the step's.
         is_split = not name and conditions.step_row is not None
         shape = counts.output_shapes.get(name)
         yield ModuleRow(
@@ -200,7 +227,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
             calls=counts.calls[name] if name else 1,
             params=params[name],
             params_trainable=trainable[name],
-            own_flops=0 if is_split else flops[name] - below[name],
+            own_flops=0 if is_split else flops[name] - children_flops[name],
             unknown_calls=counts.unknown_calls[name],
             output_shape=None if shape is None or is_split else str(shape),
             note="compiled" if is_compiled(module) else "",
@@ -211,14 +238,14 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
 
 
 def _step_row(names: ModuleNames, counts: _Counts, path: str) -> ModuleRow:
-    """What the call did outside of any submodule: what is the root's and none of its children's."""
+    """Return the row of the work outside of the root's children."""
     children = [name for name in names.unique if name and "." not in name]
-    rest = _of_module(counts, "")
+    own = _of_module(counts, "")
     for name in children:
-        rest = {key: count - counts.statistics[key][name] for key, count in rest.items()}
+        own = {key: count - counts.statistics[key][name] for key, count in own.items()}
     unknown = counts.unknown_calls[""] - sum(counts.unknown_calls[name] for name in children)
     return ModuleRow(
-        path=path, parent="", depth=1, type="", calls=1, own_flops=rest["flops"], unknown_calls=unknown, **rest
+        path=path, parent="", depth=1, type="", calls=1, own_flops=own["flops"], unknown_calls=unknown, **own
     )
 
 
@@ -235,7 +262,7 @@ def _parameters_by_module(model: nn.Module) -> tuple[Counter[str], Counter[str]]
     trainable: Counter[str] = Counter()
     named: list[tuple[str, Any]] = list(model.named_parameters())
     for name, parameter in named:
-        if is_lazy(parameter):  # the call did not come to it: it has no size yet
+        if is_lazy(parameter):  # the call did not reach its module: it has no size yet
             continue
         for owner in ModuleNames.owners(_parent(name)):
             params[owner] += parameter.numel()
@@ -254,6 +281,7 @@ def _config(
     runs: Sequence[ObservedRun], counts: _Counts, conditions: Conditions, convention: Convention
 ) -> dict[str, Any]:
     engines = {run.engine for run in runs}
+    # `flops.engine` is the dispatcher if any run needed it.
     return {
         "flops.fma": convention.fma,
         "flops.elementwise": convention.elementwise,

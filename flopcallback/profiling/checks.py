@@ -1,4 +1,4 @@
-"""Checks of what a user can set: one row per option, and one text for all that are wrong."""
+"""Checks of the options that users set: one row per option."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["check_options"]
 
 
 def check_options(owner: str, **given: Any) -> None:
-    """Raises for the first option that has a value it cannot have.
+    """Raise an error for the first option with a wrong value.
 
     Args:
-        owner: the public name that was given the options.
+        owner: public name of the class or function that has the options.
         given: the options by name; each has a row in `_ROWS`.
 
     Raises:
-        ValueError: names the owner, the option, its value and what was expected.
+        ValueError: with the owner, the option, its value and the expected values.
     """
     for name, value in given.items():
         is_fine, expected = _ROWS[name]
@@ -26,6 +26,7 @@ def check_options(owner: str, **given: Any) -> None:
 
 
 def _is_whole(value: object) -> bool:
+    # A bool is an int to Python, and would pass for 0 or 1.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -49,6 +50,7 @@ def _is_list_of_names(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
 
 
+# By option: the check, and the text for what is expected.
 _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fma": (
         lambda value: _is_whole(value) and value in (1, 2),
