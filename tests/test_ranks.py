@@ -46,7 +46,7 @@ def make(store, monkeypatch):
     """Makes those of a rank, in a world of two unless said otherwise."""
     monkeypatch.setattr(module, "_made", module.Counter())
     monkeypatch.setattr(module, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(module, "default_store", lambda: store)
 
     def make(rank, world=2, *, first=0, name="", patience_s=LONG_S, join_s=0.0, **options):
         monkeypatch.setattr(dist, "get_rank", lambda: rank)
@@ -60,8 +60,8 @@ def make(store, monkeypatch):
 def test_alone_one_hears_itself():
     ranks = Ranks()
     assert not ranks.are_several
-    assert ranks.gather("log/1", {"a": 1}).words == {0: {"a": 1}}
-    assert ranks.agree("log/1", [3]) == [3]
+    assert ranks.gather("log/1", {"a": 1}).messages == {0: {"a": 1}}
+    assert ranks.broadcast_from_rank0("log/1", [3]) == [3]
 
 
 def test_the_first_rank_hears_all_and_the_others_nothing(make):
@@ -69,7 +69,7 @@ def test_the_first_rank_hears_all_and_the_others_nothing(make):
     assert third.gather("log/1", {"a": 7}) is None
     assert second.gather("log/1", {"a": 5}) is None
     heard = first.gather("log/1", {"a": 2**70})
-    assert heard.words == {0: {"a": 2**70}, 1: {"a": 5}, 2: {"a": 7}}
+    assert heard.messages == {0: {"a": 2**70}, 1: {"a": 5}, 2: {"a": 7}}
     assert heard.is_whole
 
 
@@ -78,14 +78,15 @@ def test_what_comes_while_one_waits_is_heard(make):
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(first.gather, "log/1", {"a": 1})
         second.gather("log/1", {"a": 2})
-        assert waiting.result(LONG_S).words == {0: {"a": 1}, 1: {"a": 2}}
+        assert waiting.result(LONG_S).messages == {0: {"a": 1}, 1: {"a": 2}}
 
 
 def test_a_rank_that_is_ahead_is_heard_as_of_the_topic(make):
     first, second = make(0), make(1)
     for number in (1, 2, 3):
         second.gather(f"log/{number}", {"a": number})
-    assert [first.gather(f"log/{number}", {"a": 0}).words[1] for number in (1, 2, 3)] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    heard = [first.gather(f"log/{number}", {"a": 0}) for number in (1, 2, 3)]
+    assert [gathered.messages[1] for gathered in heard] == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
 def test_the_last_word_of_a_late_rank_stands_whatever_its_topic(make):
@@ -94,7 +95,7 @@ def test_the_last_word_of_a_late_rank_stands_whatever_its_topic(make):
     first.gather("log/1", {"a": 0})
     second.gather("state/1", {"a": 2})
     heard = first.gather("log/2", {"a": 0})
-    assert heard.words == {0: {"a": 0}, 1: {"a": 2}}
+    assert heard.messages == {0: {"a": 0}, 1: {"a": 2}}
     assert (heard.late, heard.absent) == ((1,), ())
 
 
@@ -118,7 +119,7 @@ def test_where_an_error_is_on_its_way_nobody_is_waited_for_long(make, clock):
 
 def test_a_late_rank_that_never_spoke_has_no_word(make):
     first, _ = make(0, patience_s=SHORT_S), make(1)
-    assert first.gather("log/1", {"a": 1}).words == {0: {"a": 1}}
+    assert first.gather("log/1", {"a": 1}).messages == {0: {"a": 1}}
 
 
 def test_a_topic_asked_again_is_not_waited_for_again(make):
@@ -128,14 +129,14 @@ def test_a_topic_asked_again_is_not_waited_for_again(make):
     for _ in range(3):
         heard = first.gather("state/5", {"a": 0})
         assert heard.is_whole
-        assert heard.words[1] == {"a": 1}
+        assert heard.messages[1] == {"a": 1}
 
 
 def test_a_rank_that_never_began_is_waited_for_once(make, clock):
     first = make(0, join_s=2.0, clock=clock, sleep=clock.sleep)
     for number in (1, 2):
         heard = first.gather(f"log/{number}", {"a": 1})
-        assert (heard.words, heard.late, heard.absent) == ({0: {"a": 1}}, (), (1,))
+        assert (heard.messages, heard.late, heard.absent) == ({0: {"a": 1}}, (), (1,))
         assert clock.now == pytest.approx(2.0)
 
 
@@ -144,7 +145,7 @@ def test_a_rank_that_begins_later_is_heard_from_then_on(make):
     assert first.gather("log/1", {}).absent == (1,)
     second = make(1)
     second.gather("log/2", {"a": 2})
-    assert first.gather("log/2", {"a": 1}).words == {0: {"a": 1}, 1: {"a": 2}}
+    assert first.gather("log/2", {"a": 1}).messages == {0: {"a": 1}, 1: {"a": 2}}
 
 
 def test_last_words_need_no_number_and_stand_for_good(make):
@@ -153,9 +154,9 @@ def test_last_words_need_no_number_and_stand_for_good(make):
     second.gather(END, {"a": 3})
     heard = first.gather("log/9", {"a": 0})
     assert heard.is_whole
-    assert heard.words[1] == {"a": 3}
-    assert first.gather(END, {"a": 4}).words == {0: {"a": 4}, 1: {"a": 3}}
-    assert first.gather("state/9", {"a": 4}).words == {0: {"a": 4}, 1: {"a": 3}}
+    assert heard.messages[1] == {"a": 3}
+    assert first.gather(END, {"a": 4}).messages == {0: {"a": 4}, 1: {"a": 3}}
+    assert first.gather("state/9", {"a": 4}).messages == {0: {"a": 4}, 1: {"a": 3}}
     assert second.gather("state/9", {"a": 9}) is None
 
 
@@ -166,7 +167,7 @@ def test_the_last_words_of_others_are_waited_for_with_all_patience(make):
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(first.gather, END, {})
         second.gather(END, {"a": 1})
-        assert waiting.result(LONG_S).words[1] == {"a": 1}
+        assert waiting.result(LONG_S).messages[1] == {"a": 1}
 
 
 def test_a_rank_that_ceases_to_take_part_has_no_word(make):
@@ -175,14 +176,14 @@ def test_a_rank_that_ceases_to_take_part_has_no_word(make):
     first.gather("log/1", {"a": 1})
     second.gather(END, None)
     heard = first.gather("log/2", {"a": 2})
-    assert (heard.words, heard.absent) == ({0: {"a": 2}}, (1,))
+    assert (heard.messages, heard.absent) == ({0: {"a": 2}}, (1,))
 
 
 def test_what_the_first_rank_decides_all_have(make):
     first, second = make(0), make(1)
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(second.agree, "budget/1", None)
-        assert first.agree("budget/1", [True, 0]) == [True, 0]
+        waiting = pool.submit(second.broadcast_from_rank0, "budget/1", None)
+        assert first.broadcast_from_rank0("budget/1", [True, 0]) == [True, 0]
         assert waiting.result(LONG_S) == [True, 0]
 
 
@@ -193,13 +194,13 @@ def test_a_decision_that_never_comes_is_an_error(make, is_there, error):
     if is_there:
         make(0)
     with pytest.raises(error, match="rank 0"):
-        make(1, answer_s=0.2 if is_there else LONG_S).agree("budget/1", None)
+        make(1, answer_s=0.2 if is_there else LONG_S).broadcast_from_rank0("budget/1", None)
 
 
 def test_a_first_rank_that_has_ended_decides_nothing(make):
     first, second = make(0), make(1)
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(second.agree, "budget/1", None)
+        waiting = pool.submit(second.broadcast_from_rank0, "budget/1", None)
         first.gather(END, {}, wait=False)
         with pytest.raises(RuntimeError, match="has ended its training"):
             waiting.result(LONG_S)
@@ -212,7 +213,7 @@ def test_those_of_one_name_find_each_other_by_their_order(make):
     for number, each in enumerate(seconds):
         each.gather("log/1", {"a": number})
     heard = [each.gather("log/1", {}) for each in firsts]
-    assert [each.words.get(1) for each in heard] == [{"a": 0}, None, {"a": 1}]
+    assert [each.messages.get(1) for each in heard] == [{"a": 0}, None, {"a": 1}]
 
 
 @pytest.mark.parametrize("store", ["TCPStore"], indirect=True)
@@ -220,12 +221,12 @@ def test_long_words_are_sent_and_endless_ones_refused(make):
     first, second = make(0), make(1)
     shapes = [[[[64, 3, 224, 224]] * 1024]] * 100
     second.gather("log/1", {"shapes": shapes})
-    assert first.gather("log/1", {}).words[1] == {"shapes": shapes}
+    assert first.gather("log/1", {}).messages[1] == {"shapes": shapes}
     noise = "".join(map(str, range(10**6)))
     with pytest.raises(ValueError, match="at most 4194304 are sent"):
         second.gather("log/2", {"noise": noise * 3})
     second.gather("log/3", {"a": 1})
-    assert first.gather("log/3", {}).words[1] == {"a": 1}
+    assert first.gather("log/3", {}).messages[1] == {"a": 1}
 
 
 def test_a_store_that_is_gone_is_no_error_and_no_wait(make):
@@ -240,7 +241,7 @@ def test_a_store_that_is_gone_is_no_error_and_no_wait(make):
     first._store = second._store = Gone()
     assert second.gather("log/2", {"a": 2}) is None
     heard = first.gather("log/2", {"a": 3})
-    assert (heard.words, heard.late) == ({0: {"a": 3}, 1: {"a": 1}}, (1,))
-    assert first.gather(END, {"a": 4}).words[0] == {"a": 4}
+    assert (heard.messages, heard.late) == ({0: {"a": 3}, 1: {"a": 1}}, (1,))
+    assert first.gather(END, {"a": 4}).messages[0] == {"a": 4}
     with pytest.raises(RuntimeError, match="has ended"):
-        second.agree("budget/1", None)
+        second.broadcast_from_rank0("budget/1", None)

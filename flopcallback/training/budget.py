@@ -1,4 +1,4 @@
-"""Budget: the compute after which a training stops, on all ranks at the same step."""
+"""Budget: a limit on compute that stops all ranks at the same step."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from typing import Any
 
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.meter import ComputeMeter, merged_ledger
-from flopcallback.training.ranks import Heard, are_several, is_initialized
+from flopcallback.training.ranks import Gathered, are_several, is_initialized
 
 __all__ = ["GROWTH", "Budget"]
 
 GROWTH = 16
-"""How much more a later step may cost than any before, with the budget of several ranks still kept to the step."""
+"""Several ranks keep a budget to the step unless a step costs this many times the largest one before."""
 
 
 class Budget:
-    """Hardware FLOPs that all ranks together may spend.
+    """Limit on the hardware FLOPs of all ranks together.
 
     Args:
-        hw_flops: the limit.
-        meter: knows what was spent.
+        hw_flops: the limit, in hardware FLOPs.
+        meter: meter of this training.
 
     Attributes:
-        is_spent: the decision, which stays once it was made.
+        is_spent: result of the last poll; once True, it stays True.
     """
 
     def __init__(self, hw_flops: float, meter: ComputeMeter) -> None:
         self.is_spent = False
         self._hw_flops = hw_flops
         self._meter = meter
-        self._is_held_back = False  # a decision was put off until more is known; that happens once
-        self._next_check = 0  # number of steps before which ranks need not ask each other
+        self._is_held_back = False  # True once a decision was put off, by one poll, since it rested on an estimate
+        self._next_check = 0  # with several ranks: number of the step of the next exchange, the same on all
 
     def poll(self, *, is_settling: bool) -> bool:
-        """Decide whether the budget is spent, together with all other ranks.
+        """Decide whether the budget is spent; the result is the same on all ranks.
 
-        Every rank has to ask after every step, and gets the same answer. Ranks tell each other what they have spent at
-        steps that they all know beforehand, the closer to each other the less is left.
+        Every rank has to call it after every step. Ranks exchange their totals only at steps that all of them know in
+        advance; the less is left of the budget, the closer together these steps are.
 
         Args:
-            is_settling: whether the next step may be observed: an estimate alone is then judged a step later.
+            is_settling: whether the next step may be observed. A total that rests on an estimate alone is then judged
+                one poll later.
         """
         if self.is_spent:
             return True
@@ -48,19 +49,19 @@ class Budget:
         if not ranks.are_several:
             self.is_spent = self._is_reached(self._meter.ledger, is_settling=is_settling)
         elif steps >= self._next_check:
-            heard = self._meter.gather("budget")
-            mine = None if heard is None else self._decision(heard, is_settling=is_settling)
-            self.is_spent, pause = ranks.agree(f"budget/{steps}", mine)
+            gathered = self._meter.gather("budget")
+            decision = None if gathered is None else self._decision(gathered, is_settling=is_settling)
+            self.is_spent, pause = ranks.broadcast_from_rank0(f"budget/{steps}", decision)
             self._next_check = steps + pause
         return self.is_spent
 
     def poll_at_load(self, state: Mapping[str, Any]) -> None:
-        """Decide whether what a checkpoint holds is all there was to spend; every rank has to load one.
+        """Decide whether a loaded checkpoint has already spent the budget.
 
-        Where several processes have no process group yet, they decide after their first step.
+        Every rank has to call it. Several processes without a process group decide after their first step instead.
 
         Args:
-            state: as `ComputeMeter.state` gives it; empty on ranks that were given none.
+            state: result of `ComputeMeter.state`; may be empty on ranks other than 0.
         """
         if is_initialized():
             self.poll(is_settling=False)
@@ -69,18 +70,20 @@ class Budget:
             ledger.load(state["ledger"])
             self.is_spent = ledger.hw_flops >= self._hw_flops
 
-    def _decision(self, heard: Heard, *, is_settling: bool) -> tuple[bool, int]:
-        """Return whether the budget is spent and, if not, for how many steps nobody needs to ask again."""
-        ledger = merged_ledger(heard)
+    def _decision(self, gathered: Gathered, *, is_settling: bool) -> tuple[bool, int]:
+        """Return whether the budget is spent, and the number of steps until the next exchange."""
+        ledger = merged_ledger(gathered)
         if self._is_reached(ledger, is_settling=is_settling):
             return True, 0
-        largest = len(heard.words) * ledger.largest
+        # An upper bound of what all ranks spend in one step, as long as no step costs more than any before.
+        largest = len(gathered.messages) * ledger.largest
         left = int(self._hw_flops - ledger.hw_flops)
         return False, max(1, left // largest // GROWTH if largest else 1)
 
     def _is_reached(self, ledger: ComputeLedger, *, is_settling: bool) -> bool:
         if ledger.hw_flops < self._hw_flops:
             return False
+        # Nothing was observed so far: the total is a multiple of the counted forward.
         is_rough = is_settling and ledger.estimated > 0 and not ledger.largest
         is_held_back, self._is_held_back = self._is_held_back, True
         return is_held_back or not is_rough

@@ -1,4 +1,4 @@
-"""ComputeMeter: from a training's steps, as they begin and end, to the numbers of `compute/*` and `perf/*`."""
+"""ComputeMeter: the numbers of `compute/*` and `perf/*` from the steps of a training."""
 
 from __future__ import annotations
 
@@ -16,22 +16,38 @@ from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, n
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
-from flopcallback.training.ranks import END, Heard, Ranks, are_several, is_initialized
+from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
 __all__ = ["ComputeMeter", "OpenStep", "merged_ledger"]
 
 STATE = 1
-"""Goes up whenever an older reader would misread what `ComputeMeter.state` gives."""
+"""Version of `ComputeMeter.state`; raised whenever an older version would misread it."""
 
 MOST_CALLS = 1024
-"""Of the model in a step, whose shapes tell it from others: a step whose optimizer is idle may never end."""
+"""Model calls whose shapes are kept for the key of a step: without an optimizer's step, a step may never end."""
 
 
 @dataclass(slots=True)
 class OpenStep:
-    """A step that is under way."""
+    """Step in progress.
+
+    Attributes:
+        trainable: fingerprint of the parameters that require grad.
+        nodes_before: autograd nodes made in this thread before the step.
+        nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
+        is_timed: False once the step is left out of throughput.
+        calls: shapes of the input tensors of each model call, for the first `MOST_CALLS` calls.
+        batches: number of batches; several calls may share one.
+        samples: number of samples; None if it is unknown for any batch.
+        tokens: number of tokens; None likewise.
+        backwards: number of backwards.
+        stepped: numbers of the optimizers that stepped, in order.
+        hw_flops: sum of the results of the user's `flops_fn`; None without one.
+        counted: hardware FLOPs of one batch's forward, in a counted step.
+        cost: cost of an observed step.
+    """
 
     trainable: str
     nodes_before: int
@@ -42,32 +58,32 @@ class OpenStep:
     samples: int | None = 0
     tokens: int | None = 0
     backwards: int = 0
-    stepped: list[int] = field(default_factory=list)  # numbers of the optimizers, in order
-    hw_flops: int | None = None  # what the user's function says
-    counted: int | None = None  # FLOPs of the forwards, in the counted step
-    cost: StepCost | None = None  # of a step that was observed
+    stepped: list[int] = field(default_factory=list)
+    hw_flops: int | None = None
+    counted: int | None = None
+    cost: StepCost | None = None
 
 
 class ComputeMeter:
-    """Books every step of a training, and sums up what was done since it began and since the last reading.
+    """Meter of compute and throughput over the steps of a training.
 
-    A step is `begin_step`, `add_call` for each call of the model in it, `end_step`. Nothing in a step waits for the
-    device, or for another rank, but where a step is left out.
+    A step is `begin_step`, `add_call` for each model call, `end_step`. None of these waits for the device or for
+    another rank; `leave_out` waits for the device.
 
     Args:
-        model: whose parameters say which of them are trained.
-        sizes: samples and tokens of batches.
-        flops_fn: hardware FLOPs of a step, from the batch; the user's.
-        measures_waiting: whether what lies between two steps is known to be waiting for data.
-        failures: where failures go.
-        clock: seconds.
-        ranks: of this training; by default those of the process group that there is now or, where there is none yet,
-            when the first step begins.
+        model: model under training.
+        sizes: samples and tokens of a batch.
+        flops_fn: the user's function from a batch to the hardware FLOPs of its step.
+        measures_waiting: whether the time between two steps is known to be a wait for data.
+        failures: reports failures.
+        clock: returns seconds.
+        ranks: ranks of this training; by default those of the process group, which may be created as late as before the
+            first step.
 
     Attributes:
-        ledger: what this rank has booked.
-        steps: that ended in this process.
-        step: the one under way, in which whoever drives the training counts backwards and optimizers.
+        ledger: compute booked by this rank.
+        steps: number of steps that ended in this process.
+        step: step in progress, or None; the caller updates its `backwards` and `stepped`.
     """
 
     def __init__(
@@ -88,34 +104,34 @@ class ComputeMeter:
         self._failures = failures or Failures()
         self.ledger = ComputeLedger()
         self._throughput = Throughput(clock, self._synchronize)
-        self._of_all = ranks
-        self._loaded: Mapping[str, Any] = {}
-        self._device = torch.device("cpu")
-        self._peak: float | None = None
-        self._samples: int | None = 0
-        self._tokens: int | None = 0
-        self.step: OpenStep | None = None
-        self.steps = 0  # in this process
+        self._ranks = ranks  # None until the ranks are known, at the latest at the first step
+        self._loaded: Mapping[str, Any] = {}  # state of a checkpoint, until the first step adds it to the ledger
+        self._device = torch.device("cpu")  # device of the counted call
+        self._peak: float | None = None  # its peak in FLOP/s; None if unknown
+        self._samples: int | None = 0  # since training began; None as soon as one step's number is unknown
+        self._tokens: int | None = 0  # likewise
+        self.step: OpenStep | None = None  # None between two steps
+        self.steps = 0
         self._trainable = TrainableFingerprint(model)
         if ranks is None and is_initialized():
-            self._join()
+            self._join_ranks()
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """A step begins; one that has not ended is forgotten."""
-        if self._of_all is None or self._loaded:
-            self._join()
+        """Begin a step; forget one that has not ended."""
+        if self._ranks is None or self._loaded:
+            self._join_ranks()
         self.step = OpenStep(self._trainable.read(), nodes_so_far())
         self._throughput.begin_step()
 
     def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
-        """The model is called in the step.
+        """Add a model call to the step.
 
         Args:
-            inputs: all that it is given.
-            batch: what samples, tokens and FLOPs are asked of.
-            is_new: False where the call goes on with the batch of the one before, as the second network of a GAN does.
+            inputs: all inputs of the call.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
+            is_new: False if the call reuses the batch of the previous call, as the second network of a GAN does.
         """
         step = self.step
         if step is None:
@@ -132,31 +148,37 @@ class ComputeMeter:
         if self._flops_fn is not None:
             try:
                 step.hw_flops = (step.hw_flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
-            except Exception as error:  # noqa: BLE001 - then it is counted, as without the function
+            except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
                 self._flops_fn, step.hw_flops = None, None
                 self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
-        """The step that began does more than training: its time, and what it does in it, are left out of throughput."""
+        """Leave the current step out of throughput, since it does more than training.
+
+        Its cost is booked all the same.
+        """
         if self.step is not None:
             self.step.is_timed = False
             self._throughput.stop()
 
     def pause(self) -> None:
-        """Something else than training begins; the next step goes on."""
+        """Leave the time until the next step out of throughput."""
         self._throughput.stop()
 
     def interrupted(self) -> AbstractContextManager[None]:
-        """Goes around what is done between two steps and is not training's: its time is left out of throughput."""
+        """Return a context manager whose time is left out of throughput, between two steps."""
         return self._throughput.interrupted()
 
     @property
     def uses_counted_flops(self) -> bool:
-        """Whether steps cost what is counted, rather than what the user's function says."""
+        """True if FLOPs are counted, False if the user's `flops_fn` gives them."""
         return self._flops_fn is None
 
     def decide_observation(self) -> bool:
-        """Decide whether to observe the step that began; asked once a step, after its first call was added."""
+        """Decide whether to observe the current step for its cost.
+
+        Call it once per step, after the first `add_call`: the ledger counts the attempts.
+        """
         step = self.step
         if step is None or not step.calls or self._flops_fn is not None:
             return False
@@ -164,7 +186,10 @@ class ComputeMeter:
 
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
-        """Goes around each call in a step that is counted, and around the same calls in one that is observed."""
+        """Attribute autograd nodes made inside to the counted calls.
+
+        Wrap the counted calls, and the same calls in an observed step: the nodes outside of them are then comparable.
+        """
         before = nodes_so_far()
         try:
             yield
@@ -173,39 +198,39 @@ class ComputeMeter:
                 self.step.nodes_inside += nodes_so_far() - before
 
     def set_observed_cost(self, cost: StepCost) -> None:
-        """What the step that is about to end cost."""
+        """Set the observed cost of the current step."""
         if self.step is not None:
             self.step.cost = cost
 
     def set_counted_forward(self, forward: int, device: torch.device, peak: float | None) -> None:
-        """In the step that is about to end, calls of the model were counted.
+        """Record the counted forward FLOPs of the current step.
 
         Args:
-            forward: hardware FLOPs of those of one batch.
-            device: where they ran.
-            peak: FLOP/s of the device; None where it is not known.
+            forward: hardware FLOPs of the model calls of one batch.
+            device: device of these calls.
+            peak: peak of the device in FLOP/s; None if unknown.
         """
         self._device, self._peak = device, peak
         if self.step is not None:
             self.step.counted = forward
 
     def end_step(self, *, has_stepped: bool = True) -> None:
-        """The step ended, and is booked.
+        """End the step and book its cost.
 
         Args:
-            has_stepped: False where no optimizer stepped, and gradients accumulate.
+            has_stepped: False if gradients only accumulated and no optimizer stepped.
         """
         step, self.step = self.step, None
         if step is None:
             return
         self.steps += 1
-        samples, tokens, spent = step.samples, step.tokens, step.hw_flops
+        samples, tokens, given = step.samples, step.tokens, step.hw_flops
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
-        if spent is None:
+        if given is None:
             nodes = nodes_so_far() - step.nodes_before
             outside = nodes - step.nodes_inside
-            if not can_count_nodes:  # no step is observed then, and none is like one that another process observed
+            if not can_count_nodes:  # no step is observed then; the key must not match one from another process
                 nodes = outside = UNKNOWN_NODES
             key = StepKey(tuple(step.calls), step.trainable, step.backwards, tuple(step.stepped), nodes)
             if step.counted is not None:
@@ -214,9 +239,9 @@ class ComputeMeter:
                 self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)
         else:
-            self.ledger.add_flops(spent)
+            self.ledger.add_flops(given)
         if step.is_timed:
-            done = key if spent is None else spent
+            done = key if given is None else given
             self._throughput.end_step(done, samples=samples, tokens=tokens, has_stepped=has_stepped)
         else:
             self._throughput.end_left_out(has_stepped=has_stepped)
@@ -224,73 +249,85 @@ class ComputeMeter:
     # --- Numbers ------------------------------------------------------------------------------------------------------
 
     def totals(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
-        """`compute/*`: what all ranks have spent so far. Every rank has to ask; those but the first get nothing.
+        """Return `compute/*` of all ranks so far; an empty dict except on rank 0.
+
+        Every rank has to call it.
 
         Args:
-            topic: what it is asked for; the same on all ranks.
-            wait: for ranks that are behind.
+            topic: name of the occasion, the same on all ranks.
+            wait: whether to wait for ranks that are behind.
         """
-        heard = self.gather(topic, wait=wait)
-        return {} if heard is None else totals([self._totals(heard)])
+        gathered = self.gather(topic, wait=wait)
+        return {} if gathered is None else totals([self._totals(gathered)])
 
     def live_totals(self) -> dict[str, int | float]:
-        """`compute/*` of a training on one rank, without asking anybody; nothing, where there are several."""
-        is_one_of_several = are_several() if self._of_all is None else self._of_all.are_several
+        """Return `compute/*` as of now; an empty dict if there are several ranks."""
+        is_one_of_several = are_several() if self._ranks is None else self._ranks.are_several
         return {} if is_one_of_several or not self.ledger.steps else totals([self._totals()])
 
     def numbers(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
-        """`compute/*`, and `perf/*` over the steps since it was last asked for; as `totals`."""
+        """Return `compute/*` so far, and `perf/*` since the last call.
+
+        Arguments and ranks are as in `totals`.
+        """
         work = work_of(self._throughput.read(), self.ledger.cost_of)
-        heard = self.gather(topic, {"work": asdict(work)}, wait=wait)
-        if heard is None:
+        gathered = self.gather(topic, {"work": asdict(work)}, wait=wait)
+        if gathered is None:
             return {}
-        numbers = totals([self._totals(heard)])
-        if heard.is_whole and all("work" in word for word in heard.words.values()):
-            works = [Work(**word["work"]) for word in heard.words.values()]
+        numbers = totals([self._totals(gathered)])
+        if gathered.is_whole and all("work" in message for message in gathered.messages.values()):
+            works = [Work(**message["work"]) for message in gathered.messages.values()]
             numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
         return numbers
 
     @property
     def is_in_use(self) -> bool:
-        """Whether steps ended since training began in this process."""
+        """True if any step has ended in this process."""
         return self.steps > 0
 
     def state(self, *, wait: bool = True) -> dict[str, Any]:
-        """What a checkpoint keeps, of all ranks; every rank has to ask, and those but the first get nothing."""
-        heard = self.gather("state", wait=wait)
-        if heard is None:
+        """Return the state of all ranks for a checkpoint; an empty dict except on rank 0.
+
+        Every rank has to call it.
+        """
+        gathered = self.gather("state", wait=wait)
+        if gathered is None:
             return {}
-        return {"version": STATE, "ledger": merged_ledger(heard).state(), **self._sizes_of(heard)}
+        return {"version": STATE, "ledger": merged_ledger(gathered).state(), **self._sizes_of(gathered)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what a checkpoint kept: on one rank, so that another number of ranks has the same sum.
+        """Continue from the state of a checkpoint.
 
-        It is taken in when the first step begins: before, there may be no process group, and all ranks be the first.
+        Rank 0 alone books its totals, so that the sum is the same on any number of ranks. This happens when the first
+        step begins: before, there may be no process group, and every process would take itself for rank 0.
 
         Raises:
-            ValueError: another version wrote it.
+            ValueError: the state has another version.
         """
         if not state:
             return
         if state.get("version") != STATE:
             raise ValueError(f"state of compute has version {state.get('version')!r}, expected {STATE}")
         sum_of((state["samples"], state["tokens"]))
-        ComputeLedger().load(state["ledger"])  # raises here and now what it may raise
+        ComputeLedger().load(state["ledger"])  # so that a broken state raises now
         self._loaded = state
 
     def leave(self) -> None:
-        """Nothing more is booked here, so that what was booked is too little: other ranks are not to wait."""
-        if self._of_all is not None:
-            self._of_all.gather(END, None, wait=False)
+        """Stop taking part after a failure.
+
+        Other ranks then neither wait for this one nor use its totals, which are too low from now on.
+        """
+        if self._ranks is not None:
+            self._ranks.gather(END, None, wait=False)
 
     # --- Ranks --------------------------------------------------------------------------------------------------------
 
     def joined_ranks(self) -> Ranks:
-        """Return the ranks of this training, with what was loaded taken in."""
-        return self._join() if self._of_all is None or self._loaded else self._of_all
+        """Return the ranks of this training; add a loaded state to the totals."""
+        return self._join_ranks() if self._ranks is None or self._loaded else self._ranks
 
-    def _join(self) -> Ranks:
-        ranks = self._of_all = self._of_all or Ranks(type(self._model).__name__)
+    def _join_ranks(self) -> Ranks:
+        ranks = self._ranks = self._ranks or Ranks(type(self._model).__name__)
         state, self._loaded = self._loaded, {}
         if state:
             is_first = ranks.rank == 0
@@ -300,35 +337,38 @@ class ComputeMeter:
                 self._tokens = sum_of((self._tokens, state["tokens"]))
         return ranks
 
-    def gather(self, name: str, more: Mapping[str, Any] | None = None, *, wait: bool = True) -> Heard | None:
-        """Gather what all ranks have booked, on rank 0; every rank has to ask.
+    def gather(self, name: str, extra: Mapping[str, Any] | None = None, *, wait: bool = True) -> Gathered | None:
+        """Gather the books of all ranks on rank 0.
+
+        Every rank has to call it.
 
         Args:
-            name: what it is asked for; the same on all ranks.
-            more: what this rank adds.
-            wait: for ranks that are behind.
+            name: name of the occasion, the same on all ranks.
+            extra: further entries of this rank's message.
+            wait: whether to wait for ranks that are behind.
         """
         ranks = self.joined_ranks()
-        mine = {"ledger": self.ledger.state(), "samples": self._samples, "tokens": self._tokens, **(more or {})}
-        heard = ranks.gather(name if name == END else f"{name}/{self.steps}", mine, wait=wait)
-        if heard is not None and not heard.is_whole:
-            self._failures.report("compute of all ranks is not complete", RuntimeError(heard.missing))
-        return heard
+        message = {"ledger": self.ledger.state(), "samples": self._samples, "tokens": self._tokens, **(extra or {})}
+        gathered = ranks.gather(name if name == END else f"{name}/{self.steps}", message, wait=wait)
+        if gathered is not None and not gathered.is_whole:
+            self._failures.report("compute of all ranks is not complete", RuntimeError(gathered.missing))
+        return gathered
 
-    def _totals(self, heard: Heard | None = None) -> Totals:
-        if heard is None or len(heard.words) == 1:
+    def _totals(self, gathered: Gathered | None = None) -> Totals:
+        if gathered is None or len(gathered.messages) == 1:
             return Totals(self.ledger.hw_flops, self.ledger.estimated, self._samples, self._tokens)
-        ledger = merged_ledger(heard)  # a kind of step that one rank did not observe, another may have
-        return Totals(ledger.hw_flops, ledger.estimated, **self._sizes_of(heard))
+        # Not a sum of totals: the merged ledger knows exactly what one rank estimates and another has observed.
+        ledger = merged_ledger(gathered)
+        return Totals(ledger.hw_flops, ledger.estimated, **self._sizes_of(gathered))
 
-    def _sizes_of(self, heard: Heard) -> dict[str, int | None]:
-        return {name: sum_of(word[name] for word in heard.words.values()) for name in ("samples", "tokens")}
+    def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
+        return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}
 
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(self._device)
 
 
-def merged_ledger(heard: Heard) -> ComputeLedger:
-    """Return one ledger with the steps of all ranks that were heard."""
-    return ComputeLedger.merged(word["ledger"] for word in heard.words.values())
+def merged_ledger(gathered: Gathered) -> ComputeLedger:
+    """Return a ledger with the steps of all gathered ranks."""
+    return ComputeLedger.merged(message["ledger"] for message in gathered.messages.values())

@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other about compute. No collective is used, so that nothing can hang."""
+"""Messages between the processes of a training, without collectives, so that nothing can hang."""
 
 from __future__ import annotations
 
@@ -16,39 +16,43 @@ import torch
 
 from flopcallback.tracing.torch_private import default_store
 
-__all__ = ["END", "Heard", "Ranks", "are_several", "is_initialized", "rank_of"]
+__all__ = ["END", "Gathered", "Ranks", "are_several", "is_initialized", "rank_of"]
 
 PATIENCE_S = 5.0
-"""How long a rank that takes part is waited for. Ranks that train in step are apart by milliseconds."""
+"""Wait for a rank that takes part. Ranks that train in step are milliseconds apart."""
 
 JOIN_S = 2.0
-"""How long one is waited for that never began to take part: there may be none."""
+"""Wait, once, for a rank that does not take part yet: it may never do so."""
 
 HASTE_S = 1.0
-"""How long any is waited for where an error is on its way."""
+"""Longest wait for any rank while an error is being raised."""
 
 ANSWER_S = 300.0
-"""How long other ranks wait for the first one's decision, which may be busy with a tracker: as in a collective."""
+"""Wait of the other ranks for a decision of rank 0, which a slow tracker may keep busy. As long as for a collective."""
 
 POLL_S = (0.001, 0.05)
-"""Between two questions to the store: at first, and at last."""
+"""Initial and maximum polling interval."""
 
 MOST_BYTES = 4 << 20
-"""Of a word: beyond 8 MiB a `TCPStore` hangs up (2.13), and the process group with it."""
+"""Largest message. Beyond 8 MiB a `TCPStore` closes the connection (torch 2.13), and the process group fails."""
 
 END = "end"
-"""The topic of last words: who has said something about it says no more."""
+"""Topic of the final message of a rank; it sends nothing after that."""
 
+# Number of `Ranks` made so far, by name. It numbers them alike in every process.
 _made: Counter[str] = Counter()
 
 
 def is_initialized() -> bool:
-    """Whether there is a process group."""
+    """Return whether there is a process group."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_of() -> int:
-    """Of this process: the group's, or what `torchrun` says before there is one."""
+    """Return the rank of this process.
+
+    Before there is a process group, it is read from `torchrun`'s environment.
+    """
     if is_initialized():
         return torch.distributed.get_rank()
     rank = os.environ.get("RANK", "")
@@ -56,37 +60,40 @@ def rank_of() -> int:
 
 
 def are_several() -> bool:
-    """Whether this is one of several processes: by the group, or by what `torchrun` says before there is one."""
+    """Return whether the training has several processes.
+
+    Before there is a process group, this is read from `torchrun`'s environment.
+    """
     if is_initialized():
         return torch.distributed.get_world_size() > 1
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What ranks say of a topic.
+class Gathered:
+    """Messages of the ranks on one topic.
 
     Attributes:
-        words: by rank, in order; of one that is late, its last word on any topic, if there is any.
-        late: ranks that take part, and did not answer in time.
-        absent: ranks that do not take part, or ceased to.
+        messages: message by rank, in ascending order; for a late rank its last message on any topic, if it sent one.
+        late: ranks that take part and did not answer in time.
+        absent: ranks that do not take part, or no longer do.
     """
 
-    words: dict[int, Any] = field(default_factory=dict)
+    messages: dict[int, Any] = field(default_factory=dict)
     late: tuple[int, ...] = ()
     absent: tuple[int, ...] = ()
 
     @property
     def is_whole(self) -> bool:
-        """Whether all ranks were heard."""
+        """True if every rank answered."""
         return not (self.late or self.absent)
 
     @property
     def missing(self) -> str:
-        """What is missing, in words."""
+        """Reason why the messages are incomplete, as a text for the user."""
         late, absent = (", ".join(map(str, ranks)) for ranks in (self.late, self.absent))
         parts = [
-            f"rank {late} did not answer in time, and what it said before stands for it" if late else "",
+            f"rank {late} did not answer in time; its previous message is used" if late else "",
             f"rank {absent} books no steps (every rank is to have a FlopHook or FlopCallback of its own)"
             if absent
             else "",
@@ -95,25 +102,27 @@ class Heard:
 
 
 class Ranks:
-    """Passes small JSON values from every rank to rank 0, and from there to all, by the store of the process group.
+    """Message exchange between ranks through the store of the process group.
 
-    A collective would have to be called by all ranks, in one order with the model's own; one that lacks would hang the
-    training. Here a rank that does not answer is waited for `patience_s`, then half as long each time, until it answers
-    in time again; meanwhile its last word stands for it. When the store is gone, so is waiting.
+    Rank 0 gathers small JSON values of all ranks and broadcasts its decisions.
 
-    Every process has to make as many of a name, in the same order, as every other: that is how they find each other.
-    Made where no process group is initialized, it is alone.
+    A collective has to be called by all ranks, in one order with the model's own; one missing rank would hang the
+    training. Here rank 0 waits `patience_s` for a rank, then half as long after each timeout, until the rank answers in
+    time again. Meanwhile its last message is used. Once the store is gone, rank 0 waits no more.
+
+    Every process has to create equally many instances of a name, in the same order: name and number identify them
+    across processes. An instance that is created without a process group has one rank.
 
     Args:
-        name: what they are made for.
-        patience_s: how long to wait for a rank that takes part.
-        join_s: how long to wait, once, for one that does not yet.
-        answer_s: how long other ranks wait for what rank 0 decides.
-        clock: seconds.
-        sleep: lets so many pass.
+        name: purpose of the messages, such as the class of the model.
+        patience_s: wait for a rank that takes part.
+        join_s: wait, once, for a rank that does not take part yet.
+        answer_s: wait of the other ranks for a decision of rank 0.
+        clock: returns seconds.
+        sleep: waits for that many seconds.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
     """
 
     def __init__(
@@ -129,53 +138,69 @@ class Ranks:
         number = _made[name]
         _made[name] += 1
         self.rank, self._world = 0, 1
+        # None: there is one rank, the group has no store, the store is gone, or this rank has sent its final message.
         self._store: Any = None
-        self._patience_s = self._left_s = patience_s
-        self._join_s, self._answer_s = join_s, answer_s
+        self._patience_s = patience_s
+        self._present_patience_s = patience_s  # halved by each timeout, reset by an answer in time
+        self._join_s = join_s  # 0 once it was waited for
+        self._answer_s = answer_s
         self._clock, self._sleep = clock, sleep
-        self._last: dict[int, Any] = {}  # words of any topic, on rank 0
-        self._heard: dict[str, dict[int, str]] = {}  # by name of the topic: the last one that a rank was heard about
-        self._joined: set[int] = set()
-        self._over: set[int] = set()  # ranks that said their last word
+        # The rest matters on rank 0 alone.
+        self._last_messages: dict[int, Any] = {}  # by rank, on any topic; None: the rank no longer takes part
+        self._answered_topics: dict[str, dict[int, str]] = {}  # last topic that a rank answered, by name and rank
+        self._joined: set[int] = set()  # other ranks that were seen to take part; none ever leaves the set
+        self._ended: set[int] = set()  # ranks that sent their final message
         if is_initialized() and torch.distributed.get_world_size() > 1:
             self.rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
             c10d: Any = torch.distributed.distributed_c10d
             store = default_store()
-            if store is not None:  # MPI has none
+            if store is not None:  # an MPI group has none
                 self._store = c10d.PrefixStore(f"flopcallback/{name}/{number}", store)
                 self._store.set(f"member/{self.rank}", "1")
 
     @property
     def are_several(self) -> bool:
-        """Whether there are others."""
+        """True if there are other ranks."""
         return self._world > 1
 
-    def gather(self, topic: str, mine: Mapping[str, Any] | None, *, wait: bool = True) -> Heard | None:
-        """What every rank says, on rank 0; None on others, which do not wait.
+    def gather(self, topic: str, message: Mapping[str, Any] | None, *, wait: bool = True) -> Gathered | None:
+        """Gather one message of every rank on rank 0.
+
+        Rank 0 waits for the others; they do not wait.
 
         Args:
-            topic: the same on all ranks, `name/number`. Asked again about the last topic of a name, nobody is waited
-                for; `END` has no number.
-            mine: what this rank says, as plain JSON. None: it ceases to take part; its last word is not to stand.
-            wait: False: no longer than `HASTE_S`.
+            topic: `name/number`, the same on all ranks; `END` has no number. A rank that has answered the latest topic
+                of a name is not waited for again.
+            message: message of this rank, as plain JSON. None: the rank no longer takes part, and its last message must
+                not be used.
+            wait: False limits the wait to `HASTE_S`.
+
+        Returns:
+            The messages on rank 0, None on the others.
 
         Raises:
-            ValueError: it is too much to say.
+            ValueError: the message is longer than `MOST_BYTES`.
         """
         if self._world == 1:
-            return Heard({0: mine})
-        self._last[self.rank] = mine
+            return Gathered({0: message})
+        self._last_messages[self.rank] = message
         try:
-            return self._gather(topic, mine, wait=wait) if self._store is not None else self._without_store()
-        except RuntimeError:  # the process that has the store has ended
+            if self._store is not None:
+                return self._gather(topic, message, wait=wait)
+        except RuntimeError:  # the process that serves the store has ended
             self._store = None
-            return self._without_store()
+        return self._gathered_without_store()
 
-    def agree(self, topic: str, result: Any) -> Any:
-        """What rank 0 has made of what was gathered, on all ranks.
+    def broadcast_from_rank0(self, topic: str, result: Any) -> Any:
+        """Return the result of rank 0 on every rank.
+
+        Args:
+            topic: the same on all ranks.
+            result: result of rank 0, as plain JSON; ignored on other ranks.
 
         Raises:
-            RuntimeError: rank 0 will not answer; `TimeoutError`: it did not.
+            RuntimeError: rank 0 does not take part, has ended, or the store is gone.
+            TimeoutError: rank 0 did not answer within `answer_s`.
         """
         if self._world == 1:
             return result
@@ -192,104 +217,113 @@ class Ranks:
             return self._clock() - began > self._join_s and not self._check("member/0")
 
         if self._store is None:
-            raise RuntimeError("the process that has the store of the process group has ended")
+            raise RuntimeError("the process that serves the store of the process group has ended")
         if not self._wait_for(is_settled, self._answer_s):
             raise TimeoutError(f"rank 0 did not answer within {self._answer_s:g} s")
         if not self._check(key):
             raise RuntimeError("rank 0 books no steps, or has ended its training")
         return json.loads(self._store.get(key))
 
-    # --- Inside -------------------------------------------------------------------------------------------------------
+    # --- Internals ----------------------------------------------------------------------------------------------------
 
-    def _gather(self, topic: str, mine: Any, *, wait: bool) -> Heard | None:
+    def _gather(self, topic: str, message: Any, *, wait: bool) -> Gathered | None:
         is_last = topic == END
         if self.rank != 0:
-            self._say(f"last/{self.rank}", mine)
+            self._send(f"last/{self.rank}", message)
             if is_last:
                 self._store.set(f"{END}/{self.rank}", "1")
                 self._store = None
             else:
-                self._say(f"{topic}/{self.rank}", mine)
+                self._send(f"{topic}/{self.rank}", message)
             return None
         if is_last:
             self._store.set(f"{END}/0", "1")
-        others = range(1, self._world)
-        self._wait_for_members(others, wait=wait)
+        other_ranks = range(1, self._world)
+        self._wait_for_members(other_ranks, wait=wait)
         name = topic.partition("/")[0]
-        heard = self._heard.setdefault(name, {})
-        asked = {rank for rank in self._joined - self._over if heard.get(rank) != topic}
-        late = self._hear(topic, asked, wait=wait)
-        heard.update(dict.fromkeys(asked - late, topic))
+        answered = self._answered_topics.setdefault(name, {})
+        asked = {rank for rank in self._joined - self._ended if answered.get(rank) != topic}
+        late = self._receive(topic, asked, wait=wait)
+        answered.update(dict.fromkeys(asked - late, topic))
         if is_last:
             self._store = None
-        return self._words(late)
+        return self._gathered(late)
 
-    def _hear(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
-        """Takes in what those ranks say of it, or said last; returns those that did not come to it in time."""
+    def _receive(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
+        """Read the messages of `ranks`; return the ranks that did not answer in time.
+
+        Late ranks are read, too: their last message on any topic.
+        """
         silent = set(ranks)
 
-        def are_heard() -> bool:
+        def have_answered() -> bool:
             keys = [f"{topic}/{rank}" for rank in silent]
+            # The usual case first: one request says that all have answered.
             if topic != END and self._check(*keys):
                 for rank in list(silent):
-                    self._take(rank, f"{topic}/{rank}")
+                    self._receive_from(rank, f"{topic}/{rank}")
                 silent.clear()
             for rank in list(silent):
                 if self._check(f"{END}/{rank}"):
-                    self._last[rank] = self._read(f"last/{rank}")
-                    self._over.add(rank)
+                    self._last_messages[rank] = self._read(f"last/{rank}")
+                    self._ended.add(rank)
                     silent.discard(rank)
                 elif topic != END and self._check(f"{topic}/{rank}"):
-                    self._take(rank, f"{topic}/{rank}")
+                    self._receive_from(rank, f"{topic}/{rank}")
                     silent.discard(rank)
             return not silent
 
-        patience_s = self._patience_s if topic == END else self._left_s
-        if self._wait_for(are_heard, patience_s if wait else min(patience_s, HASTE_S)):
-            self._left_s = self._patience_s
+        patience_s = self._patience_s if topic == END else self._present_patience_s
+        if self._wait_for(have_answered, patience_s if wait else min(patience_s, HASTE_S)):
+            self._present_patience_s = self._patience_s
         elif wait:
-            self._left_s /= 2
+            self._present_patience_s /= 2
         for rank in silent:
             if self._check(f"last/{rank}"):
-                self._last[rank] = self._read(f"last/{rank}")
+                self._last_messages[rank] = self._read(f"last/{rank}")
         return silent
 
-    def _wait_for_members(self, others: Iterable[int], *, wait: bool) -> None:
-        def are_there() -> bool:
-            self._joined.update(rank for rank in others if rank not in self._joined and self._check(f"member/{rank}"))
-            return all(rank in self._joined for rank in others)
+    def _wait_for_members(self, other_ranks: Iterable[int], *, wait: bool) -> None:
+        def have_joined() -> bool:
+            new = (rank for rank in other_ranks if rank not in self._joined and self._check(f"member/{rank}"))
+            self._joined.update(new)
+            return all(rank in self._joined for rank in other_ranks)
 
-        if not are_there() and wait:
-            self._wait_for(are_there, self._join_s)
+        if not have_joined() and wait:
+            self._wait_for(have_joined, self._join_s)
             self._join_s = 0.0
 
-    def _take(self, rank: int, key: str) -> None:
-        self._last[rank] = self._read(key)
+    def _receive_from(self, rank: int, key: str) -> None:
+        """Read a message and delete it, so that the store does not grow."""
+        self._last_messages[rank] = self._read(key)
         self._store.delete_key(key)
 
-    def _words(self, late: Iterable[int]) -> Heard:
-        words = {rank: word for rank, word in sorted(self._last.items()) if word is not None}
+    def _gathered(self, late: Iterable[int]) -> Gathered:
+        messages = {rank: message for rank, message in sorted(self._last_messages.items()) if message is not None}
         late = tuple(sorted(late))
-        absent = [rank for rank in range(self._world) if rank not in words and rank not in late]
-        return Heard(words, late, tuple(absent))
+        absent = [rank for rank in range(self._world) if rank not in messages and rank not in late]
+        return Gathered(messages, late, tuple(absent))
 
-    def _without_store(self) -> Heard | None:
-        return self._words(set(range(1, self._world)) & self._joined - self._over) if self.rank == 0 else None
+    def _gathered_without_store(self) -> Gathered | None:
+        return self._gathered(set(range(1, self._world)) & self._joined - self._ended) if self.rank == 0 else None
 
     def _check(self, *keys: str) -> bool:
         return bool(self._store.check(list(keys)))
 
-    def _say(self, key: str, word: Any) -> None:
-        text = base64.b64encode(zlib.compress(json.dumps(word).encode(), 1)).decode()
+    def _send(self, key: str, message: Any) -> None:
+        text = base64.b64encode(zlib.compress(json.dumps(message).encode(), 1)).decode()
         if len(text) > MOST_BYTES:
-            raise ValueError(f"what rank {self.rank} has to say takes {len(text)} bytes, at most {MOST_BYTES} are sent")
+            raise ValueError(f"a message of rank {self.rank} has {len(text)} bytes, at most {MOST_BYTES} are sent")
         self._store.set(key, text)
 
     def _read(self, key: str) -> Any:
         return json.loads(zlib.decompress(base64.b64decode(self._store.get(key))))
 
     def _wait_for(self, is_done: Callable[[], bool], patience_s: float) -> bool:
-        """Asks again and again: `Store.wait` would hold the store against the process group's own questions."""
+        """Poll `is_done` until it returns True; return False after `patience_s`.
+
+        `Store.wait` would block the store for the process group's own requests.
+        """
         until, pause_s = self._clock() + patience_s, POLL_S[0]
         while not is_done():
             left_s = until - self._clock()
