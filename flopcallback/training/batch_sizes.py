@@ -1,4 +1,4 @@
-"""How many samples and tokens a batch has."""
+"""Numbers of samples and tokens in a batch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ __all__ = ["BatchSizes", "whole_number"]
 
 
 Sizes = tuple[int | None, int | None]
-"""Samples and tokens; None where they are not known."""
+"""Numbers of samples and tokens; None if unknown."""
 
 
-UNKNOWN = {"batch_size_fn": "samples", "tokens_fn": "tokens"}
-MOST_KNOWN = 4096
+UNITS = {"batch_size_fn": "samples", "tokens_fn": "tokens"}
+
+MOST_CACHED = 4096
+"""Entries of the cache; when it is full, it is emptied."""
 
 TOKENS = "input_ids"
-"""What tokens are called in the batches of `transformers` and of what follows it."""
+"""Name of the tokens in the batches of `transformers`."""
 
 
 def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
-    """What a user's function says of a batch.
+    """Return the result of a user's function as an int.
+
+    Args:
+        function: the user's function.
+        name: name of the option, for error messages.
+        batch: argument of the function.
 
     Raises:
-        TypeError: it is no integer.
-        ValueError: it is below 0.
+        TypeError: the result is not an integer.
+        ValueError: the result is negative.
     """
     value = function(batch)
     try:
@@ -43,13 +50,13 @@ def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
 
 
 class BatchSizes:
-    """How many samples and tokens batches have; None where that is not known.
+    """Counter of the samples and tokens in batches.
 
     Args:
-        samples: the user's function, or None.
-        tokens: the user's function, or None: the elements of what is called `input_ids`.
-        default: samples of all that the model is given, where the user has no function; asked once for each shapes.
-        failures: where failures of the user's functions go, which are not asked again.
+        samples: the user's function from a batch to its number of samples; None selects `default`.
+        tokens: the user's function from a batch to its number of tokens; None counts the elements of `input_ids`.
+        default: function from all inputs of the model to the number of samples; called once for equal shapes.
+        failures: reports failures of the user's functions. A function that failed is not called again.
     """
 
     def __init__(
@@ -62,26 +69,27 @@ class BatchSizes:
         self._functions: dict[str, Callable[[Any], int] | None] = {"batch_size_fn": samples, "tokens_fn": tokens}
         self._defaults = {"batch_size_fn": default, "tokens_fn": _elements_of_tokens}
         self._failures = failures
+        # A user's function may look at values, not only at shapes: then nothing is taken from the cache.
         self._has_functions = samples is not None or tokens is not None
-        self._known: dict[tuple[Shapes, tuple[Any, ...]], Sizes] = {}
+        self._cache: dict[tuple[Shapes, tuple[Any, ...]], Sizes] = {}
 
     def of(self, batch: Any, inputs: Any, shapes: Shapes) -> Sizes:
-        """Samples and tokens of a batch.
+        """Return the samples and tokens of a batch; None if unknown.
 
         Args:
-            batch: what the user's functions are asked about.
-            inputs: all that the model is given.
-            shapes: of the tensors in it.
+            batch: argument of the user's functions.
+            inputs: all inputs of the model.
+            shapes: shapes of the tensors in `inputs`.
         """
-        named = inputs[-1] if type(inputs) is tuple and inputs else inputs  # where a call's keyword arguments are
+        named = inputs[-1] if type(inputs) is tuple and inputs else inputs  # of `(args, kwargs)`, the keyword arguments
         key = shapes, tuple(named) if isinstance(named, Mapping) else ()
-        known = self._known.get(key)
-        if known is None or self._has_functions:
-            known = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = known
-        return known
+        sizes = self._cache.get(key)
+        if sizes is None or self._has_functions:
+            sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
+            if len(self._cache) >= MOST_CACHED:
+                self._cache.clear()
+            self._cache[key] = sizes
+        return sizes
 
     def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:
         function = self._functions[name]
@@ -89,9 +97,10 @@ class BatchSizes:
             return self._defaults[name](inputs)
         try:
             return whole_number(function, name, batch)
-        except Exception as error:  # noqa: BLE001 - a step whose size is not known is a step
+        except Exception as error:  # noqa: BLE001 - a step of unknown size is still booked
+            # The function is not called again, and the total is unknown from here on.
             self._functions[name], self._defaults[name] = None, _unknown
-            self._failures.report(f"the number of {UNKNOWN[name]} is not known", error)
+            self._failures.report(f"the number of {UNITS[name]} is not known", error)
             return None
 
 
@@ -100,9 +109,12 @@ def _unknown(_: Any) -> None:
 
 
 def _elements_of_tokens(inputs: Any) -> int | None:
-    """In a mapping or an object, or in one of those that a list or tuple has."""
+    """Return the number of elements of `input_ids`, or None.
+
+    It is looked up in a mapping or an object, or in the parts of a list or tuple.
+    """
     if isinstance(inputs, (list, tuple)):
-        found = (_elements_of_tokens(part) for part in inputs)
-        return next((tokens for tokens in found if tokens is not None), None)
+        numbers = (_elements_of_tokens(part) for part in inputs)
+        return next((number for number in numbers if number is not None), None)
     tokens = inputs.get(TOKENS) if isinstance(inputs, Mapping) else getattr(inputs, TOKENS, None)
     return tokens.numel() if isinstance(tokens, torch.Tensor) else None

@@ -1,4 +1,4 @@
-"""Budget: a limit on compute that stops all ranks at the same step."""
+"""Budget: a limit on compute, kept by all ranks together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Budget:
         self._next_check = 0  # with several ranks: number of the step of the next exchange, the same on all
 
     def poll(self, *, is_settling: bool) -> bool:
-        """Decide whether the budget is spent; the result is the same on all ranks.
+        """Decide whether the budget is spent, with the same result on all ranks.
 
         Every rank has to call it after every step. Ranks exchange their totals only at steps that all of them know in
         advance; the less is left of the budget, the closer together these steps are.
@@ -71,7 +71,7 @@ class Budget:
             self.is_spent = ledger.hw_flops >= self._hw_flops
 
     def _decision(self, gathered: Gathered, *, is_settling: bool) -> tuple[bool, int]:
-        """Return whether the budget is spent, and the number of steps until the next exchange."""
+        """Return whether the budget is spent, and the steps until the next exchange."""
         ledger = merged_ledger(gathered)
         if self._is_reached(ledger, is_settling=is_settling):
             return True, 0

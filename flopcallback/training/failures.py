@@ -1,4 +1,4 @@
-"""What fails in here is one warning that says what and why, and training goes on."""
+"""Failures of this package as warnings, so that training goes on."""
 
 from __future__ import annotations
 
@@ -14,50 +14,56 @@ __all__ = ["Failures", "FlopCallbackWarning"]
 _log = logging.getLogger("flopcallback")
 
 
-# The line that a warning points at is ours, and says nothing about what failed.
+# A warning points at a line of this package, which says nothing about the failure.
 _WHERE_TO_LOOK = "strict=True raises this; the logger 'flopcallback' has the traceback at DEBUG."
 
 
 class FlopCallbackWarning(UserWarning):
-    """Something in flopcallback failed; training was not touched by it and goes on."""
+    """Warning that something in flopcallback failed; training is unaffected."""
 
 
 class Failures:
-    """What failed in here: a warning, once for each cause, and each time a traceback in the log, at DEBUG.
+    """Reporter of failures, with one warning per cause.
+
+    Each failure also goes to the log `flopcallback`, at DEBUG, with its traceback.
 
     Args:
-        strict: raise it instead.
+        strict: whether to raise the exception instead of warning.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict
-        self._told: set[str] = set()
+        self._reported: set[str] = set()  # subjects and reasons; a failure that shares either is no new cause
 
     def log(self, what: str, error: Exception) -> None:
-        """Logs that `what` failed and where, and no more than that."""
+        """Log a failure with its traceback at DEBUG, without a warning."""
         _log.debug("%s", what, exc_info=error)
 
     def report(self, what: str, error: Exception) -> None:
-        """Warns that `what` failed and why.
+        """Warn about a failure, unless its cause was reported before.
+
+        Args:
+            what: the failure in words, such as "the profile is not logged".
+            error: the exception behind it.
 
         Raises:
-            Exception: `error` itself, where `strict`.
+            Exception: `error` itself, if `strict`.
         """
         self.log(what, error)
         if self._strict:
             raise error
-        # The first line: the tracer's complaints go on with every element of a tensor.
+        # Only the first line: the tracer's messages list every element of a tensor.
         message = first_line(error, "no message")
         reason = f"{type(error).__name__}: {message}"
-        if not self._told & {what, reason}:
+        if not self._reported & {what, reason}:
             text = f"{what}: {reason}. Training is not affected and goes on. ({_WHERE_TO_LOOK})"
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
-        self._told |= {what, reason}
+        self._reported |= {what, reason}
 
     @contextmanager
     def as_warning(self, what: str) -> Iterator[None]:
-        """Reports what is raised inside."""
+        """Report an exception that is raised inside, and continue after the block."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - the promise: whatever fails in here is a warning
+        except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
             self.report(what, error)

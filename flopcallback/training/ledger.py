@@ -1,4 +1,4 @@
-"""Compute so far: what steps cost, from steps that were observed and all that were like them. Pure arithmetic."""
+"""ComputeLedger: compute of a training, from the costs of observed steps."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any, NamedTuple
 __all__ = ["MOST_KEYS", "USUAL_STEP", "ComputeLedger", "StepCost", "StepKey", "StepStart"]
 
 MOST_KEYS = 32
-"""Kinds of steps that are observed; the cost of others is estimated from theirs."""
+"""Number of kinds of steps that are observed; the cost of further kinds is estimated from these."""
 
 MOST_TRIES = 2
-"""Steps right behind one of an unseen kind that are observed, to see another of that kind."""
+"""Steps observed right after the first step of an unseen kind, in case the next one is of that kind, too."""
 
 MOST_PREDICTIONS = 8
-"""Steps that are observed because an unseen kind came at this distance before."""
+"""Steps observed for an unseen kind because they are as far from its last step as that was from the one before."""
 
 MOST_UNSEEN = 256
-"""Unseen kinds that are remembered, to be booked back once one is observed."""
+"""Unseen kinds whose steps can still be booked exactly, once one of them is observed."""
 
 USUAL_STEP = 3
-"""A step over its forward, where no step was observed: a backward does two products for each of the forward's
+"""Cost of a step in forwards, where no step was observed: a backward does two products for each of the forward's
 (Kaplan et al., "Scaling Laws for Neural Language Models", 2020, section 2.1)."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 class StepStart(NamedTuple):
-    """What is known of a step when it begins.
+    """Part of a `StepKey` that is known when the step begins.
 
     Attributes:
-        shapes: of the tensors that its first call is given.
-        trainable: which parameters there are and require grad, in short.
+        shapes: shapes of the tensors in the inputs of the first model call.
+        trainable: fingerprint of the parameters and of which ones require grad.
     """
 
     shapes: Shapes
@@ -41,14 +41,16 @@ class StepStart(NamedTuple):
 
 
 class StepKey(NamedTuple):
-    """What steps of one cost have in common; known when a step has ended.
+    """Kind of a step: steps with equal keys have equal costs.
+
+    It is known when a step has ended.
 
     Attributes:
-        calls: the shapes of the tensors that each call of the model in it was given.
-        trainable: which parameters there are and require grad, in short.
-        backwards: how many there were.
-        optimizers: numbers of those that stepped, in order.
-        nodes: how many autograd made, which tells a penalty on gradients or a skipped layer.
+        calls: shapes of the input tensors of each model call.
+        trainable: fingerprint of the parameters and of which ones require grad.
+        backwards: number of backwards.
+        optimizers: numbers of the optimizers that stepped, in order.
+        nodes: number of autograd nodes made in the step, which differs with a gradient penalty or a skipped layer.
     """
 
     calls: tuple[Shapes, ...]
@@ -59,18 +61,24 @@ class StepKey(NamedTuple):
 
     @property
     def start(self) -> StepStart:
-        """What was known of it when it began."""
+        """The part that was known when the step began."""
         return StepStart(self.calls[0] if self.calls else (), self.trainable)
 
     @property
     def elements(self) -> int:
-        """Of all that was given to the model."""
+        """Number of elements of all input tensors."""
         return sum(math.prod(shape) for shapes in self.calls for shape in shapes)
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Hardware FLOPs of a step; of these `forward` in its forward and `recompute` in recomputation."""
+    """Cost of a step, in hardware FLOPs.
+
+    Attributes:
+        hw_flops: the whole step.
+        forward: its forward.
+        recompute: its recomputation, as in gradient checkpointing.
+    """
 
     hw_flops: int
     forward: int = 0
@@ -79,9 +87,14 @@ class StepCost:
 
 @dataclass(slots=True)
 class _Unseen:
-    """Steps of a kind of which none was observed: how many, the last one's number, how far it was from the one before.
+    """Steps of an unseen kind: one without an observed step.
 
-    `tries` and `predictions` are steps that were observed for it, in vain.
+    Attributes:
+        count: number of these steps.
+        last: number of the last one.
+        gap: number of steps between the last two; 0 after the first one.
+        tries: steps observed for this kind right after its first one, at most `MOST_TRIES`.
+        predictions: steps observed because `gap` predicted them, at most `MOST_PREDICTIONS`.
     """
 
     count: int
@@ -91,7 +104,11 @@ class _Unseen:
     predictions: int = 0
 
     def is_due(self, step: int) -> bool:
-        """Whether that step may be another of this kind, and is observed for it."""
+        """Return whether to observe a step for this kind; count the attempt.
+
+        Args:
+            step: number of the step.
+        """
         if self.tries < MOST_TRIES:
             self.tries += 1
             return True
@@ -102,166 +119,181 @@ class _Unseen:
 
 
 class _Counted(NamedTuple):
-    """Of a step in which calls were counted: FLOPs of their forwards, and nodes made outside of them."""
+    """Counted step: forward FLOPs, and autograd nodes created outside the counted calls."""
 
     forward: int
     outside: int
 
 
 class ComputeLedger:
-    """Hardware FLOPs of all steps so far: exact integers, where a step of the same kind was observed at any time.
+    """Books of the hardware FLOPs of all steps, as exact integers.
 
-    Until one was, and beyond `MOST_KEYS` kinds, the cost of a step is estimated: between those of observed kinds, by
-    the elements of the inputs.
+    A step costs what an observed step of its kind (`StepKey`) cost; that step may come later. Until then, and beyond
+    `MOST_KEYS` kinds, its cost is estimated: interpolated between observed kinds, by the number of input elements.
+
+    Attributes:
+        steps: number of steps booked.
     """
 
     def __init__(self) -> None:
         self.steps = 0
-        self._costs: dict[StepKey, StepCost] = {}
+        self._costs: dict[StepKey, StepCost] = {}  # of observed kinds
         self._unseen: dict[StepKey, _Unseen] = {}
-        self._by_start: dict[StepStart, dict[StepKey, None]] = {}  # in order
-        self._booked = self._guessed = 0  # for good: exactly, and estimated
-        self._counted: dict[StepKey, _Counted] = {}
-        self._outside: dict[StepKey, int] = {}  # of the observed kinds
+        # Observed and unseen kinds by their start; the inner dict is an ordered set.
+        self._by_start: dict[StepStart, dict[StepKey, None]] = {}
+        self._booked = 0  # FLOPs of steps with a known cost
+        self._estimated = 0  # FLOPs of steps whose estimate is final; unseen kinds are estimated anew each time
+        self._counted_steps: dict[StepKey, _Counted] = {}
+        self._outside_nodes: dict[StepKey, int] = {}  # of observed kinds: autograd nodes outside the counted calls
 
     @property
     def hw_flops(self) -> int:
-        """Of all steps so far."""
+        """Hardware FLOPs of all steps so far."""
         return self._booked + self.estimated
 
     @property
     def estimated(self) -> int:
-        """What of it is estimated."""
+        """The estimated part of `hw_flops`."""
         waiting = (unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
-        return self._guessed + sum(waiting)
+        return self._estimated + sum(waiting)
 
     @property
     def largest(self) -> int:
-        """Of the costs of a step that are known."""
+        """Largest observed cost of a step in hardware FLOPs, or 0."""
         return max((cost.hw_flops for cost in self._costs.values()), default=0)
 
     def cost_of(self, key: StepKey) -> StepCost:
-        """Of a step of this kind, observed or estimated."""
-        return self._observed(key) or self._estimate(key)
+        """Return the cost of a step of this kind, observed or estimated."""
+        return self._observed_cost(key) or self._estimate(key)
 
-    def count(self, key: StepKey, forward: int, outside: int) -> None:
-        """Takes in the hardware FLOPs of the forward in the counted step: all that is known until one is observed.
+    def learn_forward(self, key: StepKey, forward: int, outside: int) -> None:
+        """Learn the forward FLOPs of a counted step.
 
-        What counts may make nodes of its own. So that step is of the kind that is like it in all else, and in this.
+        Estimates rest on them until a step is observed. Counting may make autograd nodes of its own. So the step gets
+        the cost of an observed kind with the same forward FLOPs and outside nodes, and with an equal key but for
+        `nodes`.
 
         Args:
-            key: the step's kind, as it was counted.
-            forward: of the counted calls.
-            outside: nodes that autograd made in the step, but not in those calls.
+            key: kind of the step, as it was counted.
+            forward: hardware FLOPs of the counted calls.
+            outside: autograd nodes made in the step outside the counted calls.
         """
-        self._counted[key] = _Counted(forward, outside)
+        self._counted_steps[key] = _Counted(forward, outside)
 
     def should_observe(self, start: StepStart) -> bool:
-        """Whether the step that begins now is worth observing; asked once a step."""
+        """Return whether to observe the step that begins.
+
+        Call it once per step: it counts the attempts. A step is observed if no known kind starts like it, or if it may
+        be of an unseen kind.
+        """
         if len(self._costs) >= MOST_KEYS:
             return False
         keys = self._by_start.get(start)
-        if keys is None:
+        if keys is None:  # no step began like this one
             return True
         if not self._unseen:
             return False
         return any(self._unseen[key].is_due(self.steps + 1) for key in keys if key in self._unseen)
 
     def learn(self, key: StepKey, cost: StepCost, outside: int = 0) -> None:
-        """Takes in what a step of this kind cost, and books those of the kind that were waiting for it.
+        """Learn the cost of a kind, and book its earlier steps exactly.
 
         Args:
-            key: the kind.
-            cost: of a step.
-            outside: nodes that autograd made in the step, but not in calls like those that are counted.
+            key: kind of the step.
+            cost: cost of the step.
+            outside: autograd nodes made in the step outside the calls that would be counted.
         """
         if key in self._costs or len(self._costs) >= MOST_KEYS:
             return
         self._costs[key] = cost
-        self._outside[key] = outside
+        self._outside_nodes[key] = outside
         self._of_start(key)[key] = None
-        for waiting in [each for each in self._of_start(key) if each in self._unseen]:
-            if self._observed(waiting) is not None:
-                self._booked += self._unseen.pop(waiting).count * cost.hw_flops
+        for unseen in [kind for kind in self._of_start(key) if kind in self._unseen]:
+            if self._observed_cost(unseen) is not None:
+                self._booked += self._unseen.pop(unseen).count * cost.hw_flops
 
     def add(self, key: StepKey, count: int = 1) -> None:
-        """Books a step, or `count` of its kind."""
+        """Book `count` steps of a kind."""
         self.steps += count
-        cost = self._costs.get(key) or self._observed(key)
+        cost = self._costs.get(key) or self._observed_cost(key)
         if cost is not None:
             self._booked += count * cost.hw_flops
-        elif len(self._costs) >= MOST_KEYS:
-            self._guessed += count * self._estimate(key).hw_flops
+        elif len(self._costs) >= MOST_KEYS:  # no further kind is observed: the estimate is final
+            self._estimated += count * self._estimate(key).hw_flops
         else:
-            self._wait(key, count)
+            self._book_later(key, count)
 
     def add_flops(self, hw_flops: int) -> None:
-        """Books a step whose cost the user knows."""
+        """Book a step at the hardware FLOPs that the user gives."""
         self.steps += 1
         self._booked += hw_flops
 
     def state(self) -> dict[str, Any]:
-        """All of it as plain JSON, for `load` and `merged`."""
-        basis = self._unseen if self._costs else self._counted  # what estimates rest on
+        """Return the books as plain JSON, for `load` and `merged`."""
+        basis = self._unseen if self._costs else self._counted_steps  # counted steps that are still needed
         return {
             "steps": self.steps,
             "booked": self._booked,
-            "guessed": self._guessed,
-            "costs": [[_listed(key), list(astuple(cost)), self._outside[key]] for key, cost in self._costs.items()],
-            "counted": [[_listed(key), *counted] for key, counted in self._counted.items() if key in basis],
+            "guessed": self._estimated,
+            "costs": [
+                [_as_lists(key), list(astuple(cost)), self._outside_nodes[key]] for key, cost in self._costs.items()
+            ],
+            "counted": [[_as_lists(key), *counted] for key, counted in self._counted_steps.items() if key in basis],
             "unseen": [
-                [_listed(key), unseen.count, self.steps - unseen.last, unseen.gap]
+                [_as_lists(key), unseen.count, self.steps - unseen.last, unseen.gap]
                 for key, unseen in self._unseen.items()
             ],
         }
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
-        """Goes on from a state: its steps are added to those that are booked here.
+        """Add the steps and costs of a state to the books.
 
         Args:
-            state: as `state` gives it.
-            costs_only: take over what steps cost, and none of the steps: another rank has them.
+            state: result of `state`.
+            costs_only: learn the costs and leave out the steps, which another rank adds.
         """
         for key, cost, outside in state["costs"]:
-            self.learn(_key(key), StepCost(*cost), outside)
+            self.learn(_key_of(key), StepCost(*cost), outside)
         for key, forward, outside in state["counted"]:
-            self.count(_key(key), forward, outside)
+            self.learn_forward(_key_of(key), forward, outside)
         if costs_only:
             return
         self._booked += state["booked"]
-        self._guessed += state["guessed"]
+        self._estimated += state["guessed"]
         steps = self.steps + state["steps"]
-        for each in self._unseen.values():  # they are as far away as they were
-            each.last += state["steps"]
+        for unseen in self._unseen.values():  # their distance to the present step stays
+            unseen.last += state["steps"]
         for listed, count, distance, gap in state["unseen"]:
-            key = _key(listed)
+            key = _key_of(listed)
             self.add(key, count)
-            if (unseen := self._unseen.get(key)) is not None:
-                unseen.last, unseen.gap = steps - distance, gap
+            if (loaded := self._unseen.get(key)) is not None:
+                loaded.last, loaded.gap = steps - distance, gap
         self.steps = steps
 
     @classmethod
     def merged(cls, states: Iterable[Mapping[str, Any]]) -> ComputeLedger:
-        """One ledger with the steps of several."""
+        """Return a ledger with the steps and costs of several states."""
         ledger = cls()
         for state in states:
             ledger.load(state)
         return ledger
 
-    # --- Inside -----------------------------------------------------------------------------------------------------
+    # --- Internals ----------------------------------------------------------------------------------------------------
 
     def _of_start(self, key: StepKey) -> dict[StepKey, None]:
         return self._by_start.setdefault(key.start, {})
 
-    def _observed(self, key: StepKey) -> StepCost | None:
+    def _observed_cost(self, key: StepKey) -> StepCost | None:
         cost = self._costs.get(key)
-        if cost is not None or key not in self._counted:
+        if cost is not None or key not in self._counted_steps:
             return cost
-        alike = (known for known in self._of_start(key) if known[:-1] == key[:-1] and known in self._costs)
-        same = (known for known in alike if (self._costs[known].forward, self._outside[known]) == self._counted[key])
-        return next((self._costs[known] for known in same), None)
+        # A counted step may have nodes of its own: all else has to match, and what was counted.
+        alike = (kind for kind in self._of_start(key) if kind[:-1] == key[:-1] and kind in self._costs)
+        counted = self._counted_steps[key]
+        same = (kind for kind in alike if (self._costs[kind].forward, self._outside_nodes[kind]) == counted)
+        return next((self._costs[kind] for kind in same), None)
 
-    def _wait(self, key: StepKey, count: int) -> None:
+    def _book_later(self, key: StepKey, count: int) -> None:
         unseen = self._unseen.get(key)
         if unseen is not None:
             unseen.count, unseen.gap, unseen.last = unseen.count + count, self.steps - unseen.last, self.steps
@@ -269,8 +301,8 @@ class ComputeLedger:
         self._unseen[key] = _Unseen(count, self.steps)
         self._of_start(key)[key] = None
         if len(self._unseen) > MOST_UNSEEN:
-            oldest = next(iter(self._unseen))
-            self._guessed += self._unseen[oldest].count * self._estimate(oldest).hw_flops
+            oldest = next(iter(self._unseen))  # its estimate becomes final
+            self._estimated += self._unseen[oldest].count * self._estimate(oldest).hw_flops
             self._forget(oldest)
 
     def _forget(self, key: StepKey) -> None:
@@ -281,27 +313,33 @@ class ComputeLedger:
             del self._by_start[key.start]
 
     def _estimate(self, key: StepKey) -> StepCost:
-        points = next(filter(None, self._points(key)), None)
+        points = next(filter(None, self._reference_costs(key)), None)
         if points is not None:
             return _interpolated(points, key.elements)
-        if not self._counted:
+        if not self._counted_steps:
             return StepCost(0)
-        counted = {each.elements: StepCost(USUAL_STEP * c.forward, c.forward) for each, c in self._counted.items()}
-        return _interpolated(counted, key.elements)
+        forwards = {kind.elements: counted.forward for kind, counted in self._counted_steps.items()}
+        costs = {elements: StepCost(USUAL_STEP * forward, forward) for elements, forward in forwards.items()}
+        return _interpolated(costs, key.elements)
 
-    def _points(self, key: StepKey) -> Iterator[dict[int, StepCost]]:
-        """Observed costs by elements: of kinds that differ in shapes alone; in what the graph was, too; of all."""
-        alike: tuple[Callable[[StepKey], bool], ...] = (
-            lambda known: known[1:] == key[1:],
-            lambda known: (known.backwards, known.optimizers) == (key.backwards, key.optimizers),
+    def _reference_costs(self, key: StepKey) -> Iterator[dict[int, StepCost]]:
+        """Yield observed costs by number of input elements, most similar kinds first."""
+        similarities: tuple[Callable[[StepKey], bool], ...] = (
+            lambda kind: kind[1:] == key[1:],  # only the shapes differ
+            lambda kind: (kind.backwards, kind.optimizers) == (key.backwards, key.optimizers),
             lambda _: True,
         )
-        for is_alike in alike:
-            yield {known.elements: cost for known, cost in self._costs.items() if is_alike(known)}
+        for is_similar in similarities:
+            yield {kind.elements: cost for kind, cost in self._costs.items() if is_similar(kind)}
 
 
 def _interpolated(points: Mapping[int, StepCost], elements: int) -> StepCost:
-    """On the line between the nearest points below and above; beyond the last one, in proportion to it."""
+    """Interpolate linearly between the nearest points; scale the outermost point beyond them.
+
+    Args:
+        points: costs by number of elements; at least one.
+        elements: number of elements to estimate the cost for.
+    """
     below = max((point for point in points if point <= elements), default=None)
     above = min((point for point in points if point >= elements), default=None)
     if below is None or above is None:
@@ -314,11 +352,11 @@ def _interpolated(points: Mapping[int, StepCost], elements: int) -> StepCost:
     return StepCost(*(low + (high - low) * (elements - below) // (above - below) for low, high in ends))
 
 
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _key(listed: Any) -> StepKey:
+def _key_of(listed: Any) -> StepKey:
     def nested(value: Any) -> Any:
         return tuple(nested(item) for item in value) if isinstance(value, (list, tuple)) else value
 

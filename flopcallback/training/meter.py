@@ -1,4 +1,4 @@
-"""ComputeMeter: the numbers of `compute/*` and `perf/*` from the steps of a training."""
+"""ComputeMeter: `compute/*` and `perf/*` from the steps of a training."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ComputeMeter:
         self.step: OpenStep | None = None  # None between two steps
         self.steps = 0
         self._trainable = TrainableFingerprint(model)
-        if ranks is None and is_initialized():
+        if ranks is None and is_initialized():  # otherwise at the first step
             self._join_ranks()
 
     # --- Steps --------------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ class ComputeMeter:
                 self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
-        """Leave the current step out of throughput, since it does more than training.
+        """Leave the current step out of throughput.
 
-        Its cost is booked all the same.
+        It does more than training. Its cost is booked all the same.
         """
         if self.step is not None:
             self.step.is_timed = False
@@ -166,7 +166,10 @@ class ComputeMeter:
         self._throughput.stop()
 
     def interrupted(self) -> AbstractContextManager[None]:
-        """Return a context manager whose time is left out of throughput, between two steps."""
+        """Return a context manager that leaves its time out of throughput.
+
+        It is for work between two steps.
+        """
         return self._throughput.interrupted()
 
     @property
@@ -225,6 +228,7 @@ class ComputeMeter:
             return
         self.steps += 1
         samples, tokens, given = step.samples, step.tokens, step.hw_flops
+        # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         if given is None:
@@ -233,14 +237,15 @@ class ComputeMeter:
             if not can_count_nodes:  # no step is observed then; the key must not match one from another process
                 nodes = outside = UNKNOWN_NODES
             key = StepKey(tuple(step.calls), step.trainable, step.backwards, tuple(step.stepped), nodes)
-            if step.counted is not None:
-                self.ledger.count(key, step.counted * max(1, step.batches), outside)
+            if step.counted is not None:  # `counted` is one batch's; the others of an accumulated step are like it
+                self.ledger.learn_forward(key, step.counted * max(1, step.batches), outside)
             elif step.cost is not None:
                 self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)
         else:
             self.ledger.add_flops(given)
         if step.is_timed:
+            # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
             done = key if given is None else given
             self._throughput.end_step(done, samples=samples, tokens=tokens, has_stepped=has_stepped)
         else:
@@ -249,9 +254,9 @@ class ComputeMeter:
     # --- Numbers ------------------------------------------------------------------------------------------------------
 
     def totals(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
-        """Return `compute/*` of all ranks so far; an empty dict except on rank 0.
+        """Return `compute/*` of all ranks so far.
 
-        Every rank has to call it.
+        Every rank has to call it; those other than rank 0 get an empty dict.
 
         Args:
             topic: name of the occasion, the same on all ranks.
@@ -261,7 +266,10 @@ class ComputeMeter:
         return {} if gathered is None else totals([self._totals(gathered)])
 
     def live_totals(self) -> dict[str, int | float]:
-        """Return `compute/*` as of now; an empty dict if there are several ranks."""
+        """Return `compute/*` as of now, without asking other ranks.
+
+        With several ranks it is an empty dict.
+        """
         is_one_of_several = are_several() if self._ranks is None else self._ranks.are_several
         return {} if is_one_of_several or not self.ledger.steps else totals([self._totals()])
 
@@ -275,6 +283,7 @@ class ComputeMeter:
         if gathered is None:
             return {}
         numbers = totals([self._totals(gathered)])
+        # Rates need the work of every rank. A late or ended rank may be represented by a message without it.
         if gathered.is_whole and all("work" in message for message in gathered.messages.values()):
             works = [Work(**message["work"]) for message in gathered.messages.values()]
             numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
@@ -286,9 +295,9 @@ class ComputeMeter:
         return self.steps > 0
 
     def state(self, *, wait: bool = True) -> dict[str, Any]:
-        """Return the state of all ranks for a checkpoint; an empty dict except on rank 0.
+        """Return the state of all ranks for a checkpoint.
 
-        Every rank has to call it.
+        Every rank has to call it; those other than rank 0 get an empty dict.
         """
         gathered = self.gather("state", wait=wait)
         if gathered is None:
@@ -323,7 +332,7 @@ class ComputeMeter:
     # --- Ranks --------------------------------------------------------------------------------------------------------
 
     def joined_ranks(self) -> Ranks:
-        """Return the ranks of this training; add a loaded state to the totals."""
+        """Return the ranks, after adding a loaded state to the totals."""
         return self._join_ranks() if self._ranks is None or self._loaded else self._ranks
 
     def _join_ranks(self) -> Ranks:
@@ -331,6 +340,7 @@ class ComputeMeter:
         state, self._loaded = self._loaded, {}
         if state:
             is_first = ranks.rank == 0
+            # Every rank learns the costs. The steps go to rank 0 alone, or the sum would have them once per rank.
             self.ledger.load(state["ledger"], costs_only=not is_first)
             if is_first:
                 self._samples = sum_of((self._samples, state["samples"]))
@@ -365,7 +375,7 @@ class ComputeMeter:
         return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}
 
     def _synchronize(self) -> None:
-        if self._device.type not in ("cpu", "meta"):
+        if self._device.type not in ("cpu", "meta"):  # these run nothing asynchronously
             torch.accelerator.synchronize(self._device)
 
 

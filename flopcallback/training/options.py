@@ -1,4 +1,4 @@
-"""What a user can set, the same for the callback and the hook: checked once, and turned into conditions."""
+"""Options: the arguments that FlopCallback and FlopHook have in common."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The arguments of `FlopCallback` and `FlopHook`, which document them; `owner` is the one that was given them.
+    """Validated arguments of `FlopCallback` or `FlopHook`, which document them.
+
+    Attributes:
+        owner: name of that class, for error messages.
 
     Raises:
-        ValueError: an argument is not what it is to be.
+        ValueError: an argument is invalid.
     """
 
     owner: str
@@ -50,7 +53,7 @@ class Options:
 
     @property
     def convention(self) -> Convention:
-        """What counts as a FLOP."""
+        """Definition of a FLOP under these options."""
         return Convention(self.fma, self.elementwise)
 
     def conditions(
@@ -63,15 +66,17 @@ class Options:
         inputs: Any = None,
         step_row: str | None = None,
     ) -> Conditions:
-        """The conditions that a call of `model` finds now; what of them cannot be told is reported and left out.
+        """Return the present conditions of a call of `model`.
+
+        A batch size or peak that cannot be determined is reported and left out.
 
         Args:
             phase: one of `flopcallback.profile.model_profile.PHASES`.
-            model: what is called.
-            batch: what `batch_size_fn` is asked about.
-            failures: where to report.
-            inputs: all that the call is given, by default the batch.
-            step_row: the path of a row for what runs outside of any submodule.
+            model: module under call.
+            batch: argument of `batch_size_fn`.
+            failures: reports failures.
+            inputs: all inputs of the call; by default the batch.
+            step_row: path of a row for work outside of any submodule.
         """
         conditions = conditions_of(phase, model, batch if inputs is None else inputs, step_row=step_row)
         if self.batch_size_fn is not None:

@@ -1,4 +1,4 @@
-"""Messages between the processes of a training, without collectives, so that nothing can hang."""
+"""Ranks: messages between the processes of a training, without collectives."""
 
 from __future__ import annotations
 
@@ -250,9 +250,9 @@ class Ranks:
         return self._gathered(late)
 
     def _receive(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
-        """Read the messages of `ranks`; return the ranks that did not answer in time.
+        """Read the messages of `ranks`; return the late ranks.
 
-        Late ranks are read, too: their last message on any topic.
+        Of a late rank its last message on any topic is read.
         """
         silent = set(ranks)
 
@@ -294,7 +294,7 @@ class Ranks:
             self._join_s = 0.0
 
     def _receive_from(self, rank: int, key: str) -> None:
-        """Read a message and delete it, so that the store does not grow."""
+        """Read a message, and delete it to keep the store small."""
         self._last_messages[rank] = self._read(key)
         self._store.delete_key(key)
 

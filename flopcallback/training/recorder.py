@@ -1,4 +1,4 @@
-"""ProfileRecorder: observed calls and timed steps become profiles, which are logged when they are complete."""
+"""ProfileRecorder: profiles of observed calls and timed steps."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ from flopcallback.training.sinks import Sinks
 __all__ = ["TRAINING", "ProfileRecorder"]
 
 TRAINING = "train"
-"""The phase whose steps are timed and booked."""
+"""Name of the phase with steps that are timed and booked."""
 
 
 class _Log(Enum):
-    """Whether the trackers have the profile of a phase."""
+    """State of a phase's profile in the trackers."""
 
-    NEW = "new"  # not yet
-    AWAITING_TIMES = "awaiting times"  # not yet: they get it together with the times
-    LOGGED = "logged"
+    NEW = "new"  # to be logged by the next `log`; also the state of a logged profile that was replaced
+    AWAITING_TIMES = "awaiting times"  # changed while steps are timed: to be logged once, together with the times
+    LOGGED = "logged"  # the trackers have it
 
 
 @dataclass(slots=True)
 class _Phase:
-    """The profile of a phase, and who has it."""
+    """Profile of a phase, and where it has been logged."""
 
     profile: ModelProfile
     log: _Log = _Log.NEW
-    is_shown: bool = False  # printed; once, when its times are in
+    is_shown: bool = False  # True once it was printed, which happens one time, after its steps were timed
 
 
 class ProfileRecorder:
-    """Makes profiles of observed calls, times later steps, and logs both.
+    """Recorder of profiles, which times steps and logs the results.
 
-    For each step: `begin_step`; then either `record`, with the call that was counted, or calls inside
-    `with timed_call():`; `end_step`; `log`. At last `close_window`. `record` may come again, for another phase.
+    Each step is `begin_step`; then either `record` with the counted call, or calls inside `with timed_call():`; then
+    `end_step` and `log`. `close_window` ends the training. `record` may follow again for another phase.
 
     Args:
-        sinks: where profiles go.
-        convention: what counts as a FLOP.
-        warmup_steps: steps after the counted one that are not timed.
-        latency_steps: steps after those that are; in every second one, modules are.
-        failures: where failures are reported.
+        sinks: receives the profiles.
+        convention: definition of a FLOP.
+        warmup_steps: number of steps after the counted one that are not timed.
+        latency_steps: number of timed steps after these; every second one has clocks on modules.
+        failures: reports failures.
         clock: returns seconds, for times on a CPU.
-        event: `torch.Event`, for times on other devices.
+        event: `torch.Event` or a stand-in, for times on other devices.
 
     Attributes:
-        sinks: may be replaced, by those of a rank that does not log.
-        window: None where no more steps are to be timed.
-        has_training: the training call was counted.
-        has_news: there is something to log or to print; in most steps there is not, and every step asks.
+        sinks: receives the profiles; may be replaced, for a rank that does not log.
+        window: timer of the steps; None before `record(is_timed=True)`, and after the last timed step or a failure.
+        has_training: True once a training call was recorded.
+        has_news: True if `log` has something to do. Every step reads it, and in most steps it is False.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ProfileRecorder:
         self._phases: dict[str, _Phase] = {}
         self.window: LatencyWindow | None = None
         self.has_training = self.has_news = False
-        self._timed_phase = ""
+        self._timed_phase = ""  # phase of the profile that gets the times
 
     @property
     def profiles(self) -> dict[str, ModelProfile]:
@@ -98,13 +98,13 @@ class ProfileRecorder:
         """Take over the profiles of another recorder, which has logged them."""
         self._phases = {name: _Phase(profile, _Log.LOGGED, is_shown=True) for name, profile in profiles.items()}
 
-    # --- What was counted ---------------------------------------------------------------------------------------------
+    # --- Counted calls ------------------------------------------------------------------------------------------------
 
     def profile_of(self, observed: Observed, model: nn.Module, conditions: Conditions) -> ModelProfile:
-        """Return the profile of an observed call, and keep nothing.
+        """Return the profile of an observed call without keeping it.
 
         Raises:
-            Exception: nothing of the call was seen, and why.
+            Exception: nothing of the call could be observed; the exception says why.
         """
         if not observed.runs:
             raise observed.failure or RuntimeError("no module was called in it")
@@ -119,22 +119,24 @@ class ProfileRecorder:
         what: str = "the call",
         is_timed: bool = False,
     ) -> ModelProfile:
-        """Keep the profile of an observed call; report what of it was not seen, or not by the tracer.
+        """Keep the profile of an observed call and return it.
+
+        It is reported if the call was observed only in part, or not by the tracer.
 
         Args:
             observed: the call.
-            model: the root of the modules.
-            conditions: under which it was counted.
-            what: the call, in words.
-            is_timed: whether the steps from here on are to be timed for it.
+            model: root of the modules.
+            conditions: conditions of the call.
+            what: name of the call in messages.
+            is_timed: whether to time the following steps for this profile.
 
         Raises:
-            Exception: nothing of the call was seen, and why.
+            Exception: nothing of the call could be observed; the exception says why.
         """
         profile = self.profile_of(observed, model, conditions)
         if observed.failure is not None:
-            how = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
-            self._failures.report(f"{what} was counted {how}", observed.failure)
+            manner = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
+            self._failures.report(f"{what} was counted {manner}", observed.failure)
         self._keep(profile)
         if is_timed and self._latency_steps > 0:
             self._timed_phase = conditions.phase
@@ -142,6 +144,7 @@ class ProfileRecorder:
                 observed.runs[0].names,
                 conditions.device,
                 warmup_steps=self._warmup_steps,
+                # Half of the steps have clocks on modules, the other half run without them, to be undisturbed.
                 steps=self._latency_steps - self._latency_steps // 2,
                 bare_steps=self._latency_steps // 2,
                 clock=self._clock,
@@ -151,11 +154,11 @@ class ProfileRecorder:
         return profile
 
     def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> None:
-        """Add the FLOPs of a whole training step to the profile of the training.
+        """Add the FLOPs of a whole step to the training's profile.
 
         Args:
-            counts: of each phase of the step, as `step_counts` gives them.
-            calls: how many calls like the counted one the step had.
+            counts: FLOPs by phase of the step, from `step_counts`.
+            calls: number of calls like the counted one in the step.
         """
         phase = self._phases[TRAINING]
         phase.profile = with_step(phase.profile, counts, calls)
@@ -163,14 +166,14 @@ class ProfileRecorder:
         self.has_news = True
 
     def add_step_note(self, note: str) -> None:
-        """Add to the profile of the training why no whole step was observed."""
+        """Add the reason for a missing whole step to the training's profile."""
         phase = self._phases[TRAINING]
         phase.profile = replace(phase.profile, step_note=note)
         phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
 
     def add_training(self, numbers: Mapping[str, int | float]) -> None:
-        """Add what the training came to to its profile, and log that."""
+        """Add final numbers to the training's profile, and log them."""
         if numbers and self.has_training:
             phase = self._phases[TRAINING]
             phase.profile = replace(phase.profile, training=dict(numbers))
@@ -185,33 +188,35 @@ class ProfileRecorder:
         self.has_training |= profile.phase == TRAINING
         self.has_news = True
 
-    # --- What is timed ------------------------------------------------------------------------------------------------
+    # --- Times --------------------------------------------------------------------------------------------------------
 
     @property
     def is_timing(self) -> bool:
-        """Whether steps are still to be timed."""
+        """True if more steps are to be timed."""
         return self.window is not None
 
     def begin_step(self) -> bool:
-        """Start the time of a step; return whether clocks make the step slower than others."""
+        """Start a step's time; return whether clocks slow it down."""
         if self.window is None:
             return False
         with self._timing():
             self.window.begin_step()
             return self.window.is_disturbing
-        return False
+        return False  # after a failure
 
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> AbstractContextManager[None]:
-        """Return what goes around each call like the counted one; see `LatencyWindow.timed_call`."""
+        """Return a context manager that times a call; see `LatencyWindow.timed_call`."""
         if self.window is None:
             return nullcontext()
         return self.window.timed_call(is_forward=is_forward, continues=continues)
 
     def end_step(self, *, is_whole: bool = True) -> None:
-        """End the time of a step; after the last step of the window, times go into the profile.
+        """End the time of a step.
+
+        The last timed step adds all times to the profile.
 
         Args:
-            is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
+            is_whole: False if the code since `begin_step` is not the whole step, which then has no time.
         """
         if self.window is not None:
             with self._timing():
@@ -220,20 +225,23 @@ class ProfileRecorder:
                     self._read_window()
 
     def use_up_warmup(self) -> None:
-        """Use up one warm-up step, if there are any left: a step went by that was not timed."""
+        """Use up one warm-up step, if any is left, without timing it."""
         if self.window is not None:
             self.window.warm_up()
 
     def stop_timing(self, error: Exception) -> None:
-        """Time no further steps, because of `error`: what was counted stands without times."""
+        """Report `error` and time no further steps; counts are kept without times."""
         self.window = None
         self._failures.report("steps could not be timed", error)
 
     def close_window(self, *, wait: bool = True) -> None:
-        """Take the times of a window that training did not fill.
+        """Add the times so far to the profile.
+
+        A short training ends before all steps of the window were timed.
 
         Args:
-            wait: False where a device may never come to the end of its work: what it has come through by now counts.
+            wait: whether to wait for the device. With False, for a device that may never finish its work, steps that it
+                has not completed by now are left out.
         """
         with self._timing():
             self._read_window(wait=wait)
@@ -242,7 +250,7 @@ class ProfileRecorder:
     def _timing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - a count without times is a count
+        except Exception as error:  # noqa: BLE001 - counts are of use without times
             self.stop_timing(error)
 
     def _read_window(self, *, wait: bool = True) -> None:
@@ -253,19 +261,19 @@ class ProfileRecorder:
             profile = self._phases[self._timed_phase].profile
             self._keep(profile.with_latency(summary, latency.modules, latency.spreads))
 
-    # --- What is logged -----------------------------------------------------------------------------------------------
+    # --- Logging ------------------------------------------------------------------------------------------------------
 
     def log(self, step: int, note: str = "") -> None:
-        """Log the profiles that the trackers do not have, and print those that are complete.
+        """Log profiles that the trackers do not have, and print complete ones.
 
         Args:
-            step: where their numbers belong.
-            note: printed with the training's profile.
+            step: step that the numbers are logged at.
+            note: text to print with the training's profile.
         """
         phases = list(self._phases.items())
         for _, phase in phases:
             if phase.log is _Log.NEW or (phase.log is _Log.AWAITING_TIMES and not self.is_timing):
-                phase.log = _Log.LOGGED
+                phase.log = _Log.LOGGED  # even if a tracker fails: it is reported, and not tried again
                 self.sinks.log_profile(phase.profile, step)
         for name, phase in phases:
             if not phase.is_shown and not self.is_timing:

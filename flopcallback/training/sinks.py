@@ -1,4 +1,4 @@
-"""Where a training shows what it has: all of its trackers, and what is printed. One that fails stops no other."""
+"""Sinks: the trackers and the console that a training logs to."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from flopcallback.training.failures import Failures
 __all__ = ["Sinks"]
 
 FLOPS_PER_STEP = 10**6
-"""Of a metric that is drawn by compute: a step is an int64 in trackers, which FLOPs themselves outgrow."""
+"""Unit of the step of a metric that is drawn by compute: FLOPs themselves outgrow the int64 step of trackers."""
 
 
 class Sinks:
-    """The trackers of a training; what one of them fails at is reported, and kept in files.
+    """Trackers of a training, each independent of failures of the others.
 
     Args:
-        trackers: by a name that says to the user where things go; none on ranks that do not log.
-        prefix: stands in front of the names of numbers.
-        by_compute: the user's metrics that are to be drawn by compute.
+        trackers: trackers by a name that tells the user where they log to; empty on ranks that do not log.
+        prefix: prefix of the names of all numbers.
+        by_compute: names of the user's metrics to draw against compute.
         show: prints a text; None prints nothing.
-        fallback: a folder for what a tracker that failed did not take.
-        failures: where failures go.
+        fallback: folder for profiles and numbers that a tracker failed to log; None drops them.
+        failures: reports failures.
     """
 
     def __init__(
@@ -39,79 +39,90 @@ class Sinks:
         fallback: str | os.PathLike[str] | None = None,
         failures: Failures,
     ) -> None:
-        self._trackers = dict(trackers)
+        self._trackers = dict(trackers)  # by name; the fallback folder is added on the first failure
         self._prefix = prefix
         self._show = show
         self._fallback = fallback
         self._failures = failures
-        self._logged: set[str] = set()  # numbers of profiles
-        self._failed: set[str] = set()  # trackers that get no more numbers of a training
+        self._logged_scalars: set[str] = set()  # names of the profiles' numbers, each of which is logged once
+        self._failed_trackers: set[str] = set()  # names of trackers that get no more numbers of the training
         for name, tracker in self._trackers.items():
             if by_compute and isinstance(tracker, DrawsByCompute):
-                with self._failures_of(name):
+                with self._as_warning(name):
                     tracker.use_compute_axis(by_compute)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Hands a profile to all, with those of its numbers that are new."""
+        """Log a profile and its new numbers to all trackers."""
         scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
-        scalars = {name: value for name, value in scalars.items() if name not in self._logged}
-        self._logged.update(scalars)
-        for name, tracker in list(self._trackers.items()):
-            self._give(name, tracker, scalars, profile, step)
+        scalars = {name: value for name, value in scalars.items() if name not in self._logged_scalars}
+        self._logged_scalars.update(scalars)
+        for name, tracker in list(self._trackers.items()):  # a copy: `_log_to` may add the fallback folder
+            self._log_to(name, tracker, scalars, profile, step)
 
     def log_scalars(self, numbers: Mapping[str, int | float], step: int) -> None:
-        """Hands numbers of a training to all; one that fails gets no more of them, since each time may take minutes."""
+        """Log numbers of a training to all trackers.
+
+        A tracker that fails gets no more of them: each attempt may take minutes.
+        """
         scalars = {self._prefix + name: value for name, value in numbers.items()}
         for name, tracker in list(self._trackers.items()):
-            self._give_scalars(name, tracker, scalars, step)
+            self._log_scalars_to(name, tracker, scalars, step)
 
     @property
     def takes_copies(self) -> bool:
-        """Whether any tracker cannot draw by compute itself."""
+        """True if any tracker cannot draw by compute itself."""
         return any(not isinstance(tracker, DrawsByCompute) for tracker in self._trackers.values())
 
     def log_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
-        """Hands copies of the user's metrics to those that cannot draw by compute, at `hw_flops` in millions."""
+        """Log copies of metrics to trackers that cannot draw by compute.
+
+        Args:
+            metrics: values by name.
+            hw_flops: compute so far; the step of the copies is this in millions.
+        """
         copies = {f"{self._prefix}{name}_by_compute": value for name, value in metrics.items()}
         for name, tracker in list(self._trackers.items()):
             if not isinstance(tracker, DrawsByCompute):
-                self._give_scalars(name, tracker, copies, hw_flops // FLOPS_PER_STEP)
+                self._log_scalars_to(name, tracker, copies, hw_flops // FLOPS_PER_STEP)
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Hands on what the training came to, to those that keep it."""
+        """Log the final numbers of a training to trackers that keep them."""
         for name, tracker in self._trackers.items():
-            if isinstance(tracker, KeepsTraining) and name not in self._failed:
-                with self._failures_of(name):
+            if isinstance(tracker, KeepsTraining) and name not in self._failed_trackers:
+                with self._as_warning(name):
                     tracker.log_training(profile)
 
     def show(self, text: str) -> None:
-        """Prints a text, where anything is printed."""
+        """Print a text, unless nothing is to be printed."""
         if self._show is not None:
             self._show(text)
 
     def show_profile(self, profile: ModelProfile, note: str = "") -> None:
-        """Prints the profile: a line for those who have a tracker to look at, else the whole table; and a note."""
+        """Print a profile and a note.
+
+        The profile is a line if a tracker shows it, else the whole table.
+        """
         if self._show is None:
             return
-        is_in_files_alone = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+        is_in_files_only = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
         line = ", ".join(filter(None, (_line(profile), note)))
         if not self._trackers:
             self._show(line)
             return
-        text = "\n".join(filter(None, (_table(profile), note))) + "\n" if is_in_files_alone else line + "; "
+        text = "\n".join(filter(None, (_table(profile), note))) + "\n" if is_in_files_only else line + "; "
         self._show(f"{text}report: {', '.join(self._trackers)}")
 
     def close(self) -> None:
-        """Lets all write what they hold."""
+        """Close all trackers, which then write what they have buffered."""
         for name, tracker in self._trackers.items():
-            with self._failures_of(name):
+            with self._as_warning(name):
                 tracker.close()
 
-    def _give_scalars(self, name: str, tracker: Tracker, scalars: Mapping[str, int | float], step: int) -> None:
-        if name not in self._failed and not self._give(name, tracker, scalars, None, step):
-            self._failed.add(name)
+    def _log_scalars_to(self, name: str, tracker: Tracker, scalars: Mapping[str, int | float], step: int) -> None:
+        if name not in self._failed_trackers and not self._log_to(name, tracker, scalars, None, step):
+            self._failed_trackers.add(name)
 
-    def _give(
+    def _log_to(
         self,
         name: str,
         tracker: Tracker,
@@ -119,16 +130,19 @@ class Sinks:
         profile: ModelProfile | None,
         step: int,
     ) -> bool:
-        """Whether the tracker took it. Otherwise it is kept in files, unless there is one that gets it anyway."""
-        with self._failures_of(name):
+        """Log to one tracker; return whether that succeeded.
+
+        On a failure, the fallback folder becomes another tracker, unless there is a folder already.
+        """
+        with self._as_warning(name):
             try:
-                _log(tracker, scalars, profile, step)
+                _write(tracker, scalars, profile, step)
             except Exception:
                 if self._fallback is not None and not self._has_files:
                     folder = LocalTracker(self._fallback)
                     self._trackers[str(folder.folder)] = folder
-                    _log(folder, scalars, profile, step)
-                raise
+                    _write(folder, scalars, profile, step)
+                raise  # to be reported as a warning
             return True
         return False
 
@@ -136,11 +150,11 @@ class Sinks:
     def _has_files(self) -> bool:
         return any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
 
-    def _failures_of(self, name: str) -> AbstractContextManager[None]:
+    def _as_warning(self, name: str) -> AbstractContextManager[None]:
         return self._failures.as_warning(f"the tracker {name} failed")
 
 
-def _log(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
+def _write(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
     if scalars:
         tracker.log_scalars(scalars, step)
     if profile is not None:
@@ -148,7 +162,7 @@ def _log(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelPro
 
 
 def _line(profile: ModelProfile) -> str:
-    """The profile in a line, for those who have a tracker to look at."""
+    """Return the profile as one line of text."""
     bound = ">= " if profile.is_lower_bound else ""
     fma = profile.config["flops.fma"]
     parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')} ({fma} per multiply-add)"]
@@ -167,5 +181,5 @@ def _line(profile: ModelProfile) -> str:
 
 
 def _table(profile: ModelProfile) -> str:
-    """The whole tree, for those who have none."""
+    """Return the profile as a table as wide as the terminal."""
     return rich_text(profile, width=shutil.get_terminal_size((120, 24)).columns)

@@ -1,4 +1,4 @@
-"""Throughput: how long steps took and what they did, over stretches of training with all else left out."""
+"""Throughput: time and work of training steps, without anything in between."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "total
 
 @dataclass(slots=True)
 class Interval:
-    """What was done in steps that were timed, since the last reading.
+    """Time and work of the timed steps since the last reading.
 
     Attributes:
-        seconds: of all of it, what lies between steps included.
-        waited_s: of these, between the end of a step and the beginning of the next.
-        timed: steps.
-        ended: steps, those included that were left out.
-        stepped: of all that ended, those that ended with a step of an optimizer.
-        keys: of every step, by kind.
-        hw_flops: of steps whose cost the user gives.
-        samples: None where they are not known, as are `tokens`.
+        seconds: total time, including the time between steps.
+        waited_s: part of it between the end of a step and the beginning of the next.
+        timed: number of timed steps.
+        ended: number of all steps, including those left out.
+        stepped: number of all steps that an optimizer's step ended.
+        keys: number of timed steps by kind.
+        hw_flops: hardware FLOPs of timed steps, as far as the user gives them.
+        samples: samples in timed steps; None if unknown for any of them.
+        tokens: tokens in timed steps; None likewise.
     """
 
     seconds: float = 0.0
@@ -42,16 +43,21 @@ class Interval:
 
     @property
     def optimizer_steps(self) -> float:
-        """Of those that were timed: no whole number where some of the steps between two of them were left out."""
+        """Optimizer steps in the timed interval.
+
+        Fractional if part of an accumulation cycle was excluded.
+        """
         return self.timed * self.stepped / self.ended if self.ended else 0.0
 
 
 class Throughput:
-    """Sums up steps and the time they took; between `stop` and the next step, time is nobody's.
+    """Sums of time and work over stretches of training.
+
+    A stretch begins with a step and lasts until `stop`. Time between two stretches does not count.
 
     Args:
-        clock: seconds.
-        synchronize: waits for the device. It is called where a stretch of training ends, and nowhere else.
+        clock: returns seconds.
+        synchronize: waits for the device. It is called only when a stretch ends.
     """
 
     def __init__(
@@ -59,29 +65,29 @@ class Throughput:
     ) -> None:
         self._clock = clock
         self._synchronize = synchronize
-        self._since: float | None = None  # the beginning of the stretch that is under way
-        self._ended: float | None = None  # the last step in it
+        self._stretch_began: float | None = None  # begin of the current stretch; None between two stretches
+        self._step_ended: float | None = None  # end of the last step in it; None before its first step has ended
         self._interval = Interval()
 
     def begin_step(self) -> None:
-        """A step that is to be timed begins, and with it a stretch, where none is under way."""
+        """Begin a timed step, and a stretch if there is none."""
         now = self._clock()
-        if self._since is None:
-            self._since = now
-        elif self._ended is not None:
-            self._interval.waited_s += now - self._ended
+        if self._stretch_began is None:
+            self._stretch_began = now
+        elif self._step_ended is not None:
+            self._interval.waited_s += now - self._step_ended
 
     def end_step(self, key: StepKey | int, *, samples: int | None, tokens: int | None, has_stepped: bool) -> None:
-        """The step ended.
+        """End a timed step.
 
         Args:
-            key: its kind, or its hardware FLOPs where the user gives them.
-            samples: in it.
-            tokens: in it.
+            key: kind of the step, or its hardware FLOPs if the user gives them.
+            samples: number of samples; None if unknown.
+            tokens: number of tokens; None if unknown.
             has_stepped: whether an optimizer stepped.
         """
         interval = self._interval
-        self._ended = self._clock()
+        self._step_ended = self._clock()
         if isinstance(key, int):
             interval.hw_flops += key
         else:
@@ -93,30 +99,34 @@ class Throughput:
         interval.tokens = None if tokens is None or interval.tokens is None else interval.tokens + tokens
 
     def end_left_out(self, *, has_stepped: bool) -> None:
-        """A step ended that is not timed; `has_stepped` as in `end_step`."""
+        """End a step that is not timed.
+
+        Args:
+            has_stepped: whether an optimizer stepped.
+        """
         self._interval.ended += 1
         self._interval.stepped += has_stepped
 
     def stop(self) -> None:
-        """The stretch ends: something else than training begins."""
-        if self._since is not None:
+        """End the current stretch, if any, and wait for the device."""
+        if self._stretch_began is not None:
             self._synchronize()
-            self._interval.seconds += self._clock() - self._since
-            self._since = self._ended = None
+            self._interval.seconds += self._clock() - self._stretch_began
+            self._stretch_began = self._step_ended = None
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
-        """Something that takes time of its own, between two steps: a stretch that is under way goes on behind it."""
-        is_under_way = self._since is not None
+        """Leave the time inside out; a current stretch goes on afterwards."""
+        is_under_way = self._stretch_began is not None
         self.stop()
         try:
             yield
         finally:
             if is_under_way:
-                self._since = self._ended = self._clock()
+                self._stretch_began = self._step_ended = self._clock()
 
     def read(self) -> Interval:
-        """What was done since the last reading; where no stretch is under way."""
+        """End the current stretch; return time and work since the last reading."""
         self.stop()
         interval, self._interval = self._interval, Interval()
         return interval
@@ -124,7 +134,14 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What one rank has spent since training began; samples and tokens are None where they are not known."""
+    """Totals of one rank since training began.
+
+    Attributes:
+        hw_flops: hardware FLOPs.
+        estimated: estimated part of `hw_flops`.
+        samples: number of samples; None if unknown.
+        tokens: number of tokens; None if unknown.
+    """
 
     hw_flops: int
     estimated: int
@@ -134,7 +151,17 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one rank did in the steps of an interval, and how long it took; `steps` are those of optimizers."""
+    """Work of one rank in an interval.
+
+    Attributes:
+        seconds: total time.
+        waited_s: part of it between two steps.
+        steps: optimizer steps; fractional as in `Interval.optimizer_steps`.
+        hw_flops: hardware FLOPs.
+        recompute: part of `hw_flops` in recomputation.
+        samples: number of samples; None if unknown.
+        tokens: number of tokens; None if unknown.
+    """
 
     seconds: float
     waited_s: float
@@ -146,7 +173,7 @@ class Work:
 
 
 def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
-    """The interval, with what its steps cost by what is known of them now."""
+    """Return the work of an interval, at present costs of steps."""
     costs = [(count, cost_of(key)) for key, count in interval.keys.items()]
     return Work(
         interval.seconds,
@@ -160,8 +187,11 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
 
 
 def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
-    """`compute/*`: sums over ranks; a number that one of them does not know is left out."""
-    hw_flops, estimated = (sum(each) for each in zip(*((rank.hw_flops, rank.estimated) for rank in ranks), strict=True))
+    """Return `compute/*`: sums over ranks.
+
+    A sum is left out if any rank does not know its own number.
+    """
+    hw_flops, estimated = sum(rank.hw_flops for rank in ranks), sum(rank.estimated for rank in ranks)
     return by_name(
         {
             metrics.COMPUTE: hw_flops,
@@ -173,18 +203,23 @@ def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
 
 
 def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool = False) -> dict[str, float]:
-    """`perf/*`: samples and tokens of all ranks, FLOPs of one device: the mean over ranks.
+    """Return `perf/*` of an interval.
+
+    It is empty if no time passed or no optimizer stepped.
+
+    Samples and tokens are sums over ranks, times are those of rank 0, and FLOPs are of one device: the mean over ranks.
 
     Args:
-        ranks: what each one did; the time is the first one's.
-        peak: FLOP/s of one device; None where it is not known.
-        measures_waiting: whether what lies between two steps is waiting for data.
+        ranks: work of each rank, rank 0 first.
+        peak: peak of one device in FLOP/s; None if unknown.
+        measures_waiting: whether the time between two steps is a wait for data.
     """
     first = ranks[0]
     if not (first.steps and all(rank.seconds > 0 for rank in ranks)):
         return {}
+    # FLOP/s of one device. MFU leaves recomputation out, HFU has it.
     speed = sum(rank.hw_flops / rank.seconds for rank in ranks) / len(ranks)
-    again = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
+    recompute_speed = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
     return by_name(
         {
@@ -192,15 +227,15 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
             metrics.SAMPLES_PER_SEC: samples / first.seconds if samples else None,
             metrics.TOKENS_PER_SEC: tokens / first.seconds if tokens else None,
             metrics.HW_TFLOPS_PER_SEC: speed / 1e12,
-            metrics.MFU: 100 * (speed - again) / peak if peak else None,
-            metrics.HFU: 100 * speed / peak if peak and again else None,
+            metrics.MFU: 100 * (speed - recompute_speed) / peak if peak else None,
+            metrics.HFU: 100 * speed / peak if peak and recompute_speed else None,
             metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,
         }
     )
 
 
 def sum_of(numbers: Iterable[int | None]) -> int | None:
-    """None where one of them is."""
+    """Return the sum, or None if any number is None."""
     total = 0
     for number in numbers:
         if number is None:

@@ -1,4 +1,4 @@
-"""TrainableFingerprint: which parameters of a model are trained, in a short text."""
+"""TrainableFingerprint: a short text for the parameters that require grad."""
 
 from __future__ import annotations
 
@@ -11,33 +11,39 @@ from torch import nn
 __all__ = ["REFRESH", "TrainableFingerprint"]
 
 REFRESH = 64
-"""Readings after which the model is asked again which parameters it has."""
+"""Readings between two traversals of the module tree for its parameters."""
 
 _requires_grad = attrgetter("requires_grad")
 
 
 class TrainableFingerprint:
-    """Tells apart steps in which different parameters require grad, at a price that every step can pay.
+    """Fingerprint of the parameters that require grad.
+
+    It is cheap enough to read in every step.
 
     Args:
-        model: whose parameters are read.
+        model: model under training.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._readings = 0
-        self._parameters: list[nn.Parameter] = []
-        self._elements = 0
-        self._flags: list[bool] = []  # of the last reading: while they stay, so does the text
+        self._parameters: list[nn.Parameter] = []  # as of the last traversal
+        self._elements = 0  # of all parameters; 0 if one is uninitialized
+        self._flags: list[bool] = []  # at the last reading; emptied to make the next one renew `_text`
         self._text = ""
 
     def read(self) -> str:
-        """Return the text for the parameters as they are now; equal texts mean equal parameters and flags."""
+        """Return the fingerprint of the present parameters.
+
+        It differs if other parameters require grad, or if their number or total size is another one. A replaced layer
+        of another size is noticed within `REFRESH` readings.
+        """
         if self._readings % REFRESH == 0:
             self._parameters = list(self._model.parameters())
             try:
                 elements = sum(map(torch.numel, self._parameters))
-            except ValueError:  # one is not initialized yet
+            except ValueError:  # from `numel` of an uninitialized parameter of a lazy module
                 elements = 0
             if elements != self._elements:  # a layer was replaced
                 self._elements, self._flags = elements, []

@@ -1,4 +1,4 @@
-"""Training: the one object that doors feed; what is done with a step is decided here."""
+"""Training: the treatment of each step, the same for FlopCallback and FlopHook."""
 
 from __future__ import annotations
 
@@ -35,29 +35,37 @@ __all__ = ["TRAINING", "Plan", "Training"]
 
 
 class Plan(Enum):
-    """What a door does with the calls of the step that begins."""
+    """Treatment of the model calls in a step.
 
-    COUNT = "count"  # in flight, and gives them to `record`
-    OBSERVE = "observe"  # inside `observer`'s contexts, each one noted by `note_observed_call`
-    TIME = "time"  # inside `timed_call()`
-    PASS = "pass"  # nothing
+    The callback or hook carries it out.
+    """
+
+    COUNT = "count"  # observe each call while it runs, and give what was observed to `record`
+    OBSERVE = "observe"  # run the calls in the contexts of `observer`, and note each by `note_observed_call`
+    TIME = "time"  # run the calls inside `timed_call()`
+    PASS = "pass"  # run the calls as they are; the step is booked by its shapes
 
 
 class Training:
-    """One training, whatever drives it: a step is `begin_step`, what happens in it, `end_step`.
+    """Training of a model, as a sequence of events.
 
-    A door tells what happens, and does with the calls of a step what the plan says. An evaluation is a training without
-    steps: its door calls `record` and `end_evaluation` alone.
+    FlopCallback and FlopHook report the events. A step is `begin_step`, the events in it, `end_step`. `begin_step`
+    returns a plan, by which the caller runs the model calls of the step. The first step is counted: its model calls are
+    traced. A later step of each kind is observed: every operator in it is recorded, those of backward and optimizer
+    included. Other steps are timed, or only booked: their cost is that of the observed step of their kind.
+
+    An evaluation has no steps: it is `record` and `end_evaluation` alone.
 
     Args:
-        model: what is trained.
-        options: what the user has set.
-        trackers: by a name that tells the user where things go; none on ranks that do not log.
-        samples: from a batch to its number of samples, where the user gives no function; None: no steps are booked.
-        measures_waiting: whether what lies between two steps is known to be waiting for data.
+        model: model under training.
+        options: arguments of the user.
+        trackers: trackers by a name that tells the user where they log to; empty on ranks that do not log.
+        samples: function from all inputs of the model to the number of samples, in place of a missing `batch_size_fn`.
+            None makes an evaluation, for which no steps are booked.
+        measures_waiting: whether the time between two steps is known to be a wait for data.
         show: prints a text; None prints nothing.
-        fallback: a folder for what a tracker that failed did not take.
-        failures: where failures are reported.
+        fallback: folder for what a tracker failed to log.
+        failures: reports failures.
     """
 
     def __init__(
@@ -89,12 +97,12 @@ class Training:
             failures=failures,
         )
         self._steps = WholeSteps()
-        self._meter: ComputeMeter | None = None  # None: nothing is booked, or not any more
-        self._budget: Budget | None = None  # None: there is none, or it is not kept any more
-        self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as they were logged last
-        self._was_spent = False  # in the training whose copy this one is
-        self._note = ""  # printed with the profile of the training
-        self._last_step = 0
+        self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
+        self._budget: Budget | None = None  # None without `max_hw_flops`, and once a failure ended the metering
+        self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
+        self._was_spent = False  # of a copy: the budget of the training that was copied was spent
+        self._note = ""  # text to print with the training's profile; set if compute can only be estimated
+        self._last_step = 0  # step of the last `end_step`, for the final numbers
         if samples is not None:
             sizes = BatchSizes(options.batch_size_fn, options.tokens_fn, samples, failures)
             self._meter = ComputeMeter(
@@ -103,17 +111,17 @@ class Training:
             if options.max_hw_flops is not None:
                 self._budget = Budget(options.max_hw_flops, self._meter)
 
-    # --- A step -------------------------------------------------------------------------------------------------------
+    # --- Steps --------------------------------------------------------------------------------------------------------
 
     def begin_step(self, inputs: Any, batch: Any, optimizers: Iterable[Any] = ()) -> Plan:
-        """Begin a step with its first call, and decide what is done with its calls.
+        """Begin a step with its first model call, and return its plan.
 
-        The dispatcher would keep a compiled model from being compiled: no step of one is observed.
+        Steps of a compiled model are never observed: under a dispatch mode it would run uncompiled.
 
         Args:
-            inputs: all that the model is given.
-            batch: what samples, tokens and FLOPs are asked of.
-            optimizers: those that may step.
+            inputs: all inputs of the call.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
+            optimizers: optimizers that may step in it.
         """
         meter = self._meter
         if meter is not None:
@@ -125,51 +133,52 @@ class Training:
         steps = self._steps
         if steps.model is not None:
             is_new = meter is not None and meter.decide_observation()
+            # As long as the profile awaits a step, each one is asked whether its shapes are the awaited ones.
             if (is_new or steps.awaited is not None) and steps.begin_step(inputs, optimizers, is_new=is_new):
                 self._leave_out()
                 return Plan.OBSERVE
         if self._recorder.window is not None:
-            if self._recorder.begin_step():
+            if self._recorder.begin_step():  # clocks on modules slow the step down
                 self._leave_out()
             return Plan.TIME
         return Plan.PASS
 
     def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
-        """Add another call of the model to the step.
+        """Add a further model call to the step.
 
         Args:
-            inputs: all that it is given.
-            batch: what samples, tokens and FLOPs are asked of.
-            is_new: False where the call goes on with the batch of the one before, as the second network of a GAN does.
+            inputs: all inputs of the call.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
+            is_new: False if the call reuses the batch of the previous call, as the second network of a GAN does.
         """
         if self._meter is not None:
             self._meter.add_call(inputs, batch, is_new=is_new)
 
     def note_backward(self) -> None:
-        """Note a backward of the step."""
+        """Note a backward in the current step."""
         if self._meter is not None and (open_step := self._meter.step) is not None:
             open_step.backwards += 1
 
     def note_optimizer(self, number: int) -> None:
-        """Note that the optimizer of this number stepped."""
+        """Note that the optimizer with this number stepped."""
         if self._meter is not None and (open_step := self._meter.step) is not None:
             open_step.stepped.append(number)
 
     @property
     def observer(self) -> StepObserver | None:
-        """The observer of the step under way; None where its plan is another one."""
+        """Observer of the current step; None unless its plan is `OBSERVE`."""
         return self._steps.observer
 
     def note_observed_call(self) -> None:
-        """Note that a call like the counted one was made in the step that is observed."""
+        """Note a call like the counted one in an observed step."""
         self._steps.calls += 1
 
     def counting_nodes(self) -> AbstractContextManager[None]:
-        """Return what goes around each piece that is counted, and around the same pieces of an observed step."""
+        """Return a context manager for counted calls; see `ComputeMeter.counting_nodes`."""
         return nullcontext() if self._meter is None else self._meter.counting_nodes()
 
     def timed_call(self, *, is_forward: bool = True, continues: bool = False) -> AbstractContextManager[None]:
-        """Return what goes around each call of a step that is timed; see `LatencyWindow.timed_call`."""
+        """Return a context manager that times a call; see `LatencyWindow.timed_call`."""
         return self._recorder.timed_call(is_forward=is_forward, continues=continues)
 
     def record(
@@ -183,11 +192,11 @@ class Training:
     ) -> None:
         """Keep the profile of a counted call; see `ProfileRecorder.record`."""
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
-        if conditions.phase != TRAINING:
+        if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return
         if compiled := [name for run in observed.runs for name in run.compiled]:
             self._leave_unobserved(CompiledCode(compiled[0]))
-        elif reason := why_no_whole_step():
+        elif reason := why_no_whole_step():  # this version of torch lacks a private name that observing needs
             self.stop_observing(RuntimeError(reason))
         else:
             self._steps.allow(observed, model, profile, conditions)
@@ -206,15 +215,19 @@ class Training:
         is_log_step: bool = False,
         then: str = "training stops",
     ) -> bool:
-        """End the step: book it and log what is new; return whether training should stop.
+        """End the step: book it, and log what is new.
 
         Args:
-            step: where the numbers belong.
-            is_whole: False where what lies since `begin_step` is not the whole step, which then has no time.
-            has_stepped: False where no optimizer stepped, and gradients accumulate.
-            is_log_step: whether compute so far is to be logged; the same on all ranks.
-            then: what the user is told, once, when the budget is spent.
+            step: step that the numbers are logged at.
+            is_whole: False if the code since `begin_step` is not the whole step, which then has no time.
+            has_stepped: False if gradients only accumulated and no optimizer stepped.
+            is_log_step: whether to log compute so far; the same on all ranks.
+            then: consequence of a spent budget, as a text for the user.
+
+        Returns:
+            Whether training should stop, since the budget is spent.
         """
+        # First, since the meter books the step at its observed cost.
         if self._steps.observer is not None and (observer := self._steps.end_step()) is not None:
             self._keep_observed(observer)
         if self._recorder.window is not None:
@@ -223,6 +236,7 @@ class Training:
             self._meter.end_step(has_stepped=has_stepped)
         self._last_step = step
         if self._recorder.has_news:
+            # Trackers and figures take their time, which is not training's.
             with nullcontext() if self._meter is None else self._meter.interrupted():
                 self._log(step)
         if is_log_step:
@@ -234,11 +248,11 @@ class Training:
             self._meter.leave_out()
 
     def _keep_observed(self, observer: StepObserver) -> None:
-        """Book what was observed of the step, and add it to the profile where that waits for a step."""
+        """Book an observed step; add it to a profile that awaits one."""
         model = self._steps.model
         assert model is not None
-        self._recorder.use_up_warmup()
-        if isinstance(observer.failure, CompiledCode):
+        self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
+        if isinstance(observer.failure, CompiledCode):  # no failure: the step ran compiled code, which is left alone
             if self._steps.is_for_profile:
                 self._leave_unobserved(observer.failure)
             return
@@ -252,54 +266,59 @@ class Training:
             if self._steps.is_for_profile:
                 self._recorder.add_step(counts, self._steps.calls)
                 self._steps.complete_profile()
-        except Exception as error:  # noqa: BLE001 - a count without a whole step is a count
+        except Exception as error:  # noqa: BLE001 - counts are of use without a whole step
             self.stop_observing(error)
 
     def _leave_unobserved(self, compiled: CompiledCode) -> None:
-        """Observe no whole step, since steps run compiled code; the profile says so."""
+        """Observe no steps, and note in the profile that they are compiled."""
         self._steps.forbid()
         if self._meter is not None and self._meter.uses_counted_flops:
             self._note = ESTIMATED
         self._recorder.add_step_note(f"not observed: {compiled}")
 
-    # --- The rest of a run --------------------------------------------------------------------------------------------
+    # --- Results and other events -------------------------------------------------------------------------------------
 
     @property
     def profiles(self) -> dict[str, ModelProfile]:
-        """The latest profile of each phase."""
+        """Latest profile of each phase."""
         return self._recorder.profiles
 
     def preview(self, observed: Observed, model: nn.Module, conditions: Conditions) -> ModelProfile:
-        """Return the profile of a counted call that has not ended yet; nothing is kept."""
+        """Return the profile of a call that is still being counted."""
         return self._recorder.profile_of(observed, model, conditions)
 
     @property
     def is_busy(self) -> bool:
-        """Whether any later step is still to be timed, or to be observed for the profile."""
+        """True while steps are to be timed, or observed for the profile."""
         return self._recorder.window is not None or self._steps.awaited is not None
 
     @property
     def is_metering(self) -> bool:
-        """Whether steps are booked."""
+        """True if steps are booked."""
         return self._meter is not None
 
     @property
     def numbers(self) -> dict[str, int | float]:
-        """`compute/*` and `perf/*` as they were logged last; of a training on one rank, compute as it is now."""
+        """Numbers of `compute/*` and `perf/*` as last logged.
+
+        On a single rank, `compute/*` is up to date.
+        """
         live = {} if self._meter is None else self._meter.live_totals()
         return {**self._numbers, **live}
 
     @property
     def is_budget_spent(self) -> bool:
-        """The last decision about the budget; `poll_budget` makes one."""
+        """True if the last poll of the budget found it spent."""
         return self._was_spent or (self._budget is not None and self._budget.is_spent)
 
     def poll_budget(self, step: int, *, then: str = "training stops") -> bool:
-        """Decide whether the budget of compute is spent; every rank has to ask after every step.
+        """Decide whether the budget is spent, and tell the user if so.
+
+        Every rank has to call it after every step.
 
         Args:
-            step: where training is.
-            then: what the user is told of it, once.
+            step: number of the present step, for the message.
+            then: consequence, as a text for the user.
         """
         budget = self._budget
         if budget is None or budget.is_spent:
@@ -307,41 +326,52 @@ class Training:
         return self._decide(lambda: budget.poll(is_settling=self._steps.model is not None), step, then)
 
     def pause(self) -> None:
-        """Leave the time until the next step out of throughput: something else than training begins."""
+        """Leave the time until the next step out of throughput."""
         if self._meter is not None:
             self._meter.pause()
 
     def end_evaluation(self, step: int) -> None:
-        """Log the profile of a call that no training step contains."""
+        """Log the profile of an evaluation."""
         self._recorder.end_step()
         if self._recorder.has_news:
             self._log(step)
 
     def log_totals(self, step: int) -> None:
-        """Log compute so far, where metrics of validation are logged; every rank has to come here."""
+        """Log compute so far beside the metrics of a validation.
+
+        Every rank has to call it.
+        """
         self._log_numbers("validation", step, with_rates=False)
 
     @property
     def takes_copies(self) -> bool:
-        """Whether `log_by_compute` has anything to log, on this rank."""
+        """True if any tracker on this rank needs the copies of `log_by_compute`."""
         return self._meter is not None and self._sinks.takes_copies
 
     def log_by_compute(self, metrics: Mapping[str, float]) -> None:
-        """Log copies of the user's metrics at compute so far, as it was logged last; other ranks are not asked."""
+        """Log copies of the user's metrics at compute so far.
+
+        With several ranks that is compute as last logged: this rank does not ask the others.
+        """
         hw_flops = self.numbers.get(COMPUTE.name)
         if metrics and hw_flops is not None and self._meter is not None:
             with self._meter.interrupted():
                 self._sinks.log_by_compute(metrics, int(hw_flops))
 
     def state(self, *, wait: bool = True) -> dict[str, Any]:
-        """Return what a checkpoint keeps, of all ranks; every rank has to ask, and those but the first get nothing."""
+        """Return the state of all ranks for a checkpoint.
+
+        Every rank has to call it; those other than rank 0 get an empty dict.
+        """
         return {} if self._meter is None else self._meter.state(wait=wait)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, on any number of ranks; before the first step, and on every rank.
+        """Continue from the state of a checkpoint, from any number of ranks.
+
+        Every rank has to call it, before the first step.
 
         Raises:
-            ValueError: another version wrote it.
+            ValueError: the state has another version.
         """
         if self._meter is not None:
             self._meter.load(state)
@@ -355,23 +385,26 @@ class Training:
         self._was_spent = is_spent
 
     def poll_loaded_budget(self, state: Mapping[str, Any]) -> None:
-        """Decide whether what was loaded is all that there was to spend; every rank has to ask."""
+        """Decide whether a loaded checkpoint has already spent the budget.
+
+        Every rank has to call it.
+        """
         budget = self._budget
         if budget is not None and not budget.is_spent:
             self._decide(lambda: budget.poll_at_load(state), 0, "training stops")
 
     def mute(self) -> None:
-        """Log nothing from here on: another rank is the one that logs."""
+        """Log nothing from now on, since another rank logs."""
         self._sinks = self._recorder.sinks = Sinks({}, failures=self._failures)
 
-    # --- When something failed, and at the end ------------------------------------------------------------------------
+    # --- Failures and the end -----------------------------------------------------------------------------------------
 
     def stop_timing(self, error: Exception) -> None:
-        """Time no further steps, because of `error`: what was counted stands without times."""
+        """Report `error` and time no further steps; counts are kept without times."""
         self._recorder.stop_timing(error)
 
     def stop_observing(self, error: Exception) -> None:
-        """Observe no further steps, because of `error`: what was counted stands without a whole step."""
+        """Report `error` and observe no further steps; other counts are kept."""
         self._steps.forbid()
         self._failures.report("no whole step could be observed", error)
 
@@ -380,6 +413,7 @@ class Training:
         meter, self._meter = self._meter, None
         if meter is None:
             return
+        # A spent budget is kept, so that the answer stays the same.
         if self._budget is not None and not self._budget.is_spent:
             self._budget = None
             text = "max_hw_flops is not kept any more: steps are not booked. The training ends by its own limits."
@@ -388,11 +422,11 @@ class Training:
             meter.leave()
 
     def close(self, step: int, *, wait: bool = True) -> None:
-        """Log the times of a window that training did not fill, and let the trackers write what they hold.
+        """Log what has not been logged yet, and close the trackers.
 
         Args:
-            step: where the numbers belong.
-            wait: False where a device, or another rank, may never come to the end of its work.
+            step: step that the profile's numbers are logged at.
+            wait: whether to wait for the device and for other ranks. False after an error: they may never finish.
         """
         self._recorder.close_window(wait=wait)
         self._log_numbers(END, self._last_step, wait=wait)
@@ -400,34 +434,37 @@ class Training:
         self._recorder.add_training(self._numbers)
         self._sinks.close()
 
-    # --- Inside -------------------------------------------------------------------------------------------------------
+    # --- Internals ----------------------------------------------------------------------------------------------------
 
     def _log(self, step: int) -> None:
         self._recorder.log(step, self._note)
 
     def _log_numbers(self, topic: str, step: int, *, with_rates: bool = True, wait: bool = True) -> None:
-        """Log numbers of the meter, on the rank that logs; every rank has to come here.
+        """Log the meter's numbers, on the rank that logs.
+
+        Every rank has to call it.
 
         Args:
-            topic: what they are asked for; the same on all ranks.
-            step: where they belong.
-            with_rates: with throughput since the last time.
-            wait: for ranks that are behind, and for the device, without which there is no throughput.
+            topic: name of the occasion, the same on all ranks.
+            step: step that the numbers are logged at.
+            with_rates: whether to log throughput since the last time, too.
+            wait: whether to wait for other ranks and for the device. Without the device there is no throughput.
         """
         if self._meter is None:
             return
         with self._meter.interrupted() if wait else nullcontext():
-            ask = self._meter.numbers if with_rates and wait else self._meter.totals
-            numbers = ask(topic, wait=wait)
+            gather = self._meter.numbers if with_rates and wait else self._meter.totals
+            numbers = gather(topic, wait=wait)
+            # Unchanged numbers were logged before: the end often follows a log step.
             if self._meter.is_in_use and any(self._numbers.get(name) != value for name, value in numbers.items()):
                 self._numbers.update(numbers)
                 self._sinks.log_scalars(numbers, step)
 
     def _decide(self, decide: Callable[[], Any], step: int, then: str) -> bool:
-        """Have the budget decided, and tell the user when it is spent."""
+        """Call `decide`; tell the user if the budget is spent."""
         try:
             decide()
-        except Exception as error:  # noqa: BLE001 - training goes on, as far as its own limits
+        except Exception as error:  # noqa: BLE001 - training goes on, up to its own limits
             self._budget = None
             self._failures.report("max_hw_flops is not kept", error)
         if self.is_budget_spent:

@@ -1,4 +1,4 @@
-"""WholeSteps: which steps of a training are observed from below, and the one that is."""
+"""WholeSteps: the steps of a training that are observed as a whole."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from flopcallback.training.ledger import USUAL_STEP
 __all__ = ["ESTIMATED", "WholeSteps"]
 
 CASTS_INSIDE = frozenset({"bilinear", "affine_grid_generator"})
-"""Operators whose kernels call others that autocast casts; observed, they would stay in full precision."""
+"""Operators with a kernel that calls further operators, which autocast casts.
+
+In an observed step these would stay in full precision, and the results would change.
+"""
 
 ESTIMATED = f"compute is estimated: {USUAL_STEP} forwards a step"
-"""Said of a model whose steps cannot be observed."""
+"""Note for the user if no whole step can be observed."""
 
 
 class WholeSteps:
-    """Hands out observers for steps, and keeps the one of the step under way.
+    """Selection of steps to observe, and the current observer.
 
     Attributes:
-        model: the root of the modules; None where no step can be observed.
-        observer: of the step under way; None where it is not observed.
-        calls: how many calls like the counted one that step had so far.
-        is_for_profile: whether the profile waits for what is observed of that step.
-        awaited: input shapes of the step that the profile waits for; None once it has one.
+        model: root of the modules; None if no step may be observed: before `allow` and after `forbid`.
+        observer: observer of the current step; None if the step is not observed.
+        calls: number of calls like the counted one in the current step so far.
+        is_for_profile: True if the current step completes the profile. Set by `begin_step`.
+        awaited: input shapes of the step that the profile waits for; None before `allow`, and once it has its step.
     """
 
     def __init__(self) -> None:
@@ -48,29 +51,29 @@ class WholeSteps:
         self.awaited: Shapes | None = None
 
     def allow(self, observed: Observed, model: nn.Module, profile: ModelProfile, conditions: Conditions) -> None:
-        """Allow later steps to be observed, where that changes nothing about them.
+        """Allow later steps to be observed, unless that might change their results.
 
         Args:
             observed: the counted call.
-            model: the root of the modules.
-            profile: of that call.
-            conditions: under which it was counted.
+            model: root of the modules.
+            profile: profile of the counted call.
+            conditions: conditions of the counted call.
         """
-        # What the tracer could not do, the mode of an observed step may change.
+        # A model that the tracer could not follow may also behave differently under the mode that observes a step.
         is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
         if is_plain and may_step_aside() and not _casts_inside(profile, conditions):
             self.model, self._names = model, observed.runs[0].names
             self.awaited = conditions.input_shapes
 
     def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
-        """Return whether the step that begins is observed, by `observer`.
+        """Begin a step; return whether it is observed, by `observer`.
 
-        The first step whose inputs have the shapes of the counted call's is for the profile.
+        The first step with inputs of the same shapes as the counted call completes the profile.
 
         Args:
-            inputs: of the step's first call.
-            optimizers: those that may step in it.
-            is_new: whether the step is of a kind that is to be observed for compute.
+            inputs: inputs of the step's first call.
+            optimizers: optimizers that may step in it.
+            is_new: whether the ledger wants the cost of this step.
         """
         self.observer, self.calls = None, 0
         if self.model is None:
@@ -81,19 +84,22 @@ class WholeSteps:
         return self.observer is not None
 
     def end_step(self) -> StepObserver | None:
-        """Return the observer of the step that ends, if anything was observed."""
+        """End the step; return its observer if it saw a call."""
         observer, self.observer = self.observer, None
-        return observer if self.calls else None
+        return observer if self.calls else None  # without a call it saw nothing of the model
 
     def complete_profile(self) -> None:
-        """Note that the profile has its step."""
+        """Stop waiting for a step for the profile, which has one now."""
         self.awaited = None
 
     def forbid(self) -> None:
-        """Observe no further step."""
+        """Observe no further steps."""
         self.model = self.awaited = self.observer = None
 
 
 def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:
-    """Return whether autocast does something below the dispatcher's mode, where the mode switches it off (2.13)."""
+    """Return whether the model has operators that autocast casts inside their kernels.
+
+    Below a dispatch mode autocast is off (torch 2.13), so these would not be cast.
+    """
     return conditions.dtype != torch.float32 and any(row.operator in CASTS_INSIDE for row in profile.operators)

@@ -150,7 +150,7 @@ def test_a_kind_without_elements_takes_what_there_is(ledger):
 
 
 def test_until_a_step_is_observed_it_is_three_forwards_of_the_counted_one(ledger):
-    ledger.count(kind(3), 210, outside=2)
+    ledger.learn_forward(kind(3), 210, outside=2)
     ledger.add(kind(3))
     ledger.add(kind(6))
     assert ledger.hw_flops == ledger.estimated == USUAL_STEP * 210 + USUAL_STEP * 210 * 2
@@ -161,7 +161,7 @@ def test_until_a_step_is_observed_it_is_three_forwards_of_the_counted_one(ledger
 
 def test_the_counted_step_is_of_the_kind_that_has_its_forward_and_its_nodes_outside(ledger):
     counted = kind(nodes=9)  # the tracer made two of them
-    ledger.count(counted, 30, outside=2)
+    ledger.learn_forward(counted, 30, outside=2)
     ledger.add(counted)
     ledger.add(kind())
     ledger.learn(kind(), StepCost(100, 30), outside=2)
@@ -177,7 +177,7 @@ def test_the_counted_step_is_of_the_kind_that_has_its_forward_and_its_nodes_outs
     ],
 )
 def test_it_is_of_no_other_kind(ledger, other, cost, outside):
-    ledger.count(kind(nodes=9), 30, outside=2)
+    ledger.learn_forward(kind(nodes=9), 30, outside=2)
     ledger.add(kind(nodes=9))
     ledger.learn(other, cost, outside)
     assert ledger.estimated == ledger.hw_flops > 0
@@ -186,7 +186,7 @@ def test_it_is_of_no_other_kind(ledger, other, cost, outside):
 def test_a_later_step_with_the_counted_ones_key_is_as_exact(ledger):
     """A penalty every second step, from the first one on: both of its steps look like the counted one."""
     penalty = kind(nodes=15)
-    ledger.count(penalty, 30, outside=10)
+    ledger.learn_forward(penalty, 30, outside=10)
     for key in (penalty, kind(), penalty, kind()):
         ledger.add(key)
     ledger.learn(kind(), StepCost(100, 30), outside=2)
@@ -196,7 +196,7 @@ def test_a_later_step_with_the_counted_ones_key_is_as_exact(ledger):
 
 
 def test_a_counted_step_in_a_checkpoint_is_booked_back_after_it(ledger):
-    ledger.count(kind(nodes=9), 30, outside=2)
+    ledger.learn_forward(kind(nodes=9), 30, outside=2)
     ledger.add(kind(nodes=9))
     later = loaded(through_json(ledger))
     assert (later.hw_flops, later.estimated) == (USUAL_STEP * 30, USUAL_STEP * 30)
@@ -288,7 +288,7 @@ def test_no_more_than_that_are_taken_in(ledger):
 
 
 def test_beyond_the_kinds_that_are_remembered_the_oldest_is_estimated_for_good(ledger):
-    ledger.count(kind(1), 10, outside=0)
+    ledger.learn_forward(kind(1), 10, outside=0)
     for length in range(1, MOST_UNSEEN + 2):
         ledger.add(kind(length))
     total = sum(USUAL_STEP * 10 * length for length in range(1, MOST_UNSEEN + 2))

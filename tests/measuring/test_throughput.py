@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -259,12 +260,9 @@ class Checkpointed(nn.Module):
 def numbers_of_a_training(monkeypatch, clock, *, steps, peak_flops):
     """What a plain loop logs at its end, on a clock that goes on by 0.5 s within each step and 0.25 s behind it."""
     from flopcallback import FlopHook
-    from flopcallback.training.options import Options
+    from flopcallback.training import training
 
-    def meter(options, model, samples, failures, **_):
-        return ComputeMeter(model, BatchSizes(None, None, samples, failures), failures=failures, clock=clock)
-
-    monkeypatch.setattr(Options, "meter", meter)
+    monkeypatch.setattr(training, "ComputeMeter", functools.partial(ComputeMeter, clock=clock))
     model = Checkpointed()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with FlopHook(model, optimizer, peak_flops=peak_flops, latency_steps=2, summary=False, strict=True) as hook:
