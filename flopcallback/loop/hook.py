@@ -1,4 +1,4 @@
-"""FlopHook: the door for plain loops."""
+"""FlopHook: FLOPs and compute of a plain training loop."""
 
 from __future__ import annotations
 
@@ -33,56 +33,60 @@ NOTHING_SEEN = (
 
 
 class FlopHook:
-    """Counts the first training step of a plain loop as it happens, times the next ones, and shows both in trackers.
+    """Counter of FLOPs and compute for a plain training loop.
 
-    Nothing else in the loop changes. The first training call of the model (grad enabled, `model.training`) is observed
-    in flight: it is made once, as always, and its results are handed on. It ends where its backward begins; with
-    several optimizers, where the step ends, so that the parts of a GAN are counted together. Then forwards and steps
-    are timed for `latency_steps` steps. As training goes on, every step is booked by its shapes, and compute so far and
-    throughput are logged; for that, until `close`, the calls that the loop makes itself pass through here, and the ends
-    of its optimizers' steps. Whatever fails in here becomes one `FlopCallbackWarning`, and training goes on.
+    The first training call of the model (grad enabled, `model.training`) is counted while it runs: it is made once, as
+    always, and the loop gets its result. The next steps are timed. From then on each step adds its cost, known by the
+    shapes of its inputs, to compute so far, which is logged together with throughput. The loop itself does not change.
 
-    A step ends when the optimizer has stepped; with several, when each of them has. Where that is not what a step is,
-    or where there is no optimizer, `with hook.step():` marks steps. With neither, calls are timed and steps are not.
+    The counted call ends where its backward begins. With several optimizers it ends with the step, so that the parts of
+    a GAN are counted together. A step ends when each optimizer has stepped. If that is not a step of your loop, or if
+    there is no optimizer, mark steps by `with hook.step():`. Without either, calls are timed and steps are not.
 
-    Make it after `torch.compile`, of what the loop calls, and in the thread that trains. A copy of it (by `deepcopy`,
-    or pickled) has what is known by then, and watches nothing.
+    Create the hook after `torch.compile`, with the model that the loop calls, and in the thread that trains. Until
+    `close`, the model calls that the loop makes pass through the hook, and so do the ends of optimizer steps. A failure
+    inside the hook becomes one `FlopCallbackWarning`, and training goes on.
+
+    A copy of a hook (`copy.deepcopy`, pickle) has the results so far, and watches nothing.
 
     Args:
-        model: whose modules are told apart. What `DistributedDataParallel`, `DataParallel` or Fabric wraps is taken out
-            of it, so that names are those of a single process.
-        optimizer: one, or a list of several. What Accelerate, Fabric and others wrap is taken out of the wrapper's
+        model: model under training. `DistributedDataParallel`, `DataParallel` and Fabric's wrapper are removed from it,
+            so that module names are those of a single process.
+        optimizer: optimizer, or list of several. Wrappers such as Accelerate's and Fabric's are followed through their
             attribute `optimizer`.
-        to: where to show it: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning
-            logger, a folder, a `Tracker`, or a list of these. Runs and writers stay the caller's. None shows it
-            nowhere: `metrics()` and `profile` have it.
-        fma: how many FLOPs a multiply-add is, 1 or 2.
-        elementwise: whether elementwise operators and reductions count.
-        warmup_steps: steps after the counted one that are not timed.
-        latency_steps: steps after those that are; 0 times nothing.
-        log_every_n_steps: steps between two logs of compute so far and throughput; by default 50.
-        max_hw_flops: a budget of hardware FLOPs, of all ranks together; `should_stop` is True from the end of the step
-            that spends them, or of the second one, since the first is counted by its forward alone. A compiled model's
-            steps are estimated. Several ranks keep it to the step while none takes 16 times what any took before.
-        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
-            device. `"measure"` measures it once by a matrix product.
-        batch_size_fn: from the first argument of the model (its keyword arguments where it has none) to its number of
-            samples; by default what the tensors given to the model agree on as their first dimension.
-        tokens_fn: from the same to its number of tokens; by default the elements of `input_ids`,
-            where there is one.
-        flops_fn: from the same to the hardware FLOPs of a step with it, in place of what would be counted.
-        by_compute: names of metrics of the loop's own that are to have compute so far as their x-axis, such
-            as `["val/loss"]`. W&B draws them so itself; other trackers get a copy, `val/loss_by_compute`, whose step is
-            hardware FLOPs in millions, of what `log_by_compute` is given.
-        prefix: stands in front of all names.
-        report_dir: a folder for the report's files, besides what `to` says.
-        summary: print a line, once and on rank 0, or the whole table where `to` is folders alone.
-        strict: raise what fails instead of warning.
+        to: destination: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning logger, a
+            folder, a `Tracker`, or a list of these. Runs and writers stay yours to close. Default: none; results are in
+            `metrics()` and `profile`.
+        fma: FLOPs per multiply-add, 1 or 2.
+        elementwise: whether to count elementwise operators and reductions.
+        warmup_steps: number of steps after the counted one that are not timed.
+        latency_steps: number of timed steps after these; 0 turns timing off.
+        log_every_n_steps: number of steps between two logs of compute and throughput. Default: 50.
+        max_hw_flops: budget of hardware FLOPs, for all ranks together. `should_stop` is True from the end of the step
+            that spends it. If that is the first step, it is the end of the second one, when the cost of a step is
+            known. A compiled model's steps are estimated. Several ranks may exceed the budget by some steps if a step
+            costs more than 16 times any step before.
+        peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
+            is known. `"measure"` measures it once, by a matrix product.
+        batch_size_fn: function that returns the number of samples in a batch. The batch is the model's first positional
+            argument, or the dict of its keyword arguments if it has none. Default: the common first dimension of all
+            tensors given to the model.
+        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
+            `input_ids`, if there is one.
+        flops_fn: function that returns the hardware FLOPs of a step with a batch, to be used for compute and throughput
+            in place of counted ones.
+        by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
+            Other trackers get a copy, `val/loss_by_compute`, of the values given to `log_by_compute`; its step is
+            hardware FLOPs in millions.
+        prefix: prefix of every logged name.
+        report_dir: folder for report files, in addition to `to`.
+        summary: whether to print a summary, once and on rank 0: one line, or the whole table if `to` has only folders.
+        strict: whether to raise exceptions of flopcallback instead of warning.
 
     Raises:
-        ValueError: an argument is not what it is to be.
-        TypeError: `model` is no module, `optimizer` no optimizer of PyTorch's, or no tracker takes what `to` is.
-        ImportError: a package is missing that a tracker needs.
+        ValueError: an argument is invalid.
+        TypeError: `model` is not a module, `optimizer` not an optimizer of PyTorch, or no tracker supports `to`.
+        ImportError: a tracker needs a package that is not installed.
 
     Example:
         >>> import torch
@@ -141,6 +145,7 @@ class FlopHook:
         )
         self._model, optimizers = unwrapped(model), optimizers_of(optimizer)
         self._failures = Failures(strict=strict)
+        # The process group may be created later: the watch asks again when it counts.
         is_logging = rank_of() == 0
         self._training = Training(
             self._model,
@@ -154,7 +159,7 @@ class FlopHook:
         self._watch: LoopWatch | EndedWatch = LoopWatch(
             self._model, optimizers, options, self._training, self._failures
         )
-        self._is_closed = False
+        self._is_closed = False  # True from the first `close` on
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options and the results so far: a copy watches no loop, and holds no model."""
@@ -175,17 +180,22 @@ class FlopHook:
         self._watch = EndedWatch(self._training.profiles.get(TRAINING))
         self._is_closed = True
 
-    # --- What a user asks for -----------------------------------------------------------------------------------------
+    # --- For the user -------------------------------------------------------------------------------------------------
 
     @property
     def profile(self) -> ModelProfile | None:
-        """The profile of the first training call, with times once they are in; None before that call."""
+        """Profile of the first training call; None before that call.
+
+        Times and the whole step are added once they are measured.
+        """
         with self._failures.as_warning("the profile could not be read"):
             return self._watch.profile()
         return None
 
     def metrics(self) -> dict[str, int | float]:
-        """The numbers that are known by now, by name, to merge into what the loop logs itself; integers are exact.
+        """Return all numbers so far, to log them with your own.
+
+        Counts are exact ints.
 
         Example:
             >>> wandb.log({"loss": loss, **hook.metrics()}, step=step)  # doctest: +SKIP
@@ -196,10 +206,16 @@ class FlopHook:
         return {self._options.prefix + name: value for name, value in scalars.items()}
 
     def log_by_compute(self, metrics: Mapping[str, float | torch.Tensor]) -> None:
-        """Logs metrics that `by_compute` names, at compute so far; where the loop logs them, on any rank.
+        """Log metrics at compute so far.
 
-        W&B needs no call: there, `{"val/loss": loss, **hook.metrics()}` has compute beside the loss. Tensors have one
-        element; their device is waited for where a tracker gets a copy.
+        Trackers that can plot against compute themselves get nothing.
+
+        Call it where the loop logs these metrics, on any rank. For W&B it is not needed: logging `{"val/loss": loss,
+        **hook.metrics()}` puts compute beside the loss.
+
+        Args:
+            metrics: values by name, each named in `by_compute`. A tensor has one element; reading it waits for its
+                device.
 
         Example:
             >>> writer.add_scalar("val/loss", loss, step)  # doctest: +SKIP
@@ -214,7 +230,9 @@ class FlopHook:
 
     @property
     def should_stop(self) -> bool:
-        """Whether `max_hw_flops` are spent, by all ranks together; the same on all ranks after the same step.
+        """True once all ranks together have spent `max_hw_flops`.
+
+        After the same step, it is the same on all ranks.
 
         Example:
             >>> for x, y in loader:  # doctest: +SKIP
@@ -225,18 +243,24 @@ class FlopHook:
         return self._training.is_budget_spent
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, for `load_state_dict`: compute so far, of all ranks.
+        """Return compute so far, of all ranks, for a checkpoint.
 
-        Every rank has to call it, after the same step: the first one waits for the others, for seconds at most, and
-        warns of those that did not come. What it gets is to be saved; others get no compute.
+        Every rank has to call it after the same step. Rank 0 waits some seconds for the others, warns about missing
+        ones, and gets the state to save; the state of other ranks has no compute.
         """
         with self._failures.as_warning("a checkpoint has no compute so far"):
-            self._training.pause()  # what follows is not training
+            self._training.pause()  # writing a checkpoint is not training
             return {"compute": self._training.state()} if self._training.is_metering else {}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave, on any number of ranks; before the first step, and on every rank."""
+        """Load compute so far from a checkpoint.
+
+        Every rank has to call it, before the first step. The number of ranks may differ from that of the checkpoint.
+
+        Args:
+            state: result of `state_dict` on rank 0.
+        """
         with self._failures.as_warning("compute so far begins anew"):
             if isinstance(self._watch, EndedWatch):
                 raise RuntimeError("this is a copy of a hook, which watches no loop")
@@ -246,12 +270,18 @@ class FlopHook:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Goes around each step of a loop whose steps are not what its optimizers say."""
+        """Mark the code inside as one step.
+
+        Use it around every step if steps of the loop do not end with the steps of its optimizers.
+        """
         with self._watch.marked_step():
             yield
 
     def close(self) -> None:
-        """Logs what a short loop has timed, and lets go of the model and the optimizers; again, it does nothing."""
+        """Log the last results, and detach from model and optimizers.
+
+        A second call does nothing.
+        """
         self._close(wait=True)
 
     def __enter__(self) -> FlopHook:
@@ -261,21 +291,22 @@ class FlopHook:
         if error is None:
             self.close()
             return
-        try:  # No waiting for a device that may be dead, and nothing raised: the loop's own error is on its way.
+        # The loop's own error is being raised: do not wait for a device that may be dead, and raise nothing.
+        try:
             self._close(wait=False)
-        except Exception as ours:  # noqa: BLE001
-            self._failures.log("the report of a training that ended early is not complete", ours)
+        except Exception as failure:  # noqa: BLE001 - another error is being raised
+            self._failures.log("the report of a training that ended early is not complete", failure)
 
     def _close(self, *, wait: bool) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        has_seen = self._watch.close(wait=wait)
-        if wait and not has_seen:
+        has_seen_call = self._watch.close(wait=wait)
+        if wait and not has_seen_call:
             warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
 
     def _trackers(self, to: Any) -> dict[str, Tracker]:
-        """A tracker for each target, by a name that says where it goes."""
+        """Return a tracker for each target, by name."""
         targets = to if isinstance(to, list) else [] if to is None else [to]
         if self._options.report_dir is not None:
             targets = [*targets, Path(self._options.report_dir)]

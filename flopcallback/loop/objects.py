@@ -1,4 +1,4 @@
-"""What a plain loop gives to `FlopHook`: its model and its optimizers, checked, and taken out of what wraps them."""
+"""Models and optimizers of a plain loop, validated and without their wrappers."""
 
 from __future__ import annotations
 
@@ -18,66 +18,71 @@ __all__ = ["EndedWatch", "OptimizerHooks", "optimizers_of", "unwrapped"]
 
 
 MOST_WRAPPERS = 8
-"""Around each other; more than that is no chain of wrappers, but something that leads back to itself."""
+"""Longest chain of wrappers that is followed; a longer one is taken for a cycle."""
 
 MOST_PARAMETERS = 64
-"""Of an optimizer, that are asked whether it has stepped."""
+"""Parameters per optimizer that are checked for a change."""
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """Takes a model out of `DistributedDataParallel`, `DataParallel` and what Lightning's Fabric wraps around it.
+    """Return a model without the wrappers of data parallelism and of Fabric.
 
-    A compiled module is no such wrapper: it is what the loop calls.
+    These are `DistributedDataParallel`, `DataParallel` and the result of Lightning's `fabric.setup`. A compiled module
+    is not unwrapped: it is the module that the loop calls.
 
     Raises:
-        TypeError: it is no module.
+        TypeError: `model` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module")
-    found: nn.Module = model
+    module: nn.Module = model
     for _ in range(MOST_WRAPPERS):
-        inner = _wrapped_module(found)
+        inner = _wrapped_module(module)
         if inner is None:
             break
-        found = inner
-    return found
+        module = inner
+    return module
 
 
 def _wrapped_module(model: nn.Module) -> nn.Module | None:
-    """The module that a wrapper calls; None where it is none."""
+    """Return the module inside a wrapper, or None for any other module."""
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         wrapped: nn.Module = model.module
         return wrapped
-    # What `fabric.setup` returns, known by its parts, as Lightning is not imported here. What it calls may be compiled.
+    # The result of `fabric.setup`, recognized by its attributes, since Lightning must not be imported here. Not
+    # `_original_module`: the module that it calls may be a compiled one.
     inner = model._modules.get("_forward_module")
     return inner if "_original_module" in model._modules else None
 
 
 def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
-    """Takes the optimizers out of one, a list of them, or None, each once, and out of what wraps them.
+    """Return the given optimizers, each once and without wrappers.
+
+    Args:
+        given: an optimizer, a list or tuple of optimizers, or None.
 
     Raises:
-        TypeError: one of them is none of PyTorch's, and wraps none in its attribute `optimizer`.
+        TypeError: an element is not an optimizer of PyTorch, and has none in its attribute `optimizer`.
     """
-    several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-    return list(dict.fromkeys(map(_optimizer_in, several)))
+    optimizers = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    return list(dict.fromkeys(map(_optimizer_in, optimizers)))
 
 
 def _optimizer_in(given: Any) -> torch.optim.Optimizer:
-    """The optimizer that steps where `given` does.
+    """Return the optimizer with the step hooks that `given.step()` calls.
 
-    A wrapper (`AcceleratedOptimizer`, Fabric's) has the optimizer in its attribute `optimizer`, and hooks that are that
-    one's or none. One with hooks of its own (a Lookahead that was made by `Optimizer.__init__`) is an optimizer.
+    A wrapper (Accelerate's, Fabric's) has the optimizer in its attribute `optimizer`, and shares its hooks or has none.
+    An optimizer around another one, such as a Lookahead, is not unwrapped if it has hooks of its own.
     """
-    each = given
+    optimizer = given
     for _ in range(MOST_WRAPPERS):
-        inner = getattr(each, "optimizer", None)
-        hooks = step_hooks_of(each)
-        if isinstance(each, torch.optim.Optimizer) and hooks is not None and hooks is not step_hooks_of(inner):
-            return each
-        if inner is None or not callable(getattr(each, "step", None)):
+        inner = getattr(optimizer, "optimizer", None)
+        hooks = step_hooks_of(optimizer)
+        if isinstance(optimizer, torch.optim.Optimizer) and hooks is not None and hooks is not step_hooks_of(inner):
+            return optimizer
+        if inner is None or not callable(getattr(optimizer, "step", None)):
             break
-        each = inner
+        optimizer = inner
     what = f"a {type(given).__qualname__}" if isinstance(given, torch.optim.Optimizer) else f"{given!r:.80}"
     raise TypeError(
         f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
@@ -86,12 +91,12 @@ def _optimizer_in(given: Any) -> torch.optim.Optimizer:
 
 
 class OptimizerHooks:
-    """Hooks before and behind the steps of optimizers, that can be taken away while compiled code runs.
+    """Hooks before and after optimizer steps, removable while compiled code runs.
 
     Args:
-        optimizers: those that are hooked.
-        before: is called before each step.
-        after: is called behind each step, with the number of the optimizer.
+        optimizers: optimizers to hook.
+        before: called before each step.
+        after: called after each step, with the number of the optimizer as first argument.
     """
 
     def __init__(
@@ -102,41 +107,42 @@ class OptimizerHooks:
     ) -> None:
         self._optimizers = list(optimizers)
         self._handles: list[Any] = []
-        for number, each in enumerate(self._optimizers):
-            # The number is bound here: the object that steps may be another one with the same hooks.
-            self._handles.append(each.register_step_pre_hook(before))
-            self._handles.append(each.register_step_post_hook(functools.partial(after, number)))
+        for number, optimizer in enumerate(self._optimizers):
+            self._handles.append(optimizer.register_step_pre_hook(before))
+            # The number is bound here: the hook's argument may be a wrapper that shares the hooks.
+            self._handles.append(optimizer.register_step_post_hook(functools.partial(after, number)))
 
     def close(self) -> None:
-        """Takes the hooks away for good."""
+        """Remove the hooks for good."""
         for handle in self._handles:
             handle.remove()
         self._optimizers.clear()
 
-    def take_away(self) -> Callable[[], None]:
-        """Takes the hooks away; what this returns puts them back.
+    def take_off(self) -> Callable[[], None]:
+        """Take the hooks off; return a function that puts them back.
 
-        What holds hooks is exchanged as a whole: a step of the user's may be going through it.
+        The dicts of hooks are replaced rather than changed: a step of the user may be iterating over them.
         """
-        ours = {handle.id for handle in self._handles}
-        taken = []
-        for each in self._optimizers:
-            own = vars(each)
+        own_ids = {handle.id for handle in self._handles}
+        replaced = []
+        for optimizer in self._optimizers:
+            attributes = vars(optimizer)
             for name in (PRE_HOOKS, POST_HOOKS):
-                hooks = own[name]
-                taken.append((own, name, hooks))
-                own[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in ours)
+                hooks = attributes[name]
+                replaced.append((attributes, name, hooks))
+                attributes[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in own_ids)
 
-        def put_back() -> None:
-            for own, name, hooks in taken:
-                own[name] = hooks
+        def restore() -> None:
+            for attributes, name, hooks in replaced:
+                attributes[name] = hooks
 
-        return put_back
+        return restore
 
-    def stepped_from_here(self) -> Callable[[], list[int]]:
-        """Gives a function that says which optimizers have written to their parameters since."""
+    def watch_parameters(self) -> Callable[[], list[int]]:
+        """Return a function that lists optimizers with parameters changed since."""
         before = [
-            [(parameter, version_of(parameter)) for parameter in _some_parameters(each)] for each in self._optimizers
+            [(parameter, version_of(parameter)) for parameter in _some_parameters(optimizer)]
+            for optimizer in self._optimizers
         ]
 
         def stepped() -> list[int]:
@@ -147,7 +153,7 @@ class OptimizerHooks:
 
 
 def _some_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Parameters that change where the optimizer steps; not all of very many."""
+    """Return at most `MOST_PARAMETERS` parameters that a step would change."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with_grad = (parameter for parameter in parameters if parameter.grad is not None)
     return list(itertools.islice(with_grad, MOST_PARAMETERS)) or parameters[:MOST_PARAMETERS]

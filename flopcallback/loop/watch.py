@@ -1,4 +1,4 @@
-"""LoopWatch: calls of a plain loop's model and steps of its optimizers become events of a training."""
+"""LoopWatch: events of a training from a plain loop."""
 
 from __future__ import annotations
 
@@ -30,61 +30,68 @@ from flopcallback.training.training import TRAINING, Plan, Training
 __all__ = ["MOST_CALLS", "LoopWatch"]
 
 SEVERAL = 2
-"""Optimizers from which on a backward ends no call: the networks of a GAN share a step."""
+"""Number of optimizers from which a backward no longer ends a call: the networks of a GAN share a step."""
 
 MOST_PARTS = 64
-"""Children of the model that stay watched after the window, in case the loop comes to call them itself."""
+"""Children of the model that stay wrapped after the measurements, in case the loop calls them itself."""
 
 LOG_EVERY = 50
-"""Steps between two logs, where the user says nothing."""
+"""Default of `log_every_n_steps`."""
 
 MOST_CALLS = 100
-"""Module calls in the counted call: each one takes memory, and an optimizer may be idle for long."""
+"""Module calls that are counted as one call. Each takes memory, and without an optimizer's step there is no end."""
 
 STEP_FAILED = "the training step could not be counted"
 
 
 class Stage(Enum):
-    """How much of a loop is watched; it only goes forward."""
+    """Extent of watching a loop.
 
-    COUNTING = "counting"  # all modules, until the first call was counted
-    MEASURING = "measuring"  # all modules: later steps are timed, or observed for the profile
-    BOOKING = "booking"  # the modules that the loop calls itself: steps are booked, and nothing else
-    OVER = "over"  # none
+    A stage is never followed by an earlier one.
+    """
+
+    COUNTING = "counting"  # all modules are wrapped, until the first call was counted
+    MEASURING = "measuring"  # all modules are wrapped: steps are timed, or observed for the profile
+    BOOKING = "booking"  # only modules that the loop itself calls are wrapped: steps are booked, or observed for a cost
+    OVER = "over"  # closed, or given up after a failure: no module is wrapped
 
 
 @dataclass(slots=True)
 class _Step:
-    """A step of the loop; a new one begins where the last one ended."""
+    """State of a step, replaced when the step ends."""
 
-    plan: Plan | None = None  # None until its first call begins
-    is_in_first_call: bool = False  # that call is under way, or was the last one
-    stepped: set[int] = field(default_factory=set)  # numbers of the optimizers
+    plan: Plan | None = None  # None until the step's first call begins
+    is_in_first_call: bool = False  # True from the begin of the step's first call to the begin of its second
+    stepped: set[int] = field(default_factory=set)  # numbers of the optimizers that have stepped
 
 
 @dataclass(slots=True)
 class _Call:
-    """What the loop calls up to a backward; a new one begins there, and with each step."""
+    """State of a call: all module calls up to a backward.
 
-    has_called: bool = False  # a module's call in it came to its end
-    has_backward: bool = False  # a backward through its result began
-    is_added: bool = False  # the training knows of the module's call under way
-    modules_called: int = 0
-    seen: list[tuple[str, Observed]] = field(default_factory=list)  # by the name of the module that was called
+    It is replaced after a backward and with each step.
+    """
+
+    has_called: bool = False  # True once one of its module calls has returned
+    has_backward: bool = False  # True once a backward through its result has begun: the next module call ends it
+    is_added: bool = False  # True if `_book_only` has reported the module call that `_on_call` runs next
+    modules_called: int = 0  # number of module calls that have returned
+    seen: list[tuple[str, Observed]] = field(default_factory=list)  # counted module calls, with the module's name
 
 
 class LoopWatch:
-    """Tells calls and steps of a loop apart, and does with each what its plan says.
+    """Watch over a plain loop, which divides it into calls and steps.
 
-    A call ends where its backward begins; with several optimizers, where the step ends. A step ends when each optimizer
-    has stepped, or where it is marked.
+    It wraps modules to see their calls, and hooks optimizers to see their steps. It runs the calls of each step by the
+    step's plan, and reports events to the training. A call ends where its backward begins; with several optimizers,
+    where the step ends. A step ends when each optimizer has stepped, or where the user marks it.
 
     Args:
-        model: whose calls they are.
-        optimizers: whose steps say where a step ends.
-        options: what the user has set.
-        training: is told what happens.
-        failures: where failures are reported.
+        model: model under training.
+        optimizers: optimizers that end a step.
+        options: arguments of the user.
+        training: receives the events.
+        failures: reports failures.
     """
 
     def __init__(
@@ -101,25 +108,29 @@ class LoopWatch:
         self._training = training
         self._failures = failures
         self._names = ModuleNames({"": model})
-        self._conditions: Conditions | None = None  # of the counted call
+        self._conditions: Conditions | None = None  # of the counted call; None until it begins
         self._stage = Stage.COUNTING
         self._step, self._call = _Step(), _Call()
-        self._steps = 0  # that ended
-        self._has_begun = False  # a training call was seen
-        self._is_marked = False  # steps end where the user says, and nowhere else
-        self._is_in_optimizer = False  # what is called now is called by its closure
-        self._is_simple = True  # no step had a second call so far
-        self._called_sites: set[str] = set()  # names of the modules that the loop calls
-        self._on_model, self._on_optimizers, self._on_step = ExitStack(), ExitStack(), ExitStack()
+        self._steps = 0  # number of ended steps, without those that only accumulated gradients
+        self._has_begun = False  # True once a training call was seen; otherwise the hook warns when it is closed
+        self._is_marked = False  # True from the first `marked_step` on: steps end there, and nowhere else
+        self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
+        self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
+        self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
+        # What undoes the wrappers of modules, the hooks of optimizers, and the observation of the current step.
+        self._model_watch, self._optimizer_watch, self._step_watch = ExitStack(), ExitStack(), ExitStack()
         self._hooks = OptimizerHooks(self._optimizers, self._optimizer_steps, self._optimizer_stepped)
-        self._on_optimizers.callback(self._hooks.close)
-        self._on_optimizers.enter_context(stepping_aside(self._step_aside, self._aside_failed))
-        self._on_model.enter_context(outermost_calls(self._names, self._called, self._failed))
+        self._optimizer_watch.callback(self._hooks.close)
+        self._optimizer_watch.enter_context(stepping_aside(self._step_aside, self._step_aside_failed))
+        self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
 
-    # --- What the hook asks for ---------------------------------------------------------------------------------------
+    # --- For the hook -------------------------------------------------------------------------------------------------
 
     def profile(self) -> ModelProfile | None:
-        """Return the profile of the counted call; of what there is of it, where it has not ended yet."""
+        """Return the profile of the counted call, or None before it.
+
+        While the call has not ended, it is the profile of the part so far.
+        """
         profile = self._training.profiles.get(TRAINING)
         if profile is None and self._call.has_called and self._conditions is not None and self._call.seen:
             profile = self._training.preview(together(self._call.seen), self._model, self._conditions)
@@ -127,52 +138,62 @@ class LoopWatch:
 
     @contextmanager
     def marked_step(self) -> Iterator[None]:
-        """Mark a step; from the first one on, none ends elsewhere."""
+        """Mark the code inside as one step.
+
+        From the first mark on, steps end nowhere else.
+        """
         self._is_marked = True
         with self._guarded():
-            self._forget_step()
+            self._discard_step()
         try:
             yield
         except BaseException:
             with self._guarded():
-                self._end_call()  # the loop may go on: the next step has a call of its own
-                self._forget_step()
+                self._end_call()  # if the loop goes on, its next step begins a new call
+                self._discard_step()
             raise
         with self._guarded():
             self._end_step()
-            self._narrow()
+            self._reduce_to_booking()
 
     def close(self, *, wait: bool) -> bool:
-        """End what is under way, and let go of the model and the optimizers.
+        """End the current call and step, and remove all wrappers and hooks.
 
         Args:
-            wait: False where a device, or another rank, may never come to the end of its work.
+            wait: whether to wait for the device and for other ranks. False after an error: they may never finish.
 
         Returns:
-            Whether a training call was seen, or something failed before.
+            Whether a training call was seen, or the watch had given up before.
         """
         was_over = self._stage is Stage.OVER
         try:
             with self._guarded():
                 self._end_call()
                 if wait and self._step.plan is not None and not self._is_marked:
-                    # No optimizer came to this step, or there is none.
+                    # The loop ended before an optimizer ended this step, or there is no optimizer.
                     self._end_step(is_whole=False, has_stepped=not self._optimizers)
             with self._guarded():
                 self._training.close(self._steps, wait=wait)
         finally:
             self._let_go()
-            self._on_optimizers.close()
+            self._optimizer_watch.close()
             self._optimizers.clear()
         return self._has_begun or was_over
 
-    # --- The loop's events --------------------------------------------------------------------------------------------
+    # --- Events of the loop -------------------------------------------------------------------------------------------
 
-    def _called(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Handle a call that the loop makes; `call()` makes it."""
+    def _on_call(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run a module call of the loop, and report it.
+
+        Args:
+            site: module under call.
+            call: makes the call; it has to be called once.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
         if not (site.module.training and torch.is_grad_enabled()):
             if site.module is self._model and self._step.plan is None:
-                self._training.pause()  # evaluation, between two steps
+                self._training.pause()  # evaluation between two steps
             call()
             return
         self._has_begun = True
@@ -188,7 +209,7 @@ class LoopWatch:
         else:
             self._add_call(args, kwargs)
         try:
-            result = self._make(site, call, args, kwargs)
+            result = self._run_call(site, call, args, kwargs)
         except BaseException:
             self._call_raised()
             raise
@@ -197,18 +218,20 @@ class LoopWatch:
         if len(self._optimizers) < SEVERAL:
             self._watch_backward(result)
         if not (self._optimizers or self._is_marked):
-            self._narrow()
+            self._reduce_to_booking()
 
-    def _passes(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Book a call after the window; return whether that is all there is to do about it, as in most loops.
+    def _book_only(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Book a module call; return whether it can run as it is.
 
-        Where a loop calls the model twice in a step, what lies between has to be known, from there on.
+        This is the fast path of the stage `BOOKING`, and enough for most loops. A loop that calls the model twice in a
+        step leaves it for good: between two calls, backwards have to be noticed.
         """
-        if not (self._is_simple and site.module.training and torch.is_grad_enabled()):
+        if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()):
             return False
         if self._step.plan is not None:
-            self._is_simple = False
-            # Micro-batches are more frequent than forwards that share a backward.
+            self._has_single_calls = False
+            # Backwards were not watched for so far. Assume that there was one, as between micro-batches: two forwards
+            # that share a backward are rarer.
             self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
         self._add_call(args, kwargs)
@@ -220,10 +243,13 @@ class LoopWatch:
         return True
 
     def _call_raised(self) -> None:
-        """Forget a step that began with a call that raised: the loop may leave it, and go on."""
+        """Discard the current step if its first call raised.
+
+        The loop may catch the error and skip the batch.
+        """
         if self._step.is_in_first_call:
             with self._guarded():
-                self._forget_step()
+                self._discard_step()
             self._call.has_called = False
 
     def _optimizer_steps(self, *_: Any) -> None:
@@ -240,28 +266,34 @@ class LoopWatch:
             if len(stepped) == len(self._optimizers) and not self._is_marked:
                 self._end_step()
                 if self._stage is not Stage.BOOKING:
-                    self._narrow()
-        except Exception as error:  # noqa: BLE001 - as `_guarded`, which takes longer
+                    self._reduce_to_booking()
+        except Exception as error:  # noqa: BLE001 - as in `_guarded`, without the cost of a context manager
             self._give_up(STEP_FAILED, error)
 
     def _step_aside(self, _: CompiledCall) -> Return | None:
-        """Take the hooks away from compiled code, which may be an optimizer's step; its parameters then say so."""
-        if self._is_in_optimizer:
-            return None  # it is a part of a step that is not compiled, whose hooks are called
-        put_back, stepped = self._hooks.take_away(), self._hooks.stepped_from_here()
+        """Take optimizer hooks off while compiled code runs.
 
-        def after() -> None:
+        The code may be the step of a compiled optimizer. Without hooks, changed parameters tell which ones stepped.
+
+        Returns:
+            A function that puts the hooks back, and in turn returns one that reports the steps.
+        """
+        if self._is_in_optimizer:
+            return None  # compiled code within an uncompiled step, whose own hooks report it
+        restore_hooks, stepped = self._hooks.take_off(), self._hooks.watch_parameters()
+
+        def report_steps() -> None:
             if self._step.plan is not None and self._stage is not Stage.OVER:
                 for number in stepped():
                     self._optimizer_stepped(number)
 
-        def back(_: Any) -> After | None:
-            put_back()
-            return after
+        def come_back(_: Any) -> After | None:
+            restore_hooks()
+            return report_steps
 
-        return back
+        return come_back
 
-    def _aside_failed(self, error: Exception) -> None:
+    def _step_aside_failed(self, error: Exception) -> None:
         self._give_up(STEP_FAILED, error)
 
     def _failed(self, site: CallSite, error: Exception) -> None:
@@ -269,20 +301,20 @@ class LoopWatch:
 
     # --- Calls --------------------------------------------------------------------------------------------------------
 
-    def _make(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call as the plan of its step says."""
+    def _run_call(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a module call as the plan of its step says."""
         if self._stage is Stage.COUNTING:
             return self._count(site, call, args, kwargs)
         if (observer := self._training.observer) is None:
             return self._time(call)
-        if not self._call.has_called:
+        if not self._call.has_called:  # once per call, whatever number of module calls it has
             self._training.note_observed_call()
         with self._training.counting_nodes(), observer.on():
             return call()
 
     def _count(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._conditions is None:
-            self._names = ModuleNames({"": self._model})  # it may have others than when the hook was made
+            self._names = ModuleNames({"": self._model})  # modules may have changed since the hook was created
             if rank_of() != 0:  # the process group may have been created after the hook
                 self._training.mute()
             batch = args[0] if args else kwargs
@@ -292,7 +324,7 @@ class LoopWatch:
         with self._training.counting_nodes():
             observed = observe_module_call(site, call, self._names, args, kwargs)
         result = observed.result
-        # The result is the loop's, to keep or to drop.
+        # Without the result: the loop decides how long its tensors live.
         self._call.seen.append((site.name, dataclasses.replace(observed, result=None)))
         return result
 
@@ -301,11 +333,11 @@ class LoopWatch:
             with self._training.timed_call(continues=self._call.has_called):
                 return call()
         except BaseException:
-            self._call.has_called = False  # its time was dropped: there is nothing to go on with
+            self._call.has_called = False  # the time of the call was dropped: a retry cannot continue it
             raise
 
     def _watch_backward(self, result: Any) -> None:
-        """Have the first backward through any of the tensors in `result` note that it began."""
+        """Register hooks that notice a backward through the tensors of a result."""
 
         def began(_: Any) -> None:
             self._call.has_backward = True
@@ -317,23 +349,23 @@ class LoopWatch:
                     part.grad_fn.register_prehook(began)
 
     def _add_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the training of a call; the first one begins a step."""
+        """Report a call to the training; the first one begins a step."""
         inputs, batch, call = (args, kwargs), args[0] if args else kwargs, self._call
         is_first = self._step.plan is None
         self._step.is_in_first_call = is_first
         if is_first:
             self._step.plan = self._training.begin_step(inputs, batch, self._optimizers)
         else:
-            # What an optimizer calls again, as L-BFGS does, has seen its batch before.
+            # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
             self._training.add_call(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
-            self._is_simple = False
+            self._has_single_calls = False
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
         if is_first and self._step.plan is Plan.OBSERVE and self._training.observer is not None:
-            self._on_step.enter_context(self._training.observer.watching())
+            self._step_watch.enter_context(self._training.observer.watching())
 
     def _end_call(self) -> None:
-        """End the call that lasted since the last backward, or the last step; keep it, if it is the counted one."""
+        """End the current call, and record it if it was counted."""
         call, self._call = self._call, _Call()
         if not call.has_called or self._stage is not Stage.COUNTING:
             return
@@ -349,59 +381,68 @@ class LoopWatch:
             self._end_call()
         else:
             self._call = _Call()
-        self._on_step.close()
+        self._step_watch.close()
         ended, self._step = self._step, _Step()
         number, self._steps = self._steps, self._steps + has_stepped
         if ended.plan is not None:
             is_log_step = (number + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
             self._training.end_step(number, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
 
-    def _forget_step(self) -> None:
-        """The step under way did not come to its end, and is not booked."""
-        self._on_step.close()
+    def _discard_step(self) -> None:
+        """Drop the current step without booking it.
+
+        Optimizers that have stepped in it stay noted.
+        """
+        self._step_watch.close()
         self._step = _Step(stepped=self._step.stepped)
 
-    def _narrow(self) -> None:
-        """Watch only what the loop calls itself, once nothing is timed any more; not while a module is called."""
+    def _reduce_to_booking(self) -> None:
+        """Enter the stage `BOOKING` once all measurements are done.
+
+        From then on only modules that the loop itself calls are wrapped. Not to be called during a module call.
+        """
         if self._stage is not Stage.MEASURING or self._training.is_busy:
             return
         self._stage = Stage.BOOKING
-        self._is_simple &= bool(self._optimizers or self._is_marked)  # something says where a step ends
-        self._on_model.close()
+        self._has_single_calls &= bool(self._optimizers or self._is_marked)  # else only calls tell where a step ends
+        self._model_watch.close()
         wrappers = outermost_calls(
             self._names,
-            self._called,
+            self._on_call,
             self._failed,
             only={*self._called_sites, *self._likely_sites()},
-            fast_path=self._passes,
+            fast_path=self._book_only,
             on_raise=self._call_raised,
         )
-        self._on_model.enter_context(wrappers)
+        self._model_watch.enter_context(wrappers)
         rest_if_unused()
 
     def _likely_sites(self) -> set[str]:
-        """Return the model and its parts, which a loop may come to call later: a head, or half of a GAN."""
+        """Return the names of modules that a loop may call later.
+
+        These are the model and its children, such as a head or one half of a GAN.
+        """
         parts = [name for name, _ in self._model.named_children()]
         return {"", *parts[:MOST_PARTS]}
 
-    # --- When something failed, and at the end ------------------------------------------------------------------------
+    # --- Failures and the end -----------------------------------------------------------------------------------------
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Turn an exception inside into a warning, and leave the rest of the loop alone."""
+        """Turn an exception inside into a warning, and stop watching the loop."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the promise: training goes on
             self._give_up(STEP_FAILED, error)
 
     def _let_go(self) -> None:
-        """Leave the model alone; nothing more is booked.
+        """Remove all wrappers of modules; nothing more is booked.
 
-        The optimizers' hooks stay until the hook is closed: this may run inside of one.
+        The optimizers' hooks stay until `close`: this may run inside of one.
         """
         self._stage = Stage.OVER
-        self._on_step.close()
-        self._on_model.close()
+        self._step_watch.close()
+        self._model_watch.close()
 
     def _give_up(self, what: str, error: Exception) -> None:
         self._let_go()
