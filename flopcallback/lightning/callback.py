@@ -1,4 +1,4 @@
-"""FlopCallback: the door for Lightning."""
+"""FlopCallback: FLOPs and compute of a Lightning training."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ __all__ = ["FlopCallback"]
 
 
 def _callback_class() -> type[Any]:
-    """The `Callback` of the flavour that is in use; trainers of either flavour run a callback of the other."""
+    """Return Lightning's `Callback`, of the package that is in use.
+
+    Trainers of `lightning` also run callbacks of `pytorch_lightning`, and the other way round.
+    """
     flavours = ("lightning.pytorch", "pytorch_lightning")
     missing: Exception | None = None
     for flavour in sorted(flavours, key=lambda name: name not in sys.modules):
         try:
-            # Asked for by name: a folder of that name would be imported as an empty namespace.
+            # The attribute is tested: a folder of that name would be imported as an empty namespace package.
             return importlib.import_module(flavour).Callback  # type: ignore[no-any-return]
         except (ModuleNotFoundError, AttributeError) as error:
             missing = missing or error
@@ -43,7 +46,7 @@ def _callback_class() -> type[Any]:
     ) from missing
 
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # type checkers see the class of `lightning.pytorch`
     Callback = _callback_class()
 
 UNSEEN = (
@@ -58,7 +61,10 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 def _guarded(hook: Hook) -> Hook:
-    """Whatever a hook of ours fails at becomes one warning; from there on the run is left alone."""
+    """Turn an exception in one of our hooks into a warning.
+
+    The callback then gives up for the rest of the run.
+    """
 
     @functools.wraps(hook)
     def guarded(self: FlopCallback, *args: Any, **kwargs: Any) -> None:
@@ -73,48 +79,46 @@ def _guarded(hook: Hook) -> Hook:
 
 
 class FlopCallback(Callback):
-    """Counts the first training step as it happens, times the next ones, and shows both in the trainer's loggers.
+    """Lightning callback that counts FLOPs, times modules, and tracks compute.
 
-    The first call of `training_step` is observed in flight: it is called once, as always, and its results are handed
-    on. Then the forwards of the modules are timed for `latency_steps` steps. Nothing stays on the modules. As training
-    goes on, every step is booked by its shapes: compute so far and throughput are logged, and checkpoints keep compute.
-    Whatever fails in here becomes one `FlopCallbackWarning`, and training goes on.
+    The first `training_step` is counted while it runs: it is called once, as always, and Lightning gets its result. The
+    next steps are timed. Nothing stays on the modules. From then on each step adds its cost, known by the shapes of its
+    inputs, to compute so far, which is logged together with throughput and kept in checkpoints. Everything goes to the
+    trainer's loggers. `trainer.validate`, `test` and `predict` get a profile of their own, of their first batch.
 
-    `trainer.validate`, `test` and `predict` make a profile of their own, of their first batch.
+    A failure inside the callback becomes one `FlopCallbackWarning`, and training goes on.
 
     Args:
-        fma: how many FLOPs a multiply-add is, 1 or 2.
-        elementwise: whether elementwise operators and reductions count.
-        warmup_steps: steps after the counted one that are not timed.
-        latency_steps: steps after those that are; 0 times nothing.
-        log_every_n_steps: steps between two logs of compute so far and throughput; by default the
-            trainer's.
-        max_hw_flops: a budget of hardware FLOPs, of all ranks together; training stops at the end of the step that
-            spends them, or of the second one, since the first is counted by its forward alone; not before the
-            trainer's `min_steps` and `min_epochs`. A compiled model's steps are estimated. Several ranks keep it to the
-            step while none takes 16 times what any took before.
-        peak_flops: dense peak of the device in FLOP/s, to hold achieved ones against; by default what is known of the
-            device. `"measure"` measures it once by a matrix product.
-        batch_size_fn: from a batch to its number of samples; by default what the batch's tensors agree on as their
-            first dimension, and for sums what Lightning takes them for.
-        tokens_fn: from a batch to its number of tokens; by default the elements of `input_ids`,
-            where there is one.
-        flops_fn: from a batch to the hardware FLOPs of a step with it, in place of what would be counted.
-        by_compute: names of metrics that the module logs and that are to have compute so far as their x-axis, such
-            as `["val/loss"]`. W&B draws them so itself; other trackers get a copy, `val/loss_by_compute`, whose step is
-            hardware FLOPs in millions.
-        prefix: stands in front of all names.
-        report_dir: a folder for the report's files. Without one, files are written only where no logger of the
-            trainer has a tracker: to `flopcallback_report/` in the logger's or the trainer's folder.
-        summary: print a line, once and on rank 0, or the whole table where no logger can show it.
-        strict: raise what fails instead of warning.
+        fma: FLOPs per multiply-add, 1 or 2.
+        elementwise: whether to count elementwise operators and reductions.
+        warmup_steps: number of steps after the counted one that are not timed.
+        latency_steps: number of timed steps after these; 0 turns timing off.
+        log_every_n_steps: number of steps between two logs of compute and throughput. Default: the trainer's.
+        max_hw_flops: budget of hardware FLOPs, for all ranks together. Training stops at the end of the step that
+            spends it, but not before the trainer's `min_steps` and `min_epochs`. If that is the first step, it is the
+            end of the second one, when the cost of a step is known. A compiled model's steps are estimated. Several
+            ranks may exceed the budget by some steps if a step costs more than 16 times any step before.
+        peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
+            is known. `"measure"` measures it once, by a matrix product.
+        batch_size_fn: function that returns the number of samples in a batch. Default: the common first dimension of
+            its tensors (for totals, Lightning's own estimate).
+        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
+            `input_ids`, if there is one.
+        flops_fn: function that returns the hardware FLOPs of a step with a batch, to be used for compute and throughput
+            in place of counted ones.
+        by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
+            Other trackers get a copy, `val/loss_by_compute`; its step is hardware FLOPs in millions.
+        prefix: prefix of every logged name.
+        report_dir: folder for report files. Default: files are written only if the trainer has no logger, or one
+            without a tracker, to `flopcallback_report/` in the logger's or the trainer's folder.
+        summary: whether to print a summary, once and on rank 0: one line, or the whole table if no logger can show it.
+        strict: whether to raise exceptions of flopcallback instead of warning.
 
     Attributes:
-        profiles: the latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
+        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
 
     Raises:
-        ValueError: an argument is not what it is to be: `fma` neither 1 nor 2, a number of steps that is negative or no
-            whole number, a `prefix` that is no string, ...
+        ValueError: an argument is invalid.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -122,7 +126,7 @@ class FlopCallback(Callback):
         >>> trainer = Trainer(callbacks=[FlopCallback()])
     """
 
-    state_key = ""
+    state_key = ""  # replaces the property of `Callback`; set by the constructor
 
     def __init__(
         self,
@@ -163,25 +167,25 @@ class FlopCallback(Callback):
         )
         self._failures = Failures(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
-        self._loaded: dict[str, Any] = {}  # compute so far in the checkpoint that training goes on from
-        self._spent: dict[str, Any] = {}  # that of the last training
+        self._loaded: dict[str, Any] = {}  # compute so far from the checkpoint that this run resumes; else empty
+        self._spent: dict[str, Any] = {}  # compute so far of the present or last training, for checkpoints
         self._by_compute = MetricsByCompute(by_compute, self._failures)
-        self._gave_up = False
+        self._gave_up = False  # True after a failure, until the next run of the trainer: hooks then do nothing
         self._watch_nothing()
-        # Where a checkpoint has the state of this one, told from others in the same trainer. No property: Lightning
-        # asks for it around every hook.
-        own, usual = (fma, elementwise, prefix), (1, False, "")
+        # Key of the state in checkpoints, different from that of other instances in the same trainer. Not a property:
+        # Lightning reads it around every hook.
+        options, defaults = (fma, elementwise, prefix), (1, False, "")
         key = self._generate_state_key(fma=fma, elementwise=elementwise, prefix=prefix)
-        self.state_key = type(self).__qualname__ if own == usual else key
+        self.state_key = type(self).__qualname__ if options == defaults else key
 
     def _watch_nothing(self) -> None:
         """Make what belongs to one training; a copy has none of it."""
         self._training: Training | None = None  # None between two runs of a trainer, and after a failure
-        self._files: dict[Path, LocalTracker] = {}
+        self._files: dict[Path, LocalTracker] = {}  # report folders of the present training, by path
         self._watch = StepWatch()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Options and profiles: a copy, or what is pickled, does not watch the training that is under way."""
+        """Return options and profiles: a copy does not watch the training under way."""
         state = {**vars(self), "_profiles": dict(self.profiles)}
         return {name: value for name, value in state.items() if name not in LIVE}
 
@@ -191,13 +195,13 @@ class FlopCallback(Callback):
 
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
-        """The latest profile of each phase."""
+        """Latest profile of each phase."""
         return {**self._profiles, **({} if self._training is None else self._training.profiles)}
 
-    # --- Lightning's events -----------------------------------------------------------------------------------------
+    # --- Lightning's events -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A new `fit`, `validate`, `test` or `predict` begins: it is counted anew."""
+        """Begin a run of the trainer, which is counted anew."""
         self._gave_up = False
         self._set_up(trainer, stage)
 
@@ -205,14 +209,14 @@ class FlopCallback(Callback):
     def _set_up(self, trainer: Trainer, stage: str) -> None:
         self._let_go()
         self._loaded = {}
-        if not trainer.global_step:  # else the training that is over goes on
+        if not trainer.global_step:  # otherwise a second `fit` continues the training
             self._spent = {}
         if stage == "fit":
-            self._files.clear()  # An evaluation adds to the files of the training before it, a training begins anew.
+            self._files.clear()  # new files for a training; an evaluation adds to those of the training before it
 
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to book steps, where a checkpoint ended if there is one."""
+        """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
         training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
         earlier = self._loaded or (self._spent if trainer.global_step else {})
@@ -221,15 +225,15 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Stop a training that goes on from a checkpoint with nothing left of its budget."""
+        """Stop a training with a checkpoint that has spent the budget."""
         training = self._training
         if training is not None and training.poll_budget(_step(trainer), then=_then(trainer)):
             trainer.should_stop = True
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin a step, and put around its call what the plan says."""
-        self._watch.close()
+        """Begin a step, and wrap its call by the step's plan."""
+        self._watch.close()  # the module may have skipped the step before
         training = self._training
         if training is None:
             return
@@ -249,27 +253,28 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Note which optimizer steps."""
+        """Note the optimizer that steps."""
         if self._training is not None:
             number = 0
-            for known in trainer.optimizers:  # not `list.index`: an optimizer of the user's may define `==`
-                if known is optimizer:
+            for candidate in trainer.optimizers:  # not `list.index`: a user's optimizer may define `==`
+                if candidate is optimizer:
                     break
                 number += 1
             self._training.note_optimizer(number)
 
     @_guarded
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Book the step; log the profile after the first one, the times after the last one of the window."""
+        """Book the step, log new results, and keep to the budget."""
         self._watch.close()
         training = self._training
         if training is None:
             return
+        # The wrapper around `training_step` was not called, but compiled code was, which bypasses wrappers.
         if self._watch.compiled and TRAINING not in training.profiles:
             self._leave_compiled()
             return
         step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
-        # `Trainer` declares no such attribute (2.6): a connector sets it.
+        # `vars`, since `Trainer` declares no such attribute (Lightning 2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
         is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
         then = _then(trainer) if self._options.max_hw_flops is not None else ""
@@ -281,129 +286,142 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Logs metrics of the epoch before by compute: all ranks know them by now."""
+        """Log metrics of the previous epoch by compute.
+
+        By now all ranks know them.
+        """
         self._by_compute.log(trainer, self._training)
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leaves the time of validation out of throughput; a step that was left by then is not watched any more."""
+        """Leave the time of validation out of throughput.
+
+        An unfinished training step is no longer watched.
+        """
         self._watch.close()
         if self._training is not None:
             self._training.pause()
 
     @_guarded
     def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs compute so far in the row of the metrics of validation."""
+        """Log compute so far at the step of the validation metrics."""
         if self._training is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._training.log_totals(_step(trainer))
 
     @_guarded
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs metrics of validation by compute."""
+        """Log validation metrics by compute."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._by_compute.log(trainer, self._training)
 
     @_guarded
     def on_save_checkpoint(self, *_: Any) -> None:
-        """Leaves the time of writing a checkpoint out of throughput."""
+        """Leave the time of writing a checkpoint out of throughput."""
         if self._training is not None:
             self._training.pause()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: compute so far, of all ranks."""
+        """Return compute so far, of all ranks, for a checkpoint."""
         self._keep_spent()
         return {"compute": self._spent} if self._spent else {}
 
     def on_load_checkpoint(self, *_: Any) -> None:
-        """Forgets the training before: one goes on from a checkpoint, which may have no compute."""
+        """Forget the compute of the last training.
+
+        The checkpoint may have none, and then `load_state_dict` is not called.
+        """
         self._spent = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps what a checkpoint has, until training begins."""
+        """Keep the compute of a checkpoint until training begins."""
         with self._failures.as_warning("compute so far begins anew"):
             self._loaded = dict(state_dict.get("compute", {}))
 
     @_guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Puts a watch around the first step of `trainer.validate`; not around validation within `fit`."""
+        """Wrap the first step of `trainer.validate`, but no validation within `fit`."""
         self._start_evaluation(trainer, pl_module, "validate")
 
     @_guarded
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Puts a watch around the first step of `trainer.test`."""
+        """Wrap the first step of `trainer.test`."""
         self._start_evaluation(trainer, pl_module, "test")
 
     @_guarded
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Puts a watch around the first step of `trainer.predict`."""
+        """Wrap the first step of `trainer.predict`."""
         self._start_evaluation(trainer, pl_module, "predict")
 
     @_guarded
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs the profile of the first step of `trainer.validate`."""
+        """Log the profile of the first step of `trainer.validate`."""
         self._end_evaluation(trainer)
 
     @_guarded
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs the profile of the first step of `trainer.test`."""
+        """Log the profile of the first step of `trainer.test`."""
         self._end_evaluation(trainer)
 
     @_guarded
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs the profile of the first step of `trainer.predict`."""
+        """Log the profile of the first step of `trainer.predict`."""
         self._end_evaluation(trainer)
 
     @_guarded
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Takes away a watch that no step came to: the module's own `on_train_batch_start` may skip an epoch."""
+        """Remove the wrapper of a step that was never called.
+
+        The module's own `on_train_batch_start` may skip the rest of an epoch.
+        """
         self._watch.close()
 
     @_guarded
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Logs metrics of the last epoch by compute, and says which were named and never logged."""
+        """Log metrics of the last epoch by compute; report names never logged."""
         self._by_compute.log(trainer, self._training)
         self._by_compute.check(trainer)
 
     @_guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log what a short training has timed, and let go of the model and of the loggers."""
+        """Log the last results, and detach from the model and the loggers."""
         training = self._training
-        self._keep_spent()
+        self._keep_spent()  # before `_let_go`: it reads the training
         self._let_go()
         if training is not None:
             training.close(_step(trainer))
             self._profiles.update(training.profiles)
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
-        """Take everything away from a step that did not come to its end, and show what there is by then.
+        """Detach from the interrupted step, and log the results so far.
 
-        It waits for no device, which may be dead or hang, and raises nothing, not even where `strict`: what ended the
-        training is what the user is to see.
+        It does not wait for a device, which may be dead, and raises nothing, not even if `strict`: the user has to see
+        the error that ended the training.
         """
         training = self._training
         try:
             self._keep_spent(wait=False)
-        except Exception as error:  # noqa: BLE001 - another error is on its way
+        except Exception as error:  # noqa: BLE001 - another error is being raised
             self._failures.log("compute so far could not be kept", error)
         self._let_go()
         if training is not None:
             try:
                 training.close(_step(trainer), wait=False)
                 self._profiles.update(training.profiles)
-            except Exception as error:  # noqa: BLE001 - another error is on its way
+            except Exception as error:  # noqa: BLE001 - another error is being raised
                 self._failures.log("the report of a training that ended early is not complete", error)
 
-    # --- Inside -----------------------------------------------------------------------------------------------------
+    # --- Internals ----------------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
+        """Detach from the module and the training; keep its profiles."""
         self._watch.close()
         if self._training is not None:
             self._profiles.update(self._training.profiles)
         self._training = None
 
     def _give_up(self, what: str, error: Exception) -> None:
-        """Leave the rest of this run alone."""
-        self._spent = {}  # what was booked is too little by now
+        """Stop observing this run, and report the error."""
+        self._spent = {}  # too low from now on, since further steps are not booked
         if self._training is not None:
             self._training.stop_metering()
         self._let_go()
@@ -411,7 +429,7 @@ class FlopCallback(Callback):
         self._failures.report(what, error)
 
     def _leave_compiled(self) -> None:
-        """Leave the rest of this run alone: its steps are made inside of compiled code."""
+        """Stop observing this run, with steps inside compiled code, and warn."""
         if self._training is not None:
             self._training.stop_metering()
         self._spent = {}
@@ -433,13 +451,13 @@ class FlopCallback(Callback):
             self._training.end_evaluation(_step(trainer))
 
     def _keep_spent(self, *, wait: bool = True) -> None:
-        """Read compute so far for checkpoints, which may be written when training is over."""
+        """Store compute so far for checkpoints, which may be written after training."""
         if self._training is not None and self._training.is_metering:
             with self._failures.as_warning("a checkpoint has no compute so far"):
                 self._spent = self._training.state(wait=wait)
 
     def _count_next(self, pl_module: LightningModule, phase: str, training: Training) -> None:
-        """Have the next call of a step observed, and a profile made of it."""
+        """Wrap the next step of a phase to count it."""
         conditions = functools.partial(
             self._options.conditions, phase, pl_module, failures=self._failures, step_row=f"({METHODS[phase]})"
         )
@@ -449,14 +467,17 @@ class FlopCallback(Callback):
     def _training_of(
         self, trainer: Trainer, pl_module: LightningModule, samples: Callable[[Any], int | None] | None = None
     ) -> Training:
-        """Return what this run of the trainer is told to; without `samples`, an evaluation, which books no steps."""
+        """Return a new training for this run of the trainer.
+
+        Without `samples` it is an evaluation, for which no steps are booked.
+        """
         options = self._options
         return Training(
             pl_module,
             options,
             trackers_of(trainer, options, self._failures, self._files),
             samples=samples,
-            measures_waiting=True,
+            measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
             fallback=report_folder(trainer, options),
             failures=self._failures,
@@ -464,18 +485,21 @@ class FlopCallback(Callback):
 
 
 def _then(trainer: Trainer) -> str:
-    """Return what happens when the budget is spent, in words."""
+    """Return the consequence of a spent budget, for the user."""
     can_stop = trainer.fit_loop._can_stop_early
     return "training stops" if can_stop else "training goes on to min_epochs or min_steps, and stops"
 
 
 def _step(trainer: Trainer) -> int:
-    """Lightning's own x-axis: batches after which an optimizer stepped (`global_step` counts each optimizer's)."""
+    """Return the step on the x-axis of Lightning's own logs.
+
+    It counts batches with an optimizer step; `global_step` counts the steps of each optimizer.
+    """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _show(trainer: Trainer, text: str) -> None:
-    """Prints past the progress bar: tqdm's would be torn apart by a plain print."""
+    """Print through the progress bar if there is one: tqdm's needs that."""
     bar = trainer.progress_bar_callback
     if bar is not None and getattr(bar, "is_enabled", False) and hasattr(bar, "train_progress_bar"):
         bar.print(text)

@@ -1,4 +1,4 @@
-"""Where a trainer's loggers lead: a tracker for each that has one, files where one has none."""
+"""Trackers and report folders for the loggers of a trainer."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ __all__ = ["report_folder", "trackers_of"]
 def trackers_of(
     trainer: Any, options: Options, failures: Failures, files: dict[Path, LocalTracker]
 ) -> dict[str, Tracker]:
-    """A tracker for each of the trainer's loggers that has one; files, where one has none. None on other ranks.
+    """Return a tracker for each logger of the trainer, by name.
+
+    Loggers without a tracker share a report folder. On ranks other than 0 the dict is empty.
 
     Args:
-        trainer: of either flavour.
-        options: their prefix and report folder.
-        failures: where loggers go that could not be used.
-        files: those that this training has begun, by folder; a new one is added.
+        trainer: trainer, of either package.
+        options: arguments of the user.
+        failures: reports loggers that failed.
+        files: report folders of this training, by path; a new one is added.
     """
     trackers: dict[str, Tracker] = {}
     if not trainer.is_global_zero:
         return trackers
-    without = []  # loggers that can show nothing
+    without = []  # loggers without a tracker
     for logger in trainer.loggers:
         name = new_name(logger, trackers)
         try:
             trackers[name] = tracker_for(logger, prefix=options.prefix)
         except NoTrackerError:
             without.append(logger)
-        except Exception as error:  # noqa: BLE001 - the other loggers get theirs
+        except Exception as error:  # noqa: BLE001 - other loggers still get their trackers
             without.append(logger)
             failures.report(f"the logger {name} gets nothing", error)
     if options.report_dir is not None or not trackers or without:
@@ -45,7 +47,13 @@ def trackers_of(
 
 
 def report_folder(trainer: Any, options: Options, first: Sequence[Any] = ()) -> Path:
-    """Where files go: beside what a logger writes, by preference one of those that stand `first`."""
+    """Return the folder for report files, if possible a logger's.
+
+    Args:
+        trainer: trainer, of either package.
+        options: arguments of the user; `report_dir` takes precedence.
+        first: loggers to look at before all others.
+    """
     if options.report_dir is not None:
         return Path(options.report_dir)
     folders = [folder for logger in [*first, *trainer.loggers] if (folder := folder_of(logger)) is not None]

@@ -1,4 +1,4 @@
-"""How one step of a LightningModule is observed without changing what it does."""
+"""Observation of a LightningModule's step, without a change of its results."""
 
 from __future__ import annotations
 
@@ -19,42 +19,43 @@ from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import DISPATCH, TRACE
 from flopcallback.training.training import TRAINING
 
-__all__ = ["METHODS", "samples_in", "way_to_observe", "with_each_call"]
+__all__ = ["METHODS", "choose_observation", "counting_each_call", "samples_in"]
 
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-"""The step of each phase."""
+"""Name of the step method by phase."""
 
 EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast paths stay on"
 
 
-def way_to_observe(
+def choose_observation(
     pl_module: Any,
     phase: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     counting_nodes: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[Callable[[], Any]], Observed]:
-    """How a step is to be called: a function that takes a call of it with these arguments.
+    """Return a function that makes and observes a call of a step.
 
-    Whole and in flight. Where it contains a backward (manual optimisation), module by module. Where a module is
-    compiled, that module's call is counted beside the real one, uncompiled: an observed call would not be compiled, or
-    would be compiled once more. Where the LightningModule as a whole is compiled, so is the step.
+    Usually it observes the whole step while it runs. A step with a backward (manual optimization) is observed one
+    module call at a time. So is a model with compiled modules, which are counted beside the real call, uncompiled: an
+    observed call would run uncompiled, or be compiled once more. If the whole LightningModule is compiled, the whole
+    step is counted beside the real call.
 
-    A step of training is traced. One of evaluation is observed by the dispatcher: the tracer's function mode would
-    switch PyTorch's fast paths off, and with them change results in the last digits.
+    A training step is traced. A step of evaluation is observed by the dispatcher: the tracer's function mode would turn
+    off PyTorch's fast paths, and with them change the last digits of results.
 
     Args:
-        pl_module: the LightningModule, of either flavour.
-        phase: a key of `METHODS`.
-        args: of the step.
-        kwargs: of the step.
-        counting_nodes: makes what goes around each piece that is observed.
+        pl_module: LightningModule, of either package.
+        phase: key of `METHODS`.
+        args: positional arguments of the step.
+        kwargs: keyword arguments of the step.
+        counting_nodes: returns a context manager for each observed piece of the step.
     """
     names = ModuleNames({"": pl_module})
     if pl_module._compiler_ctx is not None:
         counted = functools.partial(_uncompiled, pl_module, METHODS[phase])
         return lambda call: observe_beside(call, counted, names, args, kwargs)
-    results = pl_module.trainer._results  # what `self.log` was given so far
+    results = pl_module.trainer._results  # values given to `self.log` so far, to be restored if the call is repeated
     keep = () if results is None else (results, *results.values())
     engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
@@ -63,16 +64,19 @@ def way_to_observe(
             call, names, engine=engine, reason=reason, keep=keep, inside=counting_nodes
         )
 
-    def as_a_whole(call: Callable[[], Any]) -> Observed:
+    def observe_whole(call: Callable[[], Any]) -> Observed:
         with counting_nodes():
             return observe_in_flight(call, names, (args, kwargs), engine=engine, reason=reason, keep=keep)
 
-    return as_a_whole
+    return observe_whole
 
 
 @contextmanager
-def with_each_call(pl_module: Any, counting_nodes: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Have `counting_nodes()` go around each piece of a step with a backward that `way_to_observe` would observe."""
+def counting_each_call(pl_module: Any, counting_nodes: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter `counting_nodes()` around each outermost module call.
+
+    These are the pieces of a step with a backward that `choose_observation` observes.
+    """
 
     def intercept(_: Any, call: Callable[[], Any], *__: Any) -> None:
         with counting_nodes():
@@ -83,14 +87,15 @@ def with_each_call(pl_module: Any, counting_nodes: Callable[[], AbstractContextM
 
 
 def samples_in(batch: Any) -> int | None:
-    """Of a batch, as Lightning itself counts them where it logs; None where it cannot tell."""
+    """Return the number of samples by Lightning's own rule, or None."""
     flavour = next(name for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules)
     extract = importlib.import_module(f"{flavour}.utilities.data").extract_batch_size
-    with warnings.catch_warnings():  # it says where tensors differ in their first dimension, and takes the first one's
+    # It warns if tensors differ in their first dimension, and takes that of the first tensor.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return int(extract(batch))
-        except Exception:  # noqa: BLE001 - of its own kind, one for each flavour
+        except Exception:  # noqa: BLE001 - an exception class of Lightning's own, another one in each package
             return None
 
 
@@ -99,16 +104,17 @@ def _has_compiled_pieces(model: nn.Module) -> bool:
 
 
 def _uncompiled(pl_module: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a step of a compiled LightningModule as it was written, and logs nothing."""
-    own, originals = vars(pl_module), pl_module._compiler_ctx
+    """Call the original method of a compiled LightningModule, without logging."""
+    attributes, originals = vars(pl_module), pl_module._compiler_ctx
     with ExitStack() as undo:
-        undo.callback(own.update, {key: own[key] for key in own.keys() & {*METHODS.values(), "forward"}})
+        compiled = {key: attributes[key] for key in attributes.keys() & {*METHODS.values(), "forward"}}
+        undo.callback(attributes.update, compiled)
         for method in ("log", "log_dict"):
-            undo.callback(own.pop, method)
-            own[method] = _log_nothing
-        own.update({key: originals[f"original_{key}"] for key in ("forward", *METHODS.values())})
+            undo.callback(attributes.pop, method)
+            attributes[method] = _log_nothing
+        attributes.update({key: originals[f"original_{key}"] for key in ("forward", *METHODS.values())})
         return getattr(pl_module, name)(*args, **kwargs)
 
 
 def _log_nothing(*_: Any, **__: Any) -> None:
-    """In place of `self.log`, in a call that is made for its count alone."""
+    """Replace `self.log` in a call that is made for its count alone."""

@@ -1,4 +1,4 @@
-"""What stands around the next calls of a step of a LightningModule, and is taken away behind it."""
+"""StepWatch: temporary wrappers around a step of a LightningModule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from flopcallback.lightning.step import METHODS, way_to_observe, with_each_call
+from flopcallback.lightning.step import METHODS, choose_observation, counting_each_call
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.wrappers import wrap_on_instance
@@ -20,13 +20,14 @@ _Around = Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
 
 
 class StepWatch:
-    """Has the next calls of a step counted, observed or timed, until it is closed.
+    """Temporary wrapper that counts, observes or times the calls of a step.
 
-    A call is made once, whatever fails around it.
+    It is removed by `close`. A call is made once, whatever fails in the wrapper.
 
     Attributes:
-        compiled: the first compiled code that was called since a call was to be counted. Where that call was not seen,
-            it was made in there: a compiled optimizer's step calls `training_step`, as Lightning's closure does.
+        compiled: name of the first compiled code that was called since `count`; empty before. If the call to be counted
+            was not seen, that code made it: a compiled optimizer's step calls `training_step` through Lightning's
+            closure.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class StepWatch:
         self._around = ExitStack()
 
     def close(self) -> None:
-        """Take away everything that was put around a step."""
+        """Remove the wrapper and all else that watches the step."""
         self._around.close()
 
     def count(
@@ -45,19 +46,19 @@ class StepWatch:
         conditions: Callable[[Any], Conditions],
         give_up: Callable[[Exception], None],
     ) -> None:
-        """Have the next call counted, and a profile made of it.
+        """Wrap the step to count its next call.
 
         Args:
-            pl_module: the LightningModule, of either flavour.
-            phase: a key of `METHODS`.
-            training: makes the profile.
-            conditions: returns the conditions under which a batch is counted.
-            give_up: is told what failed.
+            pl_module: LightningModule, of either package.
+            phase: key of `METHODS`.
+            training: receives the counted call.
+            conditions: function from a batch to the conditions of its count.
+            give_up: receives an exception of the wrapper.
         """
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.close()
-            observed = way_to_observe(pl_module, phase, args, kwargs, training.counting_nodes)(attempt)
+            self.close()  # only this call is counted
+            observed = choose_observation(pl_module, phase, args, kwargs, training.counting_nodes)(attempt)
             batch = args[0] if args else kwargs
             what, is_timed = f"the {phase} step", phase == TRAINING
             training.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
@@ -67,37 +68,48 @@ class StepWatch:
 
         self.compiled = ""
         self._around.enter_context(stepping_aside(note, give_up))
-        self._put_around(pl_module, METHODS[phase], around, give_up)
+        self._wrap_method(pl_module, METHODS[phase], around, give_up)
 
     def observe(self, pl_module: Any, training: Training) -> None:
-        """Have all of a training step observed: its calls of `training_step`, its backwards, its optimizers' steps."""
+        """Observe a whole training step.
+
+        That is its calls of `training_step`, its backwards and its optimizers' steps.
+        """
         observer = training.observer
         if observer is None:
             return
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             is_forward = bool(pl_module.automatic_optimization)
+            # The pieces have to be the same as in the counted step, so that their autograd nodes can be compared.
             nodes = training.counting_nodes
-            pieces = nodes() if is_forward else with_each_call(pl_module, nodes)
+            pieces = nodes() if is_forward else counting_each_call(pl_module, nodes)
             with observer.on(is_forward=is_forward), pieces:
                 attempt()
             training.note_observed_call()
 
         self._around.enter_context(observer.watching())
-        self._put_around(pl_module, METHODS[TRAINING], around, training.stop_observing)
+        self._wrap_method(pl_module, METHODS[TRAINING], around, training.stop_observing)
 
     def time(self, pl_module: Any, training: Training) -> None:
-        """Have the next calls of the training step timed."""
+        """Wrap the training step to time its calls."""
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Under manual optimisation the step is backward and optimizer too: the forwards in it are timed apart.
+            # Under manual optimization the method also runs backward and optimizer: only the forwards in it are timed.
             with training.timed_call(is_forward=bool(pl_module.automatic_optimization)):
                 attempt()
 
-        self._put_around(pl_module, METHODS[TRAINING], around, training.stop_timing)
+        self._wrap_method(pl_module, METHODS[TRAINING], around, training.stop_timing)
 
-    def _put_around(self, pl_module: Any, name: str, around: _Around, on_failure: Callable[[Exception], None]) -> None:
-        """Until this is closed, each call of a step goes through `around(attempt, args, kwargs)`."""
+    def _wrap_method(self, pl_module: Any, name: str, around: _Around, on_failure: Callable[[Exception], None]) -> None:
+        """Pass each call of a method through `around` until `close`.
+
+        Args:
+            pl_module: owner of the method.
+            name: name of the method.
+            around: called with the attempt, which it has to make once, and with the arguments of the call.
+            on_failure: receives an exception of `around`, after the call was made.
+        """
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
