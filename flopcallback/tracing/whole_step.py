@@ -173,19 +173,20 @@ class StepObserver:
         def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return engine(outputs, *args, **kwargs)
-            self._note(_compiled_backward(outputs))
             # Arguments of `_engine_run_backward`: outputs, grads, `retain_graph`, `create_graph`.
             makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
             outcome = call_once(
                 functools.partial(engine, outputs, *args, **kwargs),
-                functools.partial(self._see_backward, makes_graph),
+                functools.partial(self._see_backward, makes_graph, outputs),
             )
             self._note(outcome.failure)
             return outcome.result
 
         return run_backward
 
-    def _see_backward(self, makes_graph: bool, engine: Callable[[], Any]) -> None:
+    def _see_backward(self, makes_graph: bool, outputs: Any, engine: Callable[[], Any]) -> None:
+        if in_use() and _runs_compiled_code(outputs):
+            self._note(CompiledCode("a backward"))
         if self._backwards:  # a backward inside a backward, as reentrant checkpointing starts one
             phase = self._backwards[0][0]
         else:
@@ -283,25 +284,16 @@ def _scope_of(recorded: OpCall | Region) -> Scope:
     return recorded.call.scope if isinstance(recorded, Region) else recorded.scope
 
 
-def _compiled_backward(outputs: Any) -> Exception | None:
-    """Return the reason not to observe a backward that runs compiled code.
-
-    Returns:
-        `CompiledCode`, the error of a failed search, or None if there is no compiled code.
-    """
-    if not in_use():
-        return None
-    try:
-        nodes = [output.grad_fn for output in tree_leaves(outputs) if isinstance(output, torch.Tensor)]
-        seen = set(filter(None, nodes))
-        stack = list(seen)
-        while stack:
-            node = stack.pop()
-            if node.name() == COMPILED_NODE:
-                return CompiledCode("a backward")
-            new = {function for function, _ in node.next_functions if function is not None} - seen
-            seen |= new
-            stack += new
-    except Exception as error:  # noqa: BLE001 - the backward is the training's, and runs
-        return error
-    return None
+def _runs_compiled_code(outputs: Any) -> bool:
+    """Return whether a backward from these outputs runs compiled code."""
+    nodes = [output.grad_fn for output in tree_leaves(outputs) if isinstance(output, torch.Tensor)]
+    seen = {node for node in nodes if node is not None}
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        if node.name() == COMPILED_NODE:
+            return True
+        new = {inner for inner, _ in node.next_functions if inner is not None} - seen
+        seen |= new
+        stack += new
+    return False
