@@ -20,9 +20,8 @@ from flopcallback.tracing.torch_private import (
     COMPILED_CALL,
     has_compiled_call,
     is_backward_running,
-    is_compiled_function,
+    is_compiled,
     is_tracing,
-    original_module,
 )
 
 __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
@@ -37,15 +36,6 @@ class CallSite(NamedTuple):
 
 
 Intercept = Callable[[CallSite, Callable[[], Any], tuple[Any, ...], dict[str, Any]], None]
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether calls of the module run compiled code.
-
-    It is compiled by `torch.compile(module)`, `module.compile()` or `module.forward = torch.compile(module.forward)`.
-    """
-    forward = vars(module).get("forward")
-    return original_module(module) is not None or has_compiled_call(module) or is_compiled_function(forward)
 
 
 def has_forward(module: nn.Module) -> bool:
@@ -64,9 +54,10 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
     for name, module in names.unique.items():
         if any(name.startswith(prefix) for prefix in compiled_prefixes):
             continue
-        if is_compiled(module):
+        is_closed = is_compiled(module)
+        if is_closed:
             compiled_prefixes.append(f"{name}." if name else "")
-        if has_compiled_call(module):
+        if is_closed and has_compiled_call(module):
             yield CallSite(name, module, COMPILED_CALL)
         elif has_forward(module):
             yield CallSite(name, module, "forward")

@@ -215,6 +215,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     for name in names.unique:
         if name:
             children_flops[_parent(name)] += flops[name]
+    compiled = {name for name, module in names.unique.items() if is_compiled(module)}
     for name, module in names.unique.items():
         # The root's own work has a row of its own then: the step's.
         is_split = not name and conditions.step_row is not None
@@ -230,7 +231,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
             own_flops=0 if is_split else flops[name] - children_flops[name],
             unknown_calls=counts.unknown_calls[name],
             output_shape=None if shape is None or is_split else str(shape),
-            note="compiled" if is_compiled(module) else "",
+            note="compiled" if name in compiled else "",
             **_of_module(counts, name),
         )
     if conditions.step_row is not None:

@@ -319,9 +319,13 @@ def original_module(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def is_compiled_function(function: Any) -> bool:
-    """Return whether a function was returned by `torch.compile`."""
-    return hasattr(function, _ORIGINAL_FUNCTION)
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether calls of the module run compiled code.
+
+    It is compiled by `torch.compile(module)`, `module.compile()` or `module.forward = torch.compile(module.forward)`.
+    """
+    is_wrapper = original_module(module) is not None
+    return is_wrapper or has_compiled_call(module) or hasattr(vars(module).get("forward"), _ORIGINAL_FUNCTION)
 
 
 # --- Autograd ---
