@@ -94,7 +94,7 @@ def frozen_column(monkeypatch: pytest.MonkeyPatch) -> None:
         "params_frozen",
         "frozen",
         "amount",
-        lambda _, row: row.params - row.params_trainable,
+        lambda _, rows: [row.params - row.params_trainable for row in rows],
         help="parameters that do not train",
         lead=3,
         terminal=1,

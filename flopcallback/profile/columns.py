@@ -1,17 +1,18 @@
 """The columns of the tables of modules and of operators: one row for each, read by everything that shows a table.
 
-A new column is a row here and the line that computes it: `compute`, or a field of `ModuleRow` with the column's name.
+A new column is a row here and the line that computes it: `compute`, or an attribute of `ModuleRow` with the column's
+name. A column is computed as a whole, for all rows at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow
 
-__all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "share_of", "shown_in", "text_columns"]
+__all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "shares", "shown_in", "text_columns"]
 
 Form = Literal["text", "count", "amount", "ms", "spread", "share", "bar", "rate", "ratio"]
 """What a value is, and so how it is written: an `amount` has an SI prefix, a `spread` is two times, a `rate` FLOP/s."""
@@ -47,7 +48,7 @@ class Column:
         key: its name in records.
         heading: what stands above it.
         form: what its values are.
-        compute: gives the value, from the profile and the row; None where the row has a field named `key`.
+        compute: gives the values, from the profile and the rows; None where a row has an attribute named `key`.
         adds_up: whether it is a count that is summed over modules in one line; what is computed follows from sums.
         of: for a share, the key of the column that it is a share of.
         help: what the heading does not say.
@@ -62,7 +63,7 @@ class Column:
     key: str
     heading: str
     form: Form
-    compute: Callable[[Any, Any], Any] | None = None
+    compute: Callable[[Any, Any], Sequence[Any]] | None = None
     adds_up: bool = False
     of: str = ""
     help: str = ""
@@ -75,43 +76,43 @@ class Column:
     page: Place | int | None = None
     diff: Place | int | None = None
 
-    def value(self, profile: Any, row: ModuleRow | OperatorRow) -> Any:
-        """Give the value of a row of a `ModelProfile`, whose file imports this one."""
-        return getattr(row, self.key) if self.compute is None else self.compute(profile, row)
+    def values(self, profile: Any, rows: Sequence[ModuleRow | OperatorRow]) -> Sequence[Any]:
+        """Give the values of rows of a `ModelProfile`, whose file imports this one."""
+        return [getattr(row, self.key) for row in rows] if self.compute is None else self.compute(profile, rows)
 
 
 class Shown(NamedTuple):
-    """A column, and how it stands in one output."""
+    """A column as it stands in one output.
+
+    Attributes:
+        column: the column.
+        place: how it stands there.
+        key: the output's name for it.
+        heading: what stands above it there.
+        form: what its values are.
+    """
 
     column: Column
     place: Place
-
-    @property
-    def key(self) -> str:
-        """The output's name for the column."""
-        return self.place.key or self.column.key
-
-    @property
-    def heading(self) -> str:
-        """What stands above it."""
-        return self.place.heading or self.column.heading
-
-    @property
-    def form(self) -> Form:
-        """What its values are."""
-        return self.column.form
+    key: str
+    heading: str
+    form: Form
 
 
 def shown_in(output: Literal["terminal", "markdown", "page", "diff"]) -> list[Shown]:
     """Find the columns that an output shows, in its order."""
-    places = [(column, getattr(column, output)) for column in COLUMNS]
-    shown = [Shown(column, Place(at) if isinstance(at, int) else at) for column, at in places if at is not None]
+    shown = []
+    for column in COLUMNS:
+        place = getattr(column, output)
+        if place is not None:
+            place = Place(place) if isinstance(place, int) else place
+            shown.append(Shown(column, place, place.key or column.key, place.heading or column.heading, column.form))
     return sorted(shown, key=lambda each: each.place.order)
 
 
-def share_of(column: Column) -> Column | None:
-    """Find the column that says what part of the whole another one's values are; None where none does."""
-    return next((other for other in COLUMNS if other.of == column.key), None)
+def shares() -> dict[str, Column]:
+    """Find the columns that are shares of another one's whole, by the key of that one."""
+    return {column.of: column for column in COLUMNS if column.of}
 
 
 def counts() -> list[str]:
@@ -124,12 +125,25 @@ def text_columns() -> list[Column]:
     return [column for column in (*COLUMNS, *OPERATOR_COLUMNS) if column.form == "text"]
 
 
-def _achieved(profile: Any, row: ModuleRow) -> Any:
-    return None if profile.is_above_peak(row) else profile.achieved_flops_per_s(row)
+def _shares(figure: str) -> Callable[[Any, Any], Sequence[Any]]:
+    return lambda profile, rows: profile.shares(figure, rows)
 
 
-def _note(profile: Any, row: ModuleRow) -> str:
-    return ", ".join(filter(None, (row.note, ABOVE_PEAK if profile.is_above_peak(row) else "")))
+def _achieved(profile: Any, rows: Sequence[ModuleRow]) -> list[Any]:
+    return [None if profile.is_above_peak(row) else profile.achieved_flops_per_s(row) for row in rows]
+
+
+def _notes(profile: Any, rows: Sequence[ModuleRow]) -> list[str]:
+    peaks = [ABOVE_PEAK if profile.is_above_peak(row) else "" for row in rows]
+    return [", ".join(filter(None, (row.note, peak))) for row, peak in zip(rows, peaks, strict=True)]
+
+
+def _ends(rows: Sequence[ModuleRow], which: int) -> list[float | None]:
+    return [row.forward_ms_spread and row.forward_ms_spread[which] for row in rows]
+
+
+def _of_step(rows: Sequence[ModuleRow], phase: str) -> list[Any]:
+    return [row.step and getattr(row.step, phase) for row in rows]
 
 
 # fmt: off
@@ -144,7 +158,7 @@ COLUMNS: tuple[Column, ...] = (
            terminal=4, markdown=1, page=Place(2, hides_zero=True), diff=Place(order=1)),
     Column("params_trainable", "trainable", "count", adds_up=True, help="parameters that require grad",
            page=Place(9, key="trainable", order=3)),
-    Column("params_share", "%", "share", lambda profile, row: profile.params_share(row), of="params",
+    Column("params_share", "%", "share", _shares("params"), of="params",
            terminal=Place(8, style="dim", hides_zero=True)),
     Column("flops", "FLOPs", "amount", adds_up=True, is_own=True, is_bound=True, lead=3,
            help="under the convention below; the bar is the share of the call's",
@@ -152,37 +166,36 @@ COLUMNS: tuple[Column, ...] = (
     Column("own_flops", "own FLOPs", "amount", adds_up=True, help="without those of modules inside", page=6),
     Column("hw_flops", "hardware FLOPs", "amount", adds_up=True, is_own=True, help="2 per multiply-add",
            page=9, diff=1),
-    Column("flops_share", "%", "share", lambda profile, row: profile.flops_share(row), of="flops", is_own=True, lead=4,
+    Column("flops_share", "%", "share", _shares("flops"), of="flops", is_own=True, lead=4,
            terminal=0, markdown=0),
-    Column("flops_bar", "", "bar", lambda profile, row: profile.flops_share(row), is_own=True, is_record=False,
+    Column("flops_bar", "", "bar", _shares("flops"), is_own=True, is_record=False,
            terminal=Place(1, style="cyan")),
-    Column("step_hw_flops", "step FLOPs", "amount", lambda _, row: row.step and row.step.total),
-    Column("step_backward_hw_flops", "backward FLOPs", "amount", lambda _, row: row.step and row.step.backward),
-    Column("step_recompute_hw_flops", "recomputed FLOPs", "amount", lambda _, row: row.step and row.step.recompute),
+    Column("step_hw_flops", "step FLOPs", "amount", lambda _, rows: _of_step(rows, "total")),
+    Column("step_backward_hw_flops", "backward FLOPs", "amount", lambda _, rows: _of_step(rows, "backward")),
+    Column("step_recompute_hw_flops", "recomputed FLOPs", "amount", lambda _, rows: _of_step(rows, "recompute")),
     Column("activations", "activations", "amount", adds_up=True, page=Place(7, order=2), diff=Place(1, order=1)),
     Column("bytes", "bytes", "amount", adds_up=True, help="read and written by its operators",
            page=Place(7, order=1), diff=Place(order=1)),
     Column("forward_ms", "forward ms", "ms", is_own=True, lead=5, help="median; the bar is the share of the call's",
            terminal=Place(style="bold"), markdown=0, page=Place(key="time", style="time"), diff=Place(order=3)),
-    Column("forward_ms_low", "low ms", "ms", lambda _, row: row.forward_ms_spread and row.forward_ms_spread[0]),
-    Column("forward_ms_high", "high ms", "ms", lambda _, row: row.forward_ms_spread and row.forward_ms_spread[1]),
+    Column("forward_ms_low", "low ms", "ms", lambda _, rows: _ends(rows, 0)),
+    Column("forward_ms_high", "high ms", "ms", lambda _, rows: _ends(rows, 1)),
     Column("forward_ms_spread", "quartiles", "spread", is_record=False, help="of its time over the window",
            page=Place(9, key="quartiles")),
-    Column("latency_share", "%", "share", lambda profile, row: profile.latency_share(row), of="forward_ms",
+    Column("latency_share", "%", "share", _shares("forward_ms"), of="forward_ms",
            is_own=True, lead=6, terminal=2, markdown=Place(heading="% of time")),
-    Column("latency_bar", "", "bar", lambda profile, row: profile.latency_share(row), is_own=True, is_record=False,
+    Column("latency_bar", "", "bar", _shares("forward_ms"), is_own=True, is_record=False,
            terminal=Place(3, style="magenta")),
     Column("achieved_hw_flops_per_s", "hw FLOP/s", "rate", _achieved, is_own=True,
            help="hardware FLOPs over the time of the forward",
            terminal=6, markdown=0, page=Place(1, key="rate", heading="FLOP/s")),
-    Column("hw_flops_per_byte", "FLOPs/byte", "ratio", lambda profile, row: profile.hw_flops_per_byte(row),
-           help="hardware FLOPs per byte that its operators read or write",
+    Column("hw_flops_per_byte", "FLOPs/byte", "ratio", help="hardware FLOPs per byte that its operators read or write",
            page=Place(4, key="intensity", hides_zero=True)),
     Column("unknown_calls", "unknown calls", "count", adds_up=True, help="of operators without a count",
            page=Place(9, key="unknown", order=4, hides_zero=True), diff=Place(1, order=2)),
     Column("output_shape", "output", "text",
            terminal=Place(9, style="dim"), markdown=1, page=Place(5, key="output", order=4)),
-    Column("note", "note", "text", _note),
+    Column("note", "note", "text", _notes),
 )
 # fmt: on
 """Of the table of modules, in the order of records."""
@@ -192,8 +205,8 @@ OPERATOR_COLUMNS: tuple[Column, ...] = (
     Column("family", "family", "text"),
     Column("calls", "calls", "count", lead=7),
     Column("flops", "FLOPs", "amount", lead=3),
-    Column("flops_share", "%", "share", lambda profile, row: profile.flops_share(row), of="flops", lead=4),
+    Column("flops_share", "%", "share", _shares("flops"), of="flops", lead=4),
     Column("status", "status", "text"),
-    Column("reason", "reason", "text", lambda profile, row: profile.unknown.get(row.operator)),
+    Column("reason", "reason", "text", lambda profile, rows: [profile.unknown.get(row.operator) for row in rows]),
 )
 """Of the table of operators, in the order of records."""

@@ -189,19 +189,20 @@ def _changes(before: ModelProfile, after: ModelProfile) -> Iterator[Change]:
     They are in the order of the second profile; removed modules come last.
     """
     old, new = ({row.path: row for row in profile.modules} for profile in (before, after))
-    old_own, new_own = _own_figures(before), _own_figures(after)
+    old_whole, new_whole = _figures(before), _figures(after)
+    old_own, new_own = _own_figures(before, old_whole), _own_figures(after, new_whole)
     containers = {row.parent for row in (*before.modules, *after.modules)}
     for path, row in new.items():
         if path not in old:
             # Modules inside an added one are part of its change.
             if row.parent is None or row.parent in old:
-                yield Change(path, row.type, None, _figures(after, row))
+                yield Change(path, row.type, None, new_whole[path])
         elif _differ(old[path], row, old_own[path], new_own[path]):
             kinds = dict.fromkeys((old[path].type, row.type))
             yield Change(path, " → ".join(kinds), old_own[path], new_own[path], is_own=path in containers)
     for path, row in old.items():
         if path not in new and (row.parent is None or row.parent in new):
-            yield Change(path, row.type, _figures(before, row), None)
+            yield Change(path, row.type, old_whole[path], None)
 
 
 def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> bool:
@@ -220,8 +221,12 @@ def _differ(old: ModuleRow, new: ModuleRow, before: Figures, after: Figures) -> 
     return spreads[0][1] < spreads[1][0] or spreads[1][1] < spreads[0][0]
 
 
-def _figures(profile: ModelProfile, row: ModuleRow) -> Figures:
-    return {shown.key: shown.column.value(profile, row) for shown in shown_in("diff")}
+def _figures(profile: ModelProfile) -> dict[str, Figures]:
+    """Each module's figures, with those of the modules in it."""
+    rows = profile.modules
+    values = {shown.key: shown.column.values(profile, rows) for shown in shown_in("diff")}
+    figures = zip(*values.values(), strict=True)
+    return {row.path: dict(zip(values, of_row, strict=True)) for row, of_row in zip(rows, figures, strict=True)}
 
 
 def _counts(figures: Figures | None) -> tuple[Any, ...] | None:
@@ -232,15 +237,15 @@ def _counts(figures: Figures | None) -> tuple[Any, ...] | None:
     return None if figures is None else tuple(value for key, value in figures.items() if key != TIME)
 
 
-def _own_figures(profile: ModelProfile) -> dict[str, Figures]:
+def _own_figures(profile: ModelProfile, figures: Mapping[str, Figures]) -> dict[str, Figures]:
     """Return each module's figures without the modules inside it, by path.
 
     A container has no time of its own: the times inside it do not add up.
     """
-    own = {row.path: _figures(profile, row) for row in profile.modules}
+    own = dict(figures)
     for row in profile.modules:
         if row.parent is not None and row.parent in own:
-            whole, part = own[row.parent], _figures(profile, row)
+            whole, part = own[row.parent], figures[row.path]
             own[row.parent] = {key: None if key == TIME else whole[key] - part[key] for key in whole}
     return own
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flopcallback.profile import columns, metrics
 from flopcallback.profile.metrics import by_name
@@ -131,18 +131,31 @@ class ModelProfile:
 
         None if the model has no parameters.
         """
-        return share(row.params, self.root.params if self.root else 0)
+        return self.shares("params", [row])[0]
 
     def flops_share(self, row: ModuleRow | OperatorRow) -> float | None:
         """Return the row's share of the FLOPs, 0 to 1.
 
         None if the call has no FLOPs.
         """
-        return share(row.flops, self.forward_flops)
+        return self.shares("flops", [row])[0]
 
     def latency_share(self, row: ModuleRow) -> float | None:
         """Return the row's share of the time; None if not measured."""
-        return share(row.forward_ms, self.forward_ms)
+        return self.shares("forward_ms", [row])[0]
+
+    def shares(
+        self, figure: Literal["params", "flops", "forward_ms"], rows: Sequence[ModuleRow | OperatorRow]
+    ) -> list[float | None]:
+        """Return the rows' shares of the whole call's figure, 0 to 1.
+
+        A share is None if the whole is 0, or if either was not measured.
+        """
+        if figure == "params":
+            whole: float | None = self.root.params if self.root else 0
+        else:
+            whole = self.forward_flops if figure == "flops" else self.forward_ms
+        return [share(getattr(row, figure), whole) for row in rows]
 
     def achieved_flops_per_s(self, row: Timed) -> float | None:
         """Return the row's hardware FLOPs per second; None if not measured.
@@ -177,7 +190,7 @@ class ModelProfile:
         its memory bandwidth, memory is the limit (Williams, Waterman, Patterson, "Roofline", 2009). A kernel that keeps
         data on the chip moves fewer bytes than its operators read and write.
         """
-        return share(row.hw_flops, row.bytes)
+        return row.hw_flops_per_byte
 
     def fingerprint(self) -> str:
         """Return a hash of the count.
@@ -278,8 +291,8 @@ class ModelProfile:
     def _records(
         self, table: Sequence[columns.Column], rows: Sequence[ModuleRow | OperatorRow]
     ) -> list[dict[str, Any]]:
-        shown = [column for column in table if column.is_record]
-        return [{column.key: column.value(self, row) for column in shown} for row in rows]
+        values = {column.key: column.values(self, rows) for column in table if column.is_record}
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return `module_records()` as a pandas data frame.

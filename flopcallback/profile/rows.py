@@ -100,6 +100,11 @@ class ModuleRow:
     output_shape: str | None = None
     note: str = ""
 
+    @property
+    def hw_flops_per_byte(self) -> float | None:
+        """Arithmetic intensity; None where nothing was read or written."""
+        return share(self.hw_flops, self.bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorRow:

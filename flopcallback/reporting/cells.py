@@ -1,4 +1,4 @@
-"""The text of a cell: how the value of a column is written in every table of modules."""
+"""The texts of cells: how the value of a column is written in every table of modules."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flopcallback.reporting.caption import at_least
 from flopcallback.reporting.units import NOTHING, bar, milliseconds, one_line, percent, si
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flopcallback.profile.columns import Column, Form, Shown
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.rows import ModuleRow
 
-__all__ = ["bound_of", "cell_text"]
+__all__ = ["bounds_of", "cell_texts"]
 
 BAR_WIDTH = 8
 
@@ -32,20 +32,28 @@ _WRITTEN: dict[Form, Callable[[Any], str]] = {
 }
 
 
-def cell_text(profile: ModelProfile, row: ModuleRow, shown: Shown) -> str:
-    """Write a row's value in a column; empty where there is nothing to say."""
-    column, value = shown.column, shown.column.value(profile, row)
-    if column.form == "rate" and profile.is_above_peak(row):
+def cell_texts(profile: ModelProfile, rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any]) -> list[str]:
+    """Write the values that rows have in a column; empty where there is nothing to say."""
+    if shown.form == "rate":
+        return [_rate(profile, row, value) for row, value in zip(rows, values, strict=True)]
+    column, write, hides_zero = shown.column, _WRITTEN[shown.form], shown.place.hides_zero
+    texts = []
+    for row, value, bound in zip(rows, values, bounds_of(rows, column), strict=True):
+        if value is not None and (value or not hides_zero):
+            texts.append(bound + write(value))
+        else:
+            is_partial = column.of and getattr(row, column.of) is not None
+            texts.append(NOTHING if is_partial and not hides_zero else "")
+    return texts
+
+
+def _rate(profile: ModelProfile, row: ModuleRow, rate: float | None) -> str:
+    if profile.is_above_peak(row):
         return ABOVE_PEAK
-    if column.form == "rate" and row.hw_flops and row.forward_ms is not None:
-        return si(value)  # No number, and not nothing, where a time is no number above 0.
-    if not value and (shown.place.hides_zero or column.form == "rate"):
-        return ""
-    if value is None:
-        return NOTHING if column.of and getattr(row, column.of) is not None else ""
-    return bound_of(row, column) + _WRITTEN[column.form](value)
+    # No number, and not nothing, where a time is no number above 0.
+    return si(rate) if rate or (row.hw_flops and row.forward_ms is not None) else ""
 
 
-def bound_of(row: ModuleRow, column: Column) -> str:
-    """Write `">= "` where the column's figure of the row is a lower bound, else nothing."""
-    return at_least(column.is_bound and row.unknown_calls > 0)
+def bounds_of(rows: Sequence[ModuleRow], column: Column) -> list[str]:
+    """Write `">= "` for rows whose figure in the column is a lower bound, else nothing."""
+    return [at_least(row.unknown_calls > 0) for row in rows] if column.is_bound else [""] * len(rows)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flopcallback.profile.columns import share_of, shown_in
-from flopcallback.profile.rows import ABOVE_PEAK
-from flopcallback.reporting.cells import bound_of, cell_text
+from flopcallback.profile.columns import shares, shown_in
+from flopcallback.profile.rows import ABOVE_PEAK, achieved_flops_per_s
+from flopcallback.reporting.cells import bounds_of, cell_texts
 from flopcallback.reporting.tree import leaf_name
 from flopcallback.reporting.units import percent, si
 
@@ -29,25 +28,26 @@ ROWS_AT_FIRST, WORTH_OPENING = 40, 0.15
 """How long the table may be before the reader opens anything, and the share of FLOPs from which a row stands open."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(NamedTuple):
     """What stands in a cell; `exact` is the whole of it, for who opens the row.
 
     Attributes:
         order: what rows are sorted by; None stands last, whichever way.
         share: 0 to 1, the length of the cell's bar.
+        percent: the same as text.
     """
 
     text: str = ""
     order: int | float | str | None = None
     exact: str = ""
     share: float | None = None
+    percent: str = ""
 
 
 def table_data(profile: ModelProfile) -> dict[str, Any]:
     """What the page's script draws the table from, as plain JSON; columns that have nothing to say are left out."""
-    parents = _parents(profile)
-    columns = [_column_data(profile, shown) for shown in shown_in("page")]
+    parents, share_of = _parents(profile), shares()
+    columns = [_column_data(profile, shown, share_of.get(shown.column.key)) for shown in shown_in("page")]
     return {
         "names": _names(profile, parents),
         "parents": parents,
@@ -72,7 +72,7 @@ def _names(profile: ModelProfile, parents: Sequence[int]) -> list[str]:
     """Names within the rows that contain them; the page puts the whole ones together again."""
     rows = profile.modules
     below = zip(rows[1:], parents[1:], strict=True)
-    return [profile.name, *(leaf_name(row) if rows[parent].path == row.parent else row.path for row, parent in below)]
+    return [profile.name] + [leaf_name(row) if rows[above].path == row.parent else row.path for row, above in below]
 
 
 def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]:
@@ -80,11 +80,12 @@ def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]
     children: list[list[int]] = [[] for _ in parents]
     for index, parent in enumerate(parents[1:], start=1):
         children[parent].append(index)
+    parts = profile.shares("flops", profile.modules)
     opened, room = [], ROWS_AT_FIRST
     closed = [(0, 0)] if children else []
     while closed:
         _, index = heappop(closed)
-        inside, part = children[index], profile.flops_share(profile.modules[index]) or 0.0
+        inside, part = children[index], parts[index] or 0.0
         if inside and (index == 0 or (len(inside) <= room and part >= WORTH_OPENING)):
             opened.append(index)
             room -= len(inside)
@@ -93,13 +94,13 @@ def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]
     return sorted(opened)
 
 
-def _column_data(profile: ModelProfile, shown: Shown) -> dict[str, Any]:
-    """A column: its cells as `[text, exact, bar in percent]`, without empty ends, and for each row which one it has.
+def _column_data(profile: ModelProfile, shown: Shown, share: Column | None) -> dict[str, Any]:
+    """A column: its cells as `[text, exact, bar in percent, share as text]`, and for each row which one it has.
 
-    Cells before `unsortable` have nothing to sort by.
+    Cells before `unsortable` have nothing to sort by. `share` is the column that says what part of the whole a cell
+    is, where there is one.
     """
-    share = share_of(shown.column)
-    cells = [_cell(profile, row, shown, share) for row in profile.modules]
+    cells = _rates(profile) if shown.form == "rate" else _cells(profile, shown, share)
     distinct = dict.fromkeys(cells)
     unsortable = [cell for cell in distinct if cell.order is None]
     # The orders of one column are all numbers or all texts.
@@ -119,55 +120,54 @@ def _column_data(profile: ModelProfile, shown: Shown) -> dict[str, Any]:
 
 
 def _packed(cell: _Cell) -> list[Any]:
-    """The cell as `[text, exact, bar in percent, share as text]`, without empty ends."""
-    share = "" if cell.share is None else percent(cell.share)
-    return _shortest([cell.text, cell.exact, _bar_length(cell.share), share])
+    """The cell as JSON, without empty ends; a share may be above 1 where two clocks disagree."""
+    bar = None if cell.share is None else round(100 * min(max(cell.share, 0.0), 1.0), 2)
+    packed = [cell.text, cell.exact, bar, cell.percent]
+    while len(packed) > 1 and packed[-1] in ("", None):
+        packed.pop()
+    return packed
 
 
-def _bar_length(share: float | None) -> float | None:
-    """In percent; a share may be above 1 where two clocks disagree."""
-    return None if share is None else round(100 * min(max(share, 0.0), 1.0), 2)
-
-
-def _shortest(cell: list[Any]) -> list[Any]:
-    while len(cell) > 1 and cell[-1] in ("", None):
-        cell.pop()
-    return cell
-
-
-def _cell(profile: ModelProfile, row: ModuleRow, shown: Shown, share: Column | None) -> _Cell:
-    """A cell; `share` is the column that says what part of the whole it is, where there is one."""
-    if shown.form == "rate":
-        return _rate(profile, row)
-    value = shown.column.value(profile, row)
-    if value in (None, "") or (isinstance(value, float) and not math.isfinite(value)):
-        return _Cell()
+def _cells(profile: ModelProfile, shown: Shown, share: Column | None) -> list[_Cell]:
+    rows = profile.modules
+    values = shown.column.values(profile, rows)
     if shown.form == "text":
-        return _Cell(value, value.casefold())
-    if shown.place.hides_zero and not value:
-        return _Cell("", 0, "0") if isinstance(value, int) else _Cell()
-    text = cell_text(profile, row, shown)
-    if shown.form == "spread":
-        return _Cell(text, value[0])
-    exact = f"{text} ms" if shown.form == "ms" else ""
-    if shown.form == "amount":
-        exact = f"{bound_of(row, shown.column)}{value:,}"
-    if share is None:
-        return _Cell(text, value, exact)
-    part = share.value(profile, row)
-    return _Cell(text, value, f"{exact} · {percent(part)}", part if shown.place.style else None)
+        return [_Cell(value, value.casefold()) if value else _Cell() for value in values]
+    texts = cell_texts(profile, rows, shown, values)
+    exact = _exact(rows, shown, values, texts)
+    parts = [None] * len(rows) if share is None else share.values(profile, rows)
+    percents = list(map(percent, parts))
+    cells = []
+    for value, text, whole, part, of_call in zip(values, texts, exact, parts, percents, strict=True):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            cells.append(_Cell())
+        elif shown.place.hides_zero and not value:
+            cells.append(_Cell("", 0, "0") if isinstance(value, int) else _Cell())
+        elif share is None:
+            cells.append(_Cell(text, value[0] if shown.form == "spread" else value, whole))
+        else:
+            bar = (part, of_call) if shown.place.style and part is not None else ()
+            cells.append(_Cell(text, value, f"{whole} · {of_call}", *bar))
+    return cells
 
 
-def _rate(profile: ModelProfile, row: ModuleRow) -> _Cell:
-    rate = profile.achieved_flops_per_s(row)
-    if rate is None or not row.hw_flops:
-        return _Cell()
-    if profile.is_above_peak(row):
-        peak = si(profile.peak_flops_per_s, "FLOP/s")
-        return _Cell(ABOVE_PEAK, None, f"above the device's peak of {peak}: not believable")
-    return _Cell(si(rate), rate, si(rate, "FLOP/s") + _of_peak(profile, rate))
+def _exact(rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any], texts: Sequence[str]) -> list[str]:
+    """What a cell says of its value where its row is open."""
+    if shown.form != "amount":
+        return [f"{text} ms" if shown.form == "ms" else "" for text in texts]
+    bounds = bounds_of(rows, shown.column)
+    return ["" if value is None else f"{bound}{value:,}" for bound, value in zip(bounds, values, strict=True)]
 
 
-def _of_peak(profile: ModelProfile, rate: float) -> str:
+def _rates(profile: ModelProfile) -> list[_Cell]:
     peak = profile.peak_flops_per_s
-    return f" · {percent(rate / peak)} of peak" if peak else ""
+    done = [(row.hw_flops or None, row.forward_ms) for row in profile.modules]
+    rates = [achieved_flops_per_s(hw_flops, forward_ms) for hw_flops, forward_ms in done]
+    return [_Cell() if rate is None else _rate(rate, peak) for rate in rates]
+
+
+def _rate(rate: float, peak: float | None) -> _Cell:
+    if peak is not None and rate > peak:
+        return _Cell(ABOVE_PEAK, None, f"above the device's peak of {si(peak, 'FLOP/s')}: not believable")
+    of_peak = f" · {percent(rate / peak)} of peak" if peak else ""
+    return _Cell(si(rate), rate, si(rate, "FLOP/s") + of_peak)

@@ -40,7 +40,7 @@ def markdown_modules(profile: ModelProfile) -> str:
     """
     nodes = [line.node for line in lines(profile, max_depth=sys.maxsize)]
     columns = shown_in("markdown")
-    return _report(profile, nodes, [_cells(profile, node, columns) for node in nodes], columns)
+    return _report(profile, nodes, _cells(profile, nodes, columns), columns)
 
 
 def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
@@ -53,7 +53,7 @@ def markdown_top(profile: ModelProfile, *, limit: int = 20) -> str:
     # A node without FLOPs but with unknown calls may be the largest of all.
     nodes = [node for node in ranked[:limit] if node.flops > 0 or node.unknown_calls > 0]
     columns = shown_in("markdown")
-    rows = [_cells(profile, node, columns) for node in nodes]
+    rows = _cells(profile, nodes, columns)
     # The type is part of the name's cell.
     short = [column for column in columns if column.place.rank == 0]
     return _report(profile, nodes, [{**row, "path": _short_name(row)} for row in rows], short)
@@ -64,8 +64,9 @@ def _short_name(row: Mapping[str, str]) -> str:
     return with_type if len(with_type) <= LONGEST_NAME else end_of(row["path"], LONGEST_NAME)
 
 
-def _cells(profile: ModelProfile, node: Node, columns: Sequence[Shown]) -> dict[str, str]:
-    return node_cells(profile, node, node_name(node.path or profile.name, node), columns)
+def _cells(profile: ModelProfile, nodes: Sequence[Node], columns: Sequence[Shown]) -> list[dict[str, str]]:
+    names = [node_name(node.path or profile.name, node) for node in nodes]
+    return node_cells(profile, nodes, names, columns)
 
 
 def _report(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flopcallback.profile.columns import shown_in
 from flopcallback.reporting.caption import footer, headline
-from flopcallback.reporting.cells import cell_text
+from flopcallback.reporting.cells import cell_texts
 from flopcallback.reporting.tree import lines
 from flopcallback.reporting.units import display_width, one_line
 
@@ -33,17 +33,27 @@ ESSENTIAL = 3
 TO_THE_LEFT = ("text", "bar")
 
 
-def node_cells(profile: ModelProfile, node: Node, name: str, columns: Iterable[Shown]) -> dict[str, str]:
-    """Return the texts of a node's cells by key of the column.
+def node_cells(
+    profile: ModelProfile, nodes: Sequence[Node], names: Sequence[str], columns: Sequence[Shown]
+) -> list[dict[str, str]]:
+    """Return the texts of the nodes' cells, by key of the column.
 
     A cell is empty if there is nothing to say.
+
+    Args:
+        profile: profile of the nodes.
+        nodes: one per line.
+        names: one per node, as the table has them.
+        columns: columns of the table.
     """
-    cells = {
-        # Of own operators only some columns are known; the others would show a wrong 0.
-        shown.key: cell_text(profile, node.row, shown) if node.is_whole or shown.column.is_own else ""
-        for shown in columns
-    }
-    return {**cells, "path": name, "type": _type(node)}
+    rows = [node.row for node in nodes]
+    cells: list[dict[str, str]] = [{} for _ in nodes]
+    for shown in columns:
+        texts = cell_texts(profile, rows, shown, shown.column.values(profile, rows))
+        for cell, node, text in zip(cells, nodes, texts, strict=True):
+            # Of own operators only some columns are known; the others would show a wrong 0.
+            cell[shown.key] = text if node.is_whole or shown.column.is_own else ""
+    return [{**cell, "path": name, "type": _type(node)} for cell, node, name in zip(cells, nodes, names, strict=True)]
 
 
 def _type(node: Node) -> str:
@@ -79,10 +89,8 @@ def legend(nodes: Iterable[Node], hidden: int = 0) -> list[str]:
 def _table(profile: ModelProfile, tree: Sequence[Line]) -> tuple[list[Shown], list[dict[str, str]]]:
     """Return the columns that are not empty, and all rows."""
     columns = shown_in("terminal")
-    rows = []
-    for line in tree:
-        name = line.guide + node_name(line.node.label, line.node, line.hidden)
-        rows.append(node_cells(profile, line.node, name, columns))
+    names = [line.guide + node_name(line.node.label, line.node, line.hidden) for line in tree]
+    rows = node_cells(profile, [line.node for line in tree], names, columns)
     return [column for column in columns if any(row[column.key] for row in rows)], rows
 
 
