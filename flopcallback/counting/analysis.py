@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from torch import nn
 
 from flopcallback.counting.operator_analysis import OperatorAnalysis
-from flopcallback.counting.tally import Statistic, tally
-from flopcallback.counting.verification import Difference, checked_cost, differences, hardware_measure
-from flopcallback.formulas.cost import Formula
+from flopcallback.counting.tally import Counting, Rule, Statistic, tally
+from flopcallback.counting.verification import Difference, differences, hardware_measure
+from flopcallback.formulas.cost import Formula, checked_cost
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.tracing.run import AUTO, DISPATCH, TRACE
@@ -84,8 +84,8 @@ class FlopCountAnalysis(OperatorAnalysis):
         `elementwise` are.
         """
         measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
-        counts = tally(self._run(), measure, handles={}, mode=self._ancestor_mode, prune=self._prune).counts
-        return Counter({name: sum(by_family.values()) for name, by_family in counts.items()})
+        (summed,) = tally(self._run(), Counting(measure, mode=self._ancestor_mode), prune=self._prune)
+        return Counter({name: sum(by_family.values()) for name, by_family in summed.counts.items()})
 
     def verify(self) -> tuple[Difference, ...]:
         """Count with both engines, and return the differences in hardware FLOPs.
@@ -108,10 +108,13 @@ class FlopCountAnalysis(OperatorAnalysis):
         )
         return differences(trace, dispatch, self._op_formulas)
 
-    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
+    def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
         if not self._use_registry:
-            return super()._by_default(operator)
-        row = lookup(operator)
+            return super()._by_default(operators)
+        rows = {operator: lookup(operator) for operator in operators}
+        return {operator: self._by_row(row) for operator, row in rows.items()}
+
+    def _by_row(self, row: Counted | Free | None) -> Rule:
         if not isinstance(row, Counted):
             return row
         if row.family is Family.ELEMENTWISE and not self._elementwise:
@@ -154,12 +157,16 @@ class ActivationCountAnalysis(_OneStatistic):
 
     _statistic = staticmethod(_activations)
 
-    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        row = lookup(operator)
-        if self._formula is not None and not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
-            # An operator without a row stays unknown: it may be one that multiplies.
-            return Free("its outputs are not counted as activations") if row is not None else None
-        return super()._by_default(operator)
+    def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
+        rules = super()._by_default(operators)
+        if self._formula is None:
+            return rules
+        for operator, row in [(operator, lookup(operator)) for operator in operators]:
+            if row is None:
+                rules[operator] = None
+            elif not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
+                rules[operator] = Free("its outputs are not counted as activations")
+        return rules
 
 
 class BytesCountAnalysis(_OneStatistic):
@@ -172,10 +179,10 @@ class BytesCountAnalysis(_OneStatistic):
 
     _statistic = attrgetter("nbytes")
 
-    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        if self._formula is not None and returns_view(operator):
-            return Free("a view")
-        return super()._by_default(operator)
+    def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
+        rules = super()._by_default(operators)
+        views = [] if self._formula is None else [operator for operator in operators if returns_view(operator)]
+        return {**rules, **dict.fromkeys(views, Free("a view"))}
 
 
 @functools.cache

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.missing import log_unknown, log_unsupported, log_unused, lower_bounds, uncalled_modules
-from flopcallback.counting.tally import Handle, Statistic, Tally, Unknown, tally
+from flopcallback.counting.tally import Counting, Handle, Rule, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import Free, check_operator_name
@@ -151,6 +151,10 @@ class OperatorAnalysis:
     def unknown_reasons(self, module_name: str = "") -> dict[str, str]:
         """Return why each unknown operator is unknown."""
         return {name: unknown.reason for name, unknown in self._unknown(module_name).items()}
+
+    def counted_calls(self) -> Counter[str]:
+        """How many calls have a statistic that is not 0, by the operator's whole name; nested tensors are one each."""
+        return +self._results().calls
 
     @property
     def is_lower_bound(self) -> bool:
@@ -306,6 +310,13 @@ class OperatorAnalysis:
         analysis._stats = run
         return analysis
 
+    @staticmethod
+    def sum_together(run: ObservedRun, analyses: Sequence[OperatorAnalysis]) -> None:
+        """Sums the statistics of analyses of one run in one pass over it, as each does alone when it is asked."""
+        sums = tally(run, *(analysis._counting() for analysis in analyses))
+        for analysis, summed in zip(analyses, sums, strict=True):
+            analysis._tally = summed
+
     def __getstate__(self) -> dict[str, Any]:
         # A graph can neither be copied nor pickled; a copy runs the model again for its first result.
         return {**vars(self), "_stats": None, "_tally": None}
@@ -360,21 +371,24 @@ class OperatorAnalysis:
             log_unused(run, uncalled_modules(run, self._ancestor_mode))
 
     def _sum(self, run: ObservedRun) -> Tally:
-        return tally(run, self._measure, handles=self._op_handles, mode=self._ancestor_mode, prune=self._prune)
+        return tally(run, self._counting(), prune=self._prune)[0]
+
+    def _counting(self) -> Counting:
+        return Counting(self._measure, self._op_handles, self._ancestor_mode)
 
     def _unknown(self, module_name: str) -> dict[str, Unknown]:
         return self._results().unknown[self.canonical_module_name(module_name)]
 
-    def _measure(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        """Return the rule that counts an operator, `Free`, or None if unknown."""
-        if operator in self._op_formulas:
-            formula = self._op_formulas[operator]
-            return _costs_nothing if formula is None else self._from_cost(formula)
-        return self._by_default(operator)
+    def _measure(self, operators: Collection[str]) -> dict[str, Rule]:
+        """How operators are counted here."""
+        rules = self._by_default([name for name in operators if name not in self._op_formulas])
+        for name, formula in self._op_formulas.items():
+            rules[name] = _costs_nothing if formula is None else self._from_cost(formula)
+        return rules
 
-    def _by_default(self, operator: str) -> Callable[[OpCall], Statistic | None] | Free | None:
-        """Return the rule for an operator without a formula in this analysis."""
-        return Free("no formula is set") if self._formula is None else self._formula
+    def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
+        """The same, where nobody set a formula for an operator in this analysis."""
+        return dict.fromkeys(operators, Free("no formula is set") if self._formula is None else self._formula)
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:
         return formula  # type: ignore[return-value]

@@ -1,9 +1,9 @@
-"""Sums of a statistic over the operators of a run."""
+"""Sums of statistics over the operators of a run, by module and by operator, in one pass."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
@@ -17,14 +17,15 @@ from flopcallback.tracing.record import Operation
 from flopcallback.tracing.regions import META_CONVOLUTION
 from flopcallback.tracing.run import ObservedRun
 
-__all__ = ["Handle", "Measure", "Statistic", "Tally", "Unknown", "display_name", "tally"]
+__all__ = ["Counting", "Handle", "Measure", "Rule", "Statistic", "Tally", "Unknown", "display_name", "tally"]
 
 Statistic = int | Mapping[str, int]
 """Statistic of one call of an operator: a number, or numbers by name."""
 Handle = Callable[[list[Any], list[Any]], Any]
-"""Function of an operator's inputs and outputs, with fvcore's signature."""
-Measure = Callable[[str], Callable[[OpCall], Statistic | None] | Free | None]
-"""Function of an operator's name; returns the rule that counts it, `Free`, or None if it is unknown."""
+Rule = Callable[[OpCall], Statistic | None] | Free | None
+"""How an operator is counted: by a function of its call, as free, or not at all, since nobody knows."""
+Measure = Callable[[Collection[str]], Mapping[str, Rule]]
+"""Gives the rules of operators; it is asked once in a pass, for all that are in the run."""
 
 # Operators that fvcore ignores without a warning, so that `unsupported_ops()` has fvcore's meaning. A list of facts,
 # from fvcore 0.1.5, https://github.com/facebookresearch/fvcore/blob/main/fvcore/nn/jit_analysis.py
@@ -56,19 +57,36 @@ class Unknown:
     is_floating_point: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """A statistic to be summed.
+
+    Attributes:
+        measure: gives the rules.
+        handles: functions of `torch._C.Value`s that go before the rules; None: free.
+        mode: `"owner"` or `"caller"`.
+    """
+
+    measure: Measure
+    handles: Mapping[str, Handle | None] = field(default_factory=dict)
+    mode: str = "owner"
+
+
 @dataclass
 class Tally:
     """Sums by canonical module name, descendants included.
 
     Attributes:
-        counts: the statistic by operator.
-        unsupported: calls of operators that are not counted, in fvcore's sense.
-        unknown: operators without a count, by name.
+        counts: the statistic, by name of what was counted.
+        unsupported: calls without a count that the original tool lists.
+        unknown: operators without a count.
+        calls: how many calls of an operator have a statistic that is not 0; one for each component of nested tensors.
     """
 
     counts: dict[str, Counter[str]]
     unsupported: dict[str, Counter[str]]
-    unknown: dict[str, dict[str, Unknown]] = field(default_factory=dict)
+    unknown: dict[str, dict[str, Unknown]]
+    calls: Counter[str] = field(default_factory=Counter)
 
 
 def display_name(operator: str) -> str:
@@ -77,58 +95,61 @@ def display_name(operator: str) -> str:
     return _DISPLAY_NAMES.get(name, name)
 
 
-def tally(
-    run: ObservedRun,
-    measure: Measure,
-    *,
-    handles: Mapping[str, Handle | None],
-    mode: str = "owner",
-    prune: bool = False,
-) -> Tally:
-    """Sum a statistic over a run.
+def tally(run: ObservedRun, *countings: Counting, prune: bool = False) -> list[Tally]:
+    """Sums of statistics over a run, all of them operator by operator.
 
     Args:
-        run: the observed run.
-        measure: returns the rule that counts an operator, by its name.
-        handles: functions of `torch._C.Value`s, which take precedence over `measure`; None makes an operator free.
-        mode: `"owner"` or `"caller"`, as for `OperatorAnalysis.ancestor_mode`.
-        prune: leave out operators whose results are not used.
+        run: what was observed.
+        countings: the statistics.
+        prune: without operators whose results are not used.
     """
-    return _Summing(run, measure, handles, mode).over(list(run.record.operations(prune=prune)))
+    operations = list(run.record.operations(prune=prune))
+    operators = _operators_of(operations)
+    sums = [_Summing(run, counting, operators) for counting in countings]
+    for operation in operations:
+        for summing in sums:
+            summing.add(operation)
+    return [summing.finished() for summing in sums]
+
+
+def _operators_of(operations: Iterable[Operation]) -> set[str]:
+    """The operators, with those that ran inside others."""
+    operators = set()
+    for operation in operations:
+        operators.add(operation.operator)
+        if operation.body:
+            operators |= _operators_of(operation.body)
+    return operators
 
 
 class _Summing:
-    """One pass over the operators of a run."""
+    """One statistic in a pass over a run."""
 
-    def __init__(self, run: ObservedRun, measure: Measure, handles: Mapping[str, Handle | None], mode: str) -> None:
-        self._run = run
-        self._measure = measure
-        self._handles = handles
-        self._by_caller = mode == "caller"
-        self._rules: dict[str, Any] = {}  # by operator: a run has few operators and many calls
-        modules = {"": None, **run.names.unique}
+    def __init__(self, run: ObservedRun, counting: Counting, operators: Collection[str]) -> None:
+        self._strays = run.strays
+        self._handles = counting.handles
+        self._by_caller = counting.mode == "caller"
+        self._rules = counting.measure(operators)
+        modules = ("", *run.names.unique)
         self._tally = Tally(
             {name: Counter() for name in modules},
             {name: Counter() for name in modules},
             {name: {} for name in modules},
         )
 
-    def over(self, operations: Sequence[Operation]) -> Tally:
-        for operation in operations:
-            self._add(operation)
-        for name in self._run.strays:
+    def finished(self) -> Tally:
+        for name in self._strays:
             reason = f"module {name!r} was at work in another thread, which was not seen, or not to its end"
             self._miss("thread::" + name, Scope(name, ("",)), reason, True)
         return self._tally
 
-    def _add(self, operation: Operation) -> None:
+    def add(self, operation: Operation) -> None:
         operator = operation.operator
         if operator in self._handles:
-            self._add_by_handle(operation, self._handles[operator])
+            if (handle := self._handles[operator]) is not None:
+                self._evaluate(operation, lambda: [handle(*jit_values(operation))])
             return
-        rule = self._rules.get(operator, self)  # `self` stands for a missing rule: None is one, of an unknown operator
-        if rule is self:
-            rule = self._rules[operator] = self._measure(operator)
+        rule = self._rules[operator]
         if operation.body is not None and not callable(rule):
             self._add_body(operation)
         elif rule is None and operator.startswith(COMPILED):
@@ -138,26 +159,24 @@ class _Summing:
         elif isinstance(rule, Free):
             self._unsupported(operator, operation.scope)
         else:
-            self._evaluate(operation, lambda: _statistic(operation, rule))
+            self._evaluate(operation, lambda: map(rule, operation.call().components()))
 
-    def _add_by_handle(self, operation: Operation, handle: Handle | None) -> None:
-        if handle is not None:
-            self._evaluate(operation, lambda: handle(*jit_values(operation)))
-
-    def _evaluate(self, operation: Operation, statistic: Callable[[], Statistic | None]) -> None:
+    def _evaluate(self, operation: Operation, statistics: Callable[[], Iterable[Statistic | None]]) -> None:
+        operator = operation.operator
         try:
-            value = statistic()
-            counts = _as_counts(operation.operator, value)
+            parts = [_as_counts(operator, value) for value in statistics()]
         except Exception as error:  # noqa: BLE001
             # A formula that fails makes its operator unknown, and leaves the others alone.
             reason = f"its formula failed: {type(error).__name__}: {error}"
-            self._miss(operation.operator, operation.scope, reason, True)
+            self._miss(operator, operation.scope, reason, True)
             return
         for name in self._modules(operation.scope):
             total = self._tally.counts[name]
-            for key, count in counts.items():
-                if count:
-                    total[key] += count
+            for counts in parts:
+                for key, count in counts.items():
+                    if count:
+                        total[key] += count
+        self._tally.calls[operator] += sum([any(counts.values()) for counts in parts])
 
     def _add_body(self, operation: Operation) -> None:
         """Add the operators inside an autograd function or a scripted module."""
@@ -167,7 +186,7 @@ class _Summing:
         if is_work and _leaves_memory_empty(operation.body):
             self._miss(operation.operator, operation.scope, "nothing that ran inside it could be seen", True)
         for inner in operation.body:
-            self._add(inner)
+            self.add(inner)
 
     def _unsupported(self, operator: str, scope: Scope) -> None:
         # A profiler's marks have no result, so fvcore, which prunes, never lists them.
@@ -184,17 +203,6 @@ class _Summing:
 
     def _modules(self, scope: Scope) -> set[str] | tuple[str, ...]:
         return set(scope.called) if self._by_caller else ModuleNames.owners(scope.module)
-
-
-def _statistic(operation: Operation, rule: Callable[[OpCall], Statistic | None]) -> Statistic | None:
-    """Apply a rule to a call, or to each component if nested."""
-    call = operation.call()
-    if not call.has_nested:
-        return rule(call)
-    summed: Counter[str] = Counter()
-    for component in call.components():
-        summed.update(_as_counts(call.operator, rule(component)))
-    return summed
 
 
 def _as_counts(operator: str, value: Any) -> Mapping[str, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from flopcallback.formulas.op_call import OpCall
 
-__all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula"]
+__all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula", "checked_cost"]
 
 
 class Family(str, Enum):
@@ -61,3 +62,16 @@ class Cost:
 
 Formula = Callable[[OpCall], Cost]
 """Pure function from an operator call to its cost, by shapes, dtypes and constants."""
+
+
+def checked_cost(cost: Any) -> Cost:
+    """Return what a formula returned, if it is what a formula has to return.
+
+    Raises:
+        TypeError: it is no `Cost` of exact integers.
+    """
+    if not isinstance(cost, Cost):
+        raise TypeError(f"a formula returns a Cost, such as Cost(fma=30); this one returned {cost!r}")
+    if not all(isinstance(part, int) for part in (cost.fma, cost.other, cost.elementwise)):
+        raise TypeError(f"the parts of a Cost are exact integers; this formula returned {cost!r}")
+    return cost

@@ -96,10 +96,10 @@ class OpCall:
         Raises:
             ValueError: nested tensors have different numbers of components.
         """
-        if not self.has_nested:
+        values = (*self.inputs, *self.outputs)
+        lengths = {len(value.items) for value in values if value.items is not None and value.dtype is not None}
+        if not lengths:
             return (self,)
-        nested = [value for value in (*self.inputs, *self.outputs) if value.is_nested]
-        lengths = {len(value.items or ()) for value in nested}
         if len(lengths) != 1:
             raise ValueError(f"nested tensors of different numbers of components: {sorted(lengths)}")
         return tuple(

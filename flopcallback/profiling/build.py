@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback._version import __version__
-from flopcallback.counting.analysis import (
-    ActivationCountAnalysis,
-    BytesCountAnalysis,
-    FlopCountAnalysis,
-    OperatorAnalysis,
-)
-from flopcallback.counting.tally import display_name
+from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAnalysis, OperatorAnalysis
+from flopcallback.counting.tally import Rule, display_name
 from flopcallback.counting.verification import hardware_measure
-from flopcallback.formulas.cost import Formula
-from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled
@@ -124,11 +117,11 @@ def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> 
 class _HardwareFlops(OperatorAnalysis):
     """Analysis of hardware FLOPs alone."""
 
-    def _by_default(self, operator: str) -> Any:
-        return hardware_measure(HARDWARE_FAMILIES, {}, operator)
+    def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
+        return hardware_measure(HARDWARE_FAMILIES, {}, operators)
 
 
-# Statistics beside FLOPs, by the name of their field in `ModuleRow`.
+# Statistics beside FLOPs of either kind, by the name of their field in `ModuleRow`.
 _STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
     "activations": ActivationCountAnalysis,
     "bytes": BytesCountAnalysis,
@@ -165,8 +158,9 @@ class _Counts:
 
     def add(self, run: ObservedRun, model: nn.Module, convention: Convention) -> None:
         flops = convention.analysis(run, model)
-        self.statistics["flops"].update(flops.by_module())
-        self.statistics["hw_flops"].update(flops.hardware_flops())
+        beside = {name: kind.of_run(run, model) for name, kind in _STATISTICS.items()}
+        statistics = {"flops": flops, "hw_flops": _HardwareFlops.of_run(run, model), **beside}
+        OperatorAnalysis.sum_together(run, list(statistics.values()))
         self.calls.update(flops.module_calls())
         self.operators.update(flops.by_operator())
         self.unknown_operators.update(flops.unknown_ops())
@@ -174,38 +168,26 @@ class _Counts:
         self.unknown_calls.update({name: flops.unknown_ops(name).total() for name in run.names.unique})
         self.is_lower_bound |= flops.is_lower_bound
         self.output_shapes.update(run.output_shapes)
-        counter = _OperatorCalls.of_run(run, model, elementwise=convention.elementwise)
-        self.operator_calls.update(counter.by_operator())
-        self.families.update(counter.families)
-        for name, kind in _STATISTICS.items():
-            analysis = kind.of_run(run, model)
+        self._add_calls(flops.counted_calls())
+        for name, analysis in statistics.items():
             self.statistics[name].update(analysis.by_module())
+        for name, analysis in beside.items():
             for operator, reason in analysis.unknown_reasons().items():
                 if operator not in self.unknown_operators:
                     self.unknown[f"{name} of {operator}"] = reason
+
+    def _add_calls(self, calls: Mapping[str, int]) -> None:
+        rows = {operator: lookup(operator) for operator in calls}
+        for operator, row in rows.items():
+            name = display_name(operator)
+            self.operator_calls[name] += calls[operator]
+            if isinstance(row, Counted):
+                self.families[name] = row.family.value
 
     def miss(self, module: str, reason: str) -> None:
         self.unknown[f"module {module}"] = reason
         self.unknown_calls.update(ModuleNames.owners(module))
         self.is_lower_bound = True
-
-
-class _OperatorCalls(FlopCountAnalysis):
-    """Analysis of the calls and the family of each counted operator."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.families: dict[str, str] = {}
-
-    def _measure(self, operator: str) -> Any:
-        row = lookup(operator)
-        if isinstance(row, Counted):
-            self.families[display_name(operator)] = row.family.value
-        return super()._measure(operator)
-
-    def _from_cost(self, formula: Formula) -> Callable[[OpCall], int]:
-        # A call without FLOPs is not counted: a row has the calls that its FLOPs come from.
-        return lambda call: 1 if formula(call).flops(elementwise=self._elementwise) else 0
 
 
 def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) -> Iterator[ModuleRow]:

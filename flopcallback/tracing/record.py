@@ -22,7 +22,7 @@ SCOPE_MARK = "flopcallback::scope"
 REGION_MARK = "flopcallback::region"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Operation:
     """One operator of a log.
 
@@ -31,7 +31,7 @@ class Operation:
         scope: the modules that were running.
         node: its node in the traced graph; None if the dispatcher saw it.
         values: cache of the values read so far in this pass over the graph: one operator's output is another's input.
-        seen: shapes and constants, if the dispatcher saw it.
+        seen: shapes and constants, as the dispatcher saw them, or once they were read from the graph.
         body: the operators inside a piece that the tracer could not enter (an autograd function, a scripted module).
             They are counted in place of the operator unless it has a formula of its own.
     """
@@ -45,11 +45,11 @@ class Operation:
 
     def call(self) -> OpCall:
         """Return the shapes, dtypes and constants that formulas take."""
-        if self.seen is not None:
-            return self.seen
-        assert self.node is not None
-        inputs = tuple(map(self._value, self.node.inputs()))
-        return OpCall(self.operator, inputs, tuple(map(self._value, self.node.outputs())), self.scope)
+        if self.seen is None:
+            assert self.node is not None
+            inputs, outputs = map(self._value, self.node.inputs()), map(self._value, self.node.outputs())
+            self.seen = OpCall(self.operator, tuple(inputs), tuple(outputs), self.scope)
+        return self.seen
 
     def _value(self, value: torch.Value) -> Value:
         key = value.unique()
