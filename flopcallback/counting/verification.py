@@ -29,7 +29,7 @@ def differences(
         dispatch: the run that the dispatcher saw.
         formulas: an analysis's own, for operators that the registry does not have.
     """
-    counting = Counting(functools.partial(hardware_measure, _COMPARED, own))
+    counting = Counting(functools.partial(hardware_measure, _COMPARED, formulas))
     traced, dispatched = (tally(run, counting)[0].counts for run in (trace, dispatch))
     return tuple(
         difference for module in traced for difference in _of_module(module, traced[module], dispatched[module])

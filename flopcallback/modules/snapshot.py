@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import random
 import sys
 import threading
@@ -26,15 +25,7 @@ from flopcallback.tracing.torch_private import (
     tree_map,
 )
 
-__all__ = [
-    "Snapshot",
-    "copies_of_lazy_buffers",
-    "is_isolated",
-    "left_as_found",
-    "private_copies",
-    "writes",
-    "written_to",
-]
+__all__ = ["Snapshot", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -303,32 +294,3 @@ def _restore_values(tensor: torch.Tensor, before: torch.Tensor) -> None:
             target.copy_(before)
         else:  # resized by the run
             tensor.data = before
-
-
-def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors that a call of a PyTorch function writes to.
-
-    They follow from its name (`add_`, `_foreach_add_`) and from `out=`.
-    """
-    if writes(func):
-        # `_foreach_` functions write to the first list, fused optimizers to several.
-        lists = args if func.__name__.startswith("_fused_") else args[:1]
-        yield from (leaf for leaf in tree_leaves(lists) if isinstance(leaf, torch.Tensor))
-    if "out" in kwargs:
-        yield from (leaf for leaf in tree_leaves(kwargs["out"]) if isinstance(leaf, torch.Tensor))
-
-
-_WRITING_OPERATORS = frozenset(
-    # The last three share the memory with code that writes to it unseen.
-    """
-    __setitem__ __iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__
-    __ixor__ numpy __array__ __dlpack__
-    """.split()  # noqa: SIM905 - easier read without quotes
-)
-
-
-@functools.cache
-def writes(func: Any) -> bool:
-    """Return whether a PyTorch function writes to its arguments, by its name."""
-    name = getattr(func, "__name__", "")
-    return name in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__"))

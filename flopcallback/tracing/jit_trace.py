@@ -7,8 +7,6 @@ graph is taken inside the traced function, and the tracer is left by an exceptio
 from __future__ import annotations
 
 import threading
-import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
@@ -18,20 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from flopcallback.formulas.op_call import OpCall, Scope
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
-from flopcallback.modules.snapshot import writes, written_to
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
+from flopcallback.tracing.function_mode import PLAIN_TENSORS, BeforeWrite, FunctionMode, KnownTensors
 from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphLog, Region
 from flopcallback.tracing.regions import (
     AUTOGRAD_FUNCTION,
-    CONVOLUTIONS,
     FLEX_ATTENTION,
-    META_CONVOLUTION,
-    OVERLOADS,
     intercept_untraceable,
-    is_meta_convolution,
     replaced,
 )
-from flopcallback.tracing.repeats import Repeats
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import (
@@ -42,7 +35,6 @@ from flopcallback.tracing.torch_private import (
     pop_function_mode,
     push_function_mode,
     set_tracing_state,
-    set_value_trace,
     tracing_questions,
     tracing_state,
     tracing_state_place,
@@ -52,56 +44,6 @@ from flopcallback.tracing.torch_private import (
 __all__ = ["trace"]
 
 T = TypeVar("T")
-
-# Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
-# values, which is what the model's own code would see without us.
-_SHAPE_QUESTIONS = frozenset(
-    {
-        torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
-        torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
-        torch.Tensor.size,
-        torch.Tensor.dim,
-        torch.Tensor.ndimension,
-        torch.Tensor.numel,
-        torch.Tensor.nelement,
-        torch.Tensor.stride,
-        torch.Tensor.storage_offset,
-        torch.Tensor.is_contiguous,
-        torch.Tensor.data_ptr,
-        torch.Tensor.__len__,
-        torch.Tensor.__repr__,
-        torch.numel,
-    }
-)
-# The answers to these depend on the data: what the model then does holds for these inputs.
-_DATA_QUESTIONS = frozenset(
-    {
-        torch.Tensor.item,
-        torch.Tensor.tolist,
-        torch.Tensor.numpy,
-        torch.Tensor.equal,
-        torch.Tensor.allclose,
-        torch.Tensor.is_nonzero,
-        torch.Tensor.__bool__,
-        torch.Tensor.__int__,
-        torch.Tensor.__float__,
-        torch.Tensor.__complex__,
-        torch.Tensor.__index__,
-        torch.Tensor.__array__,
-        torch.Tensor.__contains__,
-        torch.Tensor.__format__,
-        torch.equal,
-        torch.allclose,
-        torch.is_nonzero,
-    }
-)
-_QUESTIONS = _SHAPE_QUESTIONS | _DATA_QUESTIONS
-_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-
-_FOLLOWS_DATA = "a tensor's value became a Python value: the count holds for the path that these inputs take"
-# The tracer's complaint about a tensor that it has not seen and must not bake into the graph.
-_UNSEEN = "Cannot insert a Tensor that requires grad as a constant"
-
 
 # The tracer asks for the name of each variable; as a function in C, this costs no frame of Python each time.
 _NO_NAME = "".format
@@ -119,7 +61,7 @@ def trace(
     scopes: ModuleScopes,
     tensors: Iterable[torch.Tensor] = (),
     *,
-    before_write: Callable[[torch.Tensor], None] | None = None,
+    before_write: BeforeWrite | None = None,
     threads: Threads | None = None,
 ) -> tuple[T, GraphLog]:
     """Run `call` once and return its result and its operators.
@@ -143,7 +85,7 @@ class _Tracer:
     def __init__(
         self,
         scopes: ModuleScopes,
-        before_write: Callable[[torch.Tensor], None] | None,
+        before_write: BeforeWrite | None,
         threads: Threads | None = None,
     ) -> None:
         self._scopes = scopes
@@ -152,9 +94,8 @@ class _Tracer:
         self._marks: dict[Scope, int] = {}
         self._regions: list[Region] = []
         self._recorder: DispatchRecorder | None = None  # of the region under way
-        # Held, so that no other tensor can come to have the id of one of these.
-        self._known: dict[int, torch.Tensor] = {}
         self._graph: torch.Graph
+        self._known: KnownTensors
 
     def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphLog]:
         if not _ONE_AT_A_TIME.acquire(blocking=False):
@@ -170,14 +111,15 @@ class _Tracer:
 
         def traced() -> None:
             self._graph = tracing_state().graph()
+            self._known = KnownTensors(self._graph)
             for tensor in tensors:
-                self.register(tensor)
+                self._known.register(tensor)
             with ExitStack() as stack:
                 stack.enter_context(_denied_to_models())
                 stack.enter_context(_python_functions_entered())
                 stack.enter_context(intercept_untraceable(self.region))
                 stack.enter_context(self._marking_scopes())
-                stack.enter_context(_TracingMode(self, Repeats(self._graph), self._before_write))
+                stack.enter_context(FunctionMode(self._graph, self._known, self.region, self._before_write))
                 stack.enter_context(stepping_aside(self._step_aside, self._fail))
                 result.append(call())
             returned.extend(self._values_of(result[0]))
@@ -225,7 +167,7 @@ class _Tracer:
         else:
             handed = self._values_handed_to((call.args, call.kwargs))
             set_tracing_state(None)
-        modes.enter_context(_without_function_modes(_TracingMode))
+        modes.enter_context(_without_function_modes(FunctionMode))
 
         def back(result: Any) -> After | None:
             modes.close()
@@ -234,7 +176,7 @@ class _Tracer:
             set_tracing_state(state)
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             for output in outputs:
-                self.register(output)
+                self._known.register(output)
             inputs = tuple(map(value_of, tree_leaves((call.args, call.kwargs))))
             seen = OpCall(COMPILED + call.name, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             self._mark(REGION_MARK, len(self._regions), handed)
@@ -249,7 +191,7 @@ class _Tracer:
     def _values_handed_to(self, arguments: Any) -> list[torch.Value]:
         """Return the graph's values for a region's inputs, which `prune` keeps."""
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-        self.make_known(tensors)
+        self._known.make_known(tensors)
         return [get_value_trace(tensor) for tensor in tensors]
 
     def _values_of(self, result: Any) -> list[torch.Value]:
@@ -257,7 +199,7 @@ class _Tracer:
         if tracing_state() is None:
             raise RuntimeError("the tracer lost its state during the run")
         leaves = list(_tensors_within(result, set()))
-        self.make_known(leaves)
+        self._known.make_known(leaves)
         return [get_value_trace(leaf) for leaf in leaves]
 
     @contextmanager
@@ -281,95 +223,6 @@ class _Tracer:
         node.i_("index", index)
         self._graph.insertNode(node)
         return node.outputs()
-
-    def register(self, tensor: torch.Tensor) -> None:
-        """Make a tensor an input of the graph, as it is now."""
-        if tensor.requires_grad and tensor.is_leaf:
-            self._known[id(tensor)] = tensor
-        set_value_trace(tensor, self._graph.addInput())
-
-    def make_leaves_known(self, arguments: Iterable[Any]) -> None:
-        """Make unseen leaves that require grad inputs of the graph.
-
-        Else the tracer raises an error that prints the whole tensor, which takes seconds for a large one. A leaf is no
-        operator's result, so there is no need to ask the tracer first.
-        """
-        for argument in arguments:
-            if isinstance(argument, torch.Tensor):
-                if argument.requires_grad and argument.is_leaf and id(argument) not in self._known:
-                    self.register(argument)
-            elif isinstance(argument, (list, tuple)):
-                self.make_leaves_known(argument)
-
-    def make_known(self, arguments: Iterable[Any]) -> None:
-        """Make unseen tensors that require grad inputs of the graph."""
-        state = tracing_state()
-        leaves = tree_leaves(list(arguments))
-        self.make_leaves_known(leaves)
-        for leaf in leaves:
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad and id(leaf) not in self._known:
-                try:
-                    get_value_trace(leaf)
-                except RuntimeError:
-                    set_tracing_state(state)  # the complaint has cost the tracer its state (2.13)
-                    self.register(leaf)
-
-
-class _TracingMode(TorchFunctionMode):
-    """Function mode that answers shape queries untraced, and registers unseen tensors.
-
-    It stands in the way of every call of the model, so it looks at as little as it can.
-    """
-
-    def __init__(self, tracer: _Tracer, repeats: Repeats, before_write: Callable[[torch.Tensor], None] | None) -> None:
-        super().__init__()
-        self._tracer = tracer
-        self._repeats = repeats
-        self._before_write = before_write
-
-    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._before_write is not None and (writes(func) or "out" in kwargs):
-            for tensor in written_to(func, args, kwargs):
-                self._before_write(tensor)
-        state = tracing_state()
-        if state is None:
-            return func(*args, **kwargs)
-        if func in _QUESTIONS:
-            if func in _DATA_QUESTIONS:
-                warnings.warn(_FOLLOWS_DATA, torch.jit.TracerWarning, stacklevel=2)  # type: ignore[attr-defined]
-            set_tracing_state(None)
-            try:
-                return func(*args, **kwargs)
-            finally:
-                set_tracing_state(state)
-        if func == _SET_DATA:  # other memory, and maybe another shape: to the tracer it is another tensor
-            func(*args, **kwargs)
-            self._tracer.register(args[0])
-            return None
-        if (func in CONVOLUTIONS or type(func) in OVERLOADS) and is_meta_convolution(func, args, kwargs):
-            return self._tracer.region(META_CONVOLUTION, func, args, kwargs)
-        try:
-            if type(func) is types.FunctionType:
-                # Many operators: a second try after a complaint would count the first ones twice.
-                self._tracer.make_known((*args, *kwargs.values()))
-                return func(*args, **kwargs)
-            self._tracer.make_leaves_known(args)
-            try:
-                return self._repeats.call(state, func, args, kwargs)
-            except RuntimeError as error:
-                if _UNSEEN not in str(error):
-                    raise
-                set_tracing_state(state)
-                self._tracer.make_known((*args, *kwargs.values()))
-                return func(*args, **kwargs)
-        except BaseException:
-            # An operator that raises leaves the tracer without its state (2.13), and the model may well go on.
-            set_tracing_state(state)
-            raise
-
-
-_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @contextmanager
@@ -398,7 +251,7 @@ def _for_subclasses_only(original: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _is_overriding(candidate: Any) -> bool:
-    return type(candidate) not in _PLAIN_TENSORS and hasattr(candidate, "__torch_function__")
+    return type(candidate) not in PLAIN_TENSORS and hasattr(candidate, "__torch_function__")
 
 
 def _tensors_within(value: Any, seen: set[int], depth: int = 8) -> Iterator[torch.Tensor]:

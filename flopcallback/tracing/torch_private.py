@@ -64,10 +64,11 @@ def _rows(paths: str, used_by: str, lost: str, needed_by: str = "") -> tuple[Pri
 
 NAMES: tuple[Private, ...] = (
     # --- The JIT tracer ---
-    *_rows("torch._C._get_tracing_state torch._C._create_graph_by_tracing", "jit_trace", _ALL, TRACER),
-    *_rows("torch._C._set_tracing_state torch._C._get_value_trace", "jit_trace, repeats", _ALL, TRACER),
-    *_rows("torch._C._set_value_trace torch._C.Graph.createClone", "jit_trace, repeats", _ALL, TRACER),
-    *_rows("torch._C.Graph.create torch._C.Graph.addInput", "jit_trace", _ALL, TRACER),
+    *_rows("torch._C._create_graph_by_tracing torch._C.Graph.create", "jit_trace", _ALL, TRACER),
+    *_rows("torch._C._get_tracing_state torch._C._set_tracing_state", "jit_trace, function_mode", _ALL, TRACER),
+    Private("torch._C._get_value_trace", "jit_trace, function_mode", _ALL, TRACER),
+    *_rows("torch._C._set_value_trace torch._C.Graph.addInput", "function_mode", _ALL, TRACER),
+    Private("torch._C.Graph.createClone", "function_mode", _ALL, TRACER),
     # `TorchFunctionMode` enters and leaves by these two, and through it the tracer answers questions about shapes.
     *_rows("torch.overrides._push_mode torch.overrides._pop_mode", "jit_trace", _ALL, TRACER),
     Private("torch._C._len_torch_function_stack", "jit_trace", _ALL, TRACER),
@@ -75,7 +76,7 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C._functorch.maybe_current_level", "run", _ALL, TRACER),
     *_rows("torch._C._is_tracing torch.jit._trace.is_tracing", "jit_trace", "nothing: who asks by it is gone"),
     Private("torch._tensor", "jit_trace", "methods of tensors written in Python show with what they ask of shapes"),
-    Private("torch._C._is_any_autocast_enabled", "repeats", "speed: no node is copied"),
+    Private("torch._C._is_any_autocast_enabled", "function_mode", "speed: no node is copied"),
     # --- What the tracer is led past ---
     Private("torch.autograd._engine_run_backward", "regions, whole_step", _STEPS, WHOLE_STEP),
     Private("torch._functorch.apis.vmap_impl", "regions", f"for vmap in a forward, {_ALL}"),

@@ -360,9 +360,9 @@ def test_a_parameter_that_is_given_other_data_has_its_new_shape(model_of, x):
 
 def test_a_large_unregistered_leaf_is_not_printed(monkeypatch, x):
     """The tracer's complaint about it would print every element."""
-    from flopcallback.tracing import jit_trace
+    from flopcallback.tracing import function_mode
 
-    monkeypatch.setattr(jit_trace, "_UNSEEN", "a text that no complaint contains")
+    monkeypatch.setattr(function_mode, "_UNSEEN", "a text that no complaint contains")
     weights = {"a": torch.ones(3, 5, requires_grad=True), "b": [torch.ones(1, 5, requires_grad=True)]}
     flops = FlopCountAnalysis(lambda x: torch.cat([x @ weights["a"], weights["b"][0]]), x)
     assert flops.total() == 30

@@ -136,7 +136,7 @@ def _cells(profile: ModelProfile, shown: Shown, share: Column | None) -> list[_C
     texts = cell_texts(profile, rows, shown, values)
     exact = _exact(rows, shown, values, texts)
     parts = [None] * len(rows) if share is None else share.values(profile, rows)
-    percents = list(map(percent, parts))
+    percents = [""] * len(rows) if share is None else list(map(percent, parts))
     cells = []
     for value, text, whole, part, of_call in zip(values, texts, exact, parts, percents, strict=True):
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
