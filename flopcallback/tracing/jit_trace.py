@@ -35,6 +35,7 @@ from flopcallback.tracing.torch_private import (
     pop_function_mode,
     push_function_mode,
     set_tracing_state,
+    set_value_trace,
     tracing_questions,
     tracing_state,
     tracing_state_place,
