@@ -206,7 +206,7 @@ class _Summing:
 
 
 def _as_counts(operator: str, value: Any) -> Mapping[str, int]:
-    """Convert the result of a formula or a handle to counts by name."""
+    """Convert a formula's or a handle's result to counts by name."""
     if value is None:
         return {}
     if isinstance(value, Number):

@@ -178,7 +178,7 @@ class Snapshot:
             _keep_generator(value, self._states)
 
     def keep_tensor(self, tensor: torch.Tensor) -> None:
-        """Save a tensor by value, unless it is lazy or meta and has none."""
+        """Save a tensor by value; lazy and meta tensors have none."""
         if self._is_new(tensor) and not is_lazy(tensor) and tensor.device.type != "meta":
             self._keep_version(tensor)
             self._keep_values(tensor)

@@ -126,7 +126,7 @@ class Threads:
         return recorded
 
     def _count(self, calls: Iterable[OpCall | Region] = (), *, started: int = -1) -> None:
-        """Count a thread or task that has started, or has ended with its calls.
+        """Count a thread or task that has started or ended.
 
         Args:
             calls: operators that it ran.
