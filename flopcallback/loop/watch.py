@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -121,7 +122,9 @@ class LoopWatch:
         self._model_watch, self._optimizer_watch, self._step_watch = ExitStack(), ExitStack(), ExitStack()
         self._hooks = OptimizerHooks(self._optimizers, self._optimizer_steps, self._optimizer_stepped)
         self._optimizer_watch.callback(self._hooks.close)
-        self._optimizer_watch.enter_context(stepping_aside(self._step_aside, self._step_aside_failed))
+        # Weakly: what is process-wide must not keep a hook that was forgotten, and with it the model.
+        step_aside, failed = _weak(self._step_aside), _weak(self._step_aside_failed)
+        self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
         self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
 
     # --- For the hook -------------------------------------------------------------------------------------------------
@@ -448,3 +451,14 @@ class LoopWatch:
         self._let_go()
         self._training.stop_metering()
         self._failures.report(what, error)
+
+
+def _weak(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that calls a bound method, and does not keep its object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(argument: Any) -> Any:
+        bound = reference()
+        return None if bound is None else bound(argument)
+
+    return call
