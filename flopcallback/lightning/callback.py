@@ -286,9 +286,9 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Log metrics of the previous epoch by compute.
+        """Log copies of the previous epoch's metrics at compute so far.
 
-        By now all ranks know them.
+        By now all ranks know these metrics.
         """
         self._by_compute.log(trainer, self._training)
 
@@ -310,7 +310,7 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Log validation metrics by compute."""
+        """Log copies of validation metrics at compute so far."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._by_compute.log(trainer, self._training)
 
@@ -377,7 +377,7 @@ class FlopCallback(Callback):
 
     @_guarded
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Log metrics of the last epoch by compute; report names never logged."""
+        """Log copies of the last epoch's metrics; report names never logged."""
         self._by_compute.log(trainer, self._training)
         self._by_compute.check(trainer)
 
@@ -439,7 +439,7 @@ class FlopCallback(Callback):
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
         self._watch.close()
-        if trainer.state.fn == phase:
+        if trainer.state.fn == phase:  # not validation within `fit`
             if self._training is None:
                 self._training = self._training_of(trainer, pl_module)
             if phase not in self._training.profiles:

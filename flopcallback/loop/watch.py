@@ -309,7 +309,7 @@ class LoopWatch:
         if self._stage is Stage.COUNTING:
             return self._count(site, call, args, kwargs)
         if (observer := self._training.observer) is None:
-            return self._time(call)
+            return self._time(call)  # without any effect if the plan is `PASS`
         if not self._call.has_called:  # once per call, whatever number of module calls it has
             self._training.note_observed_call()
         with self._training.counting_nodes(), observer.on():

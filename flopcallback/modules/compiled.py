@@ -26,6 +26,7 @@ __all__ = [
     "Return",
     "as_written",
     "in_use",
+    "is_loaded",
     "may_step_aside",
     "rest_if_unused",
     "stepping_aside",
@@ -67,7 +68,7 @@ function that it returns is called once all observers are back, unless the call 
 Leave = Callable[[CompiledCall], Return | None]
 Failed = Callable[[Exception], None]
 
-_lock = threading.Lock()  # guards `_observers` and `_installed`
+_lock = threading.RLock()  # guards both tables; reentrant, since a garbage-collected observer leaves within it
 _observers: dict[int, list[tuple[Leave, Failed]]] = {}  # by thread, in the order of registration
 # Threads that are inside compiled code. Compiled code called by compiled code is part of the outer call: without this
 # set the observers would leave twice.
@@ -80,6 +81,11 @@ def in_use() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
     module = sys.modules.get(EVAL_FRAME)
     return module is not None and bool(getattr(module, "cached_backends", True))
+
+
+def is_loaded() -> bool:
+    """Return whether there may be compiled code in this process, without importing the compiler."""
+    return EVAL_FRAME in sys.modules
 
 
 def may_step_aside() -> bool:

@@ -19,6 +19,7 @@ from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.record import Region
 from flopcallback.tracing.regions import RunRegion, replaced
 from flopcallback.tracing.scopes import ModuleScopes
+from flopcallback.tracing.torch_private import mode_flags_kept
 
 __all__ = ["Threads"]
 
@@ -144,6 +145,14 @@ class _ThreadRecorder(DispatchRecorder):
     def __init__(self, scope: Any, before_write: Any, threads: Threads) -> None:
         super().__init__(scope, before_write)
         self._threads = threads
+
+    def __enter__(self) -> Any:
+        with mode_flags_kept():
+            return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        with mode_flags_kept():
+            return super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._threads.is_over:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -115,6 +115,12 @@ NAMES: tuple[Private, ...] = (
         "torch._C._SetExcludeDispatchKeyGuard",
         "dispatch",
         "under inference_mode, the last digits of a `linear` that the dispatcher observes",
+    ),
+    *_rows(
+        "torch.utils._python_dispatch._is_in_torch_dispatch_mode "
+        "torch.utils._python_dispatch._is_in_non_infra_torch_dispatch_mode",
+        "threads",
+        "nothing: without the flags, nobody reads them",
     ),
     Private("torch._C._jit_get_schemas_for_operator", "analysis", "nothing: `torch.ops` has the schemas, too"),
     # --- Leaving things as they were found ---
@@ -470,6 +476,25 @@ def storage_id(storage: torch.UntypedStorage) -> int | None:
 create_script_module: Any = _found["torch.jit._recursive.create_script_module"]
 SCRIPT_MODULE_PLACE: tuple[Any, str] = (_lookup("torch.jit._recursive"), "create_script_module")
 """What makes a module of TorchScript, for `script` and `trace`, and where it is looked up."""
+
+
+_MODE_FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
+
+
+@contextmanager
+def mode_flags_kept() -> Iterator[None]:
+    """Keep torch's flags for "a mode is active" as they are, while a mode begins or ends.
+
+    The flags are the process's, and a mode restores what it found. A thread that outlives the run would restore that
+    the run's own mode is active, and `torch.compile` would no longer compile (seen in 2.6 and 2.9).
+    """
+    owner = torch.utils._python_dispatch
+    before = {name: getattr(owner, name) for name in _MODE_FLAGS if hasattr(owner, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def step_hooks_of(optimizer: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope
 from flopcallback.modules.attempt import call_once
-from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, in_use, stepping_aside
+from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, is_loaded, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.dispatch import DispatchRecorder, look_up
@@ -185,7 +185,7 @@ class StepObserver:
         return run_backward
 
     def _see_backward(self, makes_graph: bool, outputs: Any, engine: Callable[[], Any]) -> None:
-        if in_use() and _runs_compiled_code(outputs):
+        if is_loaded() and _runs_compiled_code(outputs):
             self._note(CompiledCode("a backward"))
         if self._backwards:  # a backward inside a backward, as reentrant checkpointing starts one
             phase = self._backwards[0][0]

@@ -246,7 +246,7 @@ class ComputeLedger:
         }
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
-        """Add the steps and costs of a state to the books.
+        """Add the steps and costs of a saved ledger to this one.
 
         Args:
             state: result of `state`.
@@ -263,12 +263,12 @@ class ComputeLedger:
         steps = self.steps + state["steps"]
         for unseen in self._unseen.values():  # their distance to the present step stays
             unseen.last += state["steps"]
-        for listed, count, distance, gap in state["unseen"]:
-            key = _key_of(listed)
-            self.add(key, count)
+        for key_lists, count, distance, gap in state["unseen"]:
+            key = _key_of(key_lists)
+            self.add(key, count)  # exact if its cost is known here; otherwise it stays unseen
             if (loaded := self._unseen.get(key)) is not None:
                 loaded.last, loaded.gap = steps - distance, gap
-        self.steps = steps
+        self.steps = steps  # not what `add` made it: `state["steps"]` has the unseen ones, too
 
     @classmethod
     def merged(cls, states: Iterable[Mapping[str, Any]]) -> ComputeLedger:
@@ -284,6 +284,7 @@ class ComputeLedger:
         return self._by_start.setdefault(key.start, {})
 
     def _observed_cost(self, key: StepKey) -> StepCost | None:
+        """Return the cost of an observed step of this kind, or None."""
         cost = self._costs.get(key)
         if cost is not None or key not in self._counted_steps:
             return cost
@@ -294,6 +295,7 @@ class ComputeLedger:
         return next((self._costs[kind] for kind in same), None)
 
     def _book_later(self, key: StepKey, count: int) -> None:
+        """Keep steps of an unseen kind until one of them is observed."""
         unseen = self._unseen.get(key)
         if unseen is not None:
             unseen.count, unseen.gap, unseen.last = unseen.count + count, self.steps - unseen.last, self.steps
@@ -306,6 +308,7 @@ class ComputeLedger:
             self._forget(oldest)
 
     def _forget(self, key: StepKey) -> None:
+        """Remove an unseen kind; its steps can no longer be booked exactly."""
         del self._unseen[key]
         of_start = self._of_start(key)
         del of_start[key]
@@ -313,6 +316,10 @@ class ComputeLedger:
             del self._by_start[key.start]
 
     def _estimate(self, key: StepKey) -> StepCost:
+        """Estimate the cost of a step of an unseen kind.
+
+        It rests on observed kinds that are as similar as possible; without any, on the counted forward.
+        """
         points = next(filter(None, self._reference_costs(key)), None)
         if points is not None:
             return _interpolated(points, key.elements)
@@ -353,11 +360,14 @@ def _interpolated(points: Mapping[int, StepCost], elements: int) -> StepCost:
 
 
 def _as_lists(value: Any) -> Any:
+    """Turn nested tuples into the lists that JSON makes of them."""
     return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _key_of(listed: Any) -> StepKey:
+def _key_of(key_lists: Any) -> StepKey:
+    """Return the key that `_as_lists` was applied to."""
+
     def nested(value: Any) -> Any:
         return tuple(nested(item) for item in value) if isinstance(value, (list, tuple)) else value
 
-    return StepKey(*nested(listed))
+    return StepKey(*nested(key_lists))

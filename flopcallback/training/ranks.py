@@ -284,6 +284,8 @@ class Ranks:
         return silent
 
     def _wait_for_members(self, other_ranks: Iterable[int], *, wait: bool) -> None:
+        """Wait, the first time only, for ranks that do not take part yet."""
+
         def have_joined() -> bool:
             new = (rank for rank in other_ranks if rank not in self._joined and self._check(f"member/{rank}"))
             self._joined.update(new)
@@ -305,6 +307,7 @@ class Ranks:
         return Gathered(messages, late, tuple(absent))
 
     def _gathered_without_store(self) -> Gathered | None:
+        """Return the last messages, on rank 0; all other ranks that took part are late."""
         return self._gathered(set(range(1, self._world)) & self._joined - self._ended) if self.rank == 0 else None
 
     def _check(self, *keys: str) -> bool:

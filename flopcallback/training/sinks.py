@@ -14,7 +14,7 @@ from flopcallback.training.failures import Failures
 __all__ = ["Sinks"]
 
 FLOPS_PER_STEP = 10**6
-"""Unit of the step of a metric that is drawn by compute: FLOPs themselves outgrow the int64 step of trackers."""
+"""Unit of the step of a metric that is plotted against compute: FLOPs themselves outgrow the int64 step of trackers."""
 
 
 class Sinks:
@@ -23,7 +23,7 @@ class Sinks:
     Args:
         trackers: trackers by a name that tells the user where they log to; empty on ranks that do not log.
         prefix: prefix of the names of all numbers.
-        by_compute: names of the user's metrics to draw against compute.
+        by_compute: names of the user's metrics to plot against compute.
         show: prints a text; None prints nothing.
         fallback: folder for profiles and numbers that a tracker failed to log; None drops them.
         failures: reports failures.
@@ -70,11 +70,11 @@ class Sinks:
 
     @property
     def takes_copies(self) -> bool:
-        """True if any tracker cannot draw by compute itself."""
+        """True if any tracker cannot plot against compute itself."""
         return any(not isinstance(tracker, DrawsByCompute) for tracker in self._trackers.values())
 
     def log_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
-        """Log copies of metrics to trackers that cannot draw by compute.
+        """Log copies of metrics to trackers that cannot plot against compute.
 
         Args:
             metrics: values by name.

@@ -133,7 +133,7 @@ class Training:
         steps = self._steps
         if steps.model is not None:
             is_new = meter is not None and meter.decide_observation()
-            # As long as the profile awaits a step, each one is asked whether its shapes are the awaited ones.
+            # As long as the profile awaits a step, each step is checked for the awaited shapes.
             if (is_new or steps.awaited is not None) and steps.begin_step(inputs, optimizers, is_new=is_new):
                 self._leave_out()
                 return Plan.OBSERVE

@@ -41,6 +41,8 @@ NEEDED_BY_TORCH = {
     "torch.nn.Module._compiled_call_impl",
     "torch.utils._python_dispatch",
     "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch.utils._python_dispatch._is_in_torch_dispatch_mode",
+    "torch.utils._python_dispatch._is_in_non_infra_torch_dispatch_mode",
 }
 
 ROWS, INPUTS, OUTPUTS, STEPS = 2, 3, 5, 2
