@@ -153,7 +153,10 @@ class OperatorAnalysis:
         return {name: unknown.reason for name, unknown in self._unknown(module_name).items()}
 
     def counted_calls(self) -> Counter[str]:
-        """How many calls have a statistic that is not 0, by the operator's whole name; nested tensors are one each."""
+        """Count the calls whose statistic is not 0, by the operator's whole name.
+
+        A call on nested tensors is one call.
+        """
         return +self._results().calls
 
     @property
@@ -312,7 +315,7 @@ class OperatorAnalysis:
 
     @staticmethod
     def sum_together(run: ObservedRun, analyses: Sequence[OperatorAnalysis]) -> None:
-        """Sums the statistics of analyses of one run in one pass over it, as each does alone when it is asked."""
+        """Sum several analyses of one run in one pass over it."""
         sums = tally(run, *(analysis._counting() for analysis in analyses))
         for analysis, summed in zip(analyses, sums, strict=True):
             analysis._tally = summed
@@ -380,14 +383,14 @@ class OperatorAnalysis:
         return self._results().unknown[self.canonical_module_name(module_name)]
 
     def _measure(self, operators: Collection[str]) -> dict[str, Rule]:
-        """How operators are counted here."""
+        """Return the rule that each operator is counted by here."""
         rules = self._by_default([name for name in operators if name not in self._op_formulas])
         for name, formula in self._op_formulas.items():
             rules[name] = _costs_nothing if formula is None else self._from_cost(formula)
         return rules
 
     def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
-        """The same, where nobody set a formula for an operator in this analysis."""
+        """Return the rules where nobody set a formula in this analysis."""
         return dict.fromkeys(operators, Free("no formula is set") if self._formula is None else self._formula)
 
     def _from_cost(self, formula: Formula) -> Callable[[OpCall], Statistic | None]:

@@ -96,7 +96,7 @@ def display_name(operator: str) -> str:
 
 
 def tally(run: ObservedRun, *countings: Counting, prune: bool = False) -> list[Tally]:
-    """Sums of statistics over a run, all of them operator by operator.
+    """Sum statistics over a run, all of them operator by operator.
 
     Args:
         run: what was observed.
@@ -113,7 +113,7 @@ def tally(run: ObservedRun, *countings: Counting, prune: bool = False) -> list[T
 
 
 def _operators_of(operations: Iterable[Operation]) -> set[str]:
-    """The operators, with those that ran inside others."""
+    """Collect the operators, with those that ran inside others."""
     operators = set()
     for operation in operations:
         operators.add(operation.operator)

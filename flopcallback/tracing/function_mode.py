@@ -90,16 +90,16 @@ class KnownTensors:
         self._known: dict[int, torch.Tensor] = {}
 
     def register(self, tensor: torch.Tensor) -> None:
-        """Makes a tensor an input of the graph, as it is now."""
+        """Make a tensor an input of the graph, as it is now."""
         if tensor.requires_grad and tensor.is_leaf:
             self._known[id(tensor)] = tensor
         set_value_trace(tensor, self._graph.addInput())
 
     def make_leaves_known(self, arguments: Iterable[Any]) -> None:
-        """Makes graph inputs of unseen leaves that require grad, before the tracer complains about them.
+        """Make graph inputs of unseen leaves that require grad.
 
-        A complaint prints the whole tensor, which takes seconds for a large one. A leaf is no operator's result, so
-        there is nothing to ask the tracer first.
+        The tracer would complain about them otherwise, and a complaint prints the whole tensor, which takes seconds
+        for a large one. A leaf is no operator's result, so there is nothing to ask the tracer first.
         """
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
@@ -109,7 +109,10 @@ class KnownTensors:
                 self.make_leaves_known(argument)
 
     def make_known(self, arguments: Iterable[Any]) -> None:
-        """Makes graph inputs of those tensors that require grad and that the tracer has not seen yet."""
+        """Make graph inputs of the tensors that need it.
+
+        These require grad, and the tracer has not seen them yet.
+        """
         state = tracing_state()
         leaves = tree_leaves(list(arguments))
         self.make_leaves_known(leaves)
@@ -186,7 +189,10 @@ class FunctionMode(TorchFunctionMode):
 
 
 def _written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that a call of a PyTorch function writes to, by its name (`add_`, `_foreach_add_`) or its `out=`."""
+    """Yield the tensors that a call of a PyTorch function writes to.
+
+    Its name (`add_`, `_foreach_add_`) or its `out=` says so.
+    """
     if _writes(func):
         # A list comes first where many are written to; the fused optimizers write to several lists.
         lists = args if func.__name__.startswith("_fused_") else args[:1]
@@ -260,7 +266,9 @@ class Repeats:
         self._patterns: dict[Hashable, _Pattern | None] = {}
 
     def call(self, state: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls a function that is not written in Python, traced by the tracer or by us, to the same effect.
+        """Call a function that is not written in Python, and trace it.
+
+        The tracer traces it, or we do, to the same effect.
 
         Args:
             state: the tracing state, to be restored.
@@ -323,7 +331,10 @@ class Repeats:
 
 
 def _pattern(new: Iterable[torch.Node], positions: dict[int, int], results: Sequence[torch.Tensor]) -> _Pattern | None:
-    """What to copy, where `new` nodes are one operator on the call's tensors and on constants; else None."""
+    """Return what to copy for a call like this one, or None.
+
+    There is a pattern where the `new` nodes are one operator on the call's tensors and on constants.
+    """
     operators, constants = [], set()
     for node in new:
         kind = node.kind()
@@ -347,7 +358,7 @@ def _is_constant(node: torch.Node) -> bool:
 
 
 def _outputs(result: Any) -> Sequence[torch.Tensor]:
-    """The tensors that an operator returned; none where it returned anything else."""
+    """Return an operator's output tensors, or none where it returned anything else."""
     if isinstance(result, torch.Tensor):
         return (result,)
     if isinstance(result, tuple) and all(isinstance(item, torch.Tensor) for item in result):
@@ -386,7 +397,10 @@ def _part(value: Any, tensors: list[torch.Tensor]) -> Hashable:
 
 
 def _element(value: Any) -> Hashable:
-    """A part within a sequence or a slice, where there must be no tensor: the tracer puts those into a list."""
+    """Return the key of a part within a sequence or a slice.
+
+    There must be no tensor in it: the tracer puts those into a list.
+    """
     if type(value) in PLAIN_TENSORS:
         raise _Unusual
     return _part(value, [])

@@ -45,7 +45,10 @@ class _Cell(NamedTuple):
 
 
 def table_data(profile: ModelProfile) -> dict[str, Any]:
-    """What the page's script draws the table from, as plain JSON; columns that have nothing to say are left out."""
+    """Build the plain JSON that the page's script draws the table from.
+
+    Columns that have nothing to say are left out.
+    """
     parents, share_of = _parents(profile), shares()
     columns = [_column_data(profile, shown, share_of.get(shown.column.key)) for shown in shown_in("page")]
     return {
@@ -76,7 +79,10 @@ def _names(profile: ModelProfile, parents: Sequence[int]) -> list[str]:
 
 
 def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]:
-    """The root, and what has most of the FLOPs, as long as the table stays short."""
+    """Choose the rows that are open at first, as long as the table stays short.
+
+    They are the root, and what has most of the FLOPs.
+    """
     children: list[list[int]] = [[] for _ in parents]
     for index, parent in enumerate(parents[1:], start=1):
         children[parent].append(index)
@@ -95,10 +101,10 @@ def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]
 
 
 def _column_data(profile: ModelProfile, shown: Shown, share: Column | None) -> dict[str, Any]:
-    """A column: its cells as `[text, exact, bar in percent, share as text]`, and for each row which one it has.
+    """Build a column: its cells, and for each row which one it has.
 
-    Cells before `unsortable` have nothing to sort by. `share` is the column that says what part of the whole a cell
-    is, where there is one.
+    A cell is `[text, exact, bar in percent, share as text]`. Cells before `unsortable` have nothing to sort by.
+    `share` is the column that says what part of the whole a cell is, where there is one.
     """
     cells = _rates(profile) if shown.form == "rate" else _cells(profile, shown, share)
     distinct = dict.fromkeys(cells)
@@ -120,7 +126,10 @@ def _column_data(profile: ModelProfile, shown: Shown, share: Column | None) -> d
 
 
 def _packed(cell: _Cell) -> list[Any]:
-    """The cell as JSON, without empty ends; a share may be above 1 where two clocks disagree."""
+    """Write the cell as JSON, without empty ends.
+
+    A share may be above 1 where two clocks disagree.
+    """
     bar = None if cell.share is None else round(100 * min(max(cell.share, 0.0), 1.0), 2)
     packed = [cell.text, cell.exact, bar, cell.percent]
     while len(packed) > 1 and packed[-1] in ("", None):
@@ -152,7 +161,7 @@ def _cells(profile: ModelProfile, shown: Shown, share: Column | None) -> list[_C
 
 
 def _exact(rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any], texts: Sequence[str]) -> list[str]:
-    """What a cell says of its value where its row is open."""
+    """Write what each cell says of its value where its row is open."""
     if shown.form != "amount":
         return [f"{text} ms" if shown.form == "ms" else "" for text in texts]
     bounds = bounds_of(rows, shown.column)
