@@ -414,10 +414,10 @@ class FlopCallback(Callback):
 
     def _let_go(self) -> None:
         """Detach from the module and the training; keep its profiles."""
+        training, self._training = self._training, None  # first: giving up after an error in here ends here again
         self._watch.close()
-        if self._training is not None:
-            self._profiles.update(self._training.profiles)
-        self._training = None
+        if training is not None:
+            self._profiles.update(training.profiles)
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Stop observing this run, and report the error."""

@@ -349,17 +349,18 @@ class _TimedCall:
 
         @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            # A call during a backward is a recomputation, whose time belongs to the backward. Other threads would
-            # mix up `running`.
-            elsewhere = is_backward_running() or threading.get_ident() != self._thread
-            # A module that calls itself is timed once, by its outer call.
-            if elsewhere or name in running:
-                return method(*args, **kwargs)
-            began = None
+            began, is_timed = None, False
             try:
-                began = self._timer.mark()
+                # A call during a backward is a recomputation, whose time belongs to the backward. Other threads would
+                # mix up `running`.
+                elsewhere = is_backward_running() or threading.get_ident() != self._thread
+                # A module that calls itself is timed once, by its outer call.
+                is_timed = not elsewhere and name not in running
+                began = self._timer.mark() if is_timed else None
             except Exception as error:  # noqa: BLE001 - the model's forward is under way
                 self.failure = error
+            if not is_timed:
+                return method(*args, **kwargs)
             running.append(name)
             try:
                 return method(*args, **kwargs)

@@ -80,7 +80,11 @@ _depths = threading.local()  # how many contexts of `as_written` and `with_known
 def in_use() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
     module = sys.modules.get(EVAL_FRAME)
-    return module is not None and bool(getattr(module, "cached_backends", True))
+    if module is None:
+        return False
+    backends = getattr(module, "cached_backends", None)
+    # Functions that the compiler is to leave alone, as optimizers' are, have None for a backend.
+    return backends is None or any(backend is not None for backend in backends.values())
 
 
 def is_loaded() -> bool:
@@ -183,10 +187,13 @@ def _install() -> None:
     module = sys.modules.get(EVAL_FRAME)
     wrappers = frozenset() if module is None or _installed else _wrappers()
     if wrappers:
-        for name in (SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME):
-            if hasattr(module, name):
-                _installed[name] = getattr(module, name)
-                setattr(module, name, _replacement(_installed[name], wrappers))
+        originals = {
+            name: getattr(module, name) for name in (SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME) if hasattr(module, name)
+        }
+        replacements = {name: _replacement(original, wrappers) for name, original in originals.items()}
+        _installed.update(originals)
+        for name, replacement in replacements.items():
+            setattr(module, name, replacement)
 
 
 def rest_if_unused() -> None:

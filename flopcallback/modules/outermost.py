@@ -14,7 +14,7 @@ from torch import nn
 
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.snapshot import is_isolated
+from flopcallback.modules.snapshot import isolation
 from flopcallback.modules.wrappers import is_reached, wrap_on_instance
 from flopcallback.tracing.torch_private import (
     COMPILED_CALL,
@@ -98,6 +98,13 @@ def outermost_calls(
             on_failure(site, error)
             return True
 
+    def note_raise(site: CallSite) -> None:
+        try:
+            if not _is_outside_step():  # checkpointing ends a recomputation by an exception
+                on_raise()
+        except Exception as error:  # noqa: BLE001 - it would hide the user's exception
+            on_failure(site, error)
+
     def wrap(site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def outermost(*args: Any, **kwargs: Any) -> Any:
@@ -112,8 +119,7 @@ def outermost_calls(
                 try:
                     return method(*args, **kwargs)
                 except BaseException:
-                    if not _is_outside_step():  # checkpointing ends a recomputation by an exception
-                        on_raise()
+                    note_raise(site)
                     raise
                 finally:
                     is_busy = False
@@ -156,4 +162,4 @@ def outermost_calls(
 
 def _is_outside_step() -> bool:
     """Return whether a recomputation, an export or a count is under way."""
-    return is_backward_running() or is_tracing() or is_isolated()
+    return is_backward_running() or is_tracing() or isolation.depth > 0

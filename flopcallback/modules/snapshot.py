@@ -25,7 +25,7 @@ from flopcallback.tracing.torch_private import (
     tree_map,
 )
 
-__all__ = ["Snapshot", "copies_of_lazy_buffers", "is_isolated", "left_as_found", "private_copies"]
+__all__ = ["Snapshot", "copies_of_lazy_buffers", "isolation", "left_as_found", "private_copies"]
 
 # Containers whose contents a forward may change in place (`self.history.append(...)`).
 _CONTAINERS = (list, dict, set, deque)
@@ -51,21 +51,22 @@ def left_as_found(modules: Iterable[nn.Module], inputs: Any = ()) -> Iterator[Sn
         for leaf in tree_leaves(inputs):
             snapshot.keep_input(leaf)
         snapshot.drop_grads()
-    _isolated.depth = getattr(_isolated, "depth", 0) + 1
+    isolation.depth += 1
     try:
         yield snapshot
     finally:
-        _isolated.depth -= 1
+        isolation.depth -= 1
         with disable_current_modes():
             snapshot.restore()
 
 
-_isolated = threading.local()  # `depth`: how many `left_as_found` this thread is inside
+class _Isolation(threading.local):
+    depth = 0  # how many `left_as_found` this thread is inside
 
 
-def is_isolated() -> bool:
-    """Return whether this thread is inside `left_as_found`, and so not training."""
-    return getattr(_isolated, "depth", 0) > 0
+isolation = _Isolation()
+"""State of this thread: at a depth above 0 it is inside `left_as_found`, and so not training. Not a function, since
+each step of a training asks for it."""
 
 
 def private_copies(inputs: Any) -> Any:

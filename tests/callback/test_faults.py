@@ -27,7 +27,7 @@ LAST_RESORTS = {
     "modules/attempt": {"call_once", "__init__", "__call__"},
     "training/training": {"stop_timing"},
     "training/recorder": {"stop_timing"},
-    "training/failures": {"report"},
+    "training/failures": {"report", "as_warning"},
     # Called in place of a module's forward: all they do around it is guarded in there.
     "measuring/latency": {"timed"},
     "modules/outermost": {"outermost", "call"},
@@ -41,10 +41,11 @@ LAST_RESORTS = {
     # Adds what runs in a piece of an observed step. What fails there is not told: the training does not notice, but
     # nobody is warned either.
     "lightning/step": {"intercept"},
-    # Take away a wrapper.
-    "modules/wrappers": {"restore", "_forget", "_put"},
-    # Stands in the compiler's place; what is ours around it is guarded.
-    "modules/compiled": {"set_eval_frame"},
+    # Take away a wrapper, or what stands in the place of a function of torch.
+    "modules/wrappers": {"restore", "_forget", "_set_attribute"},
+    "tracing/regions": {"_set_own"},
+    # The first stands in the compiler's place; what is ours around it is guarded.
+    "modules/compiled": {"set_eval_frame", "_uninstall"},
 }
 
 
@@ -271,7 +272,7 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
 
 
 # What a loop calls itself, before and after it trains, and what is a guard or a flag in the place of one.
-OF_THE_LOOP = {"__init__", "close"}
+OF_THE_LOOP = {"__init__", "_weak", "close"}
 OF_THE_OPTIONS = {"__post_init__", "convention"}
 GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
 
