@@ -169,7 +169,7 @@ def metric_against_compute(run: RunRecord, metric: str) -> list[tuple[float, flo
 def shared_metrics(runs: Iterable[RunRecord]) -> list[str]:
     """Return the users' metrics with a known direction that all runs share.
 
-    Runs without any metric of the user's are not asked.
+    Runs that have no metric of the user's at all do not matter.
     """
     names = [metrics for run in runs if (metrics := run.own_metrics())]
     shared = set.intersection(*names) if names else set()

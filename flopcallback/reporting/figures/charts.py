@@ -194,9 +194,9 @@ def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
 
 
 def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float]) -> None:
-    """Name the slowest points, and those slowest for their FLOPs.
+    """Name the slowest points, and those furthest above the median rate.
 
-    The latter exceed most what their FLOPs take at the median rate.
+    The median rate gives a time for a point's FLOPs; the latter take longest beyond that time.
     """
     from matplotlib.patheffects import withStroke
 
@@ -312,10 +312,7 @@ def _legend(
 
 
 def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
-    """Cut the middle out of a long name.
-
-    The ends say most.
-    """
+    """Cut the middle out of a long name, since its ends tell most."""
     if len(text) <= longest:
         return text
     head = longest // 3

@@ -139,7 +139,7 @@ def _point(profile: ModelProfile, row: ModuleRow, index: int, frame: FlopsAndTim
 def _equal_rates(frame: FlopsAndTime, peak: float | None) -> Iterator[Line]:
     """Yield lines at powers of ten of FLOP/s.
 
-    With too many of them, only every second or third. A line whose label would overlap that of the peak is left out.
+    If there are too many, only every second or third is drawn. A line whose label would overlap the peak's is left out.
 
     Args:
         frame: axes.
