@@ -19,7 +19,7 @@ WIDE, HIDDEN, OUT = 5, 7, 3
 ROW = (2 + 2) * WIDE * HIDDEN + (2 + 2 + 2) * HIDDEN * OUT
 """Hardware FLOPs of a training step for each row of the batch."""
 
-TIMEOUT_S = 180
+TIMEOUT_S = 600
 
 COMMON = """
 import functools, json, os, sys, time, warnings

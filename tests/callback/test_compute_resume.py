@@ -35,7 +35,7 @@ CRITIC = 2 * OUT * HIDDEN + 2 * HIDDEN * 2, 2 * OUT * HIDDEN
 GAN = ROW + (3 * CRITIC[0] - CRITIC[1]) + 3 * CRITIC[0]
 
 QUIET = {"summary": False, "warmup_steps": 0, "latency_steps": 2}
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 LENGTHS = [3, 2, 4, 2, 3, 5, 2, 2, 4, 3, 6, 1, 3, 2]
 """Rows in the batches; those of a Trainer's epochs are the first six."""

@@ -93,7 +93,7 @@ def launch(script, folder, who):
     file = folder / "script.py"
     file.write_text(COMMON + script, encoding="utf-8")
     ranks = [forked.start(file, folder, who, environment=environment) for environment in forked.of_ranks()]
-    codes = forked.wait_for_all(ranks, 240)
+    codes = forked.wait_for_all(ranks, 600)
     assert codes == [0, 0], [forked.printed(file, rank, "err") for rank in ranks]
     left = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return left, "".join(forked.printed(file, rank) for rank in ranks)

@@ -47,7 +47,7 @@ def start(
 
 
 def run(
-    file: Path, *arguments: object, folder: Path, timeout_s: float = 300.0, **environment: str
+    file: Path, *arguments: object, folder: Path, timeout_s: float = 600.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script in a folder to its end, as `subprocess.run` does."""
     output = folder.parent / f"{folder.name}-printed"

@@ -300,9 +300,9 @@ def test_of_two_ranks_one_draws_by_the_compute_of_both_and_none_waits_for_it(tmp
     script.write_text(RANKS)
     # The first starts its second process itself.
     command = [sys.executable, script, tmp_path / "named", "val", "step_step", "step_epoch"]
-    subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
     ranks = [forked.start(script, tmp_path / "bare", environment=environment) for environment in forked.of_ranks()]
-    codes = forked.wait_for_all(ranks, 180)
+    codes = forked.wait_for_all(ranks, 600)
     assert codes == [0, 0], [forked.printed(script, rank, "err") for rank in ranks]
     # Of 10 batches each rank has 5 an epoch: after step n they have done 2 * n * (10**6 + 1). Rank 1 logs 100 more.
     assert points(tmp_path / "named", "val_by_compute") == [(10, (1 + 2) / 2), (20, (1 + 2) / 2 / 2)]
