@@ -72,17 +72,22 @@ def choose_observation(
 
 
 @contextmanager
-def counting_each_call(pl_module: Any, counting_nodes: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def counting_each_call(
+    pl_module: Any,
+    counting_nodes: Callable[[], AbstractContextManager[None]],
+    on_failure: Callable[[Exception], None],
+) -> Iterator[None]:
     """Enter `counting_nodes()` around each outermost module call.
 
-    These are the pieces of a step with a backward that `choose_observation` observes.
+    These are the pieces of a step with a backward that `choose_observation` observes. `on_failure` receives what failed
+    around a call, which is made in any case.
     """
 
     def intercept(_: Any, call: Callable[[], Any], *__: Any) -> None:
         with counting_nodes():
             call()
 
-    with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda *_: None):
+    with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda _, error: on_failure(error)):
         yield
 
 

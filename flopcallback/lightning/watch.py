@@ -83,7 +83,7 @@ class StepWatch:
             is_forward = bool(pl_module.automatic_optimization)
             # The pieces have to be the same as in the counted step, so that their autograd nodes can be compared.
             nodes = training.counting_nodes
-            pieces = nodes() if is_forward else counting_each_call(pl_module, nodes)
+            pieces = nodes() if is_forward else counting_each_call(pl_module, nodes, training.stop_observing)
             with observer.on(is_forward=is_forward), pieces:
                 attempt()
             training.note_observed_call()

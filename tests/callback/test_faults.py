@@ -38,9 +38,6 @@ LAST_RESORTS = {
     "tracing/dispatch": {"__torch_dispatch__", "_must_decompose", "_is_composite", "_is_looked_into"}
     | {"_as_without_a_mode", "_marks_views"},
     "tracing/scopes": {"watched"},
-    # Adds what runs in a piece of an observed step. What fails there is not told: the training does not notice, but
-    # nobody is warned either.
-    "lightning/step": {"intercept"},
     # Take away a wrapper, or what stands in the place of a function of torch.
     "modules/wrappers": {"restore", "_forget", "_set_attribute"},
     "tracing/regions": {"_set_own"},
