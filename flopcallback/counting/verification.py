@@ -47,7 +47,9 @@ def _of_module(module: str, traced: Counter[str], dispatched: Counter[str]) -> I
 def hardware_measure(
     families: Collection[Family], own: Mapping[str, Formula | None], operators: Collection[str]
 ) -> dict[str, Rule]:
-    """How operators count in hardware FLOPs, by family: 2 per multiply-add; a Fourier transform by its operations.
+    """Return how operators count in hardware FLOPs, by family.
+
+    A multiply-add is 2; a Fourier transform counts by its operations.
 
     Args:
         families: those that count; the others are free.

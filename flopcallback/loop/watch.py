@@ -454,7 +454,7 @@ class LoopWatch:
 
 
 def _weak(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that calls a bound method, and does not keep its object alive."""
+    """Return a function that calls a bound method without keeping its object alive."""
     reference = weakref.WeakMethod(method)
 
     def call(argument: Any) -> Any:

@@ -88,7 +88,7 @@ def in_use() -> bool:
 
 
 def is_loaded() -> bool:
-    """Return whether there may be compiled code in this process, without importing the compiler."""
+    """Return whether this process may have compiled code, without importing the compiler."""
     return EVAL_FRAME in sys.modules
 
 
@@ -197,9 +197,10 @@ def _install() -> None:
 
 
 def rest_if_unused() -> None:
-    """Leave `EVAL_FRAME` alone while nothing is compiled in this process: its functions run in every optimizer's step.
+    """Give `EVAL_FRAME` its functions back if nothing was compiled so far.
 
-    What is called first after that, compiled then, meets wrappers until the next ones are put.
+    They run in every optimizer's step, where ours would cost time. A function that is compiled later meets wrappers of
+    ours until another observer steps in.
     """
     with _lock:
         if not in_use():

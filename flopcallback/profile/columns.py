@@ -111,7 +111,7 @@ def shown_in(output: Literal["terminal", "markdown", "page", "diff"]) -> list[Sh
 
 
 def shares() -> dict[str, Column]:
-    """Find the columns that are shares of another one's whole, by the key of that one."""
+    """Find the columns of shares, by the key of the column they divide."""
     return {column.of: column for column in COLUMNS if column.of}
 
 

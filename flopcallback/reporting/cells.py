@@ -33,7 +33,7 @@ _WRITTEN: dict[Form, Callable[[Any], str]] = {
 
 
 def cell_texts(profile: ModelProfile, rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any]) -> list[str]:
-    """Write the values that rows have in a column; empty where there is nothing to say."""
+    """Write the values of a column, empty where there is nothing to say."""
     if shown.form == "rate":
         return [_rate(profile, row, value) for row, value in zip(rows, values, strict=True)]
     column, write, hides_zero = shown.column, _WRITTEN[shown.form], shown.place.hides_zero
@@ -55,5 +55,5 @@ def _rate(profile: ModelProfile, row: ModuleRow, rate: float | None) -> str:
 
 
 def bounds_of(rows: Sequence[ModuleRow], column: Column) -> list[str]:
-    """Write `">= "` for rows whose figure in the column is a lower bound, else nothing."""
+    """Write `">= "` for rows whose figure is a lower bound, else nothing."""
     return [at_least(row.unknown_calls > 0) for row in rows] if column.is_bound else [""] * len(rows)

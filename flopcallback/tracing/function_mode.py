@@ -369,9 +369,10 @@ def _outputs(result: Any) -> Sequence[torch.Tensor]:
 def _form(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
 ) -> Hashable:
-    """All that decides which nodes a call makes: the function, its constants, ranks and dtypes of its tensors.
+    """Return all that decides which nodes a call makes.
 
-    Under autocast it would not be all: casts of weights are made once and kept.
+    That is the function, its constants, and ranks and dtypes of its tensors. Under autocast it would not be all: casts
+    of weights are made once and kept.
     """
     if "out" in kwargs or is_any_autocast_enabled():
         raise _Unusual

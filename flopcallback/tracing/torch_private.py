@@ -483,7 +483,7 @@ _MODE_FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mo
 
 @contextmanager
 def mode_flags_kept() -> Iterator[None]:
-    """Keep torch's flags for "a mode is active" as they are, while a mode begins or ends.
+    """Keep torch's flags for active modes while a mode begins or ends.
 
     The flags are the process's, and a mode restores what it found. A thread that outlives the run would restore that
     the run's own mode is active, and `torch.compile` would no longer compile (seen in 2.6 and 2.9).

@@ -284,7 +284,7 @@ class Ranks:
         return silent
 
     def _wait_for_members(self, other_ranks: Iterable[int], *, wait: bool) -> None:
-        """Wait, the first time only, for ranks that do not take part yet."""
+        """Wait, the first time only, for ranks that are not there yet."""
 
         def have_joined() -> bool:
             new = (rank for rank in other_ranks if rank not in self._joined and self._check(f"member/{rank}"))

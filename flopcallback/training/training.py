@@ -379,7 +379,7 @@ class Training:
     def restore(
         self, profiles: Mapping[str, ModelProfile], numbers: Mapping[str, int | float], *, is_spent: bool
     ) -> None:
-        """Take over what another training has come to: this one is its copy, and books no steps."""
+        """Take over the results of another training, as its copy that books no steps."""
         self._recorder.restore(profiles)
         self._numbers.update(numbers)
         self._was_spent = is_spent

@@ -312,7 +312,7 @@ def _legend(
 
 
 def _shortened(text: str, longest: int = LONGEST_NAME) -> str:
-    """Cut the middle out of a long name, since its ends tell most."""
+    """Cut the middle out of a long name; its ends tell most."""
     if len(text) <= longest:
         return text
     head = longest // 3

@@ -61,7 +61,10 @@ def table_data(profile: ModelProfile) -> dict[str, Any]:
 
 
 def _parents(profile: ModelProfile) -> list[int]:
-    """For each row the place of the one that contains it, an earlier one; the root, its own, where no other does."""
+    """Return for each row the place of the row that contains it.
+
+    That is an earlier row; of rows that none contains, the root, and of the root, itself.
+    """
     places: dict[str | None, int] = {}
     parents = []
     for index, row in enumerate(profile.modules):
@@ -72,16 +75,19 @@ def _parents(profile: ModelProfile) -> list[int]:
 
 
 def _names(profile: ModelProfile, parents: Sequence[int]) -> list[str]:
-    """Names within the rows that contain them; the page puts the whole ones together again."""
+    """Return names relative to the rows that contain them.
+
+    The page puts whole names together again.
+    """
     rows = profile.modules
     below = zip(rows[1:], parents[1:], strict=True)
     return [profile.name] + [leaf_name(row) if rows[above].path == row.parent else row.path for row, above in below]
 
 
 def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]:
-    """Choose the rows that are open at first, as long as the table stays short.
+    """Choose the rows that are open at first.
 
-    They are the root, and what has most of the FLOPs.
+    They are the root, and what has most of the FLOPs, as long as the table stays short.
     """
     children: list[list[int]] = [[] for _ in parents]
     for index, parent in enumerate(parents[1:], start=1):
@@ -101,7 +107,7 @@ def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]
 
 
 def _column_data(profile: ModelProfile, shown: Shown, share: Column | None) -> dict[str, Any]:
-    """Build a column: its cells, and for each row which one it has.
+    """Build a column: its cells, and the index of each row's cell.
 
     A cell is `[text, exact, bar in percent, share as text]`. Cells before `unsortable` have nothing to sort by.
     `share` is the column that says what part of the whole a cell is, where there is one.
@@ -161,7 +167,7 @@ def _cells(profile: ModelProfile, shown: Shown, share: Column | None) -> list[_C
 
 
 def _exact(rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any], texts: Sequence[str]) -> list[str]:
-    """Write what each cell says of its value where its row is open."""
+    """Write what each cell says of its value in an open row."""
     if shown.form != "amount":
         return [f"{text} ms" if shown.form == "ms" else "" for text in texts]
     bounds = bounds_of(rows, shown.column)
