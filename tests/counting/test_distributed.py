@@ -72,7 +72,6 @@ def mesh(process_group):
     return dist.init_device_mesh("cpu", (1,))
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="2.6 warns of DTensor and does not shard on a CPU")
 @pytest.mark.parametrize("engine", ["auto", "dispatch"])
 class TestDistributedTensors:
     def test_a_sharded_weight_counts_what_this_process_multiplies(self, mesh, engine, x):

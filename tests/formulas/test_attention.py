@@ -130,12 +130,7 @@ class TestKernelsOfOtherDevices:
             (AT._scaled_dot_product_flash_attention, heads_first, ()),
             (AT._scaled_dot_product_efficient_attention, heads_first, (None, True)),
             (AT._scaled_dot_product_cudnn_attention, heads_first, (None, True)),
-            pytest.param(
-                AT._scaled_dot_product_fused_attention_overrideable,
-                heads_first,
-                (),
-                marks=pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="2.6 has no meta kernel of it"),
-            ),
+            (AT._scaled_dot_product_fused_attention_overrideable, heads_first, ()),
             (AT._flash_attention_forward, tokens_first, (None, None, 5, 11, 0.0, False, False)),
             (AT._flash_attention_forward, packed, (STARTS, STARTS, 5, 11, 0.0, False, False)),
             (AT._efficient_attention_forward, tokens_first, (None, None, None, None, None, 0.0, 0)),

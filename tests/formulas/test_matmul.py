@@ -103,7 +103,6 @@ def test_integer_products_count_as_floating_point_ones(tensor, op_call):
     assert fma_of(op_call("aten::_int_mm", left, right, out=tensor(3, 7, dtype=torch.int32))) == 3 * 5 * 7
 
 
-@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch without numbers of four bits")
 def test_two_four_bit_numbers_share_an_element_of_the_contracted_dimension(tensor, op_call):
     eight_bit = [tensor(3, 16, dtype=torch.float8_e4m3fn), tensor(16, 7, dtype=torch.float8_e4m3fn)]
     assert fma_of(op_call("aten::_scaled_mm", *eight_bit, tensor(), tensor(), out=tensor(3, 7))) == 3 * 16 * 7
@@ -347,7 +346,6 @@ def test_tensordot_to_one_number_is_a_dot_product(traced_calls):
     assert fma_of(node) == 3 * 5
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="2.6 multiplies matrices there")
 def test_tensordot_to_one_number_over_dimensions_in_another_order_is_elementwise_to_the_dispatcher():
     """It runs as `mul` and `sum`, since a view of a tensor in another order is no vector for `dot`."""
 

@@ -92,7 +92,6 @@ def test_d3_recurrent_layers_are_counted(layer, gates):
     assert flops_of(layer(3, 5), torch.ones(11, 2, 3)).total() == 11 * 2 * gates * 5 * (3 + 5)
 
 
-@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch without _grouped_mm")
 def test_d3_grouped_products_are_counted(model_of):
     def grouped(x, w, ends):
         return torch._grouped_mm(x, w, offs=ends)
