@@ -108,11 +108,6 @@ class OpCall:
         )
 
     @property
-    def has_nested(self) -> bool:
-        """True if an argument or a result is a nested tensor."""
-        return any(value.is_nested for value in (*self.inputs, *self.outputs))
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors in and out."""
         return sum(value.nbytes for value in (*self.inputs, *self.outputs))

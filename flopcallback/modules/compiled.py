@@ -25,7 +25,6 @@ __all__ = [
     "CompiledCode",
     "Return",
     "as_written",
-    "in_use",
     "is_loaded",
     "may_step_aside",
     "rest_if_unused",
@@ -77,7 +76,7 @@ _installed: dict[str, Callable[[Any], Any]] = {}  # the original functions of `E
 _depths = threading.local()  # how many contexts of `as_written` and `with_known_count` this thread is inside
 
 
-def in_use() -> bool:
+def _in_use() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
     module = sys.modules.get(EVAL_FRAME)
     if module is None:
@@ -94,7 +93,7 @@ def is_loaded() -> bool:
 
 def may_step_aside() -> bool:
     """Return whether this torch lets calls of compiled code be recognized."""
-    return not in_use() or bool(_wrappers())
+    return not _in_use() or bool(_wrappers())
 
 
 @contextmanager
@@ -203,7 +202,7 @@ def rest_if_unused() -> None:
     ours until another observer steps in.
     """
     with _lock:
-        if not in_use():
+        if not _in_use():
             _uninstall()
 
 
