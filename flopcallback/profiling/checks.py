@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Callable
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
-__all__ = ["check_options"]
+from flopcallback.profile.numbers import plain_number
+
+__all__ = ["checked_options"]
 
 
-def check_options(owner: str, **given: Any) -> None:
-    """Raise an error for the first option with a wrong value.
+def checked_options(owner: str, **given: Any) -> dict[str, Any]:
+    """Check options, and return them with plain numbers and paths.
+
+    A number of NumPy's or of an element of a tensor becomes Python's own; `~` becomes the home folder.
 
     Args:
         owner: public name of the class or function that has the options.
@@ -23,15 +31,29 @@ def check_options(owner: str, **given: Any) -> None:
         is_fine, expected = _ROWS[name]
         if not is_fine(value):
             raise ValueError(f"{owner}: {name} is {value!r}, expected {expected}")
+    return {name: _plain(name, value) for name, value in given.items()}
 
 
-def _is_whole(value: object) -> bool:
+def _plain(name: str, value: Any) -> Any:
+    if name in _NUMBERS and value is not None and not isinstance(value, str):
+        return plain_number(value)
+    return Path(value).expanduser() if name == "report_dir" and value is not None else value
+
+
+def _is_whole(value: Any) -> bool:
     # A bool is an int to Python, and would pass for 0 or 1.
-    return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    try:
+        operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the latter two are tensors of several elements
+        return False
+    return True
 
 
-def _is_amount(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+def _is_amount(value: Any) -> bool:
+    is_number = _is_whole(value) or (isinstance(value, Real) and not isinstance(value, bool))
+    return is_number and bool(0 < value < math.inf)
 
 
 def _is_count(value: Any) -> bool:
@@ -73,7 +95,13 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flops_fn": (_is_function, "a function or None"),
     "by_compute": (_is_list_of_names, "a list of names of metrics, such as ['val/loss']"),
     "prefix": (lambda value: isinstance(value, str), "a string"),
-    "report_dir": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "a folder or None"),
+    "report_dir": (
+        lambda value: value is None or (isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))),
+        "a folder ('.' is the working directory) or None",
+    ),
     "summary": (_is_flag, "True or False"),
     "strict": (_is_flag, "True or False"),
 }
+
+_NUMBERS = frozenset({"fma", "warmup_steps", "latency_steps", "log_every_n_steps", "max_hw_flops", "peak_flops"})
+"""Options that are numbers, or texts or None in place of one."""

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copie
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
-from flopcallback.profiling.checks import check_options
+from flopcallback.profiling.checks import checked_options
 from flopcallback.profiling.conditions import Convention
 from flopcallback.profiling.on_demand import Call
 from flopcallback.tracing.regions import without_compilation
@@ -83,7 +84,7 @@ def measure_latency(
         >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
         (30, 20, True)
     """
-    check_options(
+    options = checked_options(
         "measure_latency",
         fma=fma,
         elementwise=elementwise,
@@ -92,10 +93,11 @@ def measure_latency(
         peak_flops=peak_flops,
     )
     call = Call.of("measure_latency", model, inputs, kwargs)
+    warmup_steps, latency_steps = options["warmup_steps"], options["latency_steps"]
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))
-    conditions = call.conditions(peak_flops)
-    profile, run = call.count(Convention(fma, elementwise), conditions, engine)
+    conditions = call.conditions(options["peak_flops"])
+    profile, run = call.count(Convention(options["fma"], elementwise), conditions, engine)
     # The warm-up is made here, in calls, and stops early when time is short.
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
     latency = _time(call, run, window, warmup_steps, max_s)
@@ -157,7 +159,7 @@ def _check_counts(latency_steps: int, max_s: Any) -> None:
             "times nothing."
         )
     # True would be a second; infinity is allowed.
-    is_number = isinstance(max_s, (int, float)) and not isinstance(max_s, bool)
+    is_number = isinstance(max_s, Real) and not isinstance(max_s, bool)
     if not is_number or math.isnan(max_s) or max_s < 0:
         raise ValueError(f"measure_latency: max_s is {max_s!r}, expected seconds, 0 or more")
 

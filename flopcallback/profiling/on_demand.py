@@ -16,7 +16,7 @@ from flopcallback.modules.names import ModuleHolder, as_one_module, find_modules
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.verdict import Verdict
 from flopcallback.profiling.build import profile_of
-from flopcallback.profiling.checks import check_options
+from flopcallback.profiling.checks import checked_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, ObservedRun, run_isolated
@@ -59,9 +59,9 @@ def profile_call(
         >>> profile.forward_flops, profile.root.params
         (30, 20)
     """
-    check_options("profile_call", fma=fma, elementwise=elementwise)
+    options = checked_options("profile_call", fma=fma, elementwise=elementwise)
     call = Call.of("profile_call", model, inputs, kwargs)
-    return call.count(Convention(fma, elementwise), call.conditions(), engine)[0]
+    return call.count(Convention(**options), call.conditions(), engine)[0]
 
 
 def verify_call(

@@ -5,7 +5,7 @@ from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, St
 from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
-from flopcallback.reporting.files import report_files
+from flopcallback.reporting.files import report_files, write_file
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
@@ -44,4 +44,5 @@ __all__ = [
     "slow_for_their_flops",
     "verdict_line",
     "widest_work",
+    "write_file",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.page.page import html_page
@@ -12,7 +14,7 @@ from flopcallback.reporting.text.table import plain_table
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["report_files"]
+__all__ = ["report_files", "write_file"]
 
 
 def report_files(
@@ -29,6 +31,28 @@ def report_files(
     """
     for suffix in _WRITERS if suffixes is None else suffixes:
         yield suffix, _WRITERS[suffix](profile, step) + "\n"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file as a whole, or leave it as it was.
+
+    Whoever reads it meanwhile, or after the disk was full or the process was killed, finds the old text or the new one.
+    Line ends are written as they are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = path.resolve()  # a link stays a link
+    if path.exists() and not path.is_file():  # a pipe or a terminal
+        path.write_text(text, encoding="utf-8", newline="")
+        return
+    # Beside the file, since it cannot be renamed across file systems; of this process, since others may write it, too.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # it is there if writing failed
 
 
 def _markdown(profile: ModelProfile, step: int) -> str:

@@ -4,6 +4,7 @@ from flopcallback.trackers.discovery import GROUP, NoTrackerError, described, fo
 from flopcallback.trackers.local import LocalTracker
 from flopcallback.trackers.memory import MemoryTracker
 from flopcallback.trackers.protocol import DrawsByCompute, KeepsTraining, Tracker
+from flopcallback.trackers.sending import Request, Sender, SendsRequests, TooSlowError, within
 
 __all__ = [
     "GROUP",
@@ -12,9 +13,14 @@ __all__ = [
     "LocalTracker",
     "MemoryTracker",
     "NoTrackerError",
+    "Request",
+    "Sender",
+    "SendsRequests",
+    "TooSlowError",
     "Tracker",
     "described",
     "folder_of",
     "new_name",
     "tracker_for",
+    "within",
 ]

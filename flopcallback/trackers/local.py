@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from flopcallback.profile.numbers import finite
-from flopcallback.reporting import ModelProfile, report_files
+from flopcallback.profile.numbers import finite, plain_number
+from flopcallback.reporting import ModelProfile, report_files, write_file
 
 __all__ = ["LocalTracker"]
 
@@ -18,11 +18,20 @@ class LocalTracker:
 
     These are `flopcallback.json`, `.html`, `.txt` and `.md`. The folder is made when the first file is written. A line
     of `scalars.jsonl` is one call of `log_scalars`; integers are exact, and numbers that are not finite are null. The
-    file has the numbers of one tracker: its first call empties it, as the profile of an earlier run is replaced.
+    file has the numbers of one tracker: its first call empties it, as the profile of an earlier run is replaced. The
+    files of a profile are replaced as a whole, so that none is ever half written.
+
+    Args:
+        folder: the folder; `~` is the home folder.
+
+    Raises:
+        ValueError: `folder` is empty.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        if not os.fspath(folder):
+            raise ValueError("LocalTracker: folder is '', expected a folder; '.' is the working directory")
+        self.folder = Path(folder).expanduser()
         # False until the first call, which replaces the file of an earlier run. Later calls append.
         self._has_written = False
         # Step of the last profile by phase, for `log_training`, which is given none.
@@ -30,7 +39,7 @@ class LocalTracker:
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Append one line of JSON."""
-        numbers = {"step": step, **{name: finite(value) for name, value in values.items()}}
+        numbers = {"step": int(step), **{name: finite(plain_number(value)) for name, value in values.items()}}
         line = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "scalars.jsonl").open("a" if self._has_written else "w", encoding="utf-8") as file:
@@ -45,7 +54,7 @@ class LocalTracker:
         self._steps[profile.phase] = step
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in report_files(profile, step):
-            (self.folder / f"{profile.file_stem}{suffix}").write_text(text, encoding="utf-8")
+            write_file(self.folder / f"{profile.file_stem}{suffix}", text)
 
     def log_training(self, profile: ModelProfile) -> None:
         """Replace the files of the profile."""

@@ -39,12 +39,13 @@ class Failures:
         """Log a failure with its traceback at DEBUG, without a warning."""
         _log.debug("%s", what, exc_info=error)
 
-    def report(self, what: str, error: Exception) -> None:
+    def report(self, what: str, error: Exception, note: str = "") -> None:
         """Warn about a failure, unless its cause was reported before.
 
         Args:
             what: the failure in words, such as "the profile is not logged".
             error: the exception behind it.
+            note: sentences about what comes of it.
 
         Raises:
             Exception: `error` itself, if `strict`.
@@ -56,7 +57,8 @@ class Failures:
         message = first_line(error, "no message")
         reason = f"{type(error).__name__}: {message}"
         if not self._reported & {what, reason}:
-            text = f"{what}: {reason}. Training is not affected and goes on. ({_WHERE_TO_LOOK})"
+            then = f"{note} Training is not affected and goes on.".lstrip()
+            text = f"{what}: {reason}. {then} ({_WHERE_TO_LOOK})"
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
         self._reported |= {what, reason}
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from flopcallback.measuring.hardware import peak_for
-from flopcallback.profiling.checks import check_options
+from flopcallback.profiling.checks import checked_options
 from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
 from flopcallback.training.batch_sizes import whole_number
 from flopcallback.training.failures import Failures
@@ -22,6 +22,8 @@ __all__ = ["Options"]
 @dataclass(frozen=True, slots=True)
 class Options:
     """Validated arguments of `FlopCallback` or `FlopHook`, which document them.
+
+    Numbers become Python's own, and `report_dir` a path.
 
     Attributes:
         owner: name of that class, for error messages.
@@ -49,7 +51,8 @@ class Options:
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "owner"}
-        check_options(self.owner, **given)
+        for name, value in checked_options(self.owner, **given).items():
+            object.__setattr__(self, name, value)
 
     @property
     def convention(self) -> Convention:

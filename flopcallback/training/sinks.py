@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
-from flopcallback.trackers import DrawsByCompute, KeepsTraining, LocalTracker, Tracker
+from flopcallback.trackers import DrawsByCompute, LocalTracker, TooSlowError, Tracker
 from flopcallback.training.failures import Failures
+from flopcallback.training.outlet import Entry, Outlet, described
 
 __all__ = ["Sinks"]
 
 FLOPS_PER_STEP = 10**6
 """Unit of the step of a metric that is plotted against compute: FLOPs themselves outgrow the int64 step of trackers."""
 
+END_S = 10.0
+"""Seconds that the end of a training waits for what is being sent, for all trackers together."""
+
 
 class Sinks:
     """Trackers of a training, each independent of failures of the others.
+
+    A tracker that fails is reported once, and not asked again; what it did not get is written to the fallback folder.
 
     Args:
         trackers: trackers by a name that tells the user where they log to; empty on ranks that do not log.
         prefix: prefix of the names of all numbers.
         by_compute: names of the user's metrics to plot against compute.
         show: prints a text; None prints nothing.
-        fallback: folder for profiles and numbers that a tracker failed to log; None drops them.
+        fallback: folder for what a tracker failed to log; None drops it.
         failures: reports failures.
     """
 
@@ -39,39 +46,35 @@ class Sinks:
         fallback: str | os.PathLike[str] | None = None,
         failures: Failures,
     ) -> None:
-        self._trackers = dict(trackers)  # by name; the fallback folder is added on the first failure
         self._prefix = prefix
         self._show = show
         self._fallback = fallback
         self._failures = failures
         self._logged_scalars: set[str] = set()  # names of the profiles' numbers, each of which is logged once
-        self._failed_trackers: set[str] = set()  # names of trackers that get no more numbers of the training
-        for name, tracker in self._trackers.items():
-            if by_compute and isinstance(tracker, DrawsByCompute):
-                with self._as_warning(name):
-                    tracker.use_compute_axis(by_compute)
+        self._last_profile_step = 0  # step of the last profile, for its final copy
+        # The fallback folder is added on the first failure.
+        self._outlets = [Outlet(name, tracker, self._finish) for name, tracker in trackers.items()]
+        for outlet in self._outlets:
+            if by_compute and isinstance(outlet.tracker, DrawsByCompute):
+                with self._as_warning(outlet.name):
+                    outlet.tracker.use_compute_axis(by_compute)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Log a profile and its new numbers to all trackers."""
         scalars = {self._prefix + name: value for name, value in profile.scalars().items()}
         scalars = {name: value for name, value in scalars.items() if name not in self._logged_scalars}
         self._logged_scalars.update(scalars)
-        for name, tracker in list(self._trackers.items()):  # a copy: `_log_to` may add the fallback folder
-            self._log_to(name, tracker, scalars, profile, step)
+        self._last_profile_step = step
+        self._log(Entry(step, scalars, profile))
 
     def log_scalars(self, numbers: Mapping[str, int | float], step: int) -> None:
-        """Log numbers of a training to all trackers.
-
-        A tracker that fails gets no more of them: each attempt may take minutes.
-        """
-        scalars = {self._prefix + name: value for name, value in numbers.items()}
-        for name, tracker in list(self._trackers.items()):
-            self._log_scalars_to(name, tracker, scalars, step)
+        """Log numbers of a training to all trackers."""
+        self._log(Entry(step, {self._prefix + name: value for name, value in numbers.items()}))
 
     @property
     def takes_copies(self) -> bool:
         """True if any tracker cannot plot against compute itself."""
-        return any(not isinstance(tracker, DrawsByCompute) for tracker in self._trackers.values())
+        return any(not isinstance(outlet.tracker, DrawsByCompute) for outlet in self._outlets)
 
     def log_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
         """Log copies of metrics to trackers that cannot plot against compute.
@@ -81,16 +84,12 @@ class Sinks:
             hw_flops: compute so far; the step of the copies is this in millions.
         """
         copies = {f"{self._prefix}{name}_by_compute": value for name, value in metrics.items()}
-        for name, tracker in list(self._trackers.items()):
-            if not isinstance(tracker, DrawsByCompute):
-                self._log_scalars_to(name, tracker, copies, hw_flops // FLOPS_PER_STEP)
+        outlets = [outlet for outlet in self._outlets if not isinstance(outlet.tracker, DrawsByCompute)]
+        self._log(Entry(hw_flops // FLOPS_PER_STEP, copies), outlets)
 
     def log_training(self, profile: ModelProfile) -> None:
         """Log the final numbers of a training to trackers that keep them."""
-        for name, tracker in self._trackers.items():
-            if isinstance(tracker, KeepsTraining) and name not in self._failed_trackers:
-                with self._as_warning(name):
-                    tracker.log_training(profile)
+        self._log(Entry(self._last_profile_step, profile=profile, is_final=True))
 
     def show(self, text: str) -> None:
         """Print a text, unless nothing is to be printed."""
@@ -104,61 +103,74 @@ class Sinks:
         """
         if self._show is None:
             return
-        is_in_files_only = all(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+        is_in_files_only = all(outlet.is_folder for outlet in self._outlets)
         line = ", ".join(filter(None, (_line(profile), note)))
-        if not self._trackers:
+        if not self._outlets:
             self._show(line)
             return
         text = "\n".join(filter(None, (_table(profile), note))) + "\n" if is_in_files_only else line + "; "
-        self._show(f"{text}report: {', '.join(self._trackers)}")
+        self._show(f"{text}report: {', '.join(outlet.name for outlet in self._outlets)}")
 
     def close(self) -> None:
-        """Close all trackers, which then write what they have buffered."""
-        for name, tracker in self._trackers.items():
-            with self._as_warning(name):
-                tracker.close()
+        """Close all trackers, which then write what they have buffered.
 
-    def _log_scalars_to(self, name: str, tracker: Tracker, scalars: Mapping[str, int | float], step: int) -> None:
-        if name not in self._failed_trackers and not self._log_to(name, tracker, scalars, None, step):
-            self._failed_trackers.add(name)
-
-    def _log_to(
-        self,
-        name: str,
-        tracker: Tracker,
-        scalars: Mapping[str, int | float],
-        profile: ModelProfile | None,
-        step: int,
-    ) -> bool:
-        """Log to one tracker; return whether that succeeded.
-
-        On a failure, the fallback folder becomes another tracker, unless there is a folder already.
+        What is being sent over a network is waited for, but no longer than `END_S`.
         """
-        with self._as_warning(name):
-            try:
-                _write(tracker, scalars, profile, step)
-            except Exception:
-                if self._fallback is not None and not self._has_files:
-                    folder = LocalTracker(self._fallback)
-                    self._trackers[str(folder.folder)] = folder
-                    _write(folder, scalars, profile, step)
-                raise  # to be reported as a warning
-            return True
-        return False
+        for outlet in self._outlets:
+            with self._as_warning(outlet.name):
+                outlet.close()
+        self._finish()
 
-    @property
-    def _has_files(self) -> bool:
-        return any(isinstance(tracker, LocalTracker) for tracker in self._trackers.values())
+    def _finish(self) -> None:
+        """Wait for what is being sent, and keep what was not."""
+        end = time.monotonic() + END_S
+        for outlet in list(self._outlets):
+            if not outlet.is_over:
+                try:
+                    outlet.wait(max(0.0, end - time.monotonic()))
+                except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
+                    self._failed(outlet, error)
+
+    def _log(self, entry: Entry, outlets: Iterable[Outlet] | None = None) -> None:
+        for outlet in list(self._outlets if outlets is None else outlets):  # a copy: `_failed` may add a folder
+            if not outlet.is_over:
+                try:
+                    outlet.write(entry)
+                except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
+                    self._failed(outlet, error, entry)
+
+    def _failed(self, outlet: Outlet, error: Exception, entry: Entry | None = None) -> None:
+        """Report a failure of a tracker, and keep what it did not get.
+
+        The tracker is not asked again, unless it has got everything that it can show, or is only slow.
+        """
+        unsent = [] if entry is None else [entry]
+        note = ""
+        if not isinstance(error, (ImportError, TooSlowError)):
+            outlet.is_over = True
+            unsent = list(dict.fromkeys([*outlet.take(), *unsent]))  # it may be among those that were taken
+            note = f"Not sent: {described(unsent)}." if outlet.is_sending and unsent else "It is not asked again."
+        try:
+            if folder := self._keep(unsent):
+                note = f"{note} What it did not get is in {folder}.".lstrip()
+        finally:
+            self._failures.report(f"the tracker {outlet.name} failed", error, note)
+
+    def _keep(self, entries: Iterable[Entry]) -> str:
+        """Write entries to the report folder; return its name, or nothing without one."""
+        folder = next((outlet for outlet in self._outlets if outlet.is_folder), None)
+        if folder is None and self._fallback is not None:
+            tracker = LocalTracker(self._fallback)
+            folder = Outlet(str(tracker.folder), tracker, self._finish)
+            self._outlets.append(folder)
+        if folder is None or folder.is_over:
+            return ""
+        for entry in entries:
+            folder.write(entry)
+        return folder.name
 
     def _as_warning(self, name: str) -> AbstractContextManager[None]:
         return self._failures.as_warning(f"the tracker {name} failed")
-
-
-def _write(tracker: Tracker, scalars: Mapping[str, int | float], profile: ModelProfile | None, step: int) -> None:
-    if scalars:
-        tracker.log_scalars(scalars, step)
-    if profile is not None:
-        tracker.log_profile(profile, step)
 
 
 def _line(profile: ModelProfile) -> str:

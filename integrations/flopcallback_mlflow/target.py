@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flopcallback.trackers import within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["client_and_run"]
+__all__ = ["client_and_run", "is_local"]
+
+ANSWER_S = 5.0
+"""Seconds that a server may take to say whether it has a run; a training does not begin before."""
 
 PAIR = "Give the pair of a client and its run: (MlflowClient(), run_id)."
 
@@ -41,6 +47,23 @@ def client_and_run(target: Any, run_id: Any = None) -> tuple[MlflowClient, str]:
         f"MLflowTracker: {target!r:.80} is no run of MLflow's. {PAIR} A Run, the string 'mlflow' for the active run, "
         "and Lightning's MLFlowLogger do as well."
     )
+
+
+def is_local(client: MlflowClient, run_id: str) -> bool:
+    """Return whether numbers and files of a run are written to local files."""
+    from mlflow.exceptions import MlflowException
+
+    if not _is_of_files(client.tracking_uri):
+        return False
+    try:
+        return _is_of_files(client.get_run(run_id).info.artifact_uri)
+    except MlflowException:  # there is no such run: an error of the first call that writes
+        return True
+
+
+def _is_of_files(address: str) -> bool:
+    scheme = urlsplit(address).scheme.partition("+")[0]
+    return scheme in ("", "file", "sqlite") or len(scheme) == 1  # one letter is a drive of Windows
 
 
 def _mlflow() -> Any:
@@ -78,7 +101,9 @@ def _client_of(run_id: str) -> MlflowClient:
 
     client = mlflow.MlflowClient()
     try:
-        client.get_run(run_id)
+        within(ANSWER_S, lambda: client.get_run(run_id))
+    except TimeoutError:
+        pass  # a slow server is no reason to wait: what it does not take later is kept in files
     except MlflowException as error:
         # Any other error, such as one of the connection, is not about the run.
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":

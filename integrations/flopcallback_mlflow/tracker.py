@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile import columns
 from flopcallback.profile.numbers import finite
 from flopcallback.reporting import latency_chart, measured_leaves, module_chart, report_files
-from flopcallback_mlflow.target import client_and_run
+from flopcallback_mlflow.target import client_and_run, is_local
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.figure import Figure
+    from mlflow.entities import Metric
 
     from flopcallback.reporting import ModelProfile
+    from flopcallback.trackers import Request
 
 __all__ = ["MLflowTracker"]
 
@@ -42,6 +49,9 @@ class MLflowTracker:
     the largest float. Exact integers are in tags, tables and `flops/report.json`. No params are written, since a later
     fit of the run could not change them. The run belongs to the caller and is not ended.
 
+    A method returns when everything is written. Only a training, by `send_by`, has requests to a server made in a
+    thread of their own.
+
     Args:
         target: an `MlflowClient`, with `run_id` or as a pair `(client, run_id)`; a `Run` in the store of
             `mlflow.get_tracking_uri()`; the string `"mlflow"` for the active run; or Lightning's `MLFlowLogger`.
@@ -60,6 +70,14 @@ class MLflowTracker:
         self.prefix = prefix
         # The run's last values from before this tracker, each until its name is logged; None until the first call.
         self._unrepeated: dict[str, float] | None = None
+        self._send: Callable[[Request], object] = _at_once
+
+    def send_by(self, send: Callable[[Request], None]) -> bool:
+        """Give every request to `send` from now on, unless the store is local files."""
+        is_remote = not is_local(self.client, self.run_id)
+        if is_remote:
+            self._send = send
+        return is_remote
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Add one point to each metric.
@@ -69,13 +87,9 @@ class MLflowTracker:
         """
         from mlflow.entities import Metric
 
-        if self._unrepeated is None:
-            self._unrepeated = dict(self.client.get_run(self.run_id).data.metrics)
         now_ms = int(time.time() * 1000)
         points = [Metric(_legal(name), _storable(value), now_ms, int(step)) for name, value in values.items()]
-        new = [point for point in points if self._unrepeated.pop(point.key, None) != point.value]
-        if new:
-            self.client.log_batch(self.run_id, metrics=new, synchronous=True)
+        self._send(lambda: self._add(points))
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Write tables, tags, report and figures.
@@ -103,22 +117,44 @@ class MLflowTracker:
         self._write_report(profile, (".json", ".html"))
         integers = {name: value for name, value in profile.training.items() if isinstance(value, int)}
         tags = [RunTag(_legal(self.prefix + name).replace("/", "."), str(value)) for name, value in integers.items()]
-        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+        self._send(lambda: self.client.log_batch(self.run_id, tags=tags, synchronous=True))
 
     def close(self) -> None:
         """Do nothing: everything is written, and the caller ends the run."""
 
+    def _add(self, points: Sequence[Metric]) -> None:
+        if self._unrepeated is None:
+            self._unrepeated = dict(self.client.get_run(self.run_id).data.metrics)
+        new = [point for point in points if self._unrepeated.pop(point.key, None) != point.value]
+        if new:
+            self.client.log_batch(self.run_id, metrics=new, synchronous=True)
+
     def _write(self, profile: ModelProfile, name: str, text: str) -> None:
-        self.client.log_text(self.run_id, text, self._path(profile, name))
+        path = self._path(profile, name)
+        self._send(lambda: self.client.log_text(self.run_id, text, path))
 
     def _write_report(self, profile: ModelProfile, suffixes: Sequence[str], step: int = 0) -> None:
         for suffix, text in report_files(profile, step, suffixes=suffixes):
             self._write(profile, f"report{suffix}", text)
 
     def _draw(self, profile: ModelProfile) -> None:
-        self.client.log_figure(self.run_id, module_chart(profile), self._path(profile, "by_module.png"))
+        self._write_figure(module_chart(profile), self._path(profile, "by_module.png"))
         if measured_leaves(profile):
-            self.client.log_figure(self.run_id, latency_chart(profile), self._path(profile, "latency.png"))
+            self._write_figure(latency_chart(profile), self._path(profile, "latency.png"))
+
+    def _write_figure(self, figure: Figure, path: str) -> None:
+        """Write a figure, drawn in this thread: matplotlib must not draw in two at a time."""
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        folder, _, name = path.rpartition("/")
+
+        def write() -> None:
+            with tempfile.TemporaryDirectory() as drafts:
+                file = Path(drafts, name)
+                file.write_bytes(picture.getvalue())
+                self.client.log_artifact(self.run_id, str(file), folder or None)
+
+        self._send(write)
 
     def _path(self, profile: ModelProfile, name: str) -> str:
         # A metric's name may have a colon, but no file's name on Windows.
@@ -133,18 +169,27 @@ class MLflowTracker:
         """
         from mlflow.entities import RunTag
 
-        present = self.client.get_run(self.run_id).data.tags
         prefix = self.prefix + profile.phase_prefix
         integers = {name: value for name, value in profile.scalars().items() if isinstance(value, int)}
         content = {prefix + key: _text(value) for key, value in profile.config.items()}
         content |= {self.prefix + name: str(value) for name, value in integers.items()}
         tags_by_name = {_legal(name).replace("/", "."): text for name, text in content.items()}
-        # An unknown condition has no tag, except to empty one that an earlier fit has set.
-        tags = [RunTag(name, text) for name, text in tags_by_name.items() if text or name in present]
-        listed = [entry for entry in json.loads(present.get(LOGGED_ARTIFACTS, "[]")) if entry.get("path") not in tables]
-        listed += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
-        tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(listed)))
-        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+
+        def write() -> None:
+            present = self.client.get_run(self.run_id).data.tags
+            # An unknown condition has no tag, except to empty one that an earlier fit has set.
+            tags = [RunTag(name, text) for name, text in tags_by_name.items() if text or name in present]
+            earlier = json.loads(present.get(LOGGED_ARTIFACTS, "[]"))
+            listed = [entry for entry in earlier if entry.get("path") not in tables]
+            listed += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
+            tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(listed)))
+            self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+
+        self._send(write)
+
+
+def _at_once(request: Request) -> None:
+    request()
 
 
 def _legal(name: str) -> str:

@@ -16,6 +16,7 @@ from flopcallback.reporting import (
     pixels,
     plain_table,
     report_files,
+    write_file,
 )
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class TensorBoardTracker:
             return None
         try:
             return ModelProfile.from_json(file.read_bytes())
-        except ValueError:  # not one of ours, or of another schema
+        except (OSError, ValueError):  # unreadable, not one of ours, or of another schema
             return None
 
     def _write_files(self, profile: ModelProfile) -> None:
@@ -126,7 +127,7 @@ class TensorBoardTracker:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in report_files(profile, suffixes=(".json", ".html")):
-            (folder / f"{self._stem(profile)}{suffix}").write_text(text, encoding="utf-8")
+            write_file(folder / f"{self._stem(profile)}{suffix}", text)
 
     def _folder(self) -> Path | None:
         """Return the local folder of the events; None for a bucket.
