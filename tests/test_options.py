@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flopcallback import FlopHook, measure_latency
-from flopcallback.on_demand import profile_call
 from flopcallback.profiling.checks import checked_options
+from flopcallback.profiling.on_demand import profile_call
 from flopcallback.trackers import LocalTracker
 
 NUMBERS = {

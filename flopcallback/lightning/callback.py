@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
-from flopcallback.lightning.step import METHODS, samples_in
+from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
+from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
+from flopcallback.training.saved_state import compute_in
 from flopcallback.training.training import TRAINING, Plan, Training
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class FlopCallback(Callback):
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
         batch_size_fn: function that returns the number of samples in a batch. Default: the common first dimension of
-            its tensors (for totals, Lightning's own estimate).
+            its tensors; unknown where these disagree.
         tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
             `input_ids`, if there is one.
         flops_fn: function that returns the hardware FLOPs of a step with a batch, to be used for compute and throughput
@@ -167,7 +169,7 @@ class FlopCallback(Callback):
         )
         self._failures = Failures(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
-        self._loaded: dict[str, Any] = {}  # compute so far from the checkpoint that this run resumes; else empty
+        self._loaded: Any = {}  # compute so far, from the checkpoint that this run resumes; it is checked at the start
         self._spent: dict[str, Any] = {}  # compute so far of the present or last training, for checkpoints
         self._by_compute = MetricsByCompute(by_compute, self._failures)
         self._gave_up = False  # True after a failure, until the next run of the trainer: hooks then do nothing
@@ -218,8 +220,8 @@ class FlopCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
-        training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
-        earlier = self._loaded or (self._spent if trainer.global_step else {})
+        training = self._training = self._training_of(trainer, pl_module, samples=first_dimension)
+        earlier = self._spent if self._loaded == {} and trainer.global_step else self._loaded
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)
 
@@ -335,7 +337,7 @@ class FlopCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the compute of a checkpoint until training begins."""
         with self._failures.as_warning("compute so far begins anew"):
-            self._loaded = dict(state_dict.get("compute", {}))
+            self._loaded = compute_in(state_dict)
 
     @_guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

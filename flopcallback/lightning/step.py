@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -19,7 +16,7 @@ from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import DISPATCH, TRACE
 from flopcallback.training.training import TRAINING
 
-__all__ = ["METHODS", "choose_observation", "counting_each_call", "samples_in"]
+__all__ = ["METHODS", "choose_observation", "counting_each_call"]
 
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Name of the step method by phase."""
@@ -89,19 +86,6 @@ def counting_each_call(
 
     with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda _, error: on_failure(error)):
         yield
-
-
-def samples_in(batch: Any) -> int | None:
-    """Return the number of samples by Lightning's own rule, or None."""
-    flavour = next(name for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules)
-    extract = importlib.import_module(f"{flavour}.utilities.data").extract_batch_size
-    # It warns if tensors differ in their first dimension, and takes that of the first tensor.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return int(extract(batch))
-        except Exception:  # noqa: BLE001 - an exception class of Lightning's own, another one in each package
-            return None
 
 
 def _has_compiled_pieces(model: nn.Module) -> bool:

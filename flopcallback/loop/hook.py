@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from flopcallback.trackers import Tracker, new_name, tracker_for
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
+from flopcallback.training.saved_state import compute_in
 from flopcallback.training.training import TRAINING, Training
 
 __all__ = ["FlopHook"]
@@ -29,6 +31,11 @@ NOTHING_SEEN = (
     "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
     "thread that made the hook; not those that compiled code makes. With torch.compile, make the hook after it, of "
     "what it returned."
+)
+
+DROPPED = (
+    "FlopHook: it was dropped before a training call was seen, and counts nothing. Keep it until the training ends: "
+    "`with FlopHook(model, optimizer) as hook:`."
 )
 
 
@@ -44,8 +51,9 @@ class FlopHook:
     there is no optimizer, mark steps by `with hook.step():`. Without either, calls are timed and steps are not.
 
     Create the hook after `torch.compile`, with the model that the loop calls, and in the thread that trains. Until
-    `close`, the model calls that the loop makes pass through the hook, and so do the ends of optimizer steps. A failure
-    inside the hook becomes one `FlopCallbackWarning`, and training goes on.
+    `close`, the model calls that the loop makes pass through the hook, and so do the ends of optimizer steps. A hook
+    that is dropped without `close` detaches as well, and logs nothing more. A failure inside the hook becomes one
+    `FlopCallbackWarning`, and training goes on.
 
     A copy of a hook (`copy.deepcopy`, pickle) has the results so far, and watches nothing.
 
@@ -156,10 +164,13 @@ class FlopHook:
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,
         )
-        self._watch: LoopWatch | EndedWatch = LoopWatch(
-            self._model, optimizers, options, self._training, self._failures
-        )
+        watch = LoopWatch(self._model, optimizers, options, self._training, self._failures)
+        self._watch: LoopWatch | EndedWatch = watch
         self._is_closed = False  # True from the first `close` on
+        # The model's wrappers hold the watch, and would keep it for good if the user only dropped the hook. Weakly: a
+        # model may hold its hook, and both have to be able to go.
+        self._on_drop = weakref.finalize(self, _dropped, weakref.ref(watch))
+        self._on_drop.atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options and the results so far: a copy watches no loop, and holds no model."""
@@ -264,7 +275,7 @@ class FlopHook:
         with self._failures.as_warning("compute so far begins anew"):
             if isinstance(self._watch, EndedWatch):
                 raise RuntimeError("this is a copy of a hook, which watches no loop")
-            compute = state.get("compute", {})
+            compute = compute_in(state)
             self._training.load(compute)
             self._training.poll_loaded_budget(compute)
 
@@ -301,6 +312,7 @@ class FlopHook:
         if self._is_closed:
             return
         self._is_closed = True
+        self._on_drop.detach()
         has_seen_call = self._watch.close(wait=wait)
         if wait and not has_seen_call:
             warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
@@ -314,6 +326,13 @@ class FlopHook:
         for target in targets:
             trackers[new_name(target, trackers)] = tracker_for(target, prefix=self._options.prefix)
         return trackers
+
+
+def _dropped(reference: weakref.ref[LoopWatch]) -> None:
+    """Detach the watch of a hook that nobody has any more."""
+    watch = reference()
+    if watch is not None and not watch.drop():
+        warnings.warn(DROPPED, FlopCallbackWarning, stacklevel=2)
 
 
 def _print(text: str) -> None:

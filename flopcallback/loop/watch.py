@@ -183,6 +183,18 @@ class LoopWatch:
             self._optimizers.clear()
         return self._has_begun or was_over
 
+    def drop(self) -> bool:
+        """Remove all wrappers and hooks, and log nothing.
+
+        Returns:
+            As `close` does.
+        """
+        was_over = self._stage is Stage.OVER
+        self._let_go()
+        self._optimizer_watch.close()
+        self._optimizers.clear()
+        return self._has_begun or was_over
+
     # --- Events of the loop -------------------------------------------------------------------------------------------
 
     def _on_call(self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
+from flopcallback.training.saved_state import check_state
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
@@ -311,14 +312,11 @@ class ComputeMeter:
         step begins: before, there may be no process group, and every process would take itself for rank 0.
 
         Raises:
-            ValueError: the state has another version.
+            ValueError: it is no such state, or has another version.
         """
-        if not state:
+        if state == {}:  # a rank other than 0, or a training without steps
             return
-        if state.get("version") != STATE:
-            raise ValueError(f"state of compute has version {state.get('version')!r}, expected {STATE}")
-        sum_of((state["samples"], state["tokens"]))
-        ComputeLedger().load(state["ledger"])  # so that a broken state raises now
+        check_state(state, STATE)
         self._loaded = state
 
     def leave(self) -> None:

@@ -371,7 +371,7 @@ class Training:
         Every rank has to call it, before the first step.
 
         Raises:
-            ValueError: the state has another version.
+            ValueError: it is no such state, or has another version.
         """
         if self._meter is not None:
             self._meter.load(state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
 from flopcallback.training.ledger import ComputeLedger
+from flopcallback.training.saved_state import check_state
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 FIRST, SECOND = 2 * WIDE * HIDDEN, 2 * HIDDEN * OUT
@@ -319,18 +322,73 @@ def test_a_checkpoint_without_our_state_begins_at_zero(state):
     assert numbers(train([3, 3], state).metrics()) == (6 * ROW, 6)
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [{"version": 99}, {"version": 1}, {"version": 1, "ledger": {"costs": 3}, "samples": 0, "tokens": 0}],
-    ids=["of another version", "empty", "broken"],
-)
-def test_a_state_that_cannot_be_read_is_one_warning(compute):
+@pytest.mark.parametrize("state", ["x", 5, [1], {"compute": None}, {"compute": "abc"}, {"compute": {"version": 99}}])
+def test_a_state_that_is_none_is_one_warning(state):
     with pytest.warns(FlopCallbackWarning) as caught:
-        hook = train([3, 3], {"compute": compute})
-    assert [str(each.message).startswith("compute so far begins anew: ") for each in caught] == [True]
+        hook = train([3, 3], state)
+    (text,) = [str(each.message) for each in caught]
+    assert text.startswith("compute so far begins anew: ValueError: state")
     assert numbers(hook.metrics()) == (6 * ROW, 6)
-    if compute["version"] == 99:
-        assert "state of compute has version 99, expected 1" in str(caught[0].message)
+
+
+def paths(value, path=()):
+    """The places of all values in nested lists and dicts."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths(item, (*path, key))
+
+
+def changed(state, path, change):
+    state = copy.deepcopy(state)
+    around = state
+    for key in path[:-1]:
+        around = around[key]
+    change(around, path[-1])
+    return state
+
+
+def replacing(value):
+    def replace(around, key):
+        around[key] = value
+
+    return replace
+
+
+def test_of_a_state_every_part_is_checked():
+    """With a kind that was observed, one that was only counted, and one that is unseen."""
+    merged = ComputeLedger.merged(train(lengths).state_dict()["compute"]["ledger"] for lengths in ([3, 3], [4]))
+    state = json.loads(json.dumps({"version": 1, "ledger": merged.state(), "samples": 10, "tokens": None}))
+    assert all(state["ledger"][part] for part in ("costs", "counted", "unseen"))
+    check_state(state, 1)
+    tried = 0
+    for path in filter(None, paths(state)):
+        is_trainable = len(path) == 5 and path[3:] == (0, 1)  # the text in a key
+        is_nodes = len(path) == 5 and path[3:] == (0, 4)  # -1 is "not known"
+        is_outside = len(path) == 4 and path[1] in ("costs", "counted") and path[3] == 2  # likewise
+        for value in (None, "x", -7, 1.5, math.nan, True, {}, [["x"]], 10**400):
+            is_unknown = value is None and path in (("samples",), ("tokens",))
+            if is_unknown or (is_trainable and value == "x") or ((is_nodes or is_outside) and value in (-7, 10**400)):
+                continue
+            tried += 1
+            with pytest.raises(ValueError, match="state"):
+                check_state(changed(state, path, replacing(value)), 1)
+        if isinstance(path[-1], str):
+            with pytest.raises(ValueError, match="state"):
+                check_state(changed(state, path, lambda around, key: around.pop(key)), 1)
+    assert tried > 300
+
+
+def test_totals_that_cannot_be_are_refused():
+    observed, counted = (train(lengths).state_dict()["compute"] for lengths in ([3, 3], [4]))
+    for state, said in (
+        (observed, "FLOPs cannot come from 0 steps"),
+        (counted, "1 steps of unseen kinds cannot be"),
+    ):
+        check_state(state, 1)
+        state["ledger"]["steps"] = 0
+        with pytest.raises(ValueError, match=said):
+            check_state(state, 1)
 
 
 # --- Under a Trainer --------------------------------------------------------------------------------------------------

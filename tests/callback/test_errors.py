@@ -348,7 +348,7 @@ def test_a_batch_size_may_be_a_tensor_of_one_number(lightning, run, ours, tmp_pa
         ({"by_compute": [5]}, "by_compute is [5], expected a list of names of metrics"),
         ({"by_compute": None}, "by_compute is None, expected a list of names of metrics"),
         ({"prefix": None}, "prefix is None, expected a string"),
-        ({"report_dir": 5}, "report_dir is 5, expected a folder or None"),
+        ({"report_dir": 5}, "report_dir is 5, expected a folder ('.' is the working directory) or None"),
     ],
     ids=str,
 )

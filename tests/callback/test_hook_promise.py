@@ -348,6 +348,52 @@ def test_a_hook_that_was_closed_keeps_no_optimizer_alive():
     assert seen() is None
 
 
+def few_steps(model, optimizer, number=3):
+    for _ in range(number):
+        model(next(batches())[0]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 9], ids=["unused", "counted", "measured", "booked"])
+@pytest.mark.filterwarnings("ignore:FlopHook. it was dropped:UserWarning")
+def test_a_hook_that_is_dropped_takes_its_wrappers_along(leftovers, steps):
+    model, before = Net(), nn.Module.__reduce_ex__
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):  # a cell of a notebook that is run again
+        hook = FlopHook(model, optimizer, warmup_steps=0, latency_steps=2, summary=False, strict=True)
+        few_steps(model, optimizer, steps)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    assert hook._training.profiles.keys() == ({"train"} if steps else set())
+    del hook
+    gc.collect()
+    assert leftovers(model) == []
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert nn.Module.__reduce_ex__ is before
+
+
+def test_a_hook_that_nobody_keeps_is_told(leftovers):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(
+        FlopCallbackWarning, match="dropped before a training call was seen, and counts nothing. Keep it"
+    ):
+        FlopHook(model, optimizer, summary=False)
+    few_steps(model, optimizer)
+    assert leftovers(model) == []
+
+
+def test_a_hook_that_was_closed_is_dropped_in_silence(recwarn):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FlopHook(model, optimizer, summary=False) as hook:
+        few_steps(model, optimizer)
+    del hook
+    gc.collect()
+    assert not [each for each in recwarn if each.category is FlopCallbackWarning]
+
+
 # --- Compiled models --------------------------------------------------------------------------------------------------
 
 

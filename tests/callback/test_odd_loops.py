@@ -264,6 +264,7 @@ def test_who_asks_for_numbers_before_the_backward_does_not_part_later_calls():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.filterwarnings("ignore:FlopHook. it was dropped:UserWarning")
 def test_a_model_with_a_hook_that_was_forgotten_can_go(steps):
     model = Net()
     optimizer = sgd(model)
