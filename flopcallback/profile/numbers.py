@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["LARGEST_EXACT", "finite"]
+__all__ = ["LARGEST", "LARGEST_EXACT", "finite", "is_whole"]
 
 LARGEST_EXACT = 2**53
 """Largest integer up to which a float64 is exact for every integer. Browsers and trackers keep numbers as float64."""
+
+LARGEST = int(1e300)
+"""Largest number that is read from a file. A float64 ends at 1.8e308, so the sum of a million such numbers fits."""
 
 
 def finite(value: Any) -> Any:
@@ -17,3 +20,11 @@ def finite(value: Any) -> Any:
     A float that is not finite becomes None; everything else is returned as it is.
     """
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is an integer that a float64 can hold.
+
+    True and False are not.
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
