@@ -1,25 +1,39 @@
-"""Errors that end a command with exit code 2.
+"""How a command ends: its exit code, and what it says.
 
-Either the command cannot be done as it was called, or the user's own code raised.
+Code 1 is for a limit or a check that failed. Whatever else happens has another: an error of the command line, of a file
+or of the user's code, and an error of this package.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 
+from flopcallback.cli.screen import say
 from flopcallback.modules.errors import first_line
+from flopcallback.reporting.units import visible
 
-__all__ = ["COULD_NOT", "FAILED", "UsageError", "exit_on_error", "user_code"]
+__all__ = ["COULD_NOT", "FAILED", "INTERRUPTED", "PIPE_CLOSED", "TRACEBACK", "UsageError", "exit_on_error", "user_code"]
 
 FAILED, COULD_NOT = 1, 2
 """Exit codes: a limit or a check failed; the command could not be done."""
+
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""Exit codes of what Ctrl-C ended, and of what printed into a pipe that nobody reads: 128 and the signal's number."""
+
+TRACEBACK = "FLOPCALLBACK_TRACEBACK"
+"""Environment variable; if it is set, an error of this package comes with its traceback."""
+
+# The base of typer's errors about a command line. Its own name for it depends on the version (0.12 to 0.29).
+_WrongCommandLine: Any = typer.BadParameter.__mro__[2]
 
 # Frames that are not the user's: files of this package, of PyTorch, and of the import machinery.
 _HIDDEN_FRAMES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<frozen")
@@ -64,21 +78,50 @@ def user_code(activity: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Report the error that ends a command, and exit with code 2.
+    """Report whatever ends a command, and exit with the code for it.
 
     The message goes to stderr. An exception of the user's code comes with the user's part of the traceback.
 
     Raises:
-        typer.Exit: with code 2.
+        typer.Exit: with the code.
     """
     try:
         yield
+        # Here, and not at the interpreter's end, where nobody can catch it.
+        sys.stdout.flush()
+    except (typer.Exit, typer.Abort):
+        raise
+    except _WrongCommandLine as error:
+        # Typer prints it. The shell may have put any name into the command line.
+        error.message = visible(error.message)
+        raise
     except UsageError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", is_error=True)
         raise typer.Exit(COULD_NOT) from None
     except _UserCodeError as error:
-        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", err=True)
+        say(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", is_error=True)
         raise typer.Exit(COULD_NOT) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        _print_nowhere()
+        raise typer.Exit(PIPE_CLOSED) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code 1, which Python would exit with, is for a failed limit
+        if os.environ.get(TRACEBACK):
+            say(traceback.format_exc(), is_error=True)
+        say(
+            f"Error: flopcallback itself failed, {_named(error)}. Please report it, with the traceback that "
+            f"{TRACEBACK}=1 shows.",
+            is_error=True,
+        )
+        raise typer.Exit(COULD_NOT) from None
+
+
+def _print_nowhere() -> None:
+    """Have what is still to be printed go nowhere: the interpreter prints what is left when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _named(error: BaseException) -> str:
