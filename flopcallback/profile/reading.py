@@ -41,7 +41,7 @@ def _refuse_constant(name: str) -> Any:
 def read(kind: Any, value: Any, place: str = "", optional: tuple[str, ...] = ()) -> Any:
     """Convert a plain value to a type of a profile.
 
-    Such a type is int (0 or more), float, bool, str, None, a union of these, a tuple, a mapping, or a dataclass of all
+    Such a type is int or float (0 or more), `int | float` (of any sign), bool, str, None, a union of these, a tuple, a mapping, or a dataclass of all
     of them. A value of any other type is of free form.
 
     Args:
@@ -73,7 +73,7 @@ def _reader_of(kind: Any, optional: tuple[str, ...]) -> Reader:
         inner_kind = _reader_of(arguments[1], optional)
         # A number that is not finite is written as null.
         return _mapping_reader(_number_or_none if inner_kind is _number else inner_kind)
-    return {int: _count, float: _number, bool: _bool, str: _text}.get(kind, _free)
+    return {int: _count, float: _amount, bool: _bool, str: _text}.get(kind, _free)
 
 
 def _optional(inner: Reader) -> Reader:
@@ -139,6 +139,13 @@ def _count(value: Any, place: str) -> int:
     if not is_whole(value) or value < 0:
         raise _wrong(value, place, "a whole number of 0 or more, and not beyond 1e300")
     return int(value)
+
+
+def _amount(value: Any, place: str) -> int | float:
+    number = _number(value, place)
+    if number < 0:
+        raise _wrong(value, place, "a number of 0 or more, and not beyond 1e300")
+    return number
 
 
 def _number(value: Any, place: str) -> int | float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.units import milliseconds, one_line, si
+from flopcallback.reporting.units import milliseconds, one_line, si, visible
 from flopcallback.runs.comparison import Comparison, RunRow
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MISSING = "-"
 FRONT, ESTIMATED = "*", "~"
 
 # Spreadsheets run a cell that begins so, in both widths (https://owasp.org/www-community/attacks/CSV_Injection).
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def rich_comparison(comparison: Comparison) -> RenderableType:
@@ -111,7 +111,7 @@ def comparison_csv(comparison: Comparison) -> str:
     """Write one line per run under the logged names.
 
     Integers are exact; a missing figure is an empty cell. A text that a spreadsheet would take for a formula has an
-    apostrophe in front.
+    apostrophe in front; control characters are written as escapes.
     """
     names = [metric.name for metric in metrics.METRICS if metric.compared]
     names += [comparison.metric] if comparison.metric else []
@@ -135,6 +135,8 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _cell(text: str) -> str:
     """Return a text as a spreadsheet shows it, and does not run it."""
-    # Some leave out blanks in front.
-    is_formula = text.startswith(FORMULA) or text.lstrip().startswith(FORMULA)
-    return f"'{text}" if is_formula else text
+    # Control characters too: a spreadsheet passes over a tab or a carriage return in front, and Python's csv leaves the
+    # latter unquoted (3.11), which splits the row.
+    shown = visible(text)
+    # Some pass over blanks in front.
+    return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
