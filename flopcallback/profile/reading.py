@@ -41,8 +41,8 @@ def _refuse_constant(name: str) -> Any:
 def read(kind: Any, value: Any, place: str = "", optional: tuple[str, ...] = ()) -> Any:
     """Convert a plain value to a type of a profile.
 
-    Such a type is int or float (0 or more), `int | float` (of any sign), bool, str, None, a union of these, a tuple, a mapping, or a dataclass of all
-    of them. A value of any other type is of free form.
+    Such a type is int or float (0 or more), `int | float` (of any sign), bool, str, None, a union of these, a tuple, a
+    mapping, or a dataclass of all of them. A value of any other type is of free form.
 
     Args:
         kind: the type.

@@ -114,9 +114,8 @@ def test_columns_are_as_wide_as_what_they_show():
     table = plain_table(profile())
     first, second = (line for line in table.splitlines() if " 7  100.0 %" in line)
     assert first.index("100.0 %") == second.index("100.0 %")
-    text = text_of(
-        rich_comparison(compare_runs([RunRecord(BAD, "a", {COMPUTE: 7}), RunRecord("net", "b", {COMPUTE: 5})]))
-    )
+    runs = [RunRecord(BAD, "a", {COMPUTE: 7}), RunRecord("net", "b", {COMPUTE: 5})]
+    text = text_of(rich_comparison(compare_runs(runs)))
     assert len({cell_len(line.rstrip()) for line in text.splitlines()[2:4]}) == 1
 
 
@@ -124,7 +123,7 @@ def test_columns_are_as_wide_as_what_they_show():
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "＋1", "－1", "＠1", '="a","b"']
+    "name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\n=1", "＝1", "＋1", "－1", "＠1", '="a","b"']
 )
 def test_no_cell_of_the_csv_begins_like_a_formula(name):
     run = RunRecord(name, name, {COMPUTE: 7, f"{name}/loss": -0.5})
@@ -135,6 +134,14 @@ def test_no_cell_of_the_csv_begins_like_a_formula(name):
     # A number is one, whatever it begins with.
     assert row[-3] == "-0.5"
     assert row[head.index(COMPUTE)] == "7"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("\t=1", r"\x09=1"), ("\r=1", r"\x0d=1"), (BAD, SHOWN)])
+def test_no_control_character_reaches_the_csv(name, shown):
+    text = comparison_csv(compare_runs([RunRecord(name, name, {COMPUTE: 7})]))
+    _, row = csv.reader(io.StringIO(text, newline=""))
+    assert row[:2] == [shown, shown]
+    assert text.encode()
 
 
 def test_other_names_stand_in_the_csv_as_they_are():
