@@ -11,13 +11,18 @@ from flopcallback._version import __version__
 from flopcallback.cli.compare import compare
 from flopcallback.cli.count import count
 from flopcallback.cli.diff import diff
-from flopcallback.cli.failures import exit_on_error
+from flopcallback.cli.failures import exit_on_error, exit_where_nobody_reads
 
 __all__ = ["app", "main"]
 
 
 class Command(TyperGroup):
     """The command with its subcommands, none of which ends but as `exit_on_error` says."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command and exit."""
+        with exit_where_nobody_reads():
+            return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Read the command line up to the subcommand, and show help and version."""

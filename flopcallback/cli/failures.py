@@ -21,7 +21,17 @@ from flopcallback.cli.screen import say
 from flopcallback.modules.errors import first_line
 from flopcallback.reporting.units import visible
 
-__all__ = ["COULD_NOT", "FAILED", "INTERRUPTED", "PIPE_CLOSED", "TRACEBACK", "UsageError", "exit_on_error", "user_code"]
+__all__ = [
+    "COULD_NOT",
+    "FAILED",
+    "INTERRUPTED",
+    "PIPE_CLOSED",
+    "TRACEBACK",
+    "UsageError",
+    "exit_on_error",
+    "exit_where_nobody_reads",
+    "user_code",
+]
 
 FAILED, COULD_NOT = 1, 2
 """Exit codes: a limit or a check failed; the command could not be done."""
@@ -88,8 +98,9 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
         # Here, and not at the interpreter's end, where nobody can catch it.
-        sys.stdout.flush()
-    except (typer.Exit, typer.Abort):
+        if sys.stdout is not None:  # the shell can close it, with `>&-`
+            sys.stdout.flush()
+    except (typer.Exit, BrokenPipeError):  # a pipe that nobody reads: `exit_where_nobody_reads`
         raise
     except _WrongCommandLine as error:
         # Typer prints it. The shell may have put any name into the command line.
@@ -103,12 +114,12 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(COULD_NOT) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        _print_nowhere()
-        raise typer.Exit(PIPE_CLOSED) from None
+    except OSError as error:  # a full disk, a file in the way
+        _show_traceback()
+        say(f"Error: {_named(error)}", is_error=True)
+        raise typer.Exit(COULD_NOT) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - code 1, which Python would exit with, is for a failed limit
-        if os.environ.get(TRACEBACK):
-            say(traceback.format_exc(), is_error=True)
+        _show_traceback()
         say(
             f"Error: flopcallback itself failed, {_named(error)}. Please report it, with the traceback that "
             f"{TRACEBACK}=1 shows.",
@@ -117,11 +128,28 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(COULD_NOT) from None
 
 
-def _print_nowhere() -> None:
-    """Have what is still to be printed go nowhere: the interpreter prints what is left when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+def _show_traceback() -> None:
+    if os.environ.get(TRACEBACK):
+        say(traceback.format_exc(), is_error=True)
+
+
+@contextmanager
+def exit_where_nobody_reads() -> Iterator[None]:
+    """Exit as a program that a signal ended if a pipe is closed, where typer would exit with code 1.
+
+    Errors are printed too, so this goes around everything.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # The interpreter prints what is left when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
 
 
 def _named(error: BaseException) -> str:

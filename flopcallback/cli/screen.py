@@ -29,7 +29,7 @@ def screen() -> Console:
             raise  # noqa: PLE0704 - rich calls this where it has caught the error
 
     # `sys.stdout` is read in each call, since tests and `redirect_stdout` replace it.
-    is_bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    is_bounded = (sys.stdout is not None and sys.stdout.isatty()) or "COLUMNS" in os.environ
     return Screen(width=None if is_bounded else UNBOUNDED)
 
 
