@@ -141,8 +141,9 @@ def exit_where_nobody_reads() -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
+    except (BrokenPipeError, SystemExit) as end:
+        # Typer makes one of the other, but not while it prints an error.
+        if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
             raise
         # The interpreter prints what is left when it ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)
