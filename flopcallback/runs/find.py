@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from flopcallback.runs.folders import PROFILE, REPORT, SCALARS, runs_in_folders
-from flopcallback.runs.record import FoundRun, RunRecord, RunsError, reason_of
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, reason_of, without_password
 
 __all__ = ["GROUP", "find_runs"]
 
@@ -29,6 +29,7 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
         RunsError: there are no runs, or their store cannot be opened.
     """
     place = os.fspath(place)
+    shown = without_password(place)
     missing: list[str] = []
     failed: list[FoundRun] = []
     found: list[FoundRun] = []
@@ -39,11 +40,10 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
             # Other readers may find runs; without any, this is the reason.
             missing.append(str(error))
         except RunsError as error:
-            failed.append(_unreadable(f"{place} ({entry.name})", error))
+            failed.append(_unreadable(f"{shown} ({entry.name})", error))
         except Exception as error:  # noqa: BLE001 - the place is anybody's, and other readers may find runs there
-            failed.append(
-                _unreadable(f"{place} ({entry.name})", RunsError(f"{place}: {entry.name}: {reason_of(error)}"))
-            )
+            said = RunsError(f"{shown}: {entry.name}: {reason_of(error)}")
+            failed.append(_unreadable(f"{shown} ({entry.name})", said))
     # Our files beside those of a tracker belong to the same run, which is found once.
     taken = {Path(run.place) for run in found}
     try:
@@ -57,11 +57,11 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
     for run in failed:
         run.read()
     if missing:
-        raise RunsError(f"{place}: {'; '.join(missing)}")
+        raise RunsError(f"{shown}: {'; '.join(missing)}")
     if is_missing:
         raise RunsError(f"{place}: there is no such file or folder")
     raise RunsError(
-        f"{place}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
+        f"{shown}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
         "folder offline-run-…, or a run in an MLflow store (mlflow.db, sqlite:///mlflow.db, http://…)."
     )
 

@@ -23,6 +23,7 @@ __all__ = [
     "number",
     "reason_of",
     "step_number",
+    "without_password",
 ]
 
 Series = tuple[tuple[int, int | float], ...]
@@ -203,3 +204,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, ValueError) and lines:
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def without_password(address: str) -> str:
+    """Return an address as errors and tables may show it."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", address)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.runs import RunsError
-from flopcallback_mlflow.content import Content, has_history, without_password
+from flopcallback.runs import RunsError, without_password
+from flopcallback_mlflow.content import Content, has_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,10 +113,12 @@ def require_answer(address: str) -> None:
     Raises:
         RunsError: no server answers.
     """
+    # urllib takes a password for a port. A server that asks for one answers all the same.
+    plain = re.sub(r"(?<=://)[^/@]*@", "", address).rstrip("/")
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_S):
+        with urllib.request.urlopen(f"{plain}/health", timeout=ANSWER_S):
             pass
     except urllib.error.HTTPError:
         pass
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise RunsError(f"{without_password(address)}: no server answers there ({error})") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Content", "Store", "has_history", "without_password"]
+__all__ = ["Content", "Store", "has_history"]
 
 # Groups that are logged at one step. The run itself has their values, while a history costs one query per metric.
 _LOGGED_ONCE = ("flops/", "model/", "latency/")
@@ -44,8 +43,3 @@ class Store(Protocol):
 def has_history(name: str) -> bool:
     """Return whether a metric is logged repeatedly."""
     return not any(f"/{group}" in f"/{name}" for group in _LOGGED_ONCE)
-
-
-def without_password(address: str) -> str:
-    """Return an address as errors and tables may show it."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", address)

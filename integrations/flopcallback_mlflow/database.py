@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.runs import RunsError
-from flopcallback_mlflow.content import Content, has_history, without_password
+from flopcallback.runs import RunsError, without_password
+from flopcallback_mlflow.content import Content, has_history
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -42,7 +42,7 @@ class Database:
 
         try:
             url = make_url(address)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise RunsError(f"{without_password(address)} is no address of a database") from error
         self._address = address
         self._shown = without_password(address)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flopcallback.profile.numbers import LARGEST_EXACT, is_whole
-from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
+from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of, without_password
 from flopcallback_mlflow.client import Files, Server, require_answer
-from flopcallback_mlflow.content import Content, Store, without_password
+from flopcallback_mlflow.content import Content, Store
 from flopcallback_mlflow.database import Database
 
 __all__ = ["find_runs"]
