@@ -153,7 +153,9 @@ def _csv_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
                 if value is not None:
                     yield name, step, value
     except (csv.Error, ValueError) as error:
-        raise RunsError(f"{path}, line {reader.line_num}: it is no row of numbers with their step: {error}") from error
+        # `csv` counts a line when it has read it.
+        line = reader.line_num + isinstance(error, csv.Error)
+        raise RunsError(f"{path}, line {line}: it is no row of numbers with their step: {error}") from error
 
 
 def _csv_step(text: str) -> int:

@@ -200,6 +200,8 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of an error's text, with its type where that says more."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     lines = str(error).strip().splitlines()
     if isinstance(error, ValueError) and lines:
         return lines[0]
