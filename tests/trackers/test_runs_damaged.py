@@ -19,6 +19,8 @@ from flopcallback.cli.app import app
 from flopcallback.runs import RunsError, find_runs
 from flopcallback.trackers import LocalTracker, tracker_for
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = "compute/hw_flops_total"
 
 # A folder of the test's is written anew for each example.
