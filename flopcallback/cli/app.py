@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flopcallback._version import __version__
 from flopcallback.cli.compare import compare
 from flopcallback.cli.count import count
 from flopcallback.cli.diff import diff
+from flopcallback.cli.failures import exit_on_error, exit_where_nobody_reads
 
 __all__ = ["app", "main"]
 
+
+class Command(TyperGroup):
+    """The command with its subcommands, none of which ends but as `exit_on_error` says."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command and exit."""
+        with exit_where_nobody_reads():
+            return super().main(*args, **options)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the command line up to the subcommand, and show help and version."""
+        with exit_on_error():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        with exit_on_error():
+            return super().invoke(ctx)
+
+
 # No rich markup: its boxes wrap text that people copy and search. No pretty exceptions: `exit_on_error` shows what a
 # model raises.
-app = typer.Typer(name="flopcallback", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="flopcallback", cls=Command, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 app.command()(count)
 app.command()(diff)
 app.command()(compare)

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from flopcallback.cli.failures import UsageError, exit_on_error
-from flopcallback.cli.screen import screen
+from flopcallback.cli.failures import UsageError
+from flopcallback.cli.screen import say, screen
+from flopcallback.reporting import write_file
 from flopcallback.reporting.page.comparison_page import comparison_page
 from flopcallback.reporting.text.comparison_table import comparison_csv, rich_comparison
 from flopcallback.runs import FoundRun, RunRecord, RunsError, find_runs
@@ -55,21 +56,20 @@ def compare(
 
     Prints a table. --html writes a page with the Pareto front of a metric, curves, and FLOPs against time.
     """
-    with exit_on_error():
-        _check(mode, sort)
-        records = [_without_prefix(record, prefix) for record in _records(_find(runs))]
-        chosen = metric or _default_metric(records)
-        # A name such as "score" leaves it open, and a guess may turn the front around.
-        if mode is None and direction_of(chosen) is None and any(chosen in record.figures for record in records):
-            raise UsageError(f"--metric {chosen}: the name does not say what is better; give --mode min or --mode max")
-        try:
-            comparison = compare_runs(records, metric=chosen, mode=mode or "", sort=sort or "")
-        except ValueError as error:
-            raise UsageError(f"--metric {chosen}: {error}") from None
-        screen().print(rich_comparison(comparison))
-        if not chosen:
-            _list_metrics(records)
-        _write(comparison, csv, html)
+    _check(mode, sort)
+    records = [_without_prefix(record, prefix) for record in _records(_find(runs))]
+    chosen = metric or _default_metric(records)
+    # A name such as "score" leaves it open, and a guess may turn the front around.
+    if mode is None and direction_of(chosen) is None and any(chosen in record.figures for record in records):
+        raise UsageError(f"--metric {chosen}: the name does not say what is better; give --mode min or --mode max")
+    try:
+        comparison = compare_runs(records, metric=chosen, mode=mode or "", sort=sort or "")
+    except ValueError as error:
+        raise UsageError(f"--metric {chosen}: {error}") from None
+    screen().print(rich_comparison(comparison))
+    if not chosen:
+        _list_metrics(records)
+    _write(comparison, csv, html)
 
 
 def _check(mode: str | None, sort: str | None) -> None:
@@ -105,7 +105,7 @@ def _records(runs: Sequence[FoundRun]) -> list[RunRecord]:
         try:
             records.append(run.read())
         except RunsError as error:
-            typer.echo(f"Left out: {error}", err=True)
+            say(f"Left out: {error}", is_error=True)
     if not records:
         raise UsageError("none of the runs could be read")
     return records
@@ -139,17 +139,16 @@ def _default_metric(records: Sequence[RunRecord]) -> str:
 def _list_metrics(records: Sequence[RunRecord]) -> None:
     names = shared_metrics(records) or sorted(set().union(*(record.own_metrics() for record in records)))
     if names:
-        typer.echo(f"No metric was chosen; --metric takes one of: {', '.join(names)}", err=True)
+        say(f"No metric was chosen; --metric takes one of: {', '.join(names)}", is_error=True)
     else:
-        typer.echo("The runs have no metric of their own, so there is no Pareto front.", err=True)
+        say("The runs have no metric of their own, so there is no Pareto front.", is_error=True)
 
 
 def _write(comparison: Comparison, csv: Path | None, html: Path | None) -> None:
     for path, render in ((csv, comparison_csv), (html, comparison_page)):
         if path is not None:
             try:
-                # `newline=""`: a CSV file has its own line ends.
-                path.write_text(render(comparison), encoding="utf-8", newline="")
+                write_file(path, render(comparison))
             except OSError as error:
                 raise UsageError(f"{path}: {error.strerror}") from None
-            typer.echo(f"Written: {path}", err=True)
+            say(f"Written: {path}", is_error=True)

@@ -13,9 +13,9 @@ import typer
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, exit_on_error, user_code
+from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, user_code
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
-from flopcallback.cli.screen import screen
+from flopcallback.cli.screen import say, screen
 from flopcallback.cli.sources import load_model
 from flopcallback.modules.errors import first_line
 from flopcallback.profiling.measure import measure_latency
@@ -28,7 +28,9 @@ from flopcallback.reporting import (
     plain_table,
     rich_table,
     verdict_line,
+    write_file,
 )
+from flopcallback.reporting.units import visible_json
 from flopcallback.tracing.run import AUTO, ENGINES, TRACE
 
 __all__ = ["count"]
@@ -96,28 +98,27 @@ def count(
     ] = [],  # noqa: B006
 ) -> None:
     """Count the FLOPs of one call of a model, module by module."""
-    with exit_on_error():
-        form = _form(json=json, html=html, markdown=markdown)
-        _check_files(output)
-        _check_device(device)
-        kind = _model_dtype(dtype)
-        torch.manual_seed(0)  # data-dependent models take the same path every time
-        model, device = load_model(target, parse_arguments(arg), device=device)
-        _set_modes(model, kind, is_training=train)
-        args, kwargs = parse_inputs(input_, device=device, dtype=kind)
-        with user_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
-            _initialise(model, args, kwargs)
-            take = measure_latency if latency else profile_call
-            # "auto" in place of "trace": `_check_engine` then tells a call that cannot be traced from one that raises.
-            engine_name = AUTO if engine.value == TRACE else engine.value
-            profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=engine_name)
-            _check_engine(engine.value, profile)
-            if verify:
-                profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))
-        for path in output:
-            _write(path, FORMS[path.suffix](profile) + "\n")
-        _print(profile, form, depth)
-        _end(profile, is_printed=not form)
+    form = _form(json=json, html=html, markdown=markdown)
+    _check_files(output)
+    _check_device(device)
+    kind = _model_dtype(dtype)
+    torch.manual_seed(0)  # data-dependent models take the same path every time
+    model, device = load_model(target, parse_arguments(arg), device=device)
+    _set_modes(model, kind, is_training=train)
+    args, kwargs = parse_inputs(input_, device=device, dtype=kind)
+    with user_code(_calling(model, args, kwargs)), torch.set_grad_enabled(train):
+        _initialise(model, args, kwargs)
+        take = measure_latency if latency else profile_call
+        # "auto" in place of "trace": `_check_engine` then tells a call that cannot be traced from one that raises.
+        engine_name = AUTO if engine.value == TRACE else engine.value
+        profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=engine_name)
+        _check_engine(engine.value, profile)
+        if verify:
+            profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))
+    for path in output:
+        _write(path, FORMS[path.suffix](profile) + "\n")
+    _print(profile, form, depth)
+    _end(profile, is_printed=not form)
 
 
 def _form(**flags: bool) -> str:
@@ -190,14 +191,15 @@ def _calling(model: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, to
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_file(path, text)
     except OSError as error:
         raise UsageError(f"--output {path}: {error.strerror}") from None
 
 
 def _print(profile: ModelProfile, form: str, depth: int | None) -> None:
     if form:
-        typer.echo(FORMS[form](profile))
+        text = FORMS[form](profile)
+        say(visible_json(text) if form == ".json" else text)
         return
     console = screen()
     console.print(rich_table(profile, width=console.width, max_depth=depth))
@@ -212,5 +214,5 @@ def _end(profile: ModelProfile, *, is_printed: bool) -> None:
     code = COULD_NOT if verdict.reason else FAILED if verdict.differences else 0
     # The table has the verdict already; JSON and other forms must not be mixed with it.
     if code or not is_printed:
-        typer.echo({0: "", FAILED: "Failed: ", COULD_NOT: "Error: "}[code] + verdict_line(profile), err=True)
+        say({0: "", FAILED: "Failed: ", COULD_NOT: "Error: "}[code] + verdict_line(profile), is_error=True)
     raise typer.Exit(code)

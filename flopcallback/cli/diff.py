@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from flopcallback.cli.failures import FAILED, UsageError, exit_on_error
-from flopcallback.cli.screen import screen
+from flopcallback.cli.failures import FAILED, UsageError
+from flopcallback.cli.screen import say, screen
 from flopcallback.profile.diff import ProfileDiff, diff_profiles, parse_share
 from flopcallback.reporting import ModelProfile, milliseconds
 from flopcallback.reporting.text.diff_table import diff_record, markdown_diff, rich_diff, signed_percent
+from flopcallback.reporting.units import visible_json
 
 __all__ = ["diff"]
 
@@ -35,23 +36,22 @@ def diff(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown in place of the table.")] = False,
 ) -> None:
     """Compare two profiles module by module, the largest changes first."""
-    with exit_on_error():
-        if json and markdown:
-            raise UsageError("--json and --markdown: only one form can be printed")
-        limits = _share("--max-increase", max_increase), _share("--max-latency-increase", max_latency_increase)
-        difference = _diff(before, after)
-        # Before anything is printed: a limit that cannot be checked is an error of the command line.
-        failures = list(_failures(difference, *limits))
-        if json:
-            typer.echo(json_.dumps(diff_record(difference), indent=1, ensure_ascii=False, allow_nan=False))
-        elif markdown:
-            typer.echo(markdown_diff(difference, max_rows=rows))
-        else:
-            _print(difference, rows)
-        for failure in failures:
-            typer.echo(f"Failed: {failure}", err=True)
-        if failures:
-            raise typer.Exit(FAILED)
+    if json and markdown:
+        raise UsageError("--json and --markdown: only one form can be printed")
+    limits = _share("--max-increase", max_increase), _share("--max-latency-increase", max_latency_increase)
+    difference = _diff(before, after)
+    # Before anything is printed: a limit that cannot be checked is an error of the command line.
+    failures = list(_failures(difference, *limits))
+    if json:
+        say(visible_json(json_.dumps(diff_record(difference), indent=1, ensure_ascii=False, allow_nan=False)))
+    elif markdown:
+        say(markdown_diff(difference, max_rows=rows))
+    else:
+        _print(difference, rows)
+    for failure in failures:
+        say(f"Failed: {failure}", is_error=True)
+    if failures:
+        raise typer.Exit(FAILED)
 
 
 def _share(option: str, text: str | None) -> Fraction | None:
@@ -73,8 +73,7 @@ def _profile(path: Path) -> ModelProfile:
         return ModelProfile.from_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    # Any JSON may be given, with keys missing or values of other types.
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is no profile, such as flopcallback count --json prints: {error}") from None
 
 

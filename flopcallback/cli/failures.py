@@ -1,25 +1,49 @@
-"""Errors that end a command with exit code 2.
+"""How a command ends: its exit code, and what it says.
 
-Either the command cannot be done as it was called, or the user's own code raised.
+Code 1 is for a limit or a check that failed. Whatever else happens has another: an error of the command line, of a file
+or of the user's code, and an error of this package.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 
+from flopcallback.cli.screen import say
 from flopcallback.modules.errors import first_line
+from flopcallback.reporting.units import visible
 
-__all__ = ["COULD_NOT", "FAILED", "UsageError", "exit_on_error", "user_code"]
+__all__ = [
+    "COULD_NOT",
+    "FAILED",
+    "INTERRUPTED",
+    "PIPE_CLOSED",
+    "TRACEBACK",
+    "UsageError",
+    "exit_on_error",
+    "exit_where_nobody_reads",
+    "user_code",
+]
 
 FAILED, COULD_NOT = 1, 2
 """Exit codes: a limit or a check failed; the command could not be done."""
+
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""Exit codes of what Ctrl-C ended, and of what printed into a pipe that nobody reads: 128 and the signal's number."""
+
+TRACEBACK = "FLOPCALLBACK_TRACEBACK"
+"""Environment variable; if it is set, an error of this package comes with its traceback."""
+
+# The base of typer's errors about a command line. Its own name for it depends on the version (0.12 to 0.29).
+_WrongCommandLine: Any = typer.BadParameter.__mro__[2]
 
 # Frames that are not the user's: files of this package, of PyTorch, and of the import machinery.
 _HIDDEN_FRAMES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<frozen")
@@ -64,21 +88,69 @@ def user_code(activity: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Report the error that ends a command, and exit with code 2.
+    """Report whatever ends a command, and exit with the code for it.
 
     The message goes to stderr. An exception of the user's code comes with the user's part of the traceback.
 
     Raises:
-        typer.Exit: with code 2.
+        typer.Exit: with the code.
     """
     try:
         yield
+        # Here, and not at the interpreter's end, where nobody can catch it.
+        if sys.stdout is not None:  # the shell can close it, with `>&-`
+            sys.stdout.flush()
+    except (typer.Exit, BrokenPipeError):  # a pipe that nobody reads: `exit_where_nobody_reads`
+        raise
+    except _WrongCommandLine as error:
+        # Typer prints it. The shell may have put any name into the command line.
+        error.message = visible(error.message)
+        raise
     except UsageError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", is_error=True)
         raise typer.Exit(COULD_NOT) from None
     except _UserCodeError as error:
-        typer.echo(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", err=True)
+        say(f"{_traceback_of(error.error)}Error: {error} raised {_named(error.error)}", is_error=True)
         raise typer.Exit(COULD_NOT) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:  # a full disk, a file in the way
+        _show_traceback()
+        say(f"Error: {_named(error)}", is_error=True)
+        raise typer.Exit(COULD_NOT) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code 1, which Python would exit with, is for a failed limit
+        _show_traceback()
+        say(
+            f"Error: flopcallback itself failed, {_named(error)}. Please report it, with the traceback that "
+            f"{TRACEBACK}=1 shows.",
+            is_error=True,
+        )
+        raise typer.Exit(COULD_NOT) from None
+
+
+def _show_traceback() -> None:
+    if os.environ.get(TRACEBACK):
+        say(traceback.format_exc(), is_error=True)
+
+
+@contextmanager
+def exit_where_nobody_reads() -> Iterator[None]:
+    """Exit as a program that a signal ended if a pipe is closed, where typer would exit with code 1.
+
+    Errors are printed too, so this goes around everything.
+    """
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as end:
+        # Typer makes one of the other, but not while it prints an error.
+        if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # The interpreter prints what is left when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
 
 
 def _named(error: BaseException) -> str:

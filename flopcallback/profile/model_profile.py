@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flopcallback.profile import columns, metrics
 from flopcallback.profile.metrics import by_name
-from flopcallback.profile.numbers import finite
+from flopcallback.profile.numbers import finite, is_whole
+from flopcallback.profile.reading import parsed, read
 from flopcallback.profile.rows import (
     LatencySummary,
     ModuleRow,
@@ -18,6 +20,7 @@ from flopcallback.profile.rows import (
     StepFlops,
     Timed,
     achieved_flops_per_s,
+    check_tree,
     share,
 )
 from flopcallback.profile.verdict import Verdict
@@ -35,8 +38,23 @@ PHASES = ("train", "validate", "test", "predict", "call")
 SCHEMA = 3
 """Version of the JSON that `ModelProfile.to_json` writes. It rises when older readers would fail or misread."""
 
-READABLE = (1, 2, SCHEMA)
-"""Schemas that `ModelProfile.from_json` reads. Schema 1 has no training step; 1 and 2 have no verdict."""
+_MAY_BE_MISSING = {
+    1: ("step", "step_note", "verdict", "training"),
+    2: ("verdict", "training"),
+    SCHEMA: ("training",),
+}
+"""The schemas that `ModelProfile.from_json` reads, each with the fields that came after its first files."""
+
+_CONFIG_TYPES: dict[str, Any] = {
+    "flops.fma": int,
+    **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
+    **dict.fromkeys(("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version"), str),
+    "flops.peak_tflops": float | None,
+    "flops.peak_source": str | None,
+    "flops.input_shapes": tuple[tuple[int, ...], ...],
+    "flops.unknown_operators": tuple[str, ...],
+}
+"""Types of the entries of a config that texts and comparisons read. Any may be missing, and there may be others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,25 +341,24 @@ class ModelProfile:
         """Read a profile that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not JSON, not a profile, or has a schema that this version does not read.
+            ValueError: the text is not JSON, not a profile, or has a schema that this version does not read. The
+                message names the field that is wrong.
         """
-        content = json.loads(text)
+        content = parsed(text)
         schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
-        if schema not in READABLE:
+        # True would pass for 1.
+        if not is_whole(schema) or schema not in _MAY_BE_MISSING:
             raise ValueError(
-                f"ModelProfile.from_json: flopcallback_profile is {schema!r}; this version reads schemas "
-                f"{READABLE[0]} to {SCHEMA}. "
+                f"ModelProfile.from_json: flopcallback_profile is {reprlib.repr(schema)}; this version reads schemas "
+                f"{min(_MAY_BE_MISSING)} to {SCHEMA}. "
                 "Read the file with the version of flopcallback that wrote it (config: flops.version)."
             )
-        content["modules"] = [_module_row(row) for row in content["modules"]]
-        content["operators"] = [OperatorRow(**row) for row in content["operators"]]
-        if content["latency"] is not None:
-            content["latency"] = LatencySummary(**content["latency"])
-        # Files of older schemas have no `step` and no `verdict`.
-        content["step"] = _step_flops(content.get("step"))
-        verdict = content.pop("verdict", None)
-        content["verdict"] = None if verdict is None else Verdict.from_record(verdict)
-        return cls(**content)
+        profile: ModelProfile = read(cls, content, optional=_MAY_BE_MISSING[schema])
+        for name, kind in _CONFIG_TYPES.items():
+            if name in profile.config:
+                read(kind, profile.config[name], f"config[{name!r}]")
+        check_tree(profile.modules)
+        return profile
 
 
 def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
@@ -353,15 +370,6 @@ def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
         return None
     quotient, remainder = divmod(flops, batch_size)
     return flops / batch_size if remainder else quotient
-
-
-def _module_row(content: dict[str, Any]) -> ModuleRow:
-    spread, step = content.pop("forward_ms_spread"), _step_flops(content.pop("step", None))
-    return ModuleRow(**content, forward_ms_spread=None if spread is None else tuple(spread), step=step)
-
-
-def _step_flops(content: dict[str, int] | None) -> StepFlops | None:
-    return None if content is None else StepFlops(**content)
 
 
 def _plain(value: Any) -> Any:

@@ -6,10 +6,13 @@ import math
 import operator
 from typing import Any
 
-__all__ = ["LARGEST_EXACT", "finite", "plain_number"]
+__all__ = ["LARGEST", "LARGEST_EXACT", "finite", "is_whole", "plain_number"]
 
 LARGEST_EXACT = 2**53
 """Largest integer up to which a float64 is exact for every integer. Browsers and trackers keep numbers as float64."""
+
+LARGEST = int(1e300)
+"""Largest number that is read from a file. A float64 ends at 1.8e308, so the sum of a million such numbers fits."""
 
 
 def finite(value: Any) -> Any:
@@ -34,3 +37,11 @@ def plain_number(value: Any) -> int | float:
         if isinstance(value, (str, bytes)):  # `float` would parse them
             raise
         return float(value)
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is an integer that a float64 can hold.
+
+    True and False are not.
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -14,6 +15,7 @@ __all__ = [
     "StepFlops",
     "Timed",
     "achieved_flops_per_s",
+    "check_tree",
     "share",
 ]
 
@@ -22,6 +24,10 @@ CPU_CLOCK = "CPU clock"
 
 ABOVE_PEAK = "above peak"
 """Note of a row whose FLOP/s exceed what the device can do; it replaces the figure."""
+
+
+DEEPEST_TREE = 100
+"""Levels of modules in a file that is read. PyTorch's own calls reach Python's limit at some 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +153,26 @@ def achieved_flops_per_s(hw_flops: int | None, forward_ms: float | None) -> floa
     if hw_flops is None or forward_ms is None or not forward_ms > 0:
         return None
     return hw_flops / forward_ms * 1e3
+
+
+def check_tree(rows: Sequence[ModuleRow]) -> None:
+    """Check that rows are one tree, each parent before its children.
+
+    Raises:
+        ValueError: a path is there twice, a parent is missing or comes later, or the tree is too deep to be drawn.
+    """
+    depths: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        place = f"modules[{index}]"
+        if row.path in depths:
+            raise ValueError(f"{place}.path is {row.path!r:.80}, the path of an earlier module")
+        if index == 0:
+            if row.path or row.parent is not None:
+                raise ValueError(f'{place} must be the root, whose path is "" and whose parent is null')
+            depths[""] = 0
+            continue
+        if row.parent not in depths:
+            raise ValueError(f"{place}.parent is {row.parent!r:.80}; it must be the path of an earlier module")
+        depths[row.path] = depths[row.parent] + 1
+        if depths[row.path] > DEEPEST_TREE:
+            raise ValueError(f"{place} is more than {DEEPEST_TREE} levels deep")

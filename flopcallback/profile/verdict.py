@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["Difference", "EngineDifference", "Verdict"]
 
@@ -46,8 +44,3 @@ class Verdict:
 
     differences: tuple[Difference, ...] = ()
     reason: str = ""
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Verdict:
-        """Build the verdict from its JSON record."""
-        return cls(tuple(Difference(**difference) for difference in record["differences"]), record["reason"])

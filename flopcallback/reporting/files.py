@@ -37,19 +37,19 @@ def write_file(path: Path, text: str) -> None:
     """Write a text file as a whole, or leave it as it was.
 
     Whoever reads it meanwhile, or after the disk was full or the process was killed, finds the old text or the new one.
-    Line ends are written as they are.
+    Line ends are written as they are; half of a surrogate pair, as a broken file name has, is written as an escape.
 
     Raises:
         OSError: it cannot be written.
     """
     path = path.resolve()  # a link stays a link
     if path.exists() and not path.is_file():  # a pipe or a terminal
-        path.write_text(text, encoding="utf-8", newline="")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         return
     # Beside the file, since it cannot be renamed across file systems; of this process, since others may write it, too.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8", newline="")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)  # it is there if writing failed

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
-__all__ = ["NOTHING", "bar", "display_width", "milliseconds", "one_line", "percent", "si"]
+__all__ = [
+    "NOTHING",
+    "bar",
+    "display_width",
+    "milliseconds",
+    "one_line",
+    "percent",
+    "si",
+    "visible",
+    "visible_json",
+]
 
 NOTHING = "–"
 """The cell of an unknown figure."""
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+# What a terminal obeys in place of showing it: control characters but the line feed, marks that turn the direction of
+# writing, separators of lines; and halves of pairs of code units, which cannot be written at all.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def si(value: float | None, unit: str = "") -> str:
@@ -93,8 +108,26 @@ def display_width(text: str) -> int:
 
 
 def one_line(text: str) -> str:
-    """Join the lines of a text.
+    """Join the lines of a text, and make its control characters visible.
 
     A line break would split a table row.
     """
-    return " ".join(text.splitlines())
+    return visible(" ".join(text.splitlines()))
+
+
+def visible(text: str) -> str:
+    r"""Write control characters as escapes, such as `\x1b`.
+
+    Names come from models, files and trackers, and none may command a terminal. Line feeds stay.
+    """
+    return _CONTROLS.sub(lambda match: f"\\{_code(match)}", text)
+
+
+def visible_json(text: str) -> str:
+    r"""Write control characters in JSON as escapes of JSON's, such as `\u009b`."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _code(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"x{code:02x}" if code < 0x100 else f"u{code:04x}"

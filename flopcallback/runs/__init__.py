@@ -2,6 +2,16 @@
 
 from flopcallback.runs.find import GROUP, find_runs
 from flopcallback.runs.folders import folder_name, series_of
-from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series, without_password
 
-__all__ = ["GROUP", "FoundRun", "RunRecord", "RunsError", "Series", "find_runs", "folder_name", "series_of"]
+__all__ = [
+    "GROUP",
+    "FoundRun",
+    "RunRecord",
+    "RunsError",
+    "Series",
+    "find_runs",
+    "folder_name",
+    "series_of",
+    "without_password",
+]

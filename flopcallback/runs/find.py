@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from flopcallback.runs.folders import PROFILE, REPORT, SCALARS, runs_in_folders
-from flopcallback.runs.record import FoundRun, RunsError
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, reason_of, without_password
 
 __all__ = ["GROUP", "find_runs"]
 
@@ -29,27 +29,48 @@ def find_runs(place: str | os.PathLike[str]) -> list[FoundRun]:
         RunsError: there are no runs, or their store cannot be opened.
     """
     place = os.fspath(place)
+    shown = without_password(place)
     missing: list[str] = []
+    failed: list[FoundRun] = []
     found: list[FoundRun] = []
     for entry in sorted(entry_points(group=GROUP)):
         try:
             found += entry.load()(place)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             # Other readers may find runs; without any, this is the reason.
             missing.append(str(error))
+        except RunsError as error:
+            failed.append(_unreadable(f"{shown} ({entry.name})", error))
+        except Exception as error:  # noqa: BLE001 - the place is anybody's, and other readers may find runs there
+            said = RunsError(f"{shown}: {entry.name}: {reason_of(error)}")
+            failed.append(_unreadable(f"{shown} ({entry.name})", said))
     # Our files beside those of a tracker belong to the same run, which is found once.
     taken = {Path(run.place) for run in found}
-    found += [run for run in runs_in_folders(place) if not _belongs_to(Path(run.place), taken)]
+    try:
+        found += [run for run in runs_in_folders(place) if not _belongs_to(Path(run.place), taken)]
+        is_missing = "://" not in place and not Path(place).exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise RunsError(f"{place!r:.200} cannot be looked at: {reason_of(error)}") from error
     if found:
-        return found
+        # A store that cannot be opened, among other runs, is one of those that cannot be read.
+        return found + failed
+    for run in failed:
+        run.read()
     if missing:
-        raise RunsError(f"{place}: {'; '.join(missing)}")
-    if "://" not in place and not Path(place).exists():
+        raise RunsError(f"{shown}: {'; '.join(missing)}")
+    if is_missing:
         raise RunsError(f"{place}: there is no such file or folder")
     raise RunsError(
-        f"{place}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
+        f"{shown}: no runs are here. A run is a folder with {PROFILE} or {SCALARS}, TensorBoard's event files, a W&B "
         "folder offline-run-…, or a run in an MLflow store (mlflow.db, sqlite:///mlflow.db, http://…)."
     )
+
+
+def _unreadable(place: str, error: RunsError) -> FoundRun:
+    def read() -> RunRecord:
+        raise error
+
+    return FoundRun(place, read)
 
 
 def _belongs_to(folder: Path, taken: set[Path]) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series
+from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series, number, reason_of, step_number
 
 __all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
 
@@ -38,10 +40,14 @@ def series_of(points: Iterable[tuple[str, int, int | float]]) -> dict[str, Serie
     """Group triples of name, step and value into series by name.
 
     Values of one step keep their order.
+
+    Raises:
+        ValueError: a step is no integer.
     """
     series: defaultdict[str, list[tuple[int, int | float]]] = defaultdict(list)
     for name, step, value in points:
-        series[name].append((step, value))
+        # Checked here, since steps that are no numbers cannot be sorted.
+        series[name].append((step_number(step), value))
     return {name: tuple(sorted(values, key=lambda point: point[0])) for name, values in series.items()}
 
 
@@ -55,21 +61,13 @@ def runs_in_folders(place: str) -> Sequence[FoundRun]:
         if path.name in (PROFILE, SCALARS):
             return [_found_run(path.parent, path.parent)]
         return [FoundRun(place, lambda: _profile_record(path))] if path.suffix == ".json" else []
-    folders = {file.parent for name in (PROFILE, SCALARS) for file in path.rglob(name)} if path.is_dir() else ()
+    files = (file for name in (PROFILE, SCALARS) for file in path.rglob(name)) if path.is_dir() else ()
+    folders = {file.parent for file in files if file.is_file()}
     return [_found_run(folder, path) for folder in sorted(folders)]
 
 
 def _found_run(folder: Path, root: Path) -> FoundRun:
-    def read() -> RunRecord:
-        try:
-            return _folder_record(folder, folder_name(folder, root))
-        # It names the file already.
-        except RunsError:
-            raise
-        except (OSError, ValueError, TypeError, csv.Error) as error:
-            raise RunsError(f"{folder}: its files cannot be read: {error}") from error
-
-    return FoundRun(str(folder), read)
+    return FoundRun(str(folder), lambda: _folder_record(folder, folder_name(folder, root)))
 
 
 def _profile_record(path: Path) -> RunRecord:
@@ -99,7 +97,7 @@ def _folder_record(folder: Path, name: str) -> RunRecord:
 def _read_profile(path: Path) -> ModelProfile:
     try:
         return ModelProfile.from_json(path.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise RunsError(f"{path} is no profile of flopcallback's: {error}") from error
 
 
@@ -110,36 +108,77 @@ def _scalar_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
     """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-        except (ValueError, KeyError, AttributeError) as error:
-            if number == len(lines):
-                return
-            raise RunsError(f"{path}, line {number}: {line!r:.60} is no line of numbers with their step") from error
-        for name, value in values.items():
-            yield name, step, math.nan if value is None else value
+    # Not `str.splitlines`: JSON may have a line separator of Unicode's in a name.
+    *lines, unfinished = _content(path).split(b"\n")
+    for count, line in enumerate(lines, start=1):
+        yield from _line_points(line, f"{path}, line {count}")
+    # The end of a line is written with it: without one, the line may be whole all the same.
+    with suppress(RunsError):
+        yield from _line_points(unfinished, f"{path}, its last line")
+
+
+def _line_points(line: bytes, place: str) -> list[tuple[str, int, int | float]]:
+    """Return the points of one line.
+
+    Raises:
+        RunsError: the line is no JSON object of numbers with their step.
+    """
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict) or "step" not in values:
+            raise ValueError("it has no step")
+        step = step_number(values.pop("step"))
+        return [(name, step, math.nan if value is None else number(value, name)) for name, value in values.items()]
+    except (ValueError, RecursionError) as error:
+        text = line[:60].decode(errors="replace")
+        raise RunsError(f"{place}: {text!r:.60} is no line of numbers with their step: {reason_of(error)}") from error
 
 
 def _csv_points(path: Path) -> Iterator[tuple[str, int, int | float]]:
     """Yield the points that Lightning's `CSVLogger` wrote.
 
-    A row has one step and one kind of metric; all other cells are empty.
+    A row has one step and one kind of metric; all other cells are empty. Texts that a user logged are left out.
     """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.get("step"))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        for row in reader:
             # Rows that were logged without a step have no place in a series.
-            if step is None or not math.isfinite(step):
+            if not row.get("step"):
                 continue
-            for name, text in row.items():
-                value = None if name in _NO_METRICS else _number(text)
+            step = _csv_step(row["step"])
+            for name, cell in row.items():
+                value = None if name in _NO_METRICS else _number(cell)
                 if value is not None:
-                    yield name, int(step), value
+                    yield name, step, value
+    except (csv.Error, ValueError) as error:
+        # `csv` counts a line when it has read it.
+        line = reader.line_num + isinstance(error, csv.Error)
+        raise RunsError(f"{path}, line {line}: it is no row of numbers with their step: {error}") from error
+
+
+def _csv_step(text: str) -> int:
+    value = _number(text)
+    if value is None or not value.is_integer():
+        raise ValueError(f"the step is {text!r:.60}")
+    return step_number(int(value))
+
+
+def _text(path: Path) -> str:
+    content = _content(path)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RunsError(f"{path}, line {line}: it is no text in UTF-8") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunsError(f"{path}: {reason_of(error)}") from error
 
 
 def _number(text: object) -> float | None:

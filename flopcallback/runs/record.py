@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 from flopcallback.profile import metrics
 from flopcallback.profile.model_profile import PHASES
+from flopcallback.profile.numbers import is_whole
 
-__all__ = ["COMPUTE", "FoundRun", "RunRecord", "RunsError", "Series", "is_our_name"]
+__all__ = [
+    "COMPUTE",
+    "FoundRun",
+    "RunRecord",
+    "RunsError",
+    "Series",
+    "is_our_name",
+    "number",
+    "reason_of",
+    "step_number",
+    "without_password",
+]
 
 Series = tuple[tuple[int, int | float], ...]
 """Pairs of step and value in order of steps. Of several values at one step, the last logged comes last."""
@@ -33,6 +47,9 @@ class RunRecord:
         figures: last value under each name; an exact int if the source has one.
         series: all values under each name; numbers that were logged once may be missing.
         config: conditions of the count (`flops.fma`, ...), and other configuration that the source has.
+
+    Raises:
+        RunsError: a figure or a value is no number that a float64 can hold, or a step is no integer.
     """
 
     name: str
@@ -40,6 +57,16 @@ class RunRecord:
     figures: Mapping[str, int | float] = field(default_factory=dict)
     series: Mapping[str, Series] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A reader may be anybody's. The dataclass is frozen, so `object.__setattr__` stores what was made plain.
+        try:
+            figures = {name: number(value, name) for name, value in self.figures.items()}
+            series = {name: _plain_series(name, points) for name, points in self.series.items()}
+        except ValueError as error:
+            raise RunsError(f"{self.place}: {error}") from error
+        object.__setattr__(self, "figures", figures)
+        object.__setattr__(self, "series", series)
 
     def prefixes(self) -> list[str]:
         """Return the prefixes in front of our names in this run.
@@ -93,6 +120,49 @@ def _stripped(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return renamed
 
 
+def number(value: object, name: str) -> int | float:
+    """Return a value as a Python number.
+
+    NumPy's numbers are converted. NaN and infinities are numbers.
+
+    Args:
+        value: the value.
+        name: its name, for the error.
+
+    Raises:
+        ValueError: it is no number, or an integer that a float64 cannot hold.
+    """
+    if type(value) is float or is_whole(value):  # nearly all
+        return value  # type: ignore[return-value]
+    if isinstance(value, Real) and not isinstance(value, (bool, int)):
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        if isinstance(plain, float) or is_whole(plain):
+            return plain
+    what = "too large to be compared" if isinstance(value, int) and not isinstance(value, bool) else "no number"
+    raise ValueError(f"{name} is {reprlib.repr(value)}, which is {what}")
+
+
+def step_number(value: object) -> int:
+    """Return a step as a Python integer.
+
+    Raises:
+        ValueError: it is no integer, or one that a float64 cannot hold.
+    """
+    if is_whole(value):
+        return value  # type: ignore[return-value]
+    plain = int(value) if isinstance(value, Integral) and not isinstance(value, (bool, int)) else None
+    if plain is None or not is_whole(plain):
+        raise ValueError(f"a step is {reprlib.repr(value)}, which is no whole number that could be one")
+    return plain
+
+
+def _plain_series(name: str, points: Series) -> Series:
+    # All but a few series are plain already.
+    if all(type(value) is float and type(step) is int and is_whole(step) for step, value in points):
+        return points
+    return tuple((step_number(step), number(value, name)) for step, value in points)
+
+
 class RunsError(ValueError):
     """Error for a place without runs, or with an unreadable one.
 
@@ -106,8 +176,38 @@ class FoundRun:
 
     Attributes:
         place: its folder or address.
-        read: reads it; raises `RunsError` if it cannot be read.
+        reader: function that reads it; `read` calls it.
     """
 
     place: str
-    read: Callable[[], RunRecord]
+    reader: Callable[[], RunRecord]
+
+    def read(self) -> RunRecord:
+        """Read the run.
+
+        Raises:
+            RunsError: it cannot be read, whatever its reader raised.
+        """
+        try:
+            return self.reader()
+        except RunsError:
+            raise
+        except Exception as error:
+            raise RunsError(f"{self.place}: it cannot be read: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's text, with its type where that says more."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    lines = str(error).strip().splitlines()
+    if isinstance(error, ValueError) and lines:
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def without_password(address: str) -> str:
+    """Return an address as errors and tables may show it."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ EVENTS = "*tfevents*"
 # The profile beside the events; a user's prefix is in front.
 PROFILE = "*flopcallback.json"
 
+# Bytes of a record: its length, a checksum of that, the event, a checksum of it.
+LENGTH, CHECKSUM = 8, 4
+
 
 def find_runs(place: str) -> list[FoundRun]:
     """Return the folders with event files at or below a place.
@@ -30,7 +34,7 @@ def find_runs(place: str) -> list[FoundRun]:
     if path.is_file():
         folders, path = ({path.parent} if path.match(EVENTS) else set()), path.parent
     else:
-        folders = {file.parent for file in path.rglob(EVENTS)}
+        folders = {file.parent for file in path.rglob(EVENTS) if file.is_file()}
     if folders:
         # Raises here, and not at the first read, if TensorBoard is missing.
         _accumulator(path)
@@ -54,7 +58,38 @@ def _accumulator(folder: Path) -> Any:
     return EventAccumulator(str(folder), size_guidance=keep)
 
 
+def _require_whole(file: Path) -> None:
+    """Check that a file of events is undamaged.
+
+    TensorBoard itself stops without a word at the first record that is not what was written, and the numbers before it
+    would pass for all. A last record that is cut off is none: a run that is going on may end anywhere.
+
+    Raises:
+        RunsError: a record is not what its checksums say.
+    """
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    content, at = file.read_bytes(), 0
+    while at + LENGTH + CHECKSUM <= len(content):
+        length, checksum = struct.unpack_from("<QI", content, at)
+        begin = at + LENGTH + CHECKSUM
+        end = begin + length
+        is_whole = masked_crc32c(content[at : at + LENGTH]) == checksum
+        if is_whole and end + CHECKSUM > len(content):
+            return
+        is_whole = is_whole and (masked_crc32c(content[begin:end]),) == struct.unpack_from("<I", content, end)
+        if not is_whole:
+            # A file system that was cut off leaves zeros at the end.
+            if not content[at:].strip(b"\0"):
+                return
+            raise RunsError(f"{file} is damaged at byte {at}")
+        at = end + CHECKSUM
+
+
 def _read(folder: Path, name: str) -> RunRecord:
+    for events in sorted(folder.glob(EVENTS)):
+        if events.is_file():
+            _require_whole(events)
     series = series_of(_points(_accumulator(folder).Reload()))
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}
@@ -97,5 +132,5 @@ def _prefix(file: Path, series: dict[str, Any]) -> str:
 def _read_profile(file: Path) -> ModelProfile:
     try:
         return ModelProfile.from_json(file.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise RunsError(f"{file} is no profile of flopcallback's: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,27 +38,38 @@ def records(log: Path) -> Iterator[Any]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    content = log.read_bytes()
+    try:
+        content = log.read_bytes()
+    except OSError as error:
+        raise RunsError(f"{log}: {error.strerror}") from error
     if not content.startswith(IDENTITY):
         raise RunsError(f"{log} is no log of W&B's, or nothing is in it yet")
-    for message in _messages(content):
+    for at, message in _messages(content, log):
         try:
             yield Record.FromString(message)
         except DecodeError as error:
-            raise RunsError(f"{log} is broken: {error}") from error
+            raise RunsError(f"{log} is damaged: no record begins at byte {at} ({error})") from error
 
 
-def _messages(content: bytes) -> Iterator[bytes]:
-    """Yield messages, each joined from one or several pieces."""
-    message = b""
-    for kind, piece in _pieces(content):
-        message = piece if kind in (_FULL, _FIRST) else message + piece
+def _messages(content: bytes, log: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield messages, each joined from one or several pieces, with the place where they begin."""
+    begin, pieces = 0, list[bytes]()
+    for at, kind, piece in _pieces(content, log):
+        # A message begins where none is open, and goes on where one is.
+        if (kind in (_FULL, _FIRST)) == bool(pieces):
+            raise RunsError(f"{log} is damaged: a piece of a record is missing before byte {at}")
+        begin = begin if pieces else at
+        pieces.append(piece)
         if kind in (_FULL, _LAST):
-            yield message
+            yield begin, b"".join(pieces)
+            pieces.clear()
 
 
-def _pieces(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and data of each piece."""
+def _pieces(content: bytes, log: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield place, kind and data of each piece.
+
+    A last piece that is cut off is left out: a run that is going on, or was killed, may end anywhere.
+    """
     at = HEADER
     while at + HEADER <= len(content):
         # No piece begins if its header does not fit into the block.
@@ -65,12 +77,20 @@ def _pieces(content: bytes) -> Iterator[tuple[int, bytes]]:
         if left < HEADER:
             at += left
             continue
-        _checksum, length, kind = struct.unpack_from("<IHB", content, at)
+        checksum, length, kind = struct.unpack_from("<IHB", content, at)
         end = at + HEADER + length
-        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or end > len(content):
+        if kind in (_FULL, _FIRST, _MIDDLE, _LAST) and HEADER + length <= left:
+            if end > len(content):
+                return
+            # Over the kind and the data, as W&B writes it; LevelDB's own is another.
+            if zlib.crc32(content[at + HEADER - 1 : end]) == checksum:
+                yield at, kind, content[at + HEADER : end]
+                at = end
+                continue
+        # A file system that was cut off leaves zeros at the end.
+        if not content[at:].strip(b"\0"):
             return
-        yield kind, content[at + HEADER : end]
-        at = end
+        raise RunsError(f"{log} is damaged at byte {at}")
 
 
 def values(items: Iterable[Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flopcallback.runs import FoundRun, RunRecord, series_of
+from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
 from flopcallback_wandb.log import records, values
 
 __all__ = ["find_runs"]
@@ -29,7 +29,7 @@ def find_runs(place: str) -> list[FoundRun]:
     if path.is_file():
         logs = {path.resolve()} if path.match(LOG) else set()
     else:
-        logs = {log.resolve() for log in path.rglob(LOG)}  # `latest-run` is a link to one of them
+        logs = {log.resolve() for log in path.rglob(LOG) if log.is_file()}  # `latest-run` is a link to one of them
     if logs:
         _require_wandb()
     return [_found_run(log) for log in sorted(logs)]
@@ -51,17 +51,20 @@ def _read(log: Path) -> RunRecord:
     summary: dict[str, Any] = {}
     config: dict[str, Any] = {}
     name = ""
-    for record in records(log):
+    for count, record in enumerate(records(log), start=1):
         kind = record.WhichOneof("record_type")
-        if kind == "history":
-            rows.append(values(record.history.item))
-        elif kind == "summary":
-            summary |= values(record.summary.update)
-        elif kind == "config":
-            config |= values(record.config.update)
-        elif kind == "run":
-            name = record.run.display_name or record.run.run_id
-            config |= values(record.run.config.update)
+        try:
+            if kind == "history":
+                rows.append(values(record.history.item))
+            elif kind == "summary":
+                summary |= values(record.summary.update)
+            elif kind == "config":
+                config |= values(record.config.update)
+            elif kind == "run":
+                name = record.run.display_name or record.run.run_id
+                config |= values(record.run.config.update)
+        except (ValueError, RecursionError) as error:
+            raise RunsError(f"{log}, record {count}: a value is no JSON: {error}") from error
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
     # The summary has the last logged values, too, unless the user keeps one out of it.
     last = {metric: points[-1][1] for metric, points in series.items()}
@@ -80,7 +83,8 @@ def _points(row: Mapping[str, Any], place: int) -> Iterator[tuple[str, int, int 
 
     Numbers that were logged together stay together by it.
     """
-    step = int(row.get("_step", place))
+    # RunRecord checks it; W&B writes it as a whole number in all of its formats.
+    step = row.get("_step", place)
     return ((name, step, value) for name, value in _numbers(row))
 
 
@@ -102,4 +106,4 @@ def _is_exact(name: str, text: object) -> bool:
 
     `WandbTracker` writes them for integers that a browser would round.
     """
-    return name.endswith(_EXACT) and isinstance(text, str) and text.lstrip("-").isdecimal()
+    return name.endswith(_EXACT) and isinstance(text, str) and text.removeprefix("-").isdecimal()

@@ -83,3 +83,32 @@ def test_a_file_beside_the_events_that_is_no_profile_is_said(train, tmp_path):
     (found,) = find_runs(tmp_path)
     with pytest.raises(RunsError, match=r"flopcallback\.json is no profile"):
         found.read()
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def events_of(folder):
+    (events,) = folder.glob("*tfevents*")
+    return events
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.9])
+def test_a_byte_that_changed_is_said_with_its_place(train, tmp_path, place):
+    """TensorBoard stops there without a word, and what came before would pass for the whole run."""
+    events = events_of(train(tmp_path))
+    content = bytearray(events.read_bytes())
+    content[int(place * len(content))] ^= 0xFF
+    events.write_bytes(content)
+    (found,) = find_runs(tmp_path)
+    with pytest.raises(RunsError, match=r"tfevents.* is damaged at byte \d+$"):
+        found.read()
+
+
+def test_a_run_that_was_cut_off_is_read_as_far_as_it_goes(train, tmp_path):
+    events = events_of(train(tmp_path))
+    whole = events.read_bytes()
+    for content, points in ((whole[:-1], 1), (whole[:-1] + b"", 1), (whole + bytes(70_000), 2), (whole + b"\x07", 2)):
+        events.write_bytes(content)
+        (found,) = find_runs(tmp_path)
+        assert len(found.read().series["val/loss"]) == points

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
+import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,122 @@ def test_a_log_that_is_none_is_said(tmp_path, wandb_folders):
     (found,) = find_runs(folder)
     with pytest.raises(RunsError, match=r"run-1\.wandb is no log of W&B's"):
         found.read()
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def log_of(folder):
+    (log,) = folder.glob("run-*.wandb")
+    return log
+
+
+def test_a_byte_that_changed_is_said_with_its_place(train):
+    log = log_of(train())
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    log.write_bytes(content)
+    (found,) = find_runs(log.parent)
+    with pytest.raises(RunsError, match=r"run-\w+\.wandb is damaged at byte \d+$"):
+        found.read()
+
+
+def test_zeros_at_the_end_are_what_a_file_system_leaves(train):
+    log = log_of(train())
+    before = log.read_bytes()
+    log.write_bytes(before + bytes(100_000))
+    (found,) = find_runs(log.parent)
+    assert found.read().figures["flops/forward"] == 7 + 11
+    log.write_bytes(before[:-20] + bytes(100_000))
+    (found,) = find_runs(log.parent)
+    with pytest.raises(RunsError, match="is damaged at byte"):
+        found.read()
+
+
+def piece(kind, data):
+    """A piece as W&B writes it: the checksum is over the kind and the data."""
+    return struct.pack("<IHB", zlib.crc32(bytes([kind]) + data), len(data), kind) + data
+
+
+def whole(*records):
+    """A log of these records, each in one piece, in one block."""
+    return b":W&B\xe1\xbe\x00" + b"".join(piece(1, record.SerializeToString()) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_read"),
+    [((1,), True), ((2, 4), True), ((2, 3, 3, 4), True), ((2,), True), ((4,), False), ((3,), False), ((2, 1), False)],
+)
+def test_pieces_make_records_in_their_order_alone(tmp_path, kinds, is_read):
+    log = tmp_path / "run-1.wandb"
+    log.write_bytes(b":W&B\xe1\xbe\x00" + b"".join(piece(kind, b"") for kind in kinds))
+    (found,) = find_runs(tmp_path)
+    if is_read:
+        # A last record that has no end yet is none.
+        assert found.read().figures == {}
+    else:
+        with pytest.raises(RunsError, match=r"run-1\.wandb is damaged: a piece of a record is missing before byte"):
+            found.read()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"x"', None),
+        ("0.5", None),
+        ("NaN", None),
+        ("1" + "0" * 400, "val/loss is 1000"),
+        ("[" * 5000, "record 1: a value is no JSON"),
+        ("{", "record 1: a value is no JSON"),
+        ("\ud83d", "record 1: a value is no JSON"),
+    ],
+)
+def test_a_value_that_is_none_is_said(tmp_path, text, said):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    record = Record()
+    item = record.history.item.add(key="val/loss")
+    item.value_json = text.encode("ascii", "replace").decode()
+    (tmp_path / "run-1.wandb").write_bytes(whole(record))
+    (found,) = find_runs(tmp_path)
+    if said is None:
+        found.read()
+    else:
+        with pytest.raises(RunsError, match=re.escape(said)):
+            found.read()
+
+
+@pytest.mark.parametrize("step", ['"3"', "3.5", "true", "null", "[3]"])
+def test_a_step_that_is_no_whole_number_is_said(tmp_path, step):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    record = Record()
+    record.history.item.add(key="_step", value_json=step)
+    record.history.item.add(key="val/loss", value_json="0.5")
+    (tmp_path / "run-1.wandb").write_bytes(whole(record))
+    (found,) = find_runs(tmp_path)
+    with pytest.raises(RunsError, match=r"a step is .*, which is no whole number"):
+        found.read()
+
+
+def test_a_record_of_many_pieces_is_read_in_time_that_grows_with_its_length(tmp_path):
+    """Four times the length takes four times as long; pieces that are joined one by one take sixteen times."""
+    from flopcallback_wandb.log import records
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def seconds(length):
+        record = Record()
+        record.history.item.add(key="a", value_json=f'"{"x" * length}"')
+        content, message, at = bytearray(b":W&B\xe1\xbe\x00"), record.SerializeToString(), 0
+        while at < len(message):
+            end = at + 32768 - len(content) % 32768 - 7
+            content += piece(4 if end >= len(message) else 3 if at else 2, message[at:end])
+            at = end
+        (tmp_path / "run-1.wandb").write_bytes(content)
+        begin = time.process_time()
+        (read,) = records(tmp_path / "run-1.wandb")
+        assert len(read.history.item[0].value_json) == length + 2
+        return time.process_time() - begin
+
+    short, long = min(seconds(10**7) for _ in range(3)), min(seconds(4 * 10**7) for _ in range(2))
+    assert long < 10 * short

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
 from flopcallback.reporting.caption import at_least
-from flopcallback.reporting.units import milliseconds, one_line, si
+from flopcallback.reporting.units import milliseconds, one_line, si, visible
 from flopcallback.runs.comparison import Comparison, RunRow
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ MISSING = "-"
 
 # Marks that `footnotes` explains.
 FRONT, ESTIMATED = "*", "~"
+
+# Spreadsheets run a cell that begins so, in both widths (https://owasp.org/www-community/attacks/CSV_Injection).
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def rich_comparison(comparison: Comparison) -> RenderableType:
@@ -42,7 +45,7 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
         # Names of runs and of the metric can be long, so only they may take several lines.
         is_text = column == "run"
         table.add_column(
-            Text(heading(comparison, column)),
+            Text(one_line(heading(comparison, column))),
             justify="left" if is_text else "right",
             no_wrap=column not in ("run", "metric"),
             overflow="fold",
@@ -54,7 +57,8 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
         if len(table.columns) > len(columns):
             cells.insert(0, FRONT if row.is_on_front else "")
         table.add_row(*map(Text, cells), style="bold" if row.is_on_front else "")
-    notes = [*map(Text, footnotes(comparison)), *(Text(note, style="yellow") for note in comparison.notes)]
+    notes = [Text(one_line(note)) for note in footnotes(comparison)]
+    notes += [Text(one_line(note), style="yellow") for note in comparison.notes]
     return Group(table, "", *notes)
 
 
@@ -106,18 +110,33 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
 def comparison_csv(comparison: Comparison) -> str:
     """Write one line per run under the logged names.
 
-    Integers are exact; a missing figure is an empty cell.
+    Integers are exact; a missing figure is an empty cell. A text that a spreadsheet would take for a formula has an
+    apostrophe in front; control characters are written as escapes.
     """
     names = [metric.name for metric in metrics.METRICS if metric.compared]
     names += [comparison.metric] if comparison.metric else []
     out = io.StringIO()
     # The default of csv is \r\n.
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "place", *names, "flops.is_lower_bound", "on_front"])
+    writer.writerow(map(_cell, ["run", "place", *names, "flops.is_lower_bound", "on_front"]))
     for row in comparison.rows:
         values = [row.metric if name == comparison.metric else row.figures.get(name) for name in names]
         marks = [row.is_lower_bound, row.is_on_front if comparison.metric else None]
         writer.writerow(
-            [row.name, row.place, *values, *(None if mark is None else str(mark).lower() for mark in marks)]
+            [
+                _cell(row.name),
+                _cell(row.place),
+                *values,
+                *(None if mark is None else str(mark).lower() for mark in marks),
+            ]
         )
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return a text as a spreadsheet shows it, and does not run it."""
+    # Control characters too: a spreadsheet passes over a tab or a carriage return in front, and Python's csv leaves the
+    # latter unquoted (3.11), which splits the row.
+    shown = visible(text)
+    # Some pass over blanks in front.
+    return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown

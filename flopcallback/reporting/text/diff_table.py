@@ -109,7 +109,7 @@ def _totals(diff: ProfileDiff) -> list[str]:
     before, after = diff.before, diff.after
     bounds = at_least(before.is_lower_bound), at_least(after.is_lower_bound)
     flops = before.forward_flops, after.forward_flops
-    first = f"{after.name}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_diff(*flops)}"
+    first = f"{one_line(after.name)}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_diff(*flops)}"
     lines = [first]
     for name, word in (("params", "parameters"), ("activations", "activations"), ("bytes", "bytes")):
         old, new = _root_count(before, name), _root_count(after, name)
@@ -139,7 +139,7 @@ def _notes(diff: ProfileDiff, max_rows: int) -> list[str]:
         notes.append(f"and {modules:,} more modules, {_signed(sum(change.flops for change in hidden))} FLOPs together")
     if diff.new_unknown:
         notes.append(f"unknown now, so counted as 0: {', '.join(diff.new_unknown)}")
-    return [*notes, *diff.notes]
+    return [one_line(note) for note in (*notes, *diff.notes)]
 
 
 def signed_percent(before: float, after: float) -> str:

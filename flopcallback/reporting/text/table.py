@@ -115,7 +115,7 @@ def plain_table(
     tree = lines(profile, max_depth=max_depth, max_rows=max_rows)
     columns, rows = _table(profile, tree)
     if not rows:
-        return "\n".join([headline(profile), *footer(profile)])
+        return "\n".join(map(one_line, [headline(profile), *footer(profile)]))
     if width is not None:
         columns = _fitting(columns, rows, width)
         longest = _name_width(columns, rows, width)
@@ -126,12 +126,12 @@ def plain_table(
     rule = "─" * max(map(display_width, written))
     head, *body = (line.rstrip() for line in written)
     notes = _wrapped(_notes(profile, tree), max(NARROWEST_NOTES, width or len(rule)))
-    return "\n".join([headline(profile), "", head, rule, *body, rule, *notes])
+    return "\n".join([one_line(headline(profile)), "", head, rule, *body, rule, *notes])
 
 
 def _notes(profile: ModelProfile, tree: Sequence[Line]) -> list[str]:
     hidden = next((line.hidden for line in tree if line.hidden), 0)
-    return [*legend((line.node for line in tree), hidden), *footer(profile)]
+    return [one_line(note) for note in (*legend((line.node for line in tree), hidden), *footer(profile))]
 
 
 def _wrapped(notes: Iterable[str], width: int) -> list[str]:
@@ -180,7 +180,7 @@ def rich_table(
         )
     for row in rows:
         table.add_row(*(Text(row[column.key]) for column in columns))
-    parts: list[RenderableType] = [Text(headline(profile), style="bold"), ""]
+    parts: list[RenderableType] = [Text(one_line(headline(profile)), style="bold"), ""]
     parts += [table, ""] if rows else []
     for note in _notes(profile, tree):
         parts.append(Text("\n".join(_wrapped([note], width)), style="yellow" if note.startswith("unknown") else "dim"))
