@@ -1,4 +1,7 @@
-"""A second path to `profiling/on_demand.py`: users import a count on demand from here, whichever room it is in."""
+"""A second path to `profiling/on_demand.py`.
+
+Users import a count on demand from here, so it stays when that file moves between rooms.
+"""
 
 from flopcallback.profiling.on_demand import profile_call, verify_call
 

@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 class Command(TyperGroup):
-    """The command with its subcommands, none of which ends but as `exit_on_error` says."""
+    """The command, every end of which has its exit code and message."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command and exit."""

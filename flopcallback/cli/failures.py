@@ -135,9 +135,9 @@ def _show_traceback() -> None:
 
 @contextmanager
 def exit_where_nobody_reads() -> Iterator[None]:
-    """Exit as a program that a signal ended if a pipe is closed, where typer would exit with code 1.
+    """Exit with a code of its own if a pipe is closed.
 
-    Errors are printed too, so this goes around everything.
+    Typer would exit with code 1, which is for a failed limit. Errors are printed too, so this goes around everything.
     """
     try:
         yield

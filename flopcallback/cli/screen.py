@@ -25,7 +25,7 @@ def screen() -> Console:
 
     class Screen(Console):
         def on_broken_pipe(self) -> None:
-            """Leave the error to the command, where rich would exit with code 1."""
+            """Re-raise the error, where rich would exit with code 1."""
             raise  # noqa: PLE0704 - rich calls this where it has caught the error
 
     # `sys.stdout` is read in each call, since tests and `redirect_stdout` replace it.
@@ -34,5 +34,5 @@ def screen() -> Console:
 
 
 def say(text: str, *, is_error: bool = False) -> None:
-    """Print lines on standard output or standard error, with control characters made visible."""
+    """Print lines, with control characters made visible."""
     typer.echo(visible(text), err=is_error)

@@ -1,4 +1,4 @@
-"""The runs of a server and in a folder `mlruns`, read through MLflow's client."""
+"""The runs of a server or a folder, through MLflow's client."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Server:
             return [(each.experiment_id, each.name) for each in _pages(client.search_experiments)]
 
     def runs(self, experiments: Sequence[str]) -> Iterator[tuple[str, Callable[[], Content]]]:
-        """Yield the active runs of experiments, oldest first: the id, and what reads the run."""
+        """Yield the active runs of experiments, oldest first.
+
+        Each is an id and the function that reads the run.
+        """
         with self._client() as client:
             oldest_first = ["attributes.start_time ASC"]
             found = list(_pages(client.search_runs, experiment_ids=list(experiments), order_by=oldest_first))

@@ -1,4 +1,4 @@
-"""What a run in a store of MLflow's holds, whichever way it is read."""
+"""The content of a run, whichever way it is read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class Store(Protocol):
         """Return ids and names of the active experiments."""
 
     def runs(self, experiments: Sequence[str]) -> Iterator[tuple[str, Callable[[], Content]]]:
-        """Yield the active runs of experiments, oldest first: the id, and what reads the run."""
+        """Yield the active runs of experiments, oldest first.
+
+        Each is an id and the function that reads the run.
+        """
 
 
 def has_history(name: str) -> bool:

@@ -30,7 +30,9 @@ WRITE_AHEAD = b"\x02\x02"
 
 
 class Database:
-    """A database that an address of SQLAlchemy's names, checked to have the tables of the installed MLflow.
+    """A database of MLflow's, checked to be of the installed version.
+
+    Its address is one of SQLAlchemy's.
 
     Raises:
         RunsError: it cannot be opened, is not MLflow's, or has the tables of another version.
@@ -67,7 +69,10 @@ class Database:
         return [(str(id_), name) for id_, name in rows]
 
     def runs(self, experiments: Sequence[str]) -> Iterator[tuple[str, Callable[[], Content]]]:
-        """Yield the active runs of experiments, oldest first: the id, and what reads the run."""
+        """Yield the active runs of experiments, oldest first.
+
+        Each is an id and the function that reads the run.
+        """
         from mlflow.store.tracking.dbmodels.models import SqlRun
 
         columns = ("start_time", "run_uuid", "name", "experiment_id")
@@ -172,7 +177,7 @@ def _rows(connection: Connection, model: Any, columns: Sequence[str], **equal: s
 
 @contextmanager
 def _read_only(file: Path) -> Iterator[str]:
-    """Give the address of a SQLite file under which reading makes and changes no file.
+    """Yield an address under which a SQLite file is only read.
 
     A database with a write-ahead log is more than one file, and even a connection that only reads makes those that are
     missing, and leaves them behind.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from flopcallback.profile.numbers import LARGEST_EXACT, is_whole
 from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of, without_password
@@ -57,7 +58,7 @@ def _maker(address: str) -> Callable[[], Store] | None:
                 require_answer(address)
             return lambda: Server(address)
         if scheme == "file":
-            return lambda: Files(Path(rest))
+            return lambda: Files(Path(unquote(rest)))
         return (lambda: Database(address)) if scheme in DIALECTS else None
     path = Path(address)
     if path.is_file():

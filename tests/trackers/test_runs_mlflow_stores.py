@@ -137,7 +137,7 @@ def test_a_folder_of_files_is_read_and_left_as_it_is(tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    folder = tmp_path / "mlruns"
+    folder = tmp_path / "my runs" / "mlruns"
     client = MlflowClient(folder.as_uri())
     run = client.create_run(client.create_experiment("sweep"), run_name="net").info.run_id
     for step in (1, 2):

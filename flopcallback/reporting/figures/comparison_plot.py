@@ -22,6 +22,9 @@ MOST_PLACES = 20_000
 
 FEWEST = 20
 
+# Magnitudes beyond these are not drawn: the ends of an axis around them would leave what a float64 can hold.
+SMALLEST, LARGEST = 1e-200, 1e200
+
 
 @dataclass(frozen=True, slots=True)
 class PlotPoint:
@@ -94,7 +97,8 @@ def curves(comparison: Comparison) -> Plot | None:
 
     There is one line per run, which ends in a point; None if no run has any.
     """
-    drawn = {index: _thinned(row.curve, len(comparison.rows)) for index, row in enumerate(comparison.rows) if row.curve}
+    whole = [[pair for pair in row.curve if all(map(_can_be_drawn, pair))] for row in comparison.rows]
+    drawn = {index: _thinned(curve, len(whole)) for index, curve in enumerate(whole) if curve}
     if not drawn:
         return None
     frame = _frame([pair for curve in drawn.values() for pair in curve])
@@ -111,23 +115,27 @@ def curves(comparison: Comparison) -> Plot | None:
 def _scatter(
     rows: Sequence[RunRow], pairs: Sequence[tuple[float | None, float | None]], *, with_front: bool
 ) -> Plot | None:
-    finite = {
+    drawn = {
         index: (first, second)
         for index, (first, second) in enumerate(pairs)
-        if first is not None and second is not None and math.isfinite(first) and math.isfinite(second)
+        if first is not None and second is not None and _can_be_drawn(first) and _can_be_drawn(second)
     }
-    if not finite:
+    if not drawn:
         return None
-    frame = _frame(list(finite.values()))
+    frame = _frame(list(drawn.values()))
     x_ticks, y_ticks = frame.ticks_in_percent(frame.x.ticks(MOST_TICKS), frame.y.ticks(MOST_TICKS))
-    front = sorted(finite[index] for index in finite if rows[index].is_on_front) if with_front else []
+    front = sorted(drawn[index] for index in drawn if rows[index].is_on_front) if with_front else []
     return Plot(
-        points=[PlotPoint(index, *_percent(frame, pair)) for index, pair in finite.items()],
+        points=[PlotPoint(index, *_percent(frame, pair)) for index, pair in drawn.items()],
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         front=_path(frame, _stair(front)),
-        missing=[row.name for index, row in enumerate(rows) if index not in finite],
+        missing=[row.name for index, row in enumerate(rows) if index not in drawn],
     )
+
+
+def _can_be_drawn(value: float) -> bool:
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 def _frame(pairs: Sequence[tuple[float, float]]) -> Frame:

@@ -134,7 +134,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text as a spreadsheet shows it, and does not run it."""
+    """Return a text that a spreadsheet shows and does not run."""
     # Control characters too: a spreadsheet passes over a tab or a carriage return in front, and Python's csv leaves the
     # latter unquoted (3.11), which splits the row.
     shown = visible(text)
