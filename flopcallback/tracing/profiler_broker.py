@@ -269,7 +269,7 @@ class _Broker:
             session = self._sessions.get(threading.get_ident())
             # What libkineto cancelled stays until the user's profiler is out: to end it would end the user's.
             if session is not None and session.must_end and not (session.is_taken and self._is_theirs()):
-                self._stop(session)
+                self._break_off(session)
             kineto = self._kineto
             # A thread that is gone cannot end its session.
             if kineto is not None and not kineto.owner.is_alive() and not self._is_theirs():
@@ -333,11 +333,23 @@ class _Broker:
             return None
         return session
 
+    def _break_off(self, session: _Session) -> Result | None:
+        """End a session in its own thread where ranges may be open, closing them."""
+        is_clean = not session.is_taken and len(self._sessions) == 1  # those of another thread's session are its own
+        if is_clean:
+            torch_private.close_ranges()  # now, while they are recorded: torch logs a warning of one without an end
+        result = self._stop(session)
+        if is_clean:
+            self._has_left_open = {False: False, True: False}
+        return result
+
     def _stop(self, session: _Session) -> Result | None:
         """End a session in its own thread, and return the result."""
         has_left_open = True
         self._forget(session)
         try:
+            while session.marks:
+                session.marks.pop().__exit__(None, None, None)
             if session.is_legacy:
                 return torch_private.stop_legacy_records()
             if session.is_taken:
@@ -351,14 +363,12 @@ class _Broker:
         except RuntimeError:  # it was ended behind our back, by a function of `torch._C`
             return None
         finally:
-            while session.marks:
-                session.marks.pop().__exit__(None, None, None)
             self._has_left_open[session.is_legacy] |= has_left_open
             session.has_ended.set()
             self.uninstall()
 
     def _close_ranges(self) -> None:
-        """Close ranges that are open, so that a session may begin.
+        """Close ranges that an ended session may have seen begin, so that another session may begin.
 
         At its end, a range of an ended session writes to what was that session's memory, if another session is on.
         """
@@ -401,7 +411,7 @@ class _Broker:
                 session.lose(THEIRS)
             here = self._sessions.get(threading.get_ident())
             if here is not None and not (here.is_taken and is_second):
-                self._stop(here)
+                self._break_off(here)
             if any(self._has_left_open.values()):
                 self._close_ranges()
             waits_for = self._kineto
@@ -456,7 +466,7 @@ class _Broker:
                 if ours is not None and not self._is_theirs():
                     # Lightning's PyTorchProfiler, before it begins, ends whatever is on in its thread.
                     ours.lose(THEIRS)
-                    return self._stop(ours)
+                    return self._break_off(ours)
             try:
                 return disable(*args, **kwargs)
             finally:

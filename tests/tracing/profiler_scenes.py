@@ -307,7 +307,7 @@ def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
     """As a training step of Lightning's, which runs within `Optimizer.step`, may begin it, and a later one end it."""
     found = []
     for legacy in (False, True, False):
-        for _ in range(30):
+        for _ in range(8):
             recording = begun(legacy=legacy)
             ranges = [record_function(str(depth)) for depth in range(10)]
             for each in ranges:
@@ -329,7 +329,7 @@ def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
 def a_range_from_recording_to_recording() -> Any:
     found = []
     for first, second in itertools.product((False, True), repeat=2):
-        for _ in range(10):
+        for _ in range(4):
             recording = begun(legacy=first)
             ranges = [record_function(str(depth)) for depth in range(10)]
             for each in ranges:

@@ -118,7 +118,7 @@ def seen_alone():
 
 @pytest.fixture(scope="module")
 def seen_with_theirs():
-    return played(*WITH_THEIRS)
+    return played("alone", *WITH_THEIRS)  # libkineto looks once how much to print, at its first use: ours
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_it_ends_well_where_only_libkineto_can_end_the_recording():
 @pytest.mark.lightning
 def test_lightnings_profiler_has_all_its_events():
     found, logged = played("lightning")
-    assert is_quiet(logged), logged
+    assert not any(line.startswith(("USDT:", "ERROR:")) for line in logged.splitlines()), logged
     for theirs, without_ours, ours, before in found["lightning"]:
         assert theirs == without_ours != []
         assert before in ("", THEIRS)
