@@ -177,6 +177,24 @@ def two_threads() -> Any:
 
 
 @scene
+def others_at_work() -> Any:
+    """Threads with operators under way whenever a session begins and ends."""
+    is_over = threading.Event()
+
+    def others() -> None:
+        while not is_over.is_set():
+            (A.clone().requires_grad_() @ B).sum().backward()
+
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(others)
+        found = {a_recording() for _ in range(30)}
+        cheap = {a_recording(legacy=True) for _ in range(30)}
+        is_over.set()
+    return [*found, *cheap]
+
+
+@scene
 def ended_in_another_thread() -> Any:
     recording = begun()
     work()
@@ -307,7 +325,7 @@ def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
     """As a training step of Lightning's, which runs within `Optimizer.step`, may begin it, and a later one end it."""
     found = []
     for legacy in (False, True, False):
-        for _ in range(8):
+        for _ in range(3):
             recording = begun(legacy=legacy)
             ranges = [record_function(str(depth)) for depth in range(10)]
             for each in ranges:
@@ -329,7 +347,7 @@ def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
 def a_range_from_recording_to_recording() -> Any:
     found = []
     for first, second in itertools.product((False, True), repeat=2):
-        for _ in range(4):
+        for _ in range(2):
             recording = begun(legacy=first)
             ranges = [record_function(str(depth)) for depth in range(10)]
             for each in ranges:

@@ -37,6 +37,7 @@ ALONE = {
     ],
     "cheap_and_full": [None, "a cheap recording is under way", PRODUCTS, False, "", PRODUCTS],
     "two_threads": [["another thread records", PRODUCTS], PRODUCTS],
+    "others_at_work": [PRODUCTS, PRODUCTS],
     "ended_in_another_thread": [ELSEWHERE, True, PRODUCTS, False],
     "errors": [[False] * 3, PRODUCTS],
     "interrupted_while_it_begins": False,
