@@ -16,6 +16,7 @@ A name is private if it, or a package that it is in, begins with an underscore. 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,7 +42,7 @@ class Private(NamedTuple):
         path: dotted path that begins with the package.
         used_by: files or packages of ours that use it.
         lost: what does not work without it.
-        needed_by: `TRACER` or `WHOLE_STEP` if that cannot work at all without it, else empty.
+        needed_by: `TRACER`, `WHOLE_STEP` or `RECORDS` if that cannot work at all without it, else empty.
         since: first version known to have it. 2.6, the oldest supported version, has them all.
     """
 
@@ -52,10 +53,11 @@ class Private(NamedTuple):
     since: str = "<= 2.6"
 
 
-TRACER, WHOLE_STEP = "the tracer", "the observer of whole steps"
+TRACER, WHOLE_STEP, RECORDS = "the tracer", "the observer of whole steps", "the profiler's recording"
 
 _ALL = "the tracer: the dispatcher counts"
 _STEPS = "whole steps: compute is estimated"
+_RECORDS = "records of operators"
 
 
 def _rows(paths: str, used_by: str, lost: str, needed_by: str = "") -> tuple[Private, ...]:
@@ -97,6 +99,31 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C._current_autograd_node", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._functions.AccumulateGrad._sequence_nr", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._current_graph_task_id", "outermost, latency", "nothing: the node that runs tells it, too"),
+    # --- The profiler ---
+    *_rows(
+        "torch.autograd._prepare_profiler torch.autograd._enable_profiler torch.autograd._disable_profiler "
+        "torch.autograd._enable_profiler_legacy torch.autograd._disable_profiler_legacy "
+        "torch.autograd._profiler_enabled torch._C._profiler._ExperimentalConfig",
+        "profiler_broker",
+        _RECORDS,
+        RECORDS,
+    ),
+    # Without one of them, nobody could say that the user's profiler is about to begin, and both would run.
+    *_rows(
+        "torch.autograd.profiler._prepare_profiler torch.autograd.profiler._enable_profiler "
+        "torch.autograd.profiler._disable_profiler torch.autograd.profiler._is_profiler_enabled "
+        "torch.autograd.profiler_legacy._enable_profiler_legacy "
+        "torch.autograd.profiler_legacy._disable_profiler_legacy",
+        "profiler_broker",
+        _RECORDS,
+        RECORDS,
+    ),
+    Private(
+        "torch.autograd.profiler.KinetoStepTracker._step_dict",
+        "profiler_broker",
+        "a profiler that warmed up before us: torch logs a warning when ours begins",
+    ),
+    Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", "marks among the records"),
     # --- The dispatcher ---
     Private("torch.utils._python_dispatch.TorchDispatchMode", "dispatch", "counting"),
     Private(
@@ -197,6 +224,11 @@ def why_no_tracer() -> str:
 def why_no_whole_step() -> str:
     """Return which names the step observer lacks; empty if it can work."""
     return _why_no(WHOLE_STEP)
+
+
+def why_no_records() -> str:
+    """Return which names a recording by the profiler lacks; empty if it can work."""
+    return _why_no(RECORDS)
 
 
 class Place(NamedTuple):
@@ -365,6 +397,111 @@ def is_backward_running() -> bool:
     A call of a module is then a recomputation.
     """
     return current_node() is not None if _graph_task is None else _graph_task() != -1
+
+
+# --- The profiler ---
+
+_prepare_profiler: Any = _found["torch.autograd._prepare_profiler"]
+_enable_profiler: Any = _found["torch.autograd._enable_profiler"]
+_disable_profiler: Any = _found["torch.autograd._disable_profiler"]
+_is_profiling: Any = _found["torch.autograd._profiler_enabled"]
+_autograd: Any = torch.autograd  # some of its public names are re-exports without a stub
+_record_range: Any = _found["torch._C._profiler._RecordFunctionFast"]
+
+enable_legacy_profiler: Any = _found["torch.autograd._enable_profiler_legacy"]
+stop_legacy_records: Callable[[], Any] = _found["torch.autograd._disable_profiler_legacy"]
+"""Ends what `start_legacy_records` began, in the same thread; returns lists of events."""
+
+stop_records: Callable[[], Any] = _disable_profiler
+"""Ends what `start_records` began, in the same thread; returns a `_ProfilerResult`.
+
+Where libkineto runs no session, or one that another thread began after it, this ends the process or takes the other's
+records (2.13).
+"""
+
+
+def _records_config(state: Any) -> Any:
+    """Return a configuration: shapes, and neither stacks, FLOPs, modules nor memory."""
+    options = _found["torch._C._profiler._ExperimentalConfig"]()
+    return _autograd.ProfilerConfig(state, True, False, False, False, False, options)
+
+
+def prepare_records(*, cuda: bool = False) -> tuple[Any, set[Any]]:
+    """Prepare libkineto for a session, and return what it is started with.
+
+    If it runs one, that is cancelled.
+    """
+    activities = {_autograd.ProfilerActivity.CPU}
+    if cuda:
+        activities.add(_autograd.ProfilerActivity.CUDA)
+    config = _records_config(_autograd.ProfilerState.KINETO)
+    _prepare_profiler(config, activities)
+    return config, activities
+
+
+def start_records(*, cuda: bool = False) -> None:
+    """Record the operators of this thread and of its backwards."""
+    _enable_profiler(*prepare_records(cuda=cuda))  # to enable what is not prepared ends the process (2.13)
+
+
+def prepare_again(config: Any, activities: Any, *_: Any) -> None:
+    """Prepare the user's profiler before it starts."""
+    _prepare_profiler(config, activities)
+
+
+def start_legacy_records() -> None:
+    """Record the operators of this thread in the cheap state, without libkineto."""
+    enable_legacy_profiler(_records_config(_autograd.ProfilerState.CPU))
+
+
+def record_range(name: str) -> AbstractContextManager[Any]:
+    """Return a context that leaves a record around what runs in it."""
+    return nullcontext() if _record_range is None else _record_range(name)
+
+
+def close_ranges() -> None:
+    """Close all ranges by `record_function` that are open; to close one twice does no harm."""
+    with disable_current_modes():
+        for each in gc.get_objects():
+            # Not `isinstance`, which asks proxies for `__class__`.
+            if issubclass(type(each), torch.autograd.profiler.record_function) and each.record is not None:
+                each.__exit__(None, None, None)
+
+
+def is_profiling_here() -> bool:
+    """Return whether a profiler records this thread."""
+    return bool(_is_profiling())
+
+
+def is_profiler_started() -> bool:
+    """Return whether one of torch's own profilers is started, in any thread.
+
+    False while a profiler with a schedule warms up.
+    """
+    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
+
+
+def is_profiler_warming_up() -> bool:
+    """Return whether a profiler with a schedule is prepared, and not started."""
+    tracker = getattr(torch.autograd.profiler, "KinetoStepTracker", None)
+    # A profiler with a schedule is in there until it is left; most processes have none, and need not be searched.
+    if torch.profiler.profiler.PROFILER_STEP_NAME not in getattr(tracker, "_step_dict", ()):
+        return False
+    return any(
+        each.current_action is torch.profiler.ProfilerAction.WARMUP and each.profiler is not None
+        for each in gc.get_objects()
+        if issubclass(type(each), torch.profiler.profile)  # not `isinstance`, as above
+    )
+
+
+def profiler_functions() -> Iterator[tuple[Place, str]]:
+    """Yield the functions by which profilers are prepared, enabled and disabled."""
+    for owner in ("torch.autograd", "torch.autograd.profiler"):
+        for kind in ("prepare", "enable", "disable"):
+            yield from ((place, kind) for place in _places(f"{owner}._{kind}_profiler"))
+    for owner in ("torch.autograd", "torch.autograd.profiler_legacy"):
+        for kind in ("enable", "disable"):
+            yield from ((place, kind) for place in _places(f"{owner}._{kind}_profiler_legacy"))
 
 
 # --- The dispatcher ---
