@@ -41,7 +41,7 @@ class Private(NamedTuple):
         path: dotted path that begins with the package.
         used_by: files or packages of ours that use it.
         lost: what does not work without it.
-        needed_by: `TRACER` or `WHOLE_STEP` if that cannot work at all without it, else empty.
+        needed_by: `TRACER`, `WHOLE_STEP` or `OBSERVER` if that cannot work at all without it, else empty.
         since: first version known to have it. 2.6, the oldest supported version, has them all.
     """
 
@@ -52,10 +52,11 @@ class Private(NamedTuple):
     since: str = "<= 2.6"
 
 
-TRACER, WHOLE_STEP = "the tracer", "the observer of whole steps"
+TRACER, WHOLE_STEP, OBSERVER = "the tracer", "the observer of whole steps", "the observer"
 
 _ALL = "the tracer: the dispatcher counts"
 _STEPS = "whole steps: compute is estimated"
+_RECORDS = "the observer: nothing is known of steps but estimates"
 
 
 def _rows(paths: str, used_by: str, lost: str, needed_by: str = "") -> tuple[Private, ...]:
@@ -97,6 +98,23 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C._current_autograd_node", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._functions.AccumulateGrad._sequence_nr", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._current_graph_task_id", "outermost, latency", "nothing: the node that runs tells it, too"),
+    # --- The records of the profiler ---
+    *_rows(
+        "torch.autograd._prepare_profiler torch.autograd._enable_profiler torch.autograd._disable_profiler "
+        "torch._C._profiler.ProfilerConfig torch._C._profiler.ProfilerState torch._C._profiler.ProfilerActivity "
+        "torch._C._profiler._ExperimentalConfig",
+        "profiler_broker",
+        _RECORDS,
+        OBSERVER,
+    ),
+    Private("torch._C._profiler._RecordFunctionFast", "marks", _RECORDS, OBSERVER),
+    Private("torch._C._autograd._ProfilerResult", "records", _RECORDS, OBSERVER),
+    Private(
+        "torch.utils.checkpoint._StopRecomputationError",
+        "observer",
+        "the last operator of each recomputation that checkpointing stops early counts, though it did not run",
+    ),
+    Private("torch._dynamo.callback", "observer", "compiled code is not observed in the step that compiles it"),
     # --- The dispatcher ---
     Private("torch.utils._python_dispatch.TorchDispatchMode", "dispatch", "counting"),
     Private(
@@ -197,6 +215,11 @@ def why_no_tracer() -> str:
 def why_no_whole_step() -> str:
     """Return which names the step observer lacks; empty if it can work."""
     return _why_no(WHOLE_STEP)
+
+
+def why_no_observer() -> str:
+    """Return which names the observer lacks; empty if it can work."""
+    return _why_no(OBSERVER)
 
 
 class Place(NamedTuple):
@@ -365,6 +388,46 @@ def is_backward_running() -> bool:
     A call of a module is then a recomputation.
     """
     return current_node() is not None if _graph_task is None else _graph_task() != -1
+
+
+# --- The records of the profiler ---
+
+_prepare_profiler: Any = _found["torch.autograd._prepare_profiler"]
+_enable_profiler: Any = _found["torch.autograd._enable_profiler"]
+_disable_profiler: Any = _found["torch.autograd._disable_profiler"]
+ProfilerResult: Any = _found["torch._C._autograd._ProfilerResult"]
+record_mark: Any = _found["torch._C._profiler._RecordFunctionFast"]
+
+BACKWARD_NODE = "autograd::engine::evaluate_function: "
+"""Beginning of the name of the record around everything that a node of autograd does."""
+OPTIMIZER_STEP = "Optimizer.step#"
+"""Beginning of the name of the record around an optimizer's step."""
+
+
+def start_profiler() -> None:
+    """Start to record the operators of all threads, with shapes."""
+    profiler = torch._C._profiler
+    options = profiler._ExperimentalConfig(profile_all_threads=True)
+    # `report_input_shapes` alone is on; memory, stack, FLOPs and modules are off.
+    config = profiler.ProfilerConfig(profiler.ProfilerState.KINETO, True, False, False, False, False, options)
+    _prepare_profiler(config, {profiler.ProfilerActivity.CPU})
+    _enable_profiler(config, {profiler.ProfilerActivity.CPU})
+
+
+def stop_profiler() -> Any:
+    """Stop to record, and return the records."""
+    return _disable_profiler()
+
+
+def stopped_recomputation() -> Iterator[Place]:
+    """Yield what is called as checkpointing stops a recomputation early."""
+    return _places("torch.utils.checkpoint._StopRecomputationError.__init__")
+
+
+def compilation_callbacks() -> Any:
+    """Return the handler of functions called around compilations, or None."""
+    module = sys.modules.get("torch._dynamo.callback")  # not imported: it takes a second
+    return getattr(module, "callback_handler", None)
 
 
 # --- The dispatcher ---

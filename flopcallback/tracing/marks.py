@@ -1,0 +1,65 @@
+"""Marks that an observer leaves among the profiler's records, to read them by."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from flopcallback.tracing.torch_private import record_mark
+
+__all__ = ["BACKWARD_MARK", "BEGIN", "CLOSURE", "COMPILING", "END", "OPTIMIZER_MARK", "SCOPE", "STOPPED", "Mark", "Marks"]
+
+# Kinds of marks. Those without a duration of their own are BEGIN, END and STOPPED.
+BEGIN, END = "begin", "end"  # of what an observer watches: several may share the records of one profiler
+SCOPE = "scope"  # a module is at work; the detail is the number of its scope
+BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph
+OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and what it calls of the user's
+STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
+COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's
+
+_PREFIX = "flopcallback"
+
+
+class Mark(NamedTuple):
+    """What the name of a mark says.
+
+    Attributes:
+        observer: the number of the observer that left it.
+        kind: one of the kinds above.
+        detail: what the kind says it is.
+    """
+
+    observer: int
+    kind: str
+    detail: str
+
+
+class Marks:
+    """Marks of one observer.
+
+    Attributes:
+        number: tells its marks from those of other observers.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+
+    def over(self, kind: str, detail: object = "") -> AbstractContextManager[Any]:
+        """Return a context; records inside it lie inside the mark."""
+        return record_mark(f"{_PREFIX}:{self.number}:{kind}:{detail}")  # type: ignore[no-any-return]
+
+    def at(self, kind: str, detail: object = "") -> None:
+        """Leave a mark at this moment."""
+        with self.over(kind, detail):
+            pass
+
+    @staticmethod
+    def read(name: str) -> Mark | None:
+        """Return what a record's name says if it is that of a mark, else None."""
+        if not name.startswith(_PREFIX + ":"):
+            return None
+        _, observer, kind, detail = name.split(":", 3)
+        return Mark(int(observer), kind, detail)

@@ -1,0 +1,362 @@
+"""Operators of a run, out of the profiler's records."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import DispatchKey
+
+from flopcallback.formulas.cost import HARDWARE_FAMILIES, Family
+from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope
+from flopcallback.formulas.registry import Counted, Free, lookup
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, STOPPED, Mark, Marks
+from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
+from flopcallback.tracing.record import Region, leaves_memory_empty
+from flopcallback.tracing.recorded_values import has_lists, inputs_of, outputs_of
+from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
+from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
+
+__all__ = ["Placed", "read_records"]
+
+
+class Placed(NamedTuple):
+    """An operator that ran, and the phase of the step that it ran in."""
+
+    phase: str
+    call: OpCall | Region
+
+
+class _Rank(IntEnum):
+    """Weight of a record: one inside another counts instead of it if its rank is as high.
+
+    So a softmax inside an attention does not count instead of the attention.
+    """
+
+    NONE = 0
+    ELEMENTWISE = 1
+    OTHER = 2  # normalization, resampling, Fourier transforms
+    UNKNOWN = 3
+    PRODUCT = 4
+
+
+class _Kind(NamedTuple):
+    """What a record of one name is.
+
+    Attributes:
+        rank: what it counts for; NONE if it does not count itself.
+        mark: what it says if it is a mark.
+        is_node: autograd works on one of its nodes inside.
+        is_optimizer: an optimizer steps inside.
+        is_leaf: nothing that counts can be inside.
+        is_free: it costs nothing.
+        is_composite: all of its work is inside.
+        region: the name of what has operators inside, and may have a formula of its own.
+        is_whole: it has a formula of its own, for whatever is inside.
+    """
+
+    rank: _Rank = _Rank.NONE
+    mark: Mark | None = None
+    is_node: bool = False
+    is_optimizer: bool = False
+    is_leaf: bool = False
+    is_free: bool = False
+    is_composite: bool = False
+    region: str = ""
+    is_whole: bool = False
+
+
+@dataclass(slots=True)
+class _Found:
+    """A record that counts.
+
+    Attributes:
+        event: the record; None for an operator that costs nothing, of which the name is enough.
+        operator: name of the operator, or of the region.
+        place: where it ran.
+        body: what ran inside it, if that is known apart.
+    """
+
+    event: Any
+    operator: str
+    place: Place
+    body: list[_Found] | None = None
+
+
+# A kernel's own output is the only thing that such a hook leaves in an operator before it stops it.
+_HOOK = frozenset({"aten::detach", "detach"})
+
+
+def read_records(
+    result: Any, marks: Marks, scopes: list[Scope], *, families: Collection[Family] | None = None
+) -> list[Placed]:
+    """Return the operators between an observer's first and last mark, in order.
+
+    Args:
+        result: the records.
+        marks: the observer's.
+        scopes: the scopes that its marks refer to, by number.
+        families: operators of other families are left out; None for all, with those that cost nothing in regions.
+    """
+    with _no_garbage_collection():
+        return _Reading(result, marks, scopes, families).read()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector from searching thousands of new objects in vain."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Reading:
+    """One pass over the records of a run."""
+
+    def __init__(self, result: Any, marks: Marks, scopes: list[Scope], families: Collection[Family] | None) -> None:
+        self._result = result
+        self._observer = marks.number
+        self._placing = Placing(scopes)
+        self._families = families
+        self._kinds: dict[str, _Kind] = {}
+        self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
+        self._constants: dict[int, Sequence[Any]] = {}
+        self._thread = 0
+
+    def read(self) -> list[Placed]:
+        roots = self._result.experimental_event_tree()
+        begin = next((event for event in _depth_first(roots) if self._is(event, BEGIN)), None)
+        if begin is None:
+            raise RuntimeError("the mark of the beginning is not among the profiler's records")
+        end = next((event for event in _depth_first(reversed(roots)) if self._is(event, END)), None)
+        start, stop = begin.start_time_ns, roots[-1].end_time_ns if end is None else end.end_time_ns
+        self._thread = begin.start_tid
+        if any(event.start_tid != self._thread for event in roots):
+            self._maker_threads = {event.correlation_id(): event.fwd_thread_id() for event in self._result.events()}
+        found: list[_Found] = []
+        for event in roots:
+            if event.start_time_ns <= stop and event.end_time_ns >= start:
+                self._walk([event], Place(is_ours=event.start_tid == self._thread), found, is_top=True)
+        self._fetch_constants(found)
+        placed = [Placed(record.place.phase, self._call(record)) for record in found]
+        self._result = None
+        return placed
+
+    def _is(self, event: Any, kind: str) -> bool:
+        mark = Marks.read(event.name)
+        return mark is not None and mark.kind == kind and mark.observer == self._observer
+
+    # --- The tree -----------------------------------------------------------------------------------------------------
+
+    def _walk(self, events: Iterable[Any], place: Place, found: list[_Found], *, is_top: bool) -> _Rank:
+        """Add to `found` what counts among records and inside them.
+
+        Args:
+            events: records of one level.
+            place: where they lie.
+            found: receives what counts.
+            is_top: whether they lie outside of all operators; then they carry the numbers of autograd's nodes.
+
+        Returns:
+            The highest rank of what was found.
+        """
+        highest = _Rank.NONE
+        kinds = self._kinds
+        for event in events:
+            name = event.name
+            kind = kinds.get(name) or self._learn(name)
+            if kind.is_leaf:
+                continue
+            if kind.rank or kind.region:
+                if place.is_ours:
+                    highest = max(highest, self._operator(event, name, kind, place, found, is_top=is_top))
+                elif kind.region:  # an autograd function of another thread may call our modules
+                    highest = max(highest, self._walk(event.children, place, found, is_top=is_top))
+                continue
+            if (inner := self._inside(event, kind, place)) is not None:
+                highest = max(highest, self._walk(event.children, inner, found, is_top=is_top or inner is not place))
+        return highest
+
+    def _inside(self, event: Any, kind: _Kind, place: Place) -> Place | None:
+        """Return the place of what lies inside a record that does not count itself.
+
+        None if it is not part of the run.
+        """
+        if kind.mark is not None:
+            if kind.mark.observer != self._observer:
+                return None if kind.mark.kind == COMPILING else place
+            if kind.mark.kind == COMPILING:
+                return None
+            inner = self._placing.below(kind.mark, place)
+            if kind.mark.kind == BACKWARD_MARK:
+                self._placing.backwards.append(Span(event.start_time_ns, event.end_time_ns, inner))
+            return inner
+        if kind.is_node:
+            threads, number = self._maker_threads, event.extra_fields.sequence_number
+            thread = self._thread if threads is None else threads.get(event.correlation_id, 0)
+            return self._placing.in_node(thread, number, event.start_time_ns, place)
+        if kind.is_optimizer and place.is_ours:
+            return Place(OPTIMIZER)
+        return place
+
+    def _operator(
+        self, event: Any, name: str, kind: _Kind, place: Place, found: list[_Found], *, is_top: bool
+    ) -> _Rank:
+        if is_top:
+            number = event.extra_fields.sequence_number
+            if number >= 0:
+                self._placing.nodes.begin(event.start_tid, number, place.scope)
+        if place.backward is not None:
+            place = recomputed(place, event.extra_fields.sequence_number)
+        inner: list[_Found] = []
+        rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
+        if kind.region:
+            return self._region(event, kind, place, inner, rank, found)
+        is_transparent = kind.is_composite and kind.rank >= _Rank.UNKNOWN and self._shows_work(event)
+        if rank >= kind.rank or is_transparent:
+            found += inner
+            return rank
+        if self._was_stopped(event):
+            return kind.rank
+        found.append(_Found(event, name, place))
+        return kind.rank
+
+    def _region(
+        self, event: Any, kind: _Kind, place: Place, inner: list[_Found], rank: _Rank, found: list[_Found]
+    ) -> _Rank:
+        names = [child.name for child in event.children]
+        if kind.is_whole or self._families is None or leaves_memory_empty(names):
+            free = [_Found(None, name, place) for name in names if self._kind(name).is_free]
+            found.append(_Found(event, kind.region, place, [*free, *inner]))
+            return max(rank, kind.rank)
+        found += inner
+        return rank
+
+    def _shows_work(self, event: Any) -> bool:
+        """Return whether the operators that did an operator's work are inside it."""
+        return any(not self._kind(child.name).is_free for child in event.children)
+
+    def _was_stopped(self, event: Any) -> bool:
+        """Return whether checkpointing ended the operator before its kernel ran.
+
+        It does so where autograd saves the operator's arguments. One that was ended where its results are saved has
+        run, and its kernel has left records.
+        """
+        names = [child.name for child in event.children]
+        return any(self._kind(name).mark is not None for name in names) and all(
+            name in _HOOK or self._kind(name).mark is not None for name in names
+        )
+
+    # --- Names --------------------------------------------------------------------------------------------------------
+
+    def _kind(self, name: str) -> _Kind:
+        return self._kinds.get(name) or self._learn(name)
+
+    def _learn(self, name: str) -> _Kind:
+        kind = self._kinds[name] = self._kind_of(name)
+        return kind
+
+    def _kind_of(self, name: str) -> _Kind:
+        if (mark := Marks.read(name)) is not None:
+            if mark.kind == STOPPED:
+                return _Kind(mark=mark, is_leaf=True)
+            return _Kind(mark=mark)
+        if name.startswith(BACKWARD_NODE):
+            self._kinds[name.removeprefix(BACKWARD_NODE)] = _Kind()  # the node's own record, which is no function
+            return _Kind(is_node=True)
+        if name.startswith(OPTIMIZER_STEP):
+            return _Kind(is_optimizer=True)
+        namespace, _, rest = name.partition("::")
+        if not rest or not _is_operator(name):
+            return self._function(name) if name.isidentifier() else _Kind()
+        row = lookup(name)
+        if isinstance(row, Free):
+            return _Kind(is_leaf=True, is_free=True)
+        is_composite = _is_composite(name)
+        if namespace not in ("aten", "prim", "prims"):
+            rank = _Rank.PRODUCT if isinstance(row, Counted) else _Rank.NONE if is_composite else _Rank.UNKNOWN
+            return _Kind(rank, region=name, is_whole=isinstance(row, Counted), is_composite=is_composite)
+        if row is None:
+            return _Kind(_Rank.UNKNOWN, is_composite=is_composite)
+        if row.family in HARDWARE_FAMILIES:
+            return _Kind(_Rank.PRODUCT, is_composite=is_composite)
+        if self._families is not None and row.family not in self._families:
+            # Nothing inside it multiplies matrices, unless it is composite.
+            return _Kind(is_leaf=not is_composite)
+        return _Kind(_Rank.ELEMENTWISE if row.family is Family.ELEMENTWISE else _Rank.OTHER, is_composite=is_composite)
+
+    def _function(self, name: str) -> _Kind:
+        """Return the kind of a record whose name may be that of an autograd function.
+
+        It may also be a name of the user's (`record_function`), or of a node's own record, and has no formula then.
+        """
+        region = AUTOGRAD_FUNCTION + name
+        return _Kind(region=region, is_whole=isinstance(lookup(region), Counted))
+
+    # --- Arguments ----------------------------------------------------------------------------------------------------
+
+    def _fetch_constants(self, found: Iterable[_Found]) -> None:
+        """Read lists of numbers from the list of records, for operators that have any."""
+        records = (record for record in _with_bodies(found) if record.event is not None)
+        wanted = {record.event.correlation_id for record in records if has_lists(record.operator)}
+        for event in self._result.events() if wanted else ():
+            if (number := event.correlation_id()) in wanted:
+                self._constants[number] = event.concrete_inputs()
+
+    def _call(self, record: _Found) -> OpCall | Region:
+        event, operator = record.event, record.operator
+        if event is None:
+            return OpCall(operator, (), (), record.place.scope)
+        inputs = inputs_of(event.extra_fields.inputs, self._constants.get(event.correlation_id, ()))
+        outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
+        call = OpCall(operator, inputs, outputs, record.place.scope)
+        return call if record.body is None else Region(call, tuple(map(self._call, record.body)))
+
+
+def _depth_first(events: Iterable[Any]) -> Iterator[Any]:
+    for event in events:
+        yield event
+        if not event.name.startswith("aten::"):
+            yield from _depth_first(event.children)
+
+
+def _with_bodies(found: Iterable[_Found]) -> Iterator[_Found]:
+    for record in found:
+        yield record
+        yield from _with_bodies(record.body or ())
+
+
+@functools.cache
+def _is_composite(operator: str) -> bool:
+    """Return whether an operator is made of others, on all devices and in every overload."""
+    namespace, _, name = operator.partition("::")
+    packet = getattr(getattr(torch.ops, namespace, None), name, None)
+    if packet is None:
+        return False
+    try:
+        return all(
+            getattr(packet, overload).has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+            for overload in packet.overloads()
+        )
+    except RuntimeError:  # an operator without a registration in C++
+        return False
+
+
+_operators: set[str] = set()  # names that are known to be an operator's; others may become one
+
+
+def _is_operator(name: str) -> bool:
+    if name not in _operators and schemas_of(name):
+        _operators.add(name)
+    return name in _operators
