@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import DispatchKey
 
 from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
-from flopcallback.tracing.torch_private import disable_current_modes, schemas_of, tree_leaves
+from flopcallback.tracing.torch_private import disable_current_modes, schema_of, tree_leaves
 
-__all__ = ["has_lists", "inputs_of", "outputs_of"]
+__all__ = ["are_real", "has_lists", "inputs_of", "outputs_of", "own_inputs"]
 
 Values = tuple[Value, ...]
 
@@ -22,18 +22,56 @@ _NOTHING = Value()  # an absent optional tensor, or a string, which no record ha
 _MOST = 4096  # results that are kept; a model has some hundred
 
 
-def inputs_of(recorded: Sequence[Any], constants: Sequence[Any] = ()) -> Values:
+def own_inputs(operator: str, recorded: Sequence[Any]) -> Sequence[Any]:
+    """Return the arguments of a recorded operator alone.
+
+    Inside a transform of torch.func, those of the call around it come before them.
+    """
+    if are_real(recorded):
+        return recorded
+    for count in _numbers_of_arguments(operator):
+        if count < len(recorded) and are_real(recorded[-count:]):
+            return recorded[-count:]
+    return recorded
+
+
+def are_real(recorded: Sequence[Any]) -> bool:
+    """Return whether tensors have memory, or are sparse: then the operator's kernel works on them itself.
+
+    Else they stand for others, as a transform's, and those of most tensor subclasses do. The operators on these are
+    inside.
+    """
+    return all(_is_real(argument) for argument in recorded)
+
+
+def _is_real(argument: Any) -> bool:
+    if isinstance(argument, list):
+        return all(map(_is_real, argument))
+    if not hasattr(argument, "storage_data_ptr"):
+        return True
+    return argument.storage_data_ptr is not None or argument.layout is not torch.strided or 0 in argument.sizes
+
+
+@functools.cache
+def _numbers_of_arguments(operator: str) -> tuple[int, ...]:
+    """Return the numbers of arguments of an operator's overloads, descending."""
+    return tuple(sorted({len(schema.arguments) for schema in _schemas(operator)}, reverse=True))
+
+
+def inputs_of(operator: str, recorded: Sequence[Any], constants: Sequence[Any] = ()) -> Values:
     """Return the arguments of a recorded operator.
 
     Args:
+        operator: its name.
         recorded: arguments in the tree of records; lists of numbers are None there.
         constants: arguments in the list of records, which has those, and no lists of tensors.
     """
+    own = own_inputs(operator, recorded)
     if not constants:
-        return tuple(map(_value, recorded))
+        return tuple(map(_value, own))
     return tuple(
         Value(constant=list(constant)) if argument is None and isinstance(constant, (list, tuple)) else _value(argument)
-        for argument, constant in zip(recorded, constants, strict=False)
+        for argument, constant in zip(own, constants[len(constants) - len(own) :], strict=True)
     )
 
 
@@ -52,8 +90,18 @@ def _value(argument: Any) -> Value:
 @functools.cache
 def has_lists(operator: str) -> bool:
     """Return whether an operator takes lists of numbers."""
-    arguments = (schema.partition("->")[0] for schema in schemas_of(operator))
-    return any(f"{kind}[" in text for text in arguments for kind in ("int", "SymInt", "bool", "float"))
+    types = (str(argument.type) for schema in _schemas(operator) for argument in schema.arguments)
+    return any(f"List[{kind}]" in text for text in types for kind in ("int", "bool", "float"))
+
+
+def _schemas(operator: str) -> Iterator[Any]:
+    if (packet := _packet(operator)) is not None:
+        yield from (schema_of(getattr(packet, overload)) for overload in packet.overloads())
+
+
+def _packet(operator: str) -> Any:
+    namespace, _, name = operator.partition("::")
+    return getattr(getattr(torch.ops, namespace, None), name, None)
 
 
 def outputs_of(operator: str, inputs: Values) -> Values:
@@ -172,27 +220,49 @@ _BY_HAND: Mapping[str, Callable[[Values], Iterable[int]]] = {
 
 
 def _by_running(operator: str, inputs: Values) -> Values:
-    namespace, _, name = operator.partition("::")
-    packet = getattr(getattr(torch.ops, namespace, None), name, None)
+    packet = _packet(operator)
     if packet is None or any(value.dtype is not None and value.shape is None for value in inputs):
         return UNSEEN  # unknown to Python, or on sparse tensors
     with disable_current_modes(), torch.no_grad():
         for overload in packet.overloads():
-            schema = getattr(packet, overload)._schema
-            if len(schema.arguments) != len(inputs) or any(argument.is_out for argument in schema.arguments):
+            function = getattr(packet, overload)
+            arguments = schema_of(function).arguments
+            if len(arguments) != len(inputs) or any(argument.is_out for argument in arguments):
                 continue
-            if namespace != "aten" and not getattr(packet, overload).has_kernel_for_dispatch_key(DispatchKey.Meta):
+            if not operator.startswith("aten::") and not function.has_kernel_for_dispatch_key(DispatchKey.Meta):
                 continue  # it would be the user's own code that runs once more
-            pairs = [(argument, _stand_in(value)) for argument, value in zip(schema.arguments, inputs, strict=True)]
-            positional = [value for argument, value in pairs if not argument.kwarg_only]
-            named = {argument.name: value for argument, value in pairs if argument.kwarg_only}
-            named.update({key: torch.device("meta") for key in named if key == "device"})
             try:
-                result = getattr(packet, overload)(*positional, **named)
-            except Exception:  # noqa: BLE001 - another overload, or no rule for tensors without memory
+                result = _run(function, arguments, inputs)
+            except Exception:  # noqa: BLE001, S112 - another overload, or no rule for tensors without memory
                 continue
-            return tuple(map(value_of, tree_leaves(result))) if schema.returns else ()
+            return tuple(map(value_of, tree_leaves(result))) if schema_of(function).returns else ()
     return UNSEEN
+
+
+def _run(function: Any, arguments: Sequence[Any], inputs: Values) -> Any:
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    for argument, value in zip(arguments, inputs, strict=True):
+        kind, given = str(argument.real_type), _stand_in(value)
+        if "Device" in kind:
+            given = torch.device("meta")
+        elif "ScalarType" in kind and given is not None:
+            given = _DTYPES[given]
+        elif given is None and value == _NOTHING and argument.has_default_value():  # a string, which no record has
+            given = argument.default_value
+        if argument.kwarg_only:
+            named[argument.name] = given
+        else:
+            positional.append(given)
+    return function(*positional, **named)
+
+
+# By the numbers that records give for them: `ScalarType` in c10/core/ScalarType.h.
+_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64),
+    *(torch.complex32, torch.complex64, torch.complex128, torch.bool, torch.qint8, torch.quint8, torch.qint32),
+    torch.bfloat16,
+)
 
 
 def _stand_in(value: Value) -> Any:

@@ -19,7 +19,7 @@ from flopcallback.formulas.registry import Counted, Free, lookup
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, STOPPED, Mark, Marks
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
-from flopcallback.tracing.recorded_values import has_lists, inputs_of, outputs_of
+from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
 from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
 
@@ -89,8 +89,10 @@ class _Found:
     body: list[_Found] | None = None
 
 
-# A kernel's own output is the only thing that such a hook leaves in an operator before it stops it.
+# What checkpointing's hook leaves in an operator before it ends it.
 _HOOK = frozenset({"aten::detach", "detach"})
+# An operator that has derivatives in forward mode begins with its value without them.
+FORWARD_AD = "aten::_fw_primal"
 
 
 def read_records(
@@ -132,6 +134,7 @@ class _Reading:
         self._kinds: dict[str, _Kind] = {}
         self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
         self._constants: dict[int, Sequence[Any]] = {}
+        self._functions: set[str] | None = None  # names of autograd functions, once a record may be one's
         self._thread = 0
 
     def read(self) -> list[Placed]:
@@ -219,6 +222,10 @@ class _Reading:
                 self._placing.nodes.begin(event.start_tid, number, place.scope)
         if place.backward is not None:
             place = recomputed(place, event.extra_fields.sequence_number)
+        if not (kind.region or kind.is_composite or kind.rank is _Rank.UNKNOWN):
+            inputs = own_inputs(name, event.extra_fields.inputs)
+            if are_real(inputs):
+                return self._kernel(event, name, kind, place, found)
         inner: list[_Found] = []
         rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
         if kind.region:
@@ -227,9 +234,23 @@ class _Reading:
         if rank >= kind.rank or is_transparent:
             found += inner
             return rank
-        if self._was_stopped(event):
-            return kind.rank
         found.append(_Found(event, name, place))
+        return kind.rank
+
+    def _kernel(self, event: Any, name: str, kind: _Kind, place: Place, found: list[_Found]) -> _Rank:
+        """Count an operator that worked on tensors with memory, by its own arguments.
+
+        What it has called to do so is part of it, but for the derivatives of forward-mode AD.
+        """
+        names = {child.name for child in event.children}
+        if any((mark := self._kind(child).mark) and mark.kind == STOPPED for child in names):
+            # Checkpointing has ended it. Where autograd saves the operator's arguments, no kernel has run so far; where
+            # it saves results, one has, and has left records.
+            if all(child in _HOOK or self._kind(child).mark for child in names):
+                return kind.rank
+        found.append(_Found(event, name, place))
+        if FORWARD_AD in names:
+            self._walk(event.children, place, found, is_top=False)
         return kind.rank
 
     def _region(
@@ -246,17 +267,6 @@ class _Reading:
     def _shows_work(self, event: Any) -> bool:
         """Return whether the operators that did an operator's work are inside it."""
         return any(not self._kind(child.name).is_free for child in event.children)
-
-    def _was_stopped(self, event: Any) -> bool:
-        """Return whether checkpointing ended the operator before its kernel ran.
-
-        It does so where autograd saves the operator's arguments. One that was ended where its results are saved has
-        run, and its kernel has left records.
-        """
-        names = [child.name for child in event.children]
-        return any(self._kind(name).mark is not None for name in names) and all(
-            name in _HOOK or self._kind(name).mark is not None for name in names
-        )
 
     # --- Names --------------------------------------------------------------------------------------------------------
 
@@ -279,7 +289,7 @@ class _Reading:
             return _Kind(is_optimizer=True)
         namespace, _, rest = name.partition("::")
         if not rest or not _is_operator(name):
-            return self._function(name) if name.isidentifier() else _Kind()
+            return self._function(name)
         row = lookup(name)
         if isinstance(row, Free):
             return _Kind(is_leaf=True, is_free=True)
@@ -297,10 +307,11 @@ class _Reading:
         return _Kind(_Rank.ELEMENTWISE if row.family is Family.ELEMENTWISE else _Rank.OTHER, is_composite=is_composite)
 
     def _function(self, name: str) -> _Kind:
-        """Return the kind of a record whose name may be that of an autograd function.
-
-        It may also be a name of the user's (`record_function`), or of a node's own record, and has no formula then.
-        """
+        """Return the kind of a record that is no operator's: maybe an autograd function's."""
+        if self._functions is None:
+            self._functions = set(_names_of_functions(torch.autograd.Function))
+        if name not in self._functions:
+            return _Kind()
         region = AUTOGRAD_FUNCTION + name
         return _Kind(region=region, is_whole=isinstance(lookup(region), Counted))
 
@@ -318,10 +329,17 @@ class _Reading:
         event, operator = record.event, record.operator
         if event is None:
             return OpCall(operator, (), (), record.place.scope)
-        inputs = inputs_of(event.extra_fields.inputs, self._constants.get(event.correlation_id, ()))
+        constants = self._constants.get(event.correlation_id, ())
+        inputs = inputs_of(operator, event.extra_fields.inputs, constants)
         outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
         call = OpCall(operator, inputs, outputs, record.place.scope)
         return call if record.body is None else Region(call, tuple(map(self._call, record.body)))
+
+
+def _names_of_functions(cls: type) -> Iterator[str]:
+    for function in cls.__subclasses__():
+        yield function.__name__
+        yield from _names_of_functions(function)
 
 
 def _depth_first(events: Iterable[Any]) -> Iterator[Any]:
@@ -339,13 +357,13 @@ def _with_bodies(found: Iterable[_Found]) -> Iterator[_Found]:
 
 @functools.cache
 def _is_composite(operator: str) -> bool:
-    """Return whether an operator is made of others, on all devices and in every overload."""
+    """Return whether an operator is made of others, in one of its overloads."""
     namespace, _, name = operator.partition("::")
     packet = getattr(getattr(torch.ops, namespace, None), name, None)
     if packet is None:
         return False
     try:
-        return all(
+        return any(
             getattr(packet, overload).has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
             for overload in packet.overloads()
         )
