@@ -9,24 +9,24 @@ import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 
-from flopcallback.formulas.op_call import ROOT, OpCall, Scope
+from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.compiled import CompiledCall, Return, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, OPTIMIZER_MARK, SCOPE, STOPPED, Marks
+from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_marked
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, OPTIMIZER_MARK, STOPPED, Marks
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
 from flopcallback.tracing.phases import BACKWARD, FORWARD, PHASES, backward_detail
 from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.records import Placed, read_records
 from flopcallback.tracing.regions import replaced
-from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
 
 __all__ = ["NotRecorded", "StepRecorder", "observe_records"]
@@ -39,56 +39,6 @@ class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
 
     def __init__(self) -> None:
         super().__init__("PyTorch's profiler is in use, and records for one user at a time")
-
-
-class MarkedScopes(ModuleScopes):
-    """Tracker of the running modules that leaves a mark over each.
-
-    Attributes:
-        numbered: the scopes that marks refer to, by number.
-
-    Args:
-        names: the modules' names.
-        marks: the observer's.
-    """
-
-    def __init__(self, names: ModuleNames, marks: Marks) -> None:
-        super().__init__(names)
-        self.numbered: list[Scope] = []
-        self._numbers: dict[Scope, int] = {}
-        self._marks = marks
-        self._open = _OpenMarks()
-
-    def over(self, scope: Scope) -> AbstractContextManager[Any]:
-        """Return a mark over work of these modules."""
-        number = self._numbers.get(scope)
-        if number is None:
-            # Two threads may add the same scope at the same time: both numbers are right.
-            number = self._numbers[scope] = len(self.numbered)
-            self.numbered.append(scope)
-        return self._marks.over(SCOPE, number)
-
-    def _entered(self, name: str, *, is_call: bool) -> Scope | None:
-        thread = threading.get_ident()
-        if thread != self._thread and thread not in self._elsewhere:
-            self._elsewhere[thread] = ROOT  # its records are in the profiler, wherever it was started
-        outer = super()._entered(name, is_call=is_call)
-        if outer is not None:
-            mark = self.over(self.here)
-            mark.__enter__()
-            self._open.marks.append(mark)
-        return outer
-
-    def _left(self, outer: Scope) -> None:
-        self._open.marks.pop().__exit__(None, None, None)
-        super()._left(outer)
-
-
-class _OpenMarks(threading.local):
-    """Open marks of this thread, outermost first."""
-
-    def __init__(self) -> None:
-        self.marks: list[AbstractContextManager[Any]] = []
 
 
 class StepRecorder:
@@ -113,7 +63,6 @@ class StepRecorder:
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks)
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
-        self._backwards = 0  # how many backwards are running
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
         self._placed: list[Placed] = []
@@ -194,6 +143,7 @@ class StepRecorder:
         try:
             undo.enter_context(stepping_aside(self._step_aside, self._note))
             undo.enter_context(self._scopes.watch())
+            undo.enter_context(threads_marked(self._scopes))
             for owner, name in backward_engine():
                 undo.enter_context(replaced(owner, name, self._around_backward))
             for owner, name in stopped_recomputation():
@@ -277,7 +227,7 @@ class StepRecorder:
         handler = compilation_callbacks()
         if handler is None:
             return
-        open_marks = _OpenMarks()
+        open_marks = OpenMarks()
 
         def begin(_: Any) -> None:
             mark = self._marks.over(COMPILING)

@@ -140,15 +140,16 @@ class Placing:
             start: when it began to work.
             place: where it works.
         """
-        if place.backward is None:
-            if (span := self._backward_at(start)) is not None:  # in a thread of autograd's
-                place = span.place
-            elif place.is_ours:  # a backward that C++ began
-                phase = BACKWARD if place.scope is ROOT else place.phase
-                place = Place(phase, place.scope, Backward(False, place.scope))
-        if place.backward is None:
-            return place
         owner = self.nodes.owner(thread, number)
+        if not place.is_ours:
+            if owner is None:  # made by nobody of ours
+                return place
+            span = self._backward_at(start)
+            place = Place(BACKWARD, ROOT, Backward(False, ROOT)) if span is None else span.place
+        elif place.backward is None:  # a backward that C++ began
+            phase = BACKWARD if place.scope is ROOT else place.phase
+            place = Place(phase, place.scope, Backward(False, place.scope))
+        assert place.backward is not None
         phase = BACKWARD if place.phase == RECOMPUTE else place.phase
         return place._replace(phase=phase, scope=owner or place.backward.scope)
 
