@@ -132,6 +132,7 @@ class _Reading:
         self._placing = Placing(scopes)
         self._families = families
         self._kinds: dict[str, _Kind] = {}
+        self._leaves: set[str] = set()  # names of those kinds that are leaves
         self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
         self._constants: dict[int, Sequence[Any]] = {}
         self._functions: set[str] | None = None  # names of autograd functions, once a record may be one's
@@ -175,12 +176,14 @@ class _Reading:
             The highest rank of what was found.
         """
         highest = _Rank.NONE
-        kinds = self._kinds
+        leaves, kinds = self._leaves, self._kinds
         for event in events:
-            name = event.name
-            kind = kinds.get(name) or self._learn(name)
-            if kind.is_leaf:
+            if (name := event.name) in leaves:  # most are
                 continue
+            if (kind := kinds.get(name)) is None:
+                kind = self._learn(name)
+                if kind.is_leaf:
+                    continue
             if kind.rank or kind.region:
                 if place.is_ours:
                     highest = max(highest, self._operator(event, name, kind, place, found, is_top=is_top))
@@ -275,6 +278,8 @@ class _Reading:
 
     def _learn(self, name: str) -> _Kind:
         kind = self._kinds[name] = self._kind_of(name)
+        if kind.is_leaf:
+            self._leaves.add(name)
         return kind
 
     def _kind_of(self, name: str) -> _Kind:
