@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenet() -> tuple[nn.Module, torch.Tensor]:
-    """MobileNetV2 of width 1 on 8 images of 96 x 96."""
+    """Return MobileNetV2 of width 1 on 8 images of 96 x 96."""
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()]
     width = 32
     table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -94,12 +94,12 @@ class Language(nn.Module):
 
 
 def llama() -> tuple[nn.Module, torch.Tensor]:
-    """24 layers of width 256 on 2 texts of 64 words."""
+    """Return 24 layers of width 256 on 2 texts of 64 words."""
     return Language([LlamaBlock(256, 4, 688) for _ in range(24)], 256, 2000), torch.randint(2000, (2, 64))
 
 
 def bert() -> tuple[nn.Module, torch.Tensor]:
-    """Encoder of BERT-base on 2 texts of 128 words."""
+    """Return the encoder of BERT-base on 2 texts of 128 words."""
     layers = [nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True) for _ in range(12)]
     return Language(list(layers), 768, 3000), torch.randint(3000, (2, 128))
 
@@ -120,10 +120,8 @@ def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> tuple[dict[str, f
 
     def recording() -> float:
         """Time the step inside of the records alone."""
-        observer, spent = StepRecorder(names, [optimizer]), 0.0
-        with observer.watching():
-            spent = _seconds(step)
-        return spent
+        with StepRecorder(names, [optimizer]).watching():
+            return _seconds(step)
 
     def reading() -> float:
         def observed() -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from flopcallback.formulas.op_call import ROOT, Scope
+import torch
+from torch.nn.parameter import is_lazy
+
+from flopcallback.formulas.op_call import ROOT, Scope, Value
+from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
-from flopcallback.tracing.marks import SCOPE, Marks
+from flopcallback.tracing.dispatch import value_of
+from flopcallback.tracing.marks import REGION, SCOPE, Marks
 from flopcallback.tracing.regions import replaced
 from flopcallback.tracing.scopes import ModuleScopes
+from flopcallback.tracing.torch_private import identity_of, tree_leaves
 
 __all__ = ["MarkedScopes", "OpenMarks", "threads_marked"]
 
@@ -23,6 +30,8 @@ class MarkedScopes(ModuleScopes):
 
     Attributes:
         numbered: the scopes that marks refer to, by number.
+        stored: the stored elements of sparse tensors that modules have or were given, by what records call them.
+        results: results of autograd functions, by number.
 
     Args:
         names: the modules' names.
@@ -32,9 +41,14 @@ class MarkedScopes(ModuleScopes):
     def __init__(self, names: ModuleNames, marks: Marks) -> None:
         super().__init__(names)
         self.numbered: list[Scope] = []
+        self.stored: dict[int | None, int] = {}
+        self.results: dict[int, tuple[Value, ...]] = {}
         self._numbers: dict[Scope, int] = {}
         self._marks = marks
         self._open = OpenMarks()
+        self._regions = itertools.count()
+        for module in names.unique.values():
+            self._received((*module._parameters.values(), *module._buffers.values()), {})
 
     def over(self, scope: Scope) -> AbstractContextManager[Any]:
         """Return a mark over work of these modules."""
@@ -44,6 +58,22 @@ class MarkedScopes(ModuleScopes):
             number = self._numbers[scope] = len(self.numbered)
             self.numbered.append(scope)
         return self._marks.over(SCOPE, number)
+
+    def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an autograd function exactly once, and keep what its results are."""
+        number = next(self._regions)
+
+        def around(attempt: Callable[[], Any]) -> None:
+            with self._marks.over(REGION, number):
+                attempt()
+
+        outcome = call_once(functools.partial(call, *args, **kwargs), around)
+        self.failure = self.failure or outcome.failure
+        try:
+            self.results[number] = tuple(map(value_of, tree_leaves(outcome.result)))
+        except Exception as error:  # noqa: BLE001 - the function is the model's, and has run
+            self.failure = error
+        return outcome.result
 
     def follows_thread(self) -> bool:
         """Return whether this thread's work is that of the watched call."""
@@ -60,6 +90,14 @@ class MarkedScopes(ModuleScopes):
             mark.__enter__()
             self._open.marks.append(mark)
         return outer
+
+    def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A record has no number of stored elements, and the work follows from nothing else.
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(value, torch.Tensor) and value.layout is not torch.strided and not is_lazy(value):
+                described = value_of(value)
+                if described.stored is not None:
+                    self.stored[identity_of(value)] = described.stored
 
     def _left(self, outer: Scope) -> None:
         self._open.marks.pop().__exit__(None, None, None)

@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 
 from flopcallback.tracing.torch_private import record_mark
 
-__all__ = ["BACKWARD_MARK", "BEGIN", "CLOSURE", "COMPILING", "END", "OPTIMIZER_MARK", "SCOPE", "STOPPED", "Mark", "Marks"]
+__all__ = [
+    "BACKWARD_MARK",
+    "BEGIN",
+    "CLOSURE",
+    "COMPILING",
+    "END",
+    "OPTIMIZER_MARK",
+    "REGION",
+    "SCOPE",
+    "STOPPED",
+    "Mark",
+    "Marks",
+]
 
 # Kinds of marks. Those without a duration of their own are BEGIN, END and STOPPED.
 BEGIN, END = "begin", "end"  # of what an observer watches: several may share the records of one profiler
@@ -16,6 +28,7 @@ SCOPE = "scope"  # a module is at work; the detail is the number of its scope
 BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph
 OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and what it calls of the user's
 STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
+REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
 COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's
 
 _PREFIX = "flopcallback"

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-
 from flopcallback.formulas.op_call import ROOT, OpCall
-from flopcallback.formulas.registry import HARDWARE_FAMILIES
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.compiled import CompiledCall, Return, stepping_aside
 from flopcallback.modules.names import ModuleNames
@@ -26,7 +25,7 @@ from flopcallback.tracing.phases import BACKWARD, FORWARD, PHASES, backward_deta
 from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.records import Placed, read_records
-from flopcallback.tracing.regions import replaced
+from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
 
 __all__ = ["NotRecorded", "StepRecorder", "observe_records"]
@@ -144,6 +143,8 @@ class StepRecorder:
             undo.enter_context(stepping_aside(self._step_aside, self._note))
             undo.enter_context(self._scopes.watch())
             undo.enter_context(threads_marked(self._scopes))
+            if counts_functions():  # their formulas may ask for results, which no record has
+                undo.enter_context(intercept_named(self._scopes.region))
             for owner, name in backward_engine():
                 undo.enter_context(replaced(owner, name, self._around_backward))
             for owner, name in stopped_recomputation():
@@ -159,7 +160,7 @@ class StepRecorder:
             self._note(NotRecorded())
             return
         try:
-            self._placed = read_records(result, self._marks, self._scopes.numbered, families=self._families)
+            self._placed = read_records(result, self._marks, self._scopes, families=self._families)
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
 
@@ -264,5 +265,3 @@ def observe_records(call: Callable[[], Any], names: ModuleNames) -> tuple[Any, O
     run = recorder.whole_run()
     run.calls[""] += 1
     return result, run
-
-

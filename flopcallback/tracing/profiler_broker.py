@@ -23,7 +23,7 @@ _current: Recording | None = None  # one session per process
 
 def begin_recording() -> Recording | None:
     """Begin to record operators; None if the profiler is not to be had."""
-    global _current
+    global _current  # noqa: PLW0603 - a process has one
     if _current is not None or why_no_observer():
         return None
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else libkineto prints two lines at each use

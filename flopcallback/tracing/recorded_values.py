@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = ["are_real", "has_lists", "inputs_of", "outputs_of", "own_inputs"]
 Values = tuple[Value, ...]
 
 _NOTHING = Value()  # an absent optional tensor, or a string, which no record has
+_NOBODY: Mapping[int | None, int] = MappingProxyType({})
 _MOST = 4096  # results that are kept; a model has some hundred
 
 
@@ -58,32 +60,37 @@ def _numbers_of_arguments(operator: str) -> tuple[int, ...]:
     return tuple(sorted({len(schema.arguments) for schema in _schemas(operator)}, reverse=True))
 
 
-def inputs_of(operator: str, recorded: Sequence[Any], constants: Sequence[Any] = ()) -> Values:
+def inputs_of(
+    operator: str, recorded: Sequence[Any], constants: Sequence[Any] = (), stored: Mapping[int | None, int] = _NOBODY
+) -> Values:
     """Return the arguments of a recorded operator.
 
     Args:
         operator: its name.
         recorded: arguments in the tree of records; lists of numbers are None there.
         constants: arguments in the list of records, which has those, and no lists of tensors.
+        stored: stored elements of sparse tensors, by what records call them.
     """
     own = own_inputs(operator, recorded)
     if not constants:
-        return tuple(map(_value, own))
+        return tuple(_value(argument, stored) for argument in own)
     return tuple(
-        Value(constant=list(constant)) if argument is None and isinstance(constant, (list, tuple)) else _value(argument)
+        Value(constant=list(constant))
+        if argument is None and isinstance(constant, (list, tuple))
+        else _value(argument, stored)
         for argument, constant in zip(own, constants[len(constants) - len(own) :], strict=True)
     )
 
 
-def _value(argument: Any) -> Value:
+def _value(argument: Any, stored: Mapping[int | None, int]) -> Value:
     if argument is None:
         return _NOTHING
     if isinstance(argument, list):
-        return Value(items=tuple(map(_value, argument)))
+        return Value(items=tuple(_value(item, stored) for item in argument))
     if (layout := getattr(argument, "layout", None)) is None:
         return Value(constant=argument)
     if layout is not torch.strided:  # how much work it is does not follow from its shape
-        return Value(dtype=argument.dtype)
+        return Value(dtype=argument.dtype, stored=stored.get(argument.impl_ptr))
     return Value(tuple(argument.sizes), argument.dtype, argument.device)
 
 
@@ -233,7 +240,7 @@ def _by_running(operator: str, inputs: Values) -> Values:
                 continue  # it would be the user's own code that runs once more
             try:
                 result = _run(function, arguments, inputs)
-            except Exception:  # noqa: BLE001, S112 - another overload, or no rule for tensors without memory
+            except Exception:  # noqa: BLE001 - another overload, or no rule for tensors without memory
                 continue
             return tuple(map(value_of, tree_leaves(result))) if schema_of(function).returns else ()
     return UNSEEN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,9 +14,10 @@ import torch
 from torch import DispatchKey
 
 from flopcallback.formulas.cost import HARDWARE_FAMILIES, Family
-from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope
+from flopcallback.formulas.op_call import UNSEEN, OpCall
 from flopcallback.formulas.registry import Counted, Free, lookup
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, STOPPED, Mark, Marks
+from flopcallback.tracing.marked_scopes import MarkedScopes
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Mark, Marks
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
 from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs
@@ -81,33 +82,36 @@ class _Found:
         operator: name of the operator, or of the region.
         place: where it ran.
         body: what ran inside it, if that is known apart.
+        number: under which the results of an autograd function are kept.
     """
 
     event: Any
     operator: str
     place: Place
     body: list[_Found] | None = None
+    number: int | None = None
 
 
 # What checkpointing's hook leaves in an operator before it ends it.
 _HOOK = frozenset({"aten::detach", "detach"})
 # An operator that has derivatives in forward mode begins with its value without them.
 FORWARD_AD = "aten::_fw_primal"
+_TRANSPOSING = frozenset({"aten::t", "aten::transpose"})
 
 
 def read_records(
-    result: Any, marks: Marks, scopes: list[Scope], *, families: Collection[Family] | None = None
+    result: Any, marks: Marks, seen: MarkedScopes, *, families: Collection[Family] | None = None
 ) -> list[Placed]:
     """Return the operators between an observer's first and last mark, in order.
 
     Args:
         result: the records.
         marks: the observer's.
-        scopes: the scopes that its marks refer to, by number.
+        seen: what the observer saw of modules.
         families: operators of other families are left out; None for all, with those that cost nothing in regions.
     """
     with _no_garbage_collection():
-        return _Reading(result, marks, scopes, families).read()
+        return _Reading(result, marks, seen, families).read()
 
 
 @contextmanager
@@ -126,10 +130,11 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Reading:
     """One pass over the records of a run."""
 
-    def __init__(self, result: Any, marks: Marks, scopes: list[Scope], families: Collection[Family] | None) -> None:
+    def __init__(self, result: Any, marks: Marks, seen: MarkedScopes, families: Collection[Family] | None) -> None:
         self._result = result
         self._observer = marks.number
-        self._placing = Placing(scopes)
+        self._placing = Placing(seen.numbered)
+        self._seen = seen
         self._families = families
         self._kinds: dict[str, _Kind] = {}
         self._leaves: set[str] = set()  # names of those kinds that are leaves
@@ -234,7 +239,8 @@ class _Reading:
         if kind.region:
             return self._region(event, kind, place, inner, rank, found)
         is_transparent = kind.is_composite and kind.rank >= _Rank.UNKNOWN and self._shows_work(event)
-        if rank >= kind.rank or is_transparent:
+        # Nobody knows what is unknown, whatever is inside, unless that multiplies.
+        if rank >= kind.rank + (kind.rank is _Rank.UNKNOWN) or is_transparent:
             found += inner
             return rank
         found.append(_Found(event, name, place))
@@ -246,11 +252,11 @@ class _Reading:
         What it has called to do so is part of it, but for the derivatives of forward-mode AD.
         """
         names = {child.name for child in event.children}
-        if any((mark := self._kind(child).mark) and mark.kind == STOPPED for child in names):
-            # Checkpointing has ended it. Where autograd saves the operator's arguments, no kernel has run so far; where
-            # it saves results, one has, and has left records.
-            if all(child in _HOOK or self._kind(child).mark for child in names):
-                return kind.rank
+        marks = {child for child in names if (mark := self._kind(child).mark) and mark.kind == STOPPED}
+        # Checkpointing has ended it. Where autograd saves the operator's arguments, no kernel has run so far; where it
+        # saves results, one has, and has left records.
+        if marks and names <= _HOOK | marks:
+            return kind.rank
         found.append(_Found(event, name, place))
         if FORWARD_AD in names:
             self._walk(event.children, place, found, is_top=False)
@@ -259,10 +265,16 @@ class _Reading:
     def _region(
         self, event: Any, kind: _Kind, place: Place, inner: list[_Found], rank: _Rank, found: list[_Found]
     ) -> _Rank:
-        names = [child.name for child in event.children]
+        names, number = [], None
+        for child in event.children:
+            if (mark := self._kind(child.name).mark) is not None and mark.kind == REGION:
+                number = int(mark.detail)
+                names += [grandchild.name for grandchild in child.children]
+            else:
+                names.append(child.name)
         if kind.is_whole or self._families is None or leaves_memory_empty(names):
             free = [_Found(None, name, place) for name in names if self._kind(name).is_free]
-            found.append(_Found(event, kind.region, place, [*free, *inner]))
+            found.append(_Found(event, kind.region, place, [*free, *inner], number))
             return max(rank, kind.rank)
         found += inner
         return rank
@@ -330,18 +342,47 @@ class _Reading:
             if (number := event.correlation_id()) in wanted:
                 self._constants[number] = event.concrete_inputs()
 
+    def _stored_in(self, event: Any, recorded: Iterable[Any]) -> Mapping[int | None, int]:
+        """Return the stored elements of sparse operands.
+
+        One that was transposed just before has as many as what it was transposed from: so the backward of a product
+        with a sparse matrix begins.
+        """
+        stored = self._seen.stored
+        unseen = {argument.impl_ptr: argument.sizes for argument in recorded if _is_sparse(argument)}
+        if not unseen or event.parent is None:
+            return stored
+        for sibling in event.parent.children:
+            if sibling.id == event.id:
+                break
+            if sibling.name in _TRANSPOSING and _is_sparse(source := sibling.extra_fields.inputs[0]):
+                transposed = source.sizes[::-1]
+                same = {pointer for pointer, sizes in unseen.items() if sizes == transposed and pointer not in stored}
+                if source.impl_ptr in stored:
+                    stored = {**stored, **dict.fromkeys(same, stored[source.impl_ptr])}
+        return stored
+
     def _call(self, record: _Found) -> OpCall | Region:
         event, operator = record.event, record.operator
         if event is None:
             return OpCall(operator, (), (), record.place.scope)
         constants = self._constants.get(event.correlation_id, ())
-        inputs = inputs_of(operator, event.extra_fields.inputs, constants)
-        outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
+        recorded = event.extra_fields.inputs
+        inputs = inputs_of(operator, recorded, constants, self._stored_in(event, recorded))
+        if record.number is not None:
+            outputs = self._seen.results.get(record.number, UNSEEN)
+        else:
+            outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
         call = OpCall(operator, inputs, outputs, record.place.scope)
         return call if record.body is None else Region(call, tuple(map(self._call, record.body)))
 
 
+def _is_sparse(argument: Any) -> bool:
+    return getattr(argument, "layout", torch.strided) is not torch.strided
+
+
 def _names_of_functions(cls: type) -> Iterator[str]:
+    function: type
     for function in cls.__subclasses__():
         yield function.__name__
         yield from _names_of_functions(function)

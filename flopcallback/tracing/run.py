@@ -198,7 +198,7 @@ def _listened_to(
     """Run a call as it is, compiled code included, and undo its effects."""
     if reason := why_no_observer():
         raise RuntimeError(f"engine='observer' cannot count this call: {reason}")
-    with left_as_found(names.unique.values(), (args, kwargs)) as snapshot:
+    with left_as_found(names.unique.values(), (args, kwargs)) as snapshot, without_fast_paths():
         snapshot.keep_all()  # nothing tells before a write
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
         _, run = observe_records(functools.partial(call, *own_args, **own_kwargs), names)

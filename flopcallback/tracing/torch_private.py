@@ -151,6 +151,9 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C.TensorBase._is_view", "snapshot", "nothing: the base tells it, too"),
     Private("torch._C.TensorBase._version", "loop/objects", "steps of a compiled optimizer are not noticed"),
     Private("torch._C.TensorBase._base", "loop/watch", "a backward through the base of a view is not noticed"),
+    Private(
+        "torch._C.TensorBase._cdata", "marked_scopes", "work on sparse tensors that the observer sees: it is unknown"
+    ),
     *_rows("torch._C.TensorBase._values", "dispatch", "work on sparse tensors: it is unknown, and shown so"),
     *_rows("torch._C.TensorBase._nested_tensor_size", "dispatch", "work on nested tensors: it is unknown, too"),
     Private("torch._C.StorageBase._cdata", "names", "tensors without memory, as meta ones, are not told apart"),
@@ -524,6 +527,11 @@ def is_view(tensor: torch.Tensor) -> bool:
 def stored_values(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return the stored values of a sparse COO tensor; None if unknown."""
     return tensor._values() if hasattr(tensor, "_values") else None
+
+
+def identity_of(tensor: torch.Tensor) -> int | None:
+    """Return the number by which the profiler's records call a tensor; None if unknown."""
+    return getattr(tensor, "_cdata", None)
 
 
 def nested_shapes(tensor: torch.Tensor) -> list[list[int]] | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from observed_steps import STEPS
 
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _HardwareFlops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import PHASES
 from flopcallback.tracing.whole_step import StepObserver
-
-from .observed_steps import STEPS
 
 # PyTorch says once that oneDNN has no LSTM with projections.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -28,9 +27,7 @@ def observed(observer_class, name):
         raise observer.failure
     counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observer.runs().items()}
     unknown = {phase: dict(analysis.unknown_ops()) for phase, analysis in counts.items()}
-    flops = {
-        (phase, module): flops for phase in PHASES for module, flops in counts[phase].by_module().items() if flops
-    }
+    flops = {(phase, module): flops for phase in PHASES for module, flops in counts[phase].by_module().items() if flops}
     return flops, unknown, list(model.parameters())
 
 
