@@ -15,7 +15,7 @@ from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
 from flopcallback.tracing.torch_private import disable_current_modes, schema_of, tree_leaves
 
-__all__ = ["are_real", "has_lists", "inputs_of", "outputs_of", "own_inputs"]
+__all__ = ["are_real", "has_lists", "inputs_of", "outputs_of", "own_inputs", "refuses"]
 
 Values = tuple[Value, ...]
 
@@ -227,9 +227,28 @@ _BY_HAND: Mapping[str, Callable[[Values], Iterable[int]]] = {
 
 
 def _by_running(operator: str, inputs: Values) -> Values:
+    return _try(operator, inputs)[0]
+
+
+def refuses(operator: str, inputs: Values) -> bool:
+    """Return whether an operator raises an error for its arguments, so that a record of it shows no work."""
+    key = (operator, *map(_key, inputs))
+    if (known := _refused.get(key)) is None:
+        known = _refused[key] = _try(operator, inputs)[1]
+        if len(_refused) > _MOST:
+            _refused.popitem(last=False)
+    return known
+
+
+_refused: OrderedDict[Any, bool] = OrderedDict()
+
+
+def _try(operator: str, inputs: Values) -> tuple[Values, bool]:
+    """Return an operator's results, and whether it refuses its arguments."""
     packet = _packet(operator)
     if packet is None or any(value.dtype is not None and value.shape is None for value in inputs):
-        return UNSEEN  # unknown to Python, or on sparse tensors
+        return UNSEEN, False  # unknown to Python, or on sparse tensors
+    is_refused = False
     with disable_current_modes(), torch.no_grad():
         for overload in packet.overloads():
             function = getattr(packet, overload)
@@ -240,10 +259,13 @@ def _by_running(operator: str, inputs: Values) -> Values:
                 continue  # it would be the user's own code that runs once more
             try:
                 result = _run(function, arguments, inputs)
-            except Exception:  # noqa: BLE001 - another overload, or no rule for tensors without memory
+            except (TypeError, NotImplementedError):  # another overload, or no rule for tensors without memory
                 continue
-            return tuple(map(value_of, tree_leaves(result))) if schema_of(function).returns else ()
-    return UNSEEN
+            except Exception:  # noqa: BLE001 - the operator's own error
+                is_refused = True
+                continue
+            return tuple(map(value_of, tree_leaves(result))) if schema_of(function).returns else (), False
+    return UNSEEN, is_refused
 
 
 def _run(function: Any, arguments: Sequence[Any], inputs: Values) -> Any:

@@ -20,7 +20,7 @@ from flopcallback.tracing.marked_scopes import MarkedScopes
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Mark, Marks
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
-from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs
+from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs, refuses
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
 from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
 
@@ -60,6 +60,7 @@ class _Kind(NamedTuple):
         is_composite: all of its work is inside.
         region: the name of what has operators inside, and may have a formula of its own.
         is_whole: it has a formula of its own, for whatever is inside.
+        family: the family of its work, where that tells what counts instead of it.
     """
 
     rank: _Rank = _Rank.NONE
@@ -71,6 +72,7 @@ class _Kind(NamedTuple):
     is_composite: bool = False
     region: str = ""
     is_whole: bool = False
+    family: Family | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class _Found:
         place: where it ran.
         body: what ran inside it, if that is known apart.
         number: under which the results of an autograd function are kept.
+        may_have_raised: whether its kernel has left no record, as where an operator refuses its arguments.
     """
 
     event: Any
@@ -90,6 +93,7 @@ class _Found:
     place: Place
     body: list[_Found] | None = None
     number: int | None = None
+    may_have_raised: bool = False
 
 
 # What checkpointing's hook leaves in an operator before it ends it.
@@ -158,7 +162,8 @@ class _Reading:
             if event.start_time_ns <= stop and event.end_time_ns >= start:
                 self._walk([event], Place(is_ours=event.start_tid == self._thread), found, is_top=True)
         self._fetch_constants(found)
-        placed = [Placed(record.place.phase, self._call(record)) for record in found]
+        calls = ((record, self._call(record)) for record in found)
+        placed = [Placed(record.place.phase, call) for record, call in calls if call is not None]
         self._result = None
         return placed
 
@@ -239,8 +244,7 @@ class _Reading:
         if kind.region:
             return self._region(event, kind, place, inner, rank, found)
         is_transparent = kind.is_composite and kind.rank >= _Rank.UNKNOWN and self._shows_work(event)
-        # Nobody knows what is unknown, whatever is inside, unless that multiplies.
-        if rank >= kind.rank + (kind.rank is _Rank.UNKNOWN) or is_transparent:
+        if is_transparent or self._says_more(inner, rank, kind):
             found += inner
             return rank
         found.append(_Found(event, name, place))
@@ -257,7 +261,7 @@ class _Reading:
         # saves results, one has, and has left records.
         if marks and names <= _HOOK | marks:
             return kind.rank
-        found.append(_Found(event, name, place))
+        found.append(_Found(event, name, place, may_have_raised=not names))
         if FORWARD_AD in names:
             self._walk(event.children, place, found, is_top=False)
         return kind.rank
@@ -272,12 +276,23 @@ class _Reading:
                 names += [grandchild.name for grandchild in child.children]
             else:
                 names.append(child.name)
+        if kind.rank is _Rank.UNKNOWN and all(self._kind(name).is_free for name in names):
+            found.append(_Found(event, kind.region, place))  # it has left PyTorch, or only copies: nobody knows
+            return kind.rank
         if kind.is_whole or self._families is None or leaves_memory_empty(names):
             free = [_Found(None, name, place) for name in names if self._kind(name).is_free]
             found.append(_Found(event, kind.region, place, [*free, *inner], number))
             return max(rank, kind.rank)
         found += inner
         return rank
+
+    def _says_more(self, inner: Iterable[_Found], rank: _Rank, kind: _Kind) -> bool:
+        """Return whether what was found inside an operator counts instead of it."""
+        if kind.rank is _Rank.UNKNOWN:
+            return rank > kind.rank
+        if rank is kind.rank is _Rank.OTHER:  # the mean inside a normalization is not one
+            return any(self._kind(record.operator).family is kind.family for record in inner)
+        return rank >= kind.rank
 
     def _shows_work(self, event: Any) -> bool:
         """Return whether the operators that did an operator's work are inside it."""
@@ -321,7 +336,8 @@ class _Reading:
         if self._families is not None and row.family not in self._families:
             # Nothing inside it multiplies matrices, unless it is composite.
             return _Kind(is_leaf=not is_composite)
-        return _Kind(_Rank.ELEMENTWISE if row.family is Family.ELEMENTWISE else _Rank.OTHER, is_composite=is_composite)
+        rank = _Rank.ELEMENTWISE if row.family is Family.ELEMENTWISE else _Rank.OTHER
+        return _Kind(rank, is_composite=is_composite, family=row.family)
 
     def _function(self, name: str) -> _Kind:
         """Return the kind of a record that is no operator's: maybe an autograd function's."""
@@ -362,7 +378,8 @@ class _Reading:
                     stored = {**stored, **dict.fromkeys(same, stored[source.impl_ptr])}
         return stored
 
-    def _call(self, record: _Found) -> OpCall | Region:
+    def _call(self, record: _Found) -> OpCall | Region | None:
+        """Return what a record says; None if the operator has raised an error."""
         event, operator = record.event, record.operator
         if event is None:
             return OpCall(operator, (), (), record.place.scope)
@@ -373,8 +390,12 @@ class _Reading:
             outputs = self._seen.results.get(record.number, UNSEEN)
         else:
             outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
+        if record.may_have_raised and refuses(operator, inputs):
+            return None
         call = OpCall(operator, inputs, outputs, record.place.scope)
-        return call if record.body is None else Region(call, tuple(map(self._call, record.body)))
+        if record.body is None:
+            return call
+        return Region(call, tuple(filter(None, map(self._call, record.body))))
 
 
 def _is_sparse(argument: Any) -> bool:
