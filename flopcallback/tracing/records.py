@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
-from torch import DispatchKey
 
-from flopcallback.formulas.cost import HARDWARE_FAMILIES, Family
+from flopcallback.formulas.cost import Family
 from flopcallback.formulas.op_call import UNSEEN, OpCall
-from flopcallback.formulas.registry import Counted, Free, lookup
 from flopcallback.tracing.marked_scopes import MarkedScopes
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Mark, Marks
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
+from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
 from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs, refuses
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
-from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
 
 __all__ = ["Placed", "read_records"]
 
@@ -32,47 +28,6 @@ class Placed(NamedTuple):
 
     phase: str
     call: OpCall | Region
-
-
-class _Rank(IntEnum):
-    """Weight of a record: one inside another counts instead of it if its rank is as high.
-
-    So a softmax inside an attention does not count instead of the attention.
-    """
-
-    NONE = 0
-    ELEMENTWISE = 1
-    OTHER = 2  # normalization, resampling, Fourier transforms
-    UNKNOWN = 3
-    PRODUCT = 4
-
-
-class _Kind(NamedTuple):
-    """What a record of one name is.
-
-    Attributes:
-        rank: what it counts for; NONE if it does not count itself.
-        mark: what it says if it is a mark.
-        is_node: autograd works on one of its nodes inside.
-        is_optimizer: an optimizer steps inside.
-        is_leaf: nothing that counts can be inside.
-        is_free: it costs nothing.
-        is_composite: all of its work is inside.
-        region: the name of what has operators inside, and may have a formula of its own.
-        is_whole: it has a formula of its own, for whatever is inside.
-        family: the family of its work, where that tells what counts instead of it.
-    """
-
-    rank: _Rank = _Rank.NONE
-    mark: Mark | None = None
-    is_node: bool = False
-    is_optimizer: bool = False
-    is_leaf: bool = False
-    is_free: bool = False
-    is_composite: bool = False
-    region: str = ""
-    is_whole: bool = False
-    family: Family | None = None
 
 
 @dataclass(slots=True)
@@ -140,11 +95,9 @@ class _Reading:
         self._placing = Placing(seen.numbered)
         self._seen = seen
         self._families = families
-        self._kinds: dict[str, _Kind] = {}
-        self._leaves: set[str] = set()  # names of those kinds that are leaves
+        self._kinds = Kinds(families)
         self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
         self._constants: dict[int, Sequence[Any]] = {}
-        self._functions: set[str] | None = None  # names of autograd functions, once a record may be one's
         self._thread = 0
 
     def read(self) -> list[Placed]:
@@ -173,7 +126,7 @@ class _Reading:
 
     # --- The tree -----------------------------------------------------------------------------------------------------
 
-    def _walk(self, events: Iterable[Any], place: Place, found: list[_Found], *, is_top: bool) -> _Rank:
+    def _walk(self, events: Iterable[Any], place: Place, found: list[_Found], *, is_top: bool) -> Rank:
         """Add to `found` what counts among records and inside them.
 
         Args:
@@ -185,15 +138,14 @@ class _Reading:
         Returns:
             The highest rank of what was found.
         """
-        highest = _Rank.NONE
-        leaves, kinds = self._leaves, self._kinds
+        highest = Rank.NONE
+        leaves, kind_of = self._kinds.leaves, self._kinds.of
         for event in events:
             if (name := event.name) in leaves:  # most are
                 continue
-            if (kind := kinds.get(name)) is None:
-                kind = self._learn(name)
-                if kind.is_leaf:
-                    continue
+            kind = kind_of(name)
+            if kind.is_leaf:
+                continue
             if kind.rank or kind.region:
                 if place.is_ours:
                     highest = max(highest, self._operator(event, name, kind, place, found, is_top=is_top))
@@ -204,7 +156,7 @@ class _Reading:
                 highest = max(highest, self._walk(event.children, inner, found, is_top=is_top or inner is not place))
         return highest
 
-    def _inside(self, event: Any, kind: _Kind, place: Place) -> Place | None:
+    def _inside(self, event: Any, kind: Kind, place: Place) -> Place | None:
         """Return the place of what lies inside a record that does not count itself.
 
         None if it is not part of the run.
@@ -226,16 +178,14 @@ class _Reading:
             return Place(OPTIMIZER)
         return place
 
-    def _operator(
-        self, event: Any, name: str, kind: _Kind, place: Place, found: list[_Found], *, is_top: bool
-    ) -> _Rank:
+    def _operator(self, event: Any, name: str, kind: Kind, place: Place, found: list[_Found], *, is_top: bool) -> Rank:
         if is_top:
             number = event.extra_fields.sequence_number
             if number >= 0:
                 self._placing.nodes.begin(event.start_tid, number, place.scope)
         if place.backward is not None:
             place = recomputed(place, event.extra_fields.sequence_number)
-        if not (kind.region or kind.is_composite or kind.rank is _Rank.UNKNOWN):
+        if not (kind.region or kind.is_composite or kind.rank is Rank.UNKNOWN):
             inputs = own_inputs(name, event.extra_fields.inputs)
             if are_real(inputs):
                 return self._kernel(event, name, kind, place, found)
@@ -243,20 +193,20 @@ class _Reading:
         rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
         if kind.region:
             return self._region(event, kind, place, inner, rank, found)
-        is_transparent = kind.is_composite and kind.rank >= _Rank.UNKNOWN and self._shows_work(event)
+        is_transparent = kind.is_composite and kind.rank >= Rank.UNKNOWN and self._shows_work(event)
         if is_transparent or self._says_more(inner, rank, kind):
             found += inner
             return rank
         found.append(_Found(event, name, place))
         return kind.rank
 
-    def _kernel(self, event: Any, name: str, kind: _Kind, place: Place, found: list[_Found]) -> _Rank:
+    def _kernel(self, event: Any, name: str, kind: Kind, place: Place, found: list[_Found]) -> Rank:
         """Count an operator that worked on tensors with memory, by its own arguments.
 
         What it has called to do so is part of it, but for the derivatives of forward-mode AD.
         """
         names = {child.name for child in event.children}
-        marks = {child for child in names if (mark := self._kind(child).mark) and mark.kind == STOPPED}
+        marks = {child for child in names if (mark := self._kinds.of(child).mark) and mark.kind == STOPPED}
         # Checkpointing has ended it. Where autograd saves the operator's arguments, no kernel has run so far; where it
         # saves results, one has, and has left records.
         if marks and names <= _HOOK | marks:
@@ -267,86 +217,36 @@ class _Reading:
         return kind.rank
 
     def _region(
-        self, event: Any, kind: _Kind, place: Place, inner: list[_Found], rank: _Rank, found: list[_Found]
-    ) -> _Rank:
+        self, event: Any, kind: Kind, place: Place, inner: list[_Found], rank: Rank, found: list[_Found]
+    ) -> Rank:
         names, number = [], None
         for child in event.children:
-            if (mark := self._kind(child.name).mark) is not None and mark.kind == REGION:
+            if (mark := self._kinds.of(child.name).mark) is not None and mark.kind == REGION:
                 number = int(mark.detail)
                 names += [grandchild.name for grandchild in child.children]
             else:
                 names.append(child.name)
-        if kind.rank is _Rank.UNKNOWN and all(self._kind(name).is_free for name in names):
+        if kind.rank is Rank.UNKNOWN and all(self._kinds.of(name).is_free for name in names):
             found.append(_Found(event, kind.region, place))  # it has left PyTorch, or only copies: nobody knows
             return kind.rank
         if kind.is_whole or self._families is None or leaves_memory_empty(names):
-            free = [_Found(None, name, place) for name in names if self._kind(name).is_free]
+            free = [_Found(None, name, place) for name in names if self._kinds.of(name).is_free]
             found.append(_Found(event, kind.region, place, [*free, *inner], number))
             return max(rank, kind.rank)
         found += inner
         return rank
 
-    def _says_more(self, inner: Iterable[_Found], rank: _Rank, kind: _Kind) -> bool:
+    def _says_more(self, inner: Iterable[_Found], rank: Rank, kind: Kind) -> bool:
         """Return whether what was found inside an operator counts instead of it."""
-        if kind.rank is _Rank.UNKNOWN:
+        if kind.rank is Rank.UNKNOWN:
             return rank > kind.rank
-        if rank is kind.rank is _Rank.OTHER:  # the mean inside a normalization is not one
-            return any(self._kind(record.operator).family is kind.family for record in inner)
+        if rank is kind.rank is Rank.OTHER:  # the mean inside a normalization is not one
+            return any(self._kinds.of(record.operator).family is kind.family for record in inner)
         return rank >= kind.rank
 
     def _shows_work(self, event: Any) -> bool:
         """Return whether the operators that did an operator's work are inside it."""
-        return any(not self._kind(child.name).is_free for child in event.children)
-
-    # --- Names --------------------------------------------------------------------------------------------------------
-
-    def _kind(self, name: str) -> _Kind:
-        return self._kinds.get(name) or self._learn(name)
-
-    def _learn(self, name: str) -> _Kind:
-        kind = self._kinds[name] = self._kind_of(name)
-        if kind.is_leaf:
-            self._leaves.add(name)
-        return kind
-
-    def _kind_of(self, name: str) -> _Kind:
-        if (mark := Marks.read(name)) is not None:
-            if mark.kind == STOPPED:
-                return _Kind(mark=mark, is_leaf=True)
-            return _Kind(mark=mark)
-        if name.startswith(BACKWARD_NODE):
-            self._kinds[name.removeprefix(BACKWARD_NODE)] = _Kind()  # the node's own record, which is no function
-            return _Kind(is_node=True)
-        if name.startswith(OPTIMIZER_STEP):
-            return _Kind(is_optimizer=True)
-        namespace, _, rest = name.partition("::")
-        if not rest or not _is_operator(name):
-            return self._function(name)
-        row = lookup(name)
-        if isinstance(row, Free):
-            return _Kind(is_leaf=True, is_free=True)
-        is_composite = _is_composite(name)
-        if namespace not in ("aten", "prim", "prims"):
-            rank = _Rank.PRODUCT if isinstance(row, Counted) else _Rank.NONE if is_composite else _Rank.UNKNOWN
-            return _Kind(rank, region=name, is_whole=isinstance(row, Counted), is_composite=is_composite)
-        if row is None:
-            return _Kind(_Rank.UNKNOWN, is_composite=is_composite)
-        if row.family in HARDWARE_FAMILIES:
-            return _Kind(_Rank.PRODUCT, is_composite=is_composite)
-        if self._families is not None and row.family not in self._families:
-            # Nothing inside it multiplies matrices, unless it is composite.
-            return _Kind(is_leaf=not is_composite)
-        rank = _Rank.ELEMENTWISE if row.family is Family.ELEMENTWISE else _Rank.OTHER
-        return _Kind(rank, is_composite=is_composite, family=row.family)
-
-    def _function(self, name: str) -> _Kind:
-        """Return the kind of a record that is no operator's: maybe an autograd function's."""
-        if self._functions is None:
-            self._functions = set(_names_of_functions(torch.autograd.Function))
-        if name not in self._functions:
-            return _Kind()
-        region = AUTOGRAD_FUNCTION + name
-        return _Kind(region=region, is_whole=isinstance(lookup(region), Counted))
+        return any(not self._kinds.of(child.name).is_free for child in event.children)
 
     # --- Arguments ----------------------------------------------------------------------------------------------------
 
@@ -402,13 +302,6 @@ def _is_sparse(argument: Any) -> bool:
     return getattr(argument, "layout", torch.strided) is not torch.strided
 
 
-def _names_of_functions(cls: type) -> Iterator[str]:
-    function: type
-    for function in cls.__subclasses__():
-        yield function.__name__
-        yield from _names_of_functions(function)
-
-
 def _depth_first(events: Iterable[Any]) -> Iterator[Any]:
     for event in events:
         yield event
@@ -420,28 +313,3 @@ def _with_bodies(found: Iterable[_Found]) -> Iterator[_Found]:
     for record in found:
         yield record
         yield from _with_bodies(record.body or ())
-
-
-@functools.cache
-def _is_composite(operator: str) -> bool:
-    """Return whether an operator is made of others, in one of its overloads."""
-    namespace, _, name = operator.partition("::")
-    packet = getattr(getattr(torch.ops, namespace, None), name, None)
-    if packet is None:
-        return False
-    try:
-        return any(
-            getattr(packet, overload).has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
-            for overload in packet.overloads()
-        )
-    except RuntimeError:  # an operator without a registration in C++
-        return False
-
-
-_operators: set[str] = set()  # names that are known to be an operator's; others may become one
-
-
-def _is_operator(name: str) -> bool:
-    if name not in _operators and schemas_of(name):
-        _operators.add(name)
-    return name in _operators
