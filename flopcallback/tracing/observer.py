@@ -15,7 +15,7 @@ from typing import Any
 from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
-from flopcallback.modules.compiled import CompiledCall, Return, stepping_aside
+from flopcallback.modules.compiled import CompiledCode, is_used
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_marked
@@ -140,7 +140,6 @@ class StepRecorder:
     def _watch(self, undo: ExitStack) -> None:
         """Install all that leaves marks."""
         try:
-            undo.enter_context(stepping_aside(self._step_aside, self._note))
             undo.enter_context(self._scopes.watch())
             undo.enter_context(threads_marked(self._scopes))
             if counts_functions():  # their formulas may ask for results, which no record has
@@ -220,13 +219,11 @@ class StepRecorder:
 
     # --- Compiled code ------------------------------------------------------------------------------------------------
 
-    def _step_aside(self, call: CompiledCall) -> Return | None:
-        return None
-
     def _watch_compiler(self, undo: ExitStack) -> None:
         """Mark what the compiler does, whose operators look like the step's."""
         handler = compilation_callbacks()
         if handler is None:
+            undo.callback(lambda: self._note(CompiledCode("for the first time") if is_used() else None))
             return
         open_marks = OpenMarks()
 
@@ -244,8 +241,10 @@ class StepRecorder:
 
         def remove() -> None:
             for callbacks, ours in ((handler.start_callbacks, begin), (handler.end_callbacks, end)):
-                if ours in callbacks:  # `torch._dynamo.reset()` forgets them
+                if ours in callbacks:
                     callbacks.remove(ours)
+                else:  # `torch._dynamo.reset()` forgets them, and what was compiled since looks like the step's
+                    self._note(CompiledCode("after a reset of the compiler"))
 
         undo.callback(remove)
 

@@ -114,7 +114,6 @@ NAMES: tuple[Private, ...] = (
         "observer",
         "the last operator of each recomputation that checkpointing stops early counts, though it did not run",
     ),
-    Private("torch._dynamo.callback", "observer", "compiled code is not observed in the step that compiles it"),
     # --- The dispatcher ---
     Private("torch.utils._python_dispatch.TorchDispatchMode", "dispatch", "counting"),
     Private(
@@ -187,6 +186,7 @@ ATTRIBUTES: tuple[Private, ...] = (
         "compiled",
         "whole steps, once anything was compiled: nobody could say when compiled code runs",
     ),
+    Private("callback_handler", "observer", "what the compiler does counts in a step that compiles"),
     Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
@@ -331,6 +331,7 @@ def is_compiler_imported() -> bool:
 BACKWARD_CLASS = "_backward_cls"
 EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
+CALLBACK_HANDLER = "callback_handler"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 COMPILED_CALL = "_compiled_call_impl"
 """Attribute that `module.compile()` sets; the module's calls go through it."""
@@ -430,7 +431,7 @@ def stopped_recomputation() -> Iterator[Place]:
 def compilation_callbacks() -> Any:
     """Return the handler of functions called around compilations, or None."""
     module = sys.modules.get("torch._dynamo.callback")  # not imported: it takes a second
-    return getattr(module, "callback_handler", None)
+    return getattr(module, CALLBACK_HANDLER, None)
 
 
 # --- The dispatcher ---
