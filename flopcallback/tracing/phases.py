@@ -112,6 +112,7 @@ class Placing:
         self.nodes = Nodes()
         self.backwards: list[Span] = []
         self._scopes = scopes
+        self._places: dict[tuple[int, int], tuple[Place, Place, Scope | None]] = {}
 
     def below(self, mark: Mark, place: Place) -> Place:
         """Return the place of what lies inside a mark."""
@@ -141,6 +142,16 @@ class Placing:
             place: where it works.
         """
         owner = self.nodes.owner(thread, number)
+        # By identity, as there are thousands of nodes and few places; what is kept keeps its place and scope alive.
+        key = id(place), id(owner)
+        if (known := self._places.get(key)) is None:
+            inner = self._in_node_of(owner, start, place)
+            if not place.is_ours:
+                return inner  # it depends on when the node works
+            known = self._places[key] = inner, place, owner
+        return known[0]
+
+    def _in_node_of(self, owner: Scope | None, start: int, place: Place) -> Place:
         if not place.is_ours:
             if owner is None:  # made by nobody of ours
                 return place

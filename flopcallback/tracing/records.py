@@ -173,7 +173,8 @@ class _Reading:
         if kind.is_node:
             threads, number = self._maker_threads, event.extra_fields.sequence_number
             thread = self._thread if threads is None else threads.get(event.correlation_id, 0)
-            return self._placing.in_node(thread, number, event.start_time_ns, place)
+            start = 0 if place.is_ours else event.start_time_ns
+            return self._placing.in_node(thread, number, start, place)
         if kind.is_optimizer and place.is_ours:
             return Place(OPTIMIZER)
         return place
