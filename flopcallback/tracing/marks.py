@@ -14,6 +14,7 @@ __all__ = [
     "CLOSURE",
     "COMPILING",
     "END",
+    "ON",
     "OPTIMIZER_MARK",
     "REGION",
     "SCOPE",
@@ -27,6 +28,7 @@ BEGIN, END = "begin", "end"  # of what an observer watches: several may share th
 SCOPE = "scope"  # a module is at work; the detail is the number of its scope
 BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph
 OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and what it calls of the user's
+ON = "on"  # a call of the model
 STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
 REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
 COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's

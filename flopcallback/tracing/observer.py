@@ -19,9 +19,9 @@ from flopcallback.modules.compiled import CompiledCode, is_used
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_marked
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, OPTIMIZER_MARK, STOPPED, Marks
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
-from flopcallback.tracing.phases import BACKWARD, FORWARD, PHASES, backward_detail
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
 from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.records import Placed, read_records
@@ -67,8 +67,13 @@ class StepRecorder:
         self._placed: list[Placed] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Record during a step, and read the records at its end."""
+    def watching(self, *, is_in_optimizer: bool = False) -> Iterator[None]:
+        """Record during a step, and read the records at its end.
+
+        Args:
+            is_in_optimizer: whether an optimizer is stepping already, and its closure begins the step: then only calls
+                of the model are forward.
+        """
         recording: Recording | None = None
         try:
             recording = begin_recording()
@@ -82,7 +87,7 @@ class StepRecorder:
         try:
             with ExitStack() as undo:
                 self._watch(undo)
-                self._marks.at(BEGIN)
+                self._marks.at(BEGIN, OPTIMIZER if is_in_optimizer else FORWARD)
                 yield
                 self._marks.at(END)
         finally:
@@ -102,7 +107,8 @@ class StepRecorder:
         """
         self._forwards += is_forward
         try:
-            yield
+            with self._marks.over(ON):
+                yield
         finally:
             self._forwards -= is_forward
 

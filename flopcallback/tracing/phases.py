@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flopcallback.formulas.op_call import ROOT, Scope
-from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, OPTIMIZER_MARK, SCOPE, Mark
+from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, ON, OPTIMIZER_MARK, SCOPE, Mark
 
 __all__ = [
     "BACKWARD",
@@ -128,7 +128,7 @@ class Placing:
             return Place(phase, place.scope, Backward(mark.detail.endswith("+"), place.scope))
         if mark.kind == OPTIMIZER_MARK:
             return Place(OPTIMIZER, ROOT)
-        if mark.kind == CLOSURE:
+        if mark.kind in (CLOSURE, ON) and place.phase == OPTIMIZER:
             return Place(FORWARD, place.scope)
         return place
 

@@ -106,6 +106,7 @@ class _Reading:
         if begin is None:
             raise RuntimeError("the mark of the beginning is not among the profiler's records")
         end = next((event for event in _depth_first(reversed(roots)) if self._is(event, END)), None)
+        phase = begin.name.rpartition(":")[2]
         start, stop = begin.start_time_ns, roots[-1].end_time_ns if end is None else end.end_time_ns
         self._thread = begin.start_tid
         if any(event.start_tid != self._thread for event in roots):
@@ -113,7 +114,7 @@ class _Reading:
         found: list[_Found] = []
         for event in roots:
             if event.start_time_ns <= stop and event.end_time_ns >= start:
-                self._walk([event], Place(is_ours=event.start_tid == self._thread), found, is_top=True)
+                self._walk([event], Place(phase, is_ours=event.start_tid == self._thread), found, is_top=True)
         self._fetch_constants(found)
         calls = ((record, self._call(record)) for record in found)
         placed = [Placed(record.place.phase, call) for record, call in calls if call is not None]

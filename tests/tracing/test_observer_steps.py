@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
-from observed_steps import STEPS
+from observed_steps import BATCH, INNER, OUT, STEPS, WIDE
 
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _HardwareFlops
@@ -44,6 +46,34 @@ def test_a_step_has_the_flops_that_the_dispatcher_sees_in_each_module_and_phase(
     dispatched, _, _ = observed(StepObserver, name)
     assert recorded == dispatched
     assert not any(unknown.values())
+
+
+def test_a_step_that_begins_inside_its_optimizer_has_that_ones_work_as_the_optimizers():
+    model, (optimizer,), step = STEPS["closures"]()
+    observers = []
+
+    def watched(closure):
+        """Begin to watch in the first closure, as a loop does that is seen by its calls alone."""
+        undo = ExitStack()
+
+        def first():
+            if not observers:
+                observers.append(StepRecorder(ModuleNames({"": model})))
+                undo.enter_context(observers[0].watching(is_in_optimizer=True))
+            return closure()
+
+        with undo:
+            return plain(first)
+
+    plain = optimizer.step
+    optimizer.step = watched
+    step(lambda: observers[0].on())
+    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observers[0].runs().items()}
+    calls = counts["forward"].module_calls()["0"]
+    first, second = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT
+    assert counts["forward"].total() == calls * (first + second)
+    assert counts["backward"].total() == calls * (first + 2 * second)
+    assert counts["optimizer"].total() > 0  # products of directions
 
 
 @pytest.mark.parametrize("name", STEPS)
