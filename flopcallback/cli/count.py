@@ -48,7 +48,7 @@ FORMS: dict[str, Callable[[ModelProfile], str]] = {
 class Engine(str, Enum):
     """Values of `--engine`."""
 
-    AUTO, TRACE, DISPATCH = ENGINES
+    AUTO, TRACE, DISPATCH, OBSERVER = ENGINES
 
 
 def count(
@@ -80,7 +80,8 @@ def count(
     fma: Annotated[int, typer.Option(min=1, max=2, help="FLOPs of a multiply-add.")] = 1,
     elementwise: Annotated[bool, typer.Option("--elementwise", help="Count elementwise operators too.")] = False,
     engine: Annotated[
-        Engine, typer.Option(help="Counting engine: the tracer, the dispatcher, or whichever can count the call.")
+        Engine,
+        typer.Option(help="Counting engine: the tracer, the dispatcher, either of them, or PyTorch's own records."),
     ] = Engine.AUTO,
     latency: Annotated[bool, typer.Option("--latency", help="Measure times by module as well.")] = False,
     verify: Annotated[

@@ -36,7 +36,7 @@ class FlopCountAnalysis(OperatorAnalysis):
         fma: FLOPs of a fused multiply-add: 1 (as fvcore and most papers count) or 2.
         elementwise: count elementwise operators and reductions too.
         prune: leave out operators that no result of the call depends on.
-        engine: `"auto"`, `"trace"` or `"dispatch"`, as for `OperatorAnalysis`.
+        engine: `"auto"`, `"trace"`, `"dispatch"` or `"observer"`, as for `OperatorAnalysis`.
 
     Raises:
         ValueError: `fma` is neither 1 nor 2, there is no such engine, or `prune` is used with the dispatcher.

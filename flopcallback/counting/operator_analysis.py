@@ -23,6 +23,7 @@ from flopcallback.tracing.run import (
     AUTO,
     DISPATCH,
     ENGINES,
+    OBSERVER,
     TRACER_WARNINGS,
     ObservedRun,
     device_mismatch,
@@ -51,7 +52,8 @@ class OperatorAnalysis:
             formula nothing is counted until handles are set.
         prune: leave out operators that no result of the call depends on.
         engine: `"trace"` for the JIT tracer, `"dispatch"` for the dispatcher below it, or `"auto"` for the tracer and,
-            if it cannot count the call, the dispatcher.
+            if it cannot count the call, the dispatcher. `"observer"` reads what really ran from PyTorch's own records,
+            also in compiled code, which the others run uncompiled.
 
     Raises:
         ValueError: there is no such engine, or `prune` is used with the dispatcher, which sees no data flow.
@@ -80,7 +82,7 @@ class OperatorAnalysis:
             raise TypeError(f"{type(self).__name__}: model is the class {name}, expected a module, such as {name}(...)")
         if not callable(model):
             raise TypeError(f"{type(self).__name__}: model is {model!r}, expected a module or another callable")
-        if engine == DISPATCH and prune:
+        if engine in (DISPATCH, OBSERVER) and prune:
             raise ValueError(
                 f"{type(self).__name__}: prune=True needs to know what reaches the output, and only the tracer sees "
                 f"that: use engine='auto' or engine='trace'"
@@ -184,7 +186,7 @@ class OperatorAnalysis:
 
     @property
     def engine(self) -> str:
-        """The engine that observed the run: `"trace"` or `"dispatch"`."""
+        """The engine that observed the run: `"trace"`, `"dispatch"` or `"observer"`."""
         return self._run().engine
 
     @property

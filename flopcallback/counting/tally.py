@@ -9,11 +9,11 @@ from numbers import Number
 from typing import Any
 
 from flopcallback.counting.fvcore_values import jit_values
-from flopcallback.formulas.op_call import OpCall, Scope, Value
-from flopcallback.formulas.registry import Free, lookup
+from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope, Value
+from flopcallback.formulas.registry import Free
 from flopcallback.modules.compiled import COMPILED
 from flopcallback.modules.names import ModuleNames
-from flopcallback.tracing.record import Operation
+from flopcallback.tracing.record import Operation, leaves_memory_empty
 from flopcallback.tracing.regions import META_CONVOLUTION
 from flopcallback.tracing.run import ObservedRun
 
@@ -183,7 +183,7 @@ class _Summing:
         assert operation.body is not None
         self._unsupported(operation.operator, operation.scope)
         is_work = _is_floating_point(operation.call()) and not _hands_on(operation.call())
-        if is_work and _leaves_memory_empty(operation.body):
+        if is_work and leaves_memory_empty({inner.operator for inner in operation.body}):
             self._miss(operation.operator, operation.scope, "nothing that ran inside it could be seen", True)
         for inner in operation.body:
             self.add(inner)
@@ -223,7 +223,7 @@ def _exact(count: Any) -> Any:
 
 def _is_floating_point(call: OpCall) -> bool:
     # Work on integers and masks is not counted (`docs/conventions.md`), so a total cannot lack it.
-    return any(map(_has_floats, call.inputs)) and any(map(_has_floats, call.outputs))
+    return any(map(_has_floats, call.inputs)) and (call.outputs is UNSEEN or any(map(_has_floats, call.outputs)))
 
 
 def _has_floats(value: Value) -> bool:
@@ -232,28 +232,10 @@ def _has_floats(value: Value) -> bool:
     return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
-# Operators that allocate memory and write nothing to it.
-_EMPTY = frozenset(
-    f"aten::{name}"
-    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
-
-
-def _leaves_memory_empty(body: tuple[Operation, ...]) -> bool:
-    """Return whether no operator of a body can have computed its result.
-
-    Then a kernel did the work, unseen by PyTorch. It is so if nothing ran at all, or if memory was allocated and every
-    operator is free and writes nothing.
-    """
-    names = {inner.operator for inner in body}
-    makes = not names or bool(names & _EMPTY)
-    return makes and not any(name.endswith("_") or not isinstance(lookup(name), Free) for name in names)
-
-
 def _hands_on(call: OpCall) -> bool:
     """Return whether every result may be one of the arguments.
 
     So it is in an autograd function that is the identity with another gradient; shapes alone are compared.
     """
     shapes = {value.shape for value in call.inputs}
-    return all(value.shape in shapes for value in call.outputs)
+    return call.outputs is not UNSEEN and all(value.shape in shapes for value in call.outputs)

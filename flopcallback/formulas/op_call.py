@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROOT", "OpCall", "Scope", "Value"]
+__all__ = ["ROOT", "UNSEEN", "OpCall", "Scope", "Value"]
 
 
 class Scope(NamedTuple):
@@ -71,6 +71,21 @@ class Value:
         return self.items is not None and self.dtype is not None
 
 
+class _Unseen(tuple[Value, ...]):
+    """Results that nobody saw: to ask for one is an error, never 0."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object) -> Any:
+        raise ValueError("its results were not seen, and do not follow from its arguments")
+
+    __iter__ = __getitem__ = __len__ = __bool__ = _refuse
+
+
+UNSEEN: tuple[Value, ...] = _Unseen()
+"""The outputs of a call of which an engine saw the arguments alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpCall:
     """Call of one operator.
@@ -78,7 +93,7 @@ class OpCall:
     Attributes:
         operator: schema name without overload, such as `"aten::linear"`.
         inputs: arguments in the order of the operator's schema, defaults filled in.
-        outputs: results, in order.
+        outputs: results, in order; `UNSEEN` if the engine could not see them.
         scope: modules at work.
     """
 
@@ -96,14 +111,20 @@ class OpCall:
         Raises:
             ValueError: nested tensors have different numbers of components.
         """
-        values = (*self.inputs, *self.outputs)
+        # Without the outputs where they were not seen: what is nested then shows in the inputs.
+        values = self.inputs if self.outputs is UNSEEN else (*self.inputs, *self.outputs)
         lengths = {len(value.items) for value in values if value.items is not None and value.dtype is not None}
         if not lengths:
             return (self,)
         if len(lengths) != 1:
             raise ValueError(f"nested tensors of different numbers of components: {sorted(lengths)}")
         return tuple(
-            OpCall(self.operator, _component(self.inputs, index), _component(self.outputs, index), self.scope)
+            OpCall(
+                self.operator,
+                _component(self.inputs, index),
+                UNSEEN if self.outputs is UNSEEN else _component(self.outputs, index),
+                self.scope,
+            )
             for index in range(lengths.pop())
         )
 

@@ -30,6 +30,7 @@ __all__ = [
     "Family",
     "Formula",
     "Free",
+    "counts_functions",
     "lookup",
     "register_formula",
     "unregister_formula",
@@ -382,6 +383,11 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
             f"for one analysis, replace it with FlopCountAnalysis(...).set_formula({operator!r}, formula)"
         )
     _registered[operator] = Counted(formula, family)
+
+
+def counts_functions() -> bool:
+    """Return whether autograd functions have formulas of their own."""
+    return any(operator.startswith("prim::PythonOp.") for operator in _registered)
 
 
 def check_operator_name(function: str, operator: str) -> None:

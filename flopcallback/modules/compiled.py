@@ -26,6 +26,7 @@ __all__ = [
     "Return",
     "as_written",
     "is_loaded",
+    "is_used",
     "may_step_aside",
     "rest_if_unused",
     "stepping_aside",
@@ -76,7 +77,7 @@ _installed: dict[str, Callable[[Any], Any]] = {}  # the original functions of `E
 _depths = threading.local()  # how many contexts of `as_written` and `with_known_count` this thread is inside
 
 
-def _in_use() -> bool:
+def is_used() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
     module = sys.modules.get(EVAL_FRAME)
     if module is None:
@@ -93,7 +94,7 @@ def is_loaded() -> bool:
 
 def may_step_aside() -> bool:
     """Return whether this torch lets calls of compiled code be recognized."""
-    return not _in_use() or bool(_wrappers())
+    return not is_used() or bool(_wrappers())
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def rest_if_unused() -> None:
     ours until another observer steps in.
     """
     with _lock:
-        if not _in_use():
+        if not is_used():
             _uninstall()
 
 

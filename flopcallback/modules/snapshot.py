@@ -200,6 +200,11 @@ class Snapshot:
             with disable_current_modes():
                 self._keep_values(sharing if sharing.is_inference() else sharing.data)
 
+    def keep_all(self) -> None:
+        """Copy all parameters and inputs now, where nothing will tell before a write."""
+        for tensor in [tensor for sharing in self._by_storage.values() for tensor in sharing]:
+            self.keep_written(tensor)
+
     def drop_grads(self) -> None:
         """Remove all grads until `restore`.
 

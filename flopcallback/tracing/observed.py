@@ -1,14 +1,45 @@
-"""Result and observations of a call that was made."""
+"""Observed runs of calls that were made, and their results."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flopcallback.tracing.run import ObservedRun
+from flopcallback.modules.names import ModuleNames
+from flopcallback.tracing.record import GraphLog, OperatorLog
 
-__all__ = ["Observed"]
+__all__ = ["AUTO", "DISPATCH", "OBSERVER", "TRACE", "Observed", "ObservedRun"]
+
+AUTO, TRACE, DISPATCH, OBSERVER = "auto", "trace", "dispatch", "observer"
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """Operators of one run of a callable, and the modules called.
+
+    Attributes:
+        record: the operators.
+        names: the modules' names.
+        calls: how often each module was entered, by canonical name.
+        called: modules that were called as `module(...)`.
+        strays: modules that ran in another thread in which no engine saw them, or not until they ended.
+        output_shapes: shape of the last tensor that each module returned.
+        engine: `"trace"`, `"dispatch"` or `"observer"`.
+        engine_reason: why the engine was not the tracer; empty if it was.
+        compiled: names of the compiled functions that the run called; they are not looked into.
+    """
+
+    record: GraphLog | OperatorLog
+    names: ModuleNames
+    calls: Counter[str]
+    called: frozenset[str]
+    strays: frozenset[str]
+    output_shapes: Mapping[str, tuple[int, ...]]
+    engine: str
+    engine_reason: str = ""
+    compiled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,16 @@ The shapes of a traced operator are read from the graph when they are asked for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope, Value
+from flopcallback.formulas.registry import Free, lookup
 
-__all__ = ["GraphLog", "Operation", "OperatorLog", "Region", "read_value"]
+__all__ = ["GraphLog", "Operation", "OperatorLog", "Region", "leaves_memory_empty", "read_value"]
 
 # Kinds of the nodes that we insert into a traced graph. Their attribute `index` refers to `GraphLog.scopes` and
 # `GraphLog.regions`.
@@ -79,9 +80,26 @@ def _seen(call: OpCall | Region) -> Operation:
     return call.operation() if isinstance(call, Region) else Operation(call.operator, call.scope, seen=call)
 
 
+# Operators that allocate memory and write nothing to it.
+_EMPTY = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+
+
+def leaves_memory_empty(operators: Collection[str]) -> bool:
+    """Return whether no operator of a body can have computed its result.
+
+    Then a kernel did the work, unseen by PyTorch. It is so if nothing ran at all, or if memory was allocated and every
+    operator is free and writes nothing.
+    """
+    makes = not operators or not _EMPTY.isdisjoint(operators)
+    return makes and not any(name.endswith("_") or not isinstance(lookup(name), Free) for name in operators)
+
+
 @dataclass(frozen=True, slots=True)
 class OperatorLog:
-    """Operators that the dispatcher saw.
+    """Operators that the dispatcher saw, or PyTorch's profiler.
 
     Attributes:
         calls: operators of the thread that made the call, in order.

@@ -6,10 +6,8 @@ import functools
 import sys
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,45 +20,36 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
+from flopcallback.tracing.observed import AUTO, DISPATCH, OBSERVER, TRACE, ObservedRun
+from flopcallback.tracing.observer import observe_records
 from flopcallback.tracing.record import GraphLog, OperatorLog
 from flopcallback.tracing.regions import intercept_named, sees_functions, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
-from flopcallback.tracing.torch_private import is_tracing, is_transforming, tree_leaves, why_no_tracer
+from flopcallback.tracing.torch_private import (
+    is_tracing,
+    is_transforming,
+    tree_leaves,
+    why_no_records,
+    why_no_tracer,
+)
 
-__all__ = ["ENGINES", "ObservedRun", "device_mismatch", "observe", "run_isolated", "untraceable_reason"]
+__all__ = [
+    "AUTO",
+    "DISPATCH",
+    "ENGINES",
+    "OBSERVER",
+    "TRACE",
+    "ObservedRun",
+    "device_mismatch",
+    "observe",
+    "run_isolated",
+    "untraceable_reason",
+]
 
-AUTO, TRACE, DISPATCH = "auto", "trace", "dispatch"
-ENGINES = (AUTO, TRACE, DISPATCH)
+ENGINES = (AUTO, TRACE, DISPATCH, OBSERVER)
 ASKED_FOR = "asked for with engine='dispatch'"
 TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
-
-
-@dataclass(frozen=True)
-class ObservedRun:
-    """Operators of one run of a callable, and the modules called.
-
-    Attributes:
-        record: the operators.
-        names: the modules' names.
-        calls: how often each module was entered, by canonical name.
-        called: modules that were called as `module(...)`.
-        strays: modules that ran in another thread in which no engine saw them, or not until they ended.
-        output_shapes: shape of the last tensor that each module returned.
-        engine: `"trace"` or `"dispatch"`.
-        engine_reason: why the engine was not the tracer; empty if it was.
-        compiled: names of the compiled functions that the run called; they are not looked into.
-    """
-
-    record: GraphLog | OperatorLog
-    names: ModuleNames
-    calls: Counter[str]
-    called: frozenset[str]
-    strays: frozenset[str]
-    output_shapes: Mapping[str, tuple[int, ...]]
-    engine: str
-    engine_reason: str = ""
-    compiled: tuple[str, ...] = ()
 
 
 def observe(
@@ -178,10 +167,13 @@ def run_isolated(
     call, the call is repeated under the dispatcher from the same state.
 
     Raises:
-        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call.
+        RuntimeError: the engine is `"trace"`, and the tracer cannot count this call; or it is `"observer"`, and the
+            profiler is not to be had.
         Exception: whatever the call raises by itself.
     """
     names = ModuleNames(roots)
+    if engine == OBSERVER:
+        return _listened_to(call, names, args, kwargs)
     reason = ASKED_FOR if engine == DISPATCH else untraceable_reason(names, (args, kwargs))
     error: Exception | None = None
     if not reason:
@@ -197,6 +189,19 @@ def run_isolated(
     run = _isolated(call, names, args, kwargs, DISPATCH, reason, tracer_warnings)
     if engine == TRACE:
         raise _untraceable(reason) from error
+    return run
+
+
+def _listened_to(
+    call: Callable[..., Any], names: ModuleNames, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ObservedRun:
+    """Run a call as it is, compiled code included, and undo its effects."""
+    if reason := why_no_records():
+        raise RuntimeError(f"engine='observer' cannot count this call: {reason}")
+    with left_as_found(names.unique.values(), (args, kwargs)) as snapshot, without_fast_paths():
+        snapshot.keep_all()  # nothing tells before a write
+        own_args, own_kwargs = private_copies((args, dict(kwargs)))
+        _, run = observe_records(functools.partial(call, *own_args, **own_kwargs), names)
     return run
 
 

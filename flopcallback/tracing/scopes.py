@@ -119,6 +119,7 @@ class ModuleScopes:
                 try:
                     is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
                     outer = self._entered(name, is_call=is_call)
+                    self._received(args, kwargs)
                 except Exception as error:  # noqa: BLE001 - the method is the model's, and is called
                     self.failure, outer = error, None
                 if outer is None:
@@ -152,6 +153,9 @@ class ModuleScopes:
             self.called.add(name)
         self._enter(Scope(name, (*outer.called, name) if is_call else outer.called))
         return outer
+
+    def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the arguments of a call that begins; for subclasses."""
 
     def _left(self, outer: Scope) -> None:
         """Leave a module, after its return or its error."""

@@ -124,6 +124,11 @@ NAMES: tuple[Private, ...] = (
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
     Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", "marks among the records"),
+    Private(
+        "torch.utils.checkpoint._StopRecomputationError",
+        "observer",
+        "the last operator of each recomputation that checkpointing stops early counts, though it did not run",
+    ),
     # --- The dispatcher ---
     Private("torch.utils._python_dispatch.TorchDispatchMode", "dispatch", "counting"),
     Private(
@@ -160,6 +165,9 @@ NAMES: tuple[Private, ...] = (
     Private("torch._C.TensorBase._is_view", "snapshot", "nothing: the base tells it, too"),
     Private("torch._C.TensorBase._version", "loop/objects", "steps of a compiled optimizer are not noticed"),
     Private("torch._C.TensorBase._base", "loop/watch", "a backward through the base of a view is not noticed"),
+    Private(
+        "torch._C.TensorBase._cdata", "marked_scopes", "work on sparse tensors that the observer sees: it is unknown"
+    ),
     *_rows("torch._C.TensorBase._values", "dispatch", "work on sparse tensors: it is unknown, and shown so"),
     *_rows("torch._C.TensorBase._nested_tensor_size", "dispatch", "work on nested tensors: it is unknown, too"),
     Private("torch._C.StorageBase._cdata", "names", "tensors without memory, as meta ones, are not told apart"),
@@ -193,6 +201,7 @@ ATTRIBUTES: tuple[Private, ...] = (
         "compiled",
         "whole steps, once anything was compiled: nobody could say when compiled code runs",
     ),
+    Private("callback_handler", "observer", "what the compiler does counts in a step that compiles"),
     Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
@@ -337,6 +346,7 @@ def is_compiler_imported() -> bool:
 BACKWARD_CLASS = "_backward_cls"
 EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
+CALLBACK_HANDLER = "callback_handler"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 COMPILED_CALL = "_compiled_call_impl"
 """Attribute that `module.compile()` sets; the module's calls go through it."""
@@ -404,6 +414,11 @@ def is_backward_running() -> bool:
 _prepare_profiler: Any = _found["torch.autograd._prepare_profiler"]
 _enable_profiler: Any = _found["torch.autograd._enable_profiler"]
 _disable_profiler: Any = _found["torch.autograd._disable_profiler"]
+BACKWARD_NODE = "autograd::engine::evaluate_function: "
+"""Beginning of the name of the record around everything that a node of autograd does."""
+OPTIMIZER_STEP = "Optimizer.step#"
+"""Beginning of the name of the record around an optimizer's step."""
+
 _is_profiling: Any = _found["torch.autograd._profiler_enabled"]
 _autograd: Any = torch.autograd  # some of its public names are re-exports without a stub
 _record_range: Any = _found["torch._C._profiler._RecordFunctionFast"]
@@ -504,6 +519,17 @@ def profiler_functions() -> Iterator[tuple[Place, str]]:
             yield from ((place, kind) for place in _places(f"{owner}._{kind}_profiler_legacy"))
 
 
+def stopped_recomputation() -> Iterator[Place]:
+    """Yield what is called as checkpointing stops a recomputation early."""
+    return _places("torch.utils.checkpoint._StopRecomputationError.__init__")
+
+
+def compilation_callbacks() -> Any:
+    """Return the handler of functions called around compilations, or None."""
+    module = sys.modules.get("torch._dynamo.callback")  # not imported: it takes a second
+    return getattr(module, CALLBACK_HANDLER, None)
+
+
 # --- The dispatcher ---
 
 _mode_of: Any = _found["torch._C._get_dispatch_mode"]
@@ -598,6 +624,11 @@ def is_view(tensor: torch.Tensor) -> bool:
 def stored_values(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return the stored values of a sparse COO tensor; None if unknown."""
     return tensor._values() if hasattr(tensor, "_values") else None
+
+
+def identity_of(tensor: torch.Tensor) -> int | None:
+    """Return the number by which the profiler's records call a tensor; None if unknown."""
+    return getattr(tensor, "_cdata", None)
 
 
 def nested_shapes(tensor: torch.Tensor) -> list[list[int]] | None:

@@ -17,6 +17,7 @@ from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, is
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.dispatch import DispatchRecorder, look_up
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, ObservedRun
@@ -24,8 +25,6 @@ from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of, tree_leaves
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
-
-PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
 
 COMPILED_NODE = "CompiledFunctionBackward"
 """Name of the autograd node of a compiled forward (2.13, 2.14)."""

@@ -18,9 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _HardwareFlops
-from flopcallback.tracing.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
+from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
+from flopcallback.tracing.whole_step import StepObserver
 
-ENGINES = ("trace", "dispatch")
+ENGINES = ("trace", "dispatch", "observer")
 
 
 class Call(nn.Module):
@@ -35,10 +37,10 @@ class Call(nn.Module):
         return self.function(x, *self.parameters_of_function)
 
 
-def step_of(model, x):
+def step_of(model, x, observer_class=StepRecorder):
     """Hardware FLOPs by phase, where the input wants its gradient too."""
     x = x.detach().requires_grad_()
-    observer = StepObserver(ModuleNames({"": model}))
+    observer = observer_class(ModuleNames({"": model}))
     with observer.watching():
         with observer.on():
             y = model(x)
@@ -50,8 +52,9 @@ def step_of(model, x):
 
 
 def counted(model, x):
-    """The same, after a check that both engines see this forward."""
+    """The same, after a check that all engines see this forward, and both observers the step."""
     seen = step_of(model, x)
+    assert seen == step_of(model, x, StepObserver)
     x = x.detach().requires_grad_()
     forwards = {engine: FlopCountAnalysis(model, x, engine=engine).hardware_flops()[""] for engine in ENGINES}
     assert forwards == dict.fromkeys(ENGINES, seen[FORWARD])

@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from flopcallback import Cost, register_formula, unregister_formula
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _HardwareFlops
-from flopcallback.tracing.whole_step import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE, StepObserver
+from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
+from flopcallback.tracing.whole_step import StepObserver
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = (
@@ -20,9 +22,19 @@ FIRST, SECOND = (
 )  # of the two layers' forwards; each gradient of one costs as much
 
 
+@pytest.fixture(autouse=True, params=[StepObserver, StepRecorder], ids=["dispatch", "observer"])
+def observer_class(request, monkeypatch):
+    """What sees the step: a mode below autograd, or PyTorch's own records."""
+    monkeypatch.setitem(globals(), "Observer", request.param)
+    return request.param
+
+
+Observer = StepObserver
+
+
 def observed(model, step, optimizers=()):
     """Hardware FLOPs by phase and module of `step(observer)`; modules that did nothing are left out."""
-    observer = StepObserver(ModuleNames({"": model}), optimizers)
+    observer = Observer(ModuleNames({"": model}), optimizers)
     with observer.watching():
         step(observer)
     counts = {phase: _HardwareFlops.of_run(run, model).by_module() for phase, run in observer.runs().items()}
@@ -152,6 +164,7 @@ def test_a_penalty_on_gradients_is_the_forwards_and_its_own_backward_is_the_back
     assert seen[RECOMPUTE] == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*create_graph=True")  # PyTorch's own, once in a process
 def test_backward_with_a_graph_is_backward_and_no_recomputation(net):
     def step(observer):
         with observer.on():
@@ -159,8 +172,7 @@ def test_backward_with_a_graph_is_backward_and_no_recomputation(net):
         y.sum().backward(create_graph=True)
         net.zero_grad()
 
-    with pytest.warns(UserWarning, match="create_graph=True"):
-        seen = observed(net, step)
+    seen = observed(net, step)
     assert seen[BACKWARD] == {"": FIRST + 2 * SECOND, "0": FIRST, "2": 2 * SECOND}
     assert seen[RECOMPUTE] == {}
 
@@ -319,13 +331,16 @@ def test_a_function_past_pytorch_without_a_formula_is_unknown_in_the_step_too():
     assert "__getattribute__" not in vars(type(torch.autograd.Function))
 
 
-def test_what_the_record_of_a_function_fails_at_does_not_reach_the_step(monkeypatch):
-    def fail(*_):
+def test_what_the_record_of_a_function_fails_at_does_not_reach_the_step(monkeypatch, observer_class):
+    def fail(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(StepObserver, "_place", fail)
+    if observer_class is StepRecorder:
+        monkeypatch.setattr("flopcallback.tracing.observer.read_records", fail)
+    else:
+        monkeypatch.setattr(StepObserver, "_place", fail)
     model = Kernels(Past)
-    observer = StepObserver(ModuleNames({"": model}))
+    observer = Observer(ModuleNames({"": model}))
     with observer.watching():
         simple(model)(observer)
     assert model.first.weight.grad is not None

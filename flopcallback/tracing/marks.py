@@ -1,0 +1,84 @@
+"""Marks that an observer leaves among the profiler's records, to read them by."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from flopcallback.tracing.profiler_broker import Recording
+
+__all__ = [
+    "BACKWARD_MARK",
+    "BEGIN",
+    "CLOSURE",
+    "COMPILING",
+    "END",
+    "ON",
+    "OPTIMIZER_MARK",
+    "REGION",
+    "SCOPE",
+    "STOPPED",
+    "Mark",
+    "Marks",
+]
+
+# Kinds of marks. Those without a duration of their own are BEGIN, END and STOPPED.
+BEGIN, END = "begin", "end"  # of what an observer watches: several may share the records of one profiler
+SCOPE = "scope"  # a module is at work; the detail is the number of its scope
+BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph
+OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and what it calls of the user's
+ON = "on"  # a call of the model
+STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
+REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
+COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's
+
+_PREFIX = "flopcallback"
+
+
+class Mark(NamedTuple):
+    """What the name of a mark says.
+
+    Attributes:
+        observer: the number of the observer that left it.
+        kind: one of the kinds above.
+        detail: what the kind says it is.
+    """
+
+    observer: int
+    kind: str
+    detail: str
+
+
+class Marks:
+    """Marks of one observer.
+
+    Attributes:
+        number: tells its marks from those of other observers.
+        recording: the recording that they are left in; None leaves none.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+        self.recording: Recording | None = None
+
+    def over(self, kind: str, detail: object = "") -> AbstractContextManager[Any]:
+        """Return a context; records inside it lie inside the mark."""
+        if self.recording is None:
+            return nullcontext()
+        return self.recording.mark(f"{_PREFIX}:{self.number}:{kind}:{detail}")
+
+    def at(self, kind: str, detail: object = "") -> None:
+        """Leave a mark at this moment."""
+        with self.over(kind, detail):
+            pass
+
+    @staticmethod
+    def read(name: str) -> Mark | None:
+        """Return what a record's name says if it is that of a mark, else None."""
+        if not name.startswith(_PREFIX + ":"):
+            return None
+        _, observer, kind, detail = name.split(":", 3)
+        return Mark(int(observer), kind, detail)

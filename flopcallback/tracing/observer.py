@@ -1,0 +1,272 @@
+"""Third engine: PyTorch's own records of operators, of a call or of a whole training step.
+
+It only listens: no mode and no hook stands in the way of an operator, and compiled code runs as it would without us.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from flopcallback.formulas.op_call import ROOT, OpCall
+from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
+from flopcallback.modules.attempt import call_once
+from flopcallback.modules.compiled import CompiledCode, is_used
+from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_marked
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
+from flopcallback.tracing.observed import OBSERVER, ObservedRun
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
+from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording
+from flopcallback.tracing.record import OperatorLog, Region
+from flopcallback.tracing.records import Placed, read_records
+from flopcallback.tracing.regions import intercept_named, replaced
+from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
+
+__all__ = ["NotRecorded", "StepRecorder", "observe_records"]
+
+REASON = "what really ran is seen in PyTorch's own records"
+
+
+class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
+    """Reason for not observing a call: the profiler was not to be had."""
+
+    def __init__(self) -> None:
+        super().__init__("PyTorch's profiler is in use, and records for one user at a time")
+
+
+class StepRecorder:
+    """Observer of every operator of a training step, by phase and module.
+
+    The step runs inside `with watching():`. All that this thread runs in there is observed, and in other threads what
+    it started, the modules' work, and autograd's. What runs outside of modules, backwards and optimizers is forward.
+
+    Attributes:
+        failure: the error that kept the step from being observed, or None.
+
+    Args:
+        names: the modules.
+        optimizers: the optimizers that may step.
+        families: whether all families of operators are read, or those alone that are hardware FLOPs.
+    """
+
+    def __init__(self, names: ModuleNames, optimizers: Iterable[Any] = (), *, reads_all: bool = False) -> None:
+        self._names = names
+        self._optimizers = tuple(optimizers)
+        self._families = None if reads_all else HARDWARE_FAMILIES
+        self._marks = Marks()
+        self._scopes = MarkedScopes(names, self._marks)
+        self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
+        self._thread = threading.get_ident()
+        self._failure: Exception | None = None  # the first: later ones may follow from it
+        self._placed: list[Placed] = []
+
+    @contextmanager
+    def watching(self, *, is_in_optimizer: bool = False) -> Iterator[None]:
+        """Record during a step, and read the records at its end.
+
+        Args:
+            is_in_optimizer: whether an optimizer is stepping already, and its closure begins the step: then only calls
+                of the model are forward.
+        """
+        recording: Recording | None = None
+        try:
+            recording = begin_recording()
+        except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
+            self._note(error)
+        if recording is None:
+            self._note(NotRecorded())
+            yield
+            return
+        result: Any = None
+        try:
+            with ExitStack() as undo:
+                self._watch(undo)
+                self._marks.at(BEGIN, OPTIMIZER if is_in_optimizer else FORWARD)
+                yield
+                self._marks.at(END)
+        finally:
+            try:
+                result = end_recording(recording)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._note(error)
+        self._read(result)
+
+    @contextmanager
+    def on(self, *, is_forward: bool = True) -> Iterator[None]:
+        """Say that a call of the model runs inside the context.
+
+        Args:
+            is_forward: count a backward inside as part of the forward, as a gradient penalty is; False if the step
+                itself calls backward in there.
+        """
+        self._forwards += is_forward
+        try:
+            with self._marks.over(ON):
+                yield
+        finally:
+            self._forwards -= is_forward
+
+    def runs(self) -> Mapping[str, ObservedRun]:
+        """Return the observed run of each phase."""
+        calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
+        for phase, call in self._placed:
+            calls[phase].append(call)
+        return {phase: self._run(of_phase, is_first=phase == FORWARD) for phase, of_phase in calls.items()}
+
+    @property
+    def failure(self) -> Exception | None:
+        """The error that kept the step from being observed, or None."""
+        return self._failure or self._scopes.failure
+
+    def whole_run(self) -> ObservedRun:
+        """Return the observed run, all phases together."""
+        return self._run([call for _, call in self._placed], is_first=True)
+
+    def _run(self, calls: list[OpCall | Region], *, is_first: bool) -> ObservedRun:
+        scopes = self._scopes
+        return ObservedRun(
+            OperatorLog(calls),
+            self._names,
+            scopes.calls if is_first else Counter(),
+            frozenset(scopes.called),
+            frozenset(),
+            scopes.output_shapes if is_first else {},
+            OBSERVER,
+            REASON,
+        )
+
+    # --- The step -----------------------------------------------------------------------------------------------------
+
+    def _watch(self, undo: ExitStack) -> None:
+        """Install all that leaves marks."""
+        try:
+            undo.enter_context(self._scopes.watch())
+            undo.enter_context(threads_marked(self._scopes))
+            if counts_functions():  # their formulas may ask for results, which no record has
+                undo.enter_context(intercept_named(self._scopes.region))
+            for owner, name in backward_engine():
+                undo.enter_context(replaced(owner, name, self._around_backward))
+            for owner, name in stopped_recomputation():
+                undo.enter_context(replaced(owner, name, self._around_stop))
+            for optimizer in self._optimizers:
+                wrap_on_instance(optimizer, "step", self._around_optimizer, undo)
+            self._watch_compiler(undo)
+        except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
+            self._note(error)
+
+    def _read(self, result: Any) -> None:
+        if result is None or self.failure is not None:
+            self._note(NotRecorded())
+            return
+        try:
+            self._placed = read_records(result, self._marks, self._scopes, families=self._families)
+        except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
+            self._note(error)
+
+    def _note(self, failure: Exception | None) -> None:
+        self._failure = self._failure or failure
+
+    def _around_backward(self, engine: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(engine)
+        def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return engine(outputs, *args, **kwargs)
+            # Arguments of `_engine_run_backward`: outputs, grads, `retain_graph`, `create_graph`.
+            makes_graph = bool(args[2] if len(args) > 2 else kwargs.get("create_graph"))
+            call = functools.partial(engine, outputs, *args, **kwargs)
+            outcome = call_once(call, functools.partial(self._see_backward, makes_graph))
+            self._note(outcome.failure)
+            return outcome.result
+
+        return run_backward
+
+    def _see_backward(self, makes_graph: bool, engine: Callable[[], Any]) -> None:
+        is_part_of_forward = self._forwards or self._scopes.current is not ROOT
+        detail = backward_detail(FORWARD if is_part_of_forward else BACKWARD, makes_graph=makes_graph)
+        with self._marks.over(BACKWARD_MARK, detail):
+            engine()
+
+    def _around_stop(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(initialize)
+        def stopped(*args: Any, **kwargs: Any) -> Any:
+            self._marks.at(STOPPED)
+            return initialize(*args, **kwargs)
+
+        return stopped
+
+    def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def closure_of(closure: Any) -> Any:
+            """Wrap a closure: its work is forward and backward, not the optimizer's."""
+            if not callable(closure):
+                return closure
+
+            @functools.wraps(closure)
+            def outside(*args: Any, **kwargs: Any) -> Any:
+                with self._marks.over(CLOSURE):
+                    return closure(*args, **kwargs)
+
+            return outside
+
+        @functools.wraps(step)
+        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            args = (closure_of(args[0]), *args[1:]) if args else args
+            if "closure" in kwargs:
+                kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
+            with self._marks.over(OPTIMIZER_MARK):
+                return step(*args, **kwargs)
+
+        return optimizer_step
+
+    # --- Compiled code ------------------------------------------------------------------------------------------------
+
+    def _watch_compiler(self, undo: ExitStack) -> None:
+        """Mark what the compiler does, whose operators look like the step's."""
+        handler = compilation_callbacks()
+        if handler is None:
+            undo.callback(lambda: self._note(CompiledCode("for the first time") if is_used() else None))
+            return
+        open_marks = OpenMarks()
+
+        def begin(_: Any) -> None:
+            mark = self._marks.over(COMPILING)
+            mark.__enter__()
+            open_marks.marks.append(mark)
+
+        def end(_: Any) -> None:
+            if open_marks.marks:
+                open_marks.marks.pop().__exit__(None, None, None)
+
+        handler.register_start_callback(begin)
+        handler.register_end_callback(end)
+
+        def remove() -> None:
+            for callbacks, ours in ((handler.start_callbacks, begin), (handler.end_callbacks, end)):
+                if ours in callbacks:
+                    callbacks.remove(ours)
+                else:  # `torch._dynamo.reset()` forgets them, and what was compiled since looks like the step's
+                    self._note(CompiledCode("after a reset of the compiler"))
+
+        undo.callback(remove)
+
+
+def observe_records(call: Callable[[], Any], names: ModuleNames) -> tuple[Any, ObservedRun]:
+    """Run a call once, and return its result and its operators.
+
+    Raises:
+        NotRecorded: after the call, if the profiler was not to be had.
+        Exception: whatever the call raises.
+    """
+    recorder = StepRecorder(names, reads_all=True)
+    with recorder.watching(), recorder.on():
+        result = call()
+    if recorder.failure is not None:
+        raise recorder.failure
+    run = recorder.whole_run()
+    run.calls[""] += 1
+    return result, run

@@ -1,0 +1,317 @@
+"""Operators of a run, out of the profiler's records."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from flopcallback.formulas.cost import Family
+from flopcallback.formulas.op_call import UNSEEN, OpCall
+from flopcallback.tracing.marked_scopes import MarkedScopes
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Marks
+from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
+from flopcallback.tracing.record import Region, leaves_memory_empty
+from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
+from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs, refuses
+from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
+
+__all__ = ["Placed", "read_records"]
+
+
+class Placed(NamedTuple):
+    """An operator that ran, and the phase of the step that it ran in."""
+
+    phase: str
+    call: OpCall | Region
+
+
+@dataclass(slots=True)
+class _Found:
+    """A record that counts.
+
+    Attributes:
+        event: the record; None for an operator that costs nothing, of which the name is enough.
+        operator: name of the operator, or of the region.
+        place: where it ran.
+        body: what ran inside it, if that is known apart.
+        number: under which the results of an autograd function are kept.
+        may_have_raised: whether its kernel has left no record, as where an operator refuses its arguments.
+    """
+
+    event: Any
+    operator: str
+    place: Place
+    body: list[_Found] | None = None
+    number: int | None = None
+    may_have_raised: bool = False
+
+
+# What checkpointing's hook leaves in an operator before it ends it.
+_HOOK = frozenset({"aten::detach", "detach"})
+# An operator that has derivatives in forward mode begins with its value without them.
+FORWARD_AD = "aten::_fw_primal"
+_TRANSPOSING = frozenset({"aten::t", "aten::transpose"})
+
+
+def read_records(
+    result: Any, marks: Marks, seen: MarkedScopes, *, families: Collection[Family] | None = None
+) -> list[Placed]:
+    """Return the operators between an observer's first and last mark, in order.
+
+    Args:
+        result: the records.
+        marks: the observer's.
+        seen: what the observer saw of modules.
+        families: operators of other families are left out; None for all, with those that cost nothing in regions.
+    """
+    with _no_garbage_collection():
+        return _Reading(result, marks, seen, families).read()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector from searching thousands of new objects in vain."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Reading:
+    """One pass over the records of a run."""
+
+    def __init__(self, result: Any, marks: Marks, seen: MarkedScopes, families: Collection[Family] | None) -> None:
+        self._result = result
+        self._observer = marks.number
+        self._placing = Placing(seen.numbered)
+        self._seen = seen
+        self._families = families
+        self._kinds = Kinds(families)
+        self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
+        self._constants: dict[int, Sequence[Any]] = {}
+        self._thread = 0
+
+    def read(self) -> list[Placed]:
+        roots = self._result.experimental_event_tree()
+        begin = next((event for event in _depth_first(roots) if self._is(event, BEGIN)), None)
+        if begin is None:
+            raise RuntimeError("the mark of the beginning is not among the profiler's records")
+        end = next((event for event in _depth_first(reversed(roots)) if self._is(event, END)), None)
+        phase = begin.name.rpartition(":")[2]
+        start, stop = begin.start_time_ns, roots[-1].end_time_ns if end is None else end.end_time_ns
+        self._thread = begin.start_tid
+        if any(event.start_tid != self._thread for event in roots):
+            self._maker_threads = {event.correlation_id(): event.fwd_thread_id() for event in self._result.events()}
+        found: list[_Found] = []
+        for event in roots:
+            if event.start_time_ns <= stop and event.end_time_ns >= start:
+                self._walk([event], Place(phase, is_ours=event.start_tid == self._thread), found, is_top=True)
+        self._fetch_constants(found)
+        calls = ((record, self._call(record)) for record in found)
+        placed = [Placed(record.place.phase, call) for record, call in calls if call is not None]
+        self._result = None
+        return placed
+
+    def _is(self, event: Any, kind: str) -> bool:
+        mark = Marks.read(event.name)
+        return mark is not None and mark.kind == kind and mark.observer == self._observer
+
+    # --- The tree -----------------------------------------------------------------------------------------------------
+
+    def _walk(self, events: Iterable[Any], place: Place, found: list[_Found], *, is_top: bool) -> Rank:
+        """Add to `found` what counts among records and inside them.
+
+        Args:
+            events: records of one level.
+            place: where they lie.
+            found: receives what counts.
+            is_top: whether they lie outside of all operators; then they carry the numbers of autograd's nodes.
+
+        Returns:
+            The highest rank of what was found.
+        """
+        highest = Rank.NONE
+        leaves, kind_of = self._kinds.leaves, self._kinds.of
+        for event in events:
+            if (name := event.name) in leaves:  # most are
+                continue
+            kind = kind_of(name)
+            if kind.is_leaf:
+                continue
+            if kind.rank or kind.region:
+                if place.is_ours:
+                    highest = max(highest, self._operator(event, name, kind, place, found, is_top=is_top))
+                elif kind.region:  # an autograd function of another thread may call our modules
+                    highest = max(highest, self._walk(event.children, place, found, is_top=is_top))
+                continue
+            if (inner := self._inside(event, kind, place)) is not None:
+                highest = max(highest, self._walk(event.children, inner, found, is_top=is_top or inner is not place))
+        return highest
+
+    def _inside(self, event: Any, kind: Kind, place: Place) -> Place | None:
+        """Return the place of what lies inside a record that does not count itself.
+
+        None if it is not part of the run.
+        """
+        if kind.mark is not None:
+            if kind.mark.observer != self._observer:
+                return None if kind.mark.kind == COMPILING else place
+            if kind.mark.kind == COMPILING:
+                return None
+            inner = self._placing.below(kind.mark, place)
+            if kind.mark.kind == BACKWARD_MARK:
+                self._placing.backwards.append(Span(event.start_time_ns, event.end_time_ns, inner))
+            return inner
+        if kind.is_node:
+            threads, number = self._maker_threads, event.extra_fields.sequence_number
+            thread = self._thread if threads is None else threads.get(event.correlation_id, 0)
+            start = 0 if place.is_ours else event.start_time_ns
+            return self._placing.in_node(thread, number, start, place)
+        if kind.is_optimizer and place.is_ours:
+            return Place(OPTIMIZER)
+        return place
+
+    def _operator(self, event: Any, name: str, kind: Kind, place: Place, found: list[_Found], *, is_top: bool) -> Rank:
+        if is_top:
+            number = event.extra_fields.sequence_number
+            if number >= 0:
+                self._placing.nodes.begin(event.start_tid, number, place.scope)
+        if place.backward is not None:
+            place = recomputed(place, event.extra_fields.sequence_number)
+        if not (kind.region or kind.is_composite or kind.rank is Rank.UNKNOWN):
+            inputs = own_inputs(name, event.extra_fields.inputs)
+            if are_real(inputs):
+                return self._kernel(event, name, kind, place, found)
+        inner: list[_Found] = []
+        rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
+        if kind.region:
+            return self._region(event, kind, place, inner, rank, found)
+        is_transparent = kind.is_composite and kind.rank >= Rank.UNKNOWN and self._shows_work(event)
+        if is_transparent or self._says_more(inner, rank, kind):
+            found += inner
+            return rank
+        found.append(_Found(event, name, place))
+        return kind.rank
+
+    def _kernel(self, event: Any, name: str, kind: Kind, place: Place, found: list[_Found]) -> Rank:
+        """Count an operator that worked on tensors with memory, by its own arguments.
+
+        What it has called to do so is part of it, but for the derivatives of forward-mode AD.
+        """
+        names = {child.name for child in event.children}
+        marks = {child for child in names if (mark := self._kinds.of(child).mark) and mark.kind == STOPPED}
+        # Checkpointing has ended it. Where autograd saves the operator's arguments, no kernel has run so far; where it
+        # saves results, one has, and has left records.
+        if marks and names <= _HOOK | marks:
+            return kind.rank
+        found.append(_Found(event, name, place, may_have_raised=not names))
+        if FORWARD_AD in names:
+            self._walk(event.children, place, found, is_top=False)
+        return kind.rank
+
+    def _region(
+        self, event: Any, kind: Kind, place: Place, inner: list[_Found], rank: Rank, found: list[_Found]
+    ) -> Rank:
+        names, number = [], None
+        for child in event.children:
+            if (mark := self._kinds.of(child.name).mark) is not None and mark.kind == REGION:
+                number = int(mark.detail)
+                names += [grandchild.name for grandchild in child.children]
+            else:
+                names.append(child.name)
+        if kind.rank is Rank.UNKNOWN and all(self._kinds.of(name).is_free for name in names):
+            found.append(_Found(event, kind.region, place))  # it has left PyTorch, or only copies: nobody knows
+            return kind.rank
+        if kind.is_whole or self._families is None or leaves_memory_empty(names):
+            free = [_Found(None, name, place) for name in names if self._kinds.of(name).is_free]
+            found.append(_Found(event, kind.region, place, [*free, *inner], number))
+            return max(rank, kind.rank)
+        found += inner
+        return rank
+
+    def _says_more(self, inner: Iterable[_Found], rank: Rank, kind: Kind) -> bool:
+        """Return whether what was found inside an operator counts instead of it."""
+        if kind.rank is Rank.UNKNOWN:
+            return rank > kind.rank
+        if rank is kind.rank is Rank.OTHER:  # the mean inside a normalization is not one
+            return any(self._kinds.of(record.operator).family is kind.family for record in inner)
+        return rank >= kind.rank
+
+    def _shows_work(self, event: Any) -> bool:
+        """Return whether the operators that did an operator's work are inside it."""
+        return any(not self._kinds.of(child.name).is_free for child in event.children)
+
+    # --- Arguments ----------------------------------------------------------------------------------------------------
+
+    def _fetch_constants(self, found: Iterable[_Found]) -> None:
+        """Read lists of numbers from the list of records, for operators that have any."""
+        records = (record for record in _with_bodies(found) if record.event is not None)
+        wanted = {record.event.correlation_id for record in records if has_lists(record.operator)}
+        for event in self._result.events() if wanted else ():
+            if (number := event.correlation_id()) in wanted:
+                self._constants[number] = event.concrete_inputs()
+
+    def _stored_in(self, event: Any, recorded: Iterable[Any]) -> Mapping[int | None, int]:
+        """Return the stored elements of sparse operands.
+
+        One that was transposed just before has as many as what it was transposed from: so the backward of a product
+        with a sparse matrix begins.
+        """
+        stored = self._seen.stored
+        unseen = {argument.impl_ptr: argument.sizes for argument in recorded if _is_sparse(argument)}
+        if not unseen or event.parent is None:
+            return stored
+        for sibling in event.parent.children:
+            if sibling.id == event.id:
+                break
+            if sibling.name in _TRANSPOSING and _is_sparse(source := sibling.extra_fields.inputs[0]):
+                transposed = source.sizes[::-1]
+                same = {pointer for pointer, sizes in unseen.items() if sizes == transposed and pointer not in stored}
+                if source.impl_ptr in stored:
+                    stored = {**stored, **dict.fromkeys(same, stored[source.impl_ptr])}
+        return stored
+
+    def _call(self, record: _Found) -> OpCall | Region | None:
+        """Return what a record says; None if the operator has raised an error."""
+        event, operator = record.event, record.operator
+        if event is None:
+            return OpCall(operator, (), (), record.place.scope)
+        constants = self._constants.get(event.correlation_id, ())
+        recorded = event.extra_fields.inputs
+        inputs = inputs_of(operator, recorded, constants, self._stored_in(event, recorded))
+        if record.number is not None:
+            outputs = self._seen.results.get(record.number, UNSEEN)
+        else:
+            outputs = UNSEEN if operator.startswith(AUTOGRAD_FUNCTION) else outputs_of(operator, inputs)
+        if record.may_have_raised and refuses(operator, inputs):
+            return None
+        call = OpCall(operator, inputs, outputs, record.place.scope)
+        if record.body is None:
+            return call
+        return Region(call, tuple(filter(None, map(self._call, record.body))))
+
+
+def _is_sparse(argument: Any) -> bool:
+    return getattr(argument, "layout", torch.strided) is not torch.strided
+
+
+def _depth_first(events: Iterable[Any]) -> Iterator[Any]:
+    for event in events:
+        yield event
+        if not event.name.startswith("aten::"):
+            yield from _depth_first(event.children)
+
+
+def _with_bodies(found: Iterable[_Found]) -> Iterator[_Found]:
+    for record in found:
+        yield record
+        yield from _with_bodies(record.body or ())

@@ -1,0 +1,82 @@
+"""Whole steps by the profiler's records: by module and phase as the dispatcher sees them, and not one digit changes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from observed_steps import BATCH, INNER, OUT, STEPS, WIDE
+
+from flopcallback.modules.names import ModuleNames
+from flopcallback.profiling.build import _HardwareFlops
+from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.phases import PHASES
+from flopcallback.tracing.whole_step import StepObserver
+
+# PyTorch says once that oneDNN has no LSTM with projections.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
+
+
+def observed(observer_class, name):
+    """FLOPs by phase and module, what is unknown, and the parameters after the step."""
+    torch.manual_seed(0)
+    model, optimizers, step = STEPS[name]()
+    observer = observer_class(ModuleNames({"": model}), optimizers)
+    with observer.watching():
+        step(observer.on)
+    if observer.failure is not None:
+        raise observer.failure
+    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observer.runs().items()}
+    unknown = {phase: dict(analysis.unknown_ops()) for phase, analysis in counts.items()}
+    flops = {(phase, module): flops for phase in PHASES for module, flops in counts[phase].by_module().items() if flops}
+    return flops, unknown, list(model.parameters())
+
+
+def unobserved(name):
+    torch.manual_seed(0)
+    model, _, step = STEPS[name]()
+    step(StepRecorder(ModuleNames({"": model})).on)
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_has_the_flops_that_the_dispatcher_sees_in_each_module_and_phase(name):
+    recorded, unknown, _ = observed(StepRecorder, name)
+    dispatched, _, _ = observed(StepObserver, name)
+    assert recorded == dispatched
+    assert not any(unknown.values())
+
+
+def test_a_step_that_begins_inside_its_optimizer_has_that_ones_work_as_the_optimizers():
+    model, (optimizer,), step = STEPS["closures"]()
+    observers = []
+
+    def watched(closure):
+        """Begin to watch in the first closure, as a loop does that is seen by its calls alone."""
+        undo = ExitStack()
+
+        def first():
+            if not observers:
+                observers.append(StepRecorder(ModuleNames({"": model})))
+                undo.enter_context(observers[0].watching(is_in_optimizer=True))
+            return closure()
+
+        with undo:
+            return plain(first)
+
+    plain = optimizer.step
+    optimizer.step = watched
+    step(lambda: observers[0].on())
+    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observers[0].runs().items()}
+    calls = counts["forward"].module_calls()["0"]
+    first, second = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT
+    assert counts["forward"].total() == calls * (first + second)
+    assert counts["backward"].total() == calls * (first + 2 * second)
+    assert counts["optimizer"].total() > 0  # products of directions
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_not_one_digit_of_the_parameters_changes(name):
+    _, _, recorded = observed(StepRecorder, name)
+    assert all(map(torch.equal, recorded, unobserved(name)))
