@@ -1,8 +1,9 @@
 """What it costs to observe a training step by the profiler's records, next to PyTorch's own counter.
 
-    python benchmarks/observe_cost.py [rounds]
+    python benchmarks/observe_cost.py [rounds] [--cpu]
 
-Interleaved rounds in one process, forward, backward and update; medians over the plain step's. "Recording" is the step
+With `--cpu` on one thread, by the processor time of that thread: for a machine that has other work to do. Interleaved
+rounds in one process, forward, backward and update; medians over the plain step's. "Recording" is the step
 inside of the records, "read" the step with all that follows it.
 """
 
@@ -23,6 +24,8 @@ from flopcallback.tracing import observer as observing
 from flopcallback.tracing.observer import StepRecorder
 
 ROUNDS = 7
+IS_CPU = "--cpu" in sys.argv
+_clock = time.thread_time if IS_CPU else time.perf_counter
 
 
 class InvertedResidual(nn.Module):
@@ -160,13 +163,15 @@ def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> tuple[dict[str, f
 
 
 def _seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    start = _clock()
     call()
-    return time.perf_counter() - start
+    return _clock() - start
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    rounds = next((int(text) for text in sys.argv[1:] if text.isdigit()), ROUNDS)
+    if IS_CPU:
+        torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds")
     print("| model | records | plain, ms | recording | read | FlopCounterMode |\n|---|---|---|---|---|---|")
     for name, make in {"MobileNetV2": mobilenet, "Llama, 24 layers of 256": llama, "BERT-base": bert}.items():
