@@ -13,7 +13,7 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled, outermost_calls
 from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import DISPATCH, TRACE
+from flopcallback.tracing.run import OBSERVER, TRACE
 from flopcallback.training.training import TRAINING
 
 __all__ = ["METHODS", "choose_observation", "counting_each_call"]
@@ -21,7 +21,7 @@ __all__ = ["METHODS", "choose_observation", "counting_each_call"]
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Name of the step method by phase."""
 
-EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast paths stay on"
+EVALUATION_REASON = "evaluation is seen in PyTorch's own records, so that its fast paths stay on"
 
 
 def choose_observation(
@@ -38,8 +38,8 @@ def choose_observation(
     observed call would run uncompiled, or be compiled once more. If the whole LightningModule is compiled, the whole
     step is counted beside the real call.
 
-    A training step is traced. A step of evaluation is observed by the dispatcher: the tracer's function mode would turn
-    off PyTorch's fast paths, and with them change the last digits of results.
+    A training step is traced. A step of evaluation is read from the profiler's records: the tracer's function mode
+    would turn off PyTorch's fast paths, and with them change the last digits of results.
 
     Args:
         pl_module: LightningModule, of either package.
@@ -54,7 +54,7 @@ def choose_observation(
         return lambda call: observe_beside(call, counted, names, args, kwargs)
     results = pl_module.trainer._results  # values given to `self.log` so far, to be restored if the call is repeated
     keep = () if results is None else (results, *results.values())
-    engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
+    engine, reason = (TRACE, "") if phase == TRAINING else (OBSERVER, EVALUATION_REASON)
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
     if has_backward or _has_compiled_pieces(pl_module):
         return lambda call: observe_each_call(

@@ -20,7 +20,8 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Snapshot
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import DISPATCH, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
+from flopcallback.tracing.observer import observe_records
+from flopcallback.tracing.run import OBSERVER, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
 from flopcallback.tracing.torch_private import RAISING_PACKAGES, tree_leaves
 
 __all__ = [
@@ -45,7 +46,7 @@ def observe_in_flight(
     reason: str = "",
     keep: Iterable[Any] = (),
 ) -> Observed:
-    """Make a call, observed by the tracer, else the dispatcher, else not.
+    """Make a call, observed by the tracer, else by the profiler's records, else not.
 
     A call that ended is never repeated. A call that raised is repeated if observing it may be the cause
     (`raised_by_tracing`), after random states, buffers, attributes and metric states were restored. So an error of the
@@ -56,7 +57,7 @@ def observe_in_flight(
         call: the function to run.
         names: the modules to attribute work to.
         arguments: any structure that holds the tensors which the call will use.
-        engine: `"trace"`, or `"dispatch"` to do without the tracer.
+        engine: `"trace"`, or `"observer"` to do without the tracer.
         reason: why the engine is not the tracer.
         keep: modules and containers outside of `names` that the call may change.
 
@@ -97,7 +98,10 @@ def _observed(
     first: Exception | None,
 ) -> Observed:
     with _without_tracer_warnings():
-        _, run = observe(attempt, names, arguments, engine=engine, reason=reason, snapshot=snapshot)
+        if engine == OBSERVER:
+            _, run = observe_records(attempt, names, reason)
+        else:
+            _, run = observe(attempt, names, arguments, engine=engine, reason=reason, snapshot=snapshot)
     return Observed(attempt.result, (run,), first)
 
 
@@ -115,7 +119,7 @@ def observe_each_call(
     Args:
         call: the function to run.
         names: the modules.
-        engine: `"trace"` or `"dispatch"`.
+        engine: `"trace"` or `"observer"`.
         reason: why the engine is not the tracer.
         keep: modules and containers outside of `names` that the call may change.
         inside: makes a context that each of the module calls runs in.
@@ -199,7 +203,7 @@ def observe_beside(
 def raised_by_tracing(error: BaseException, first: Exception | None = None) -> bool:
     """Return whether an error may come from observing the call.
 
-    The tracer and the dispatcher raise `RuntimeError` from C++, without a `raise` statement. So an error of another
+    The tracer raises `RuntimeError` from C++, without a `raise` statement. So an error of another
     type, or from a `raise` in the call's own code, is the call's own. So is running out of memory, and an operator's
     error that is the same under both engines.
 
@@ -251,8 +255,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> list[tuple[str, str]]:
     """Return the engines to try, each with the reason against the tracer."""
     if engine == TRACE and not (reason := untraceable_reason(names, arguments)):
-        return [(TRACE, ""), (DISPATCH, "")]
-    return [(DISPATCH, reason)]
+        return [(TRACE, ""), (OBSERVER, "")]
+    return [(OBSERVER, reason)]
 
 
 def _because(reason: str, first: Exception | None) -> str:

@@ -81,9 +81,9 @@ class MarkedScopes(ModuleScopes):
 
     def _entered(self, name: str, *, is_call: bool) -> Scope | None:
         thread = threading.get_ident()
-        if thread != self._thread and thread not in self._elsewhere:
-            if is_backward_running():  # a thread of autograd's, which is recorded like the one that began the backward
-                self._elsewhere[thread] = ROOT
+        # A thread of autograd's is recorded like the one that began the backward.
+        if thread != self._thread and thread not in self._elsewhere and is_backward_running():
+            self._elsewhere[thread] = ROOT
         outer = super()._entered(name, is_call=is_call)
         if outer is not None:
             mark = self.over(self.here)

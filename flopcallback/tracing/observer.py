@@ -15,14 +15,14 @@ from typing import Any
 from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
-from flopcallback.modules.compiled import CompiledCode, is_used
+from flopcallback.modules.compiled import CompiledCall, CompiledCode, is_used, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
-from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_marked
+from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
-from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording
+from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording, why_no_recording
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.records import Placed, read_records
 from flopcallback.tracing.regions import intercept_named, replaced
@@ -36,18 +36,22 @@ REASON = "what really ran is seen in PyTorch's own records"
 class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
     """Reason for not observing a call: the profiler was not to be had."""
 
-    def __init__(self) -> None:
-        super().__init__("PyTorch's profiler is in use, and records for one user at a time")
+    def __init__(self, why: str) -> None:
+        super().__init__(f"PyTorch's profiler was not to be had: {why}")
 
 
 class StepRecorder:
     """Observer of every operator of a training step, by phase and module.
 
-    The step runs inside `with watching():`. All that this thread runs in there is observed, and in other threads what
-    it started, the modules' work, and autograd's. What runs outside of modules, backwards and optimizers is forward.
+    The step runs inside `with watching():`. All that this thread runs in there is observed, and what autograd runs for
+    it in others. Modules that run or start threads elsewhere are noted: their work there is not recorded. What runs
+    outside of modules, backwards and optimizers is forward.
 
     Attributes:
         failure: the error that kept the step from being observed, or None.
+        compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
+        is_pending: True if the step has ended, and its records come when another observer's step ends.
+        on_read: called when records that were pending were read.
 
     Args:
         names: the modules.
@@ -65,6 +69,9 @@ class StepRecorder:
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
         self._placed: list[Placed] = []
+        self.is_pending = False
+        self.on_read: Callable[[], None] = lambda: None
+        self.compiled: list[str] = []
 
     @contextmanager
     def watching(self, *, is_in_optimizer: bool = False) -> Iterator[None]:
@@ -76,13 +83,14 @@ class StepRecorder:
         """
         recording: Recording | None = None
         try:
-            recording = begin_recording()
+            recording = begin_recording(on_result=self._read_late)
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
         if recording is None:
-            self._note(NotRecorded())
+            self._note(NotRecorded(why_no_recording()))
             yield
             return
+        self._marks.recording = recording
         result: Any = None
         try:
             with ExitStack() as undo:
@@ -95,7 +103,9 @@ class StepRecorder:
                 result = end_recording(recording)
             except Exception as error:  # noqa: BLE001 - as above
                 self._note(error)
-        self._read(result)
+        self.is_pending = result is None and not recording.is_lost
+        if not self.is_pending:
+            self._read(result, recording)
 
     @contextmanager
     def on(self, *, is_forward: bool = True) -> Iterator[None]:
@@ -124,21 +134,21 @@ class StepRecorder:
         """The error that kept the step from being observed, or None."""
         return self._failure or self._scopes.failure
 
-    def whole_run(self) -> ObservedRun:
+    def whole_run(self, reason: str = REASON) -> ObservedRun:
         """Return the observed run, all phases together."""
-        return self._run([call for _, call in self._placed], is_first=True)
+        return self._run([call for _, call in self._placed], is_first=True, reason=reason)
 
-    def _run(self, calls: list[OpCall | Region], *, is_first: bool) -> ObservedRun:
+    def _run(self, calls: list[OpCall | Region], *, is_first: bool, reason: str = REASON) -> ObservedRun:
         scopes = self._scopes
         return ObservedRun(
             OperatorLog(calls),
             self._names,
             scopes.calls if is_first else Counter(),
             frozenset(scopes.called),
-            frozenset(),
+            frozenset(scopes.strays),
             scopes.output_shapes if is_first else {},
             OBSERVER,
-            REASON,
+            reason or REASON,
         )
 
     # --- The step -----------------------------------------------------------------------------------------------------
@@ -146,8 +156,9 @@ class StepRecorder:
     def _watch(self, undo: ExitStack) -> None:
         """Install all that leaves marks."""
         try:
+            undo.enter_context(stepping_aside(self._note_compiled, self._note))
             undo.enter_context(self._scopes.watch())
-            undo.enter_context(threads_marked(self._scopes))
+            undo.enter_context(threads_noted(self._scopes))
             if counts_functions():  # their formulas may ask for results, which no record has
                 undo.enter_context(intercept_named(self._scopes.region))
             for owner, name in backward_engine():
@@ -160,9 +171,14 @@ class StepRecorder:
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
 
-    def _read(self, result: Any) -> None:
+    def _read_late(self, recording: Recording) -> None:
+        self.is_pending = False
+        self._read(recording.result, recording)
+        self.on_read()
+
+    def _read(self, result: Any, recording: Recording) -> None:
         if result is None or self.failure is not None:
-            self._note(NotRecorded())
+            self._note(NotRecorded(recording.why or "the step was not seen"))
             return
         try:
             self._placed = read_records(result, self._marks, self._scopes, families=self._families)
@@ -225,6 +241,9 @@ class StepRecorder:
 
     # --- Compiled code ------------------------------------------------------------------------------------------------
 
+    def _note_compiled(self, call: CompiledCall) -> None:
+        self.compiled.append(call.name)
+
     def _watch_compiler(self, undo: ExitStack) -> None:
         """Mark what the compiler does, whose operators look like the step's."""
         handler = compilation_callbacks()
@@ -255,8 +274,13 @@ class StepRecorder:
         undo.callback(remove)
 
 
-def observe_records(call: Callable[[], Any], names: ModuleNames) -> tuple[Any, ObservedRun]:
+def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = REASON) -> tuple[Any, ObservedRun]:
     """Run a call once, and return its result and its operators.
+
+    Args:
+        call: the function to run.
+        names: the modules to attribute work to.
+        reason: why the engine is not the tracer.
 
     Raises:
         NotRecorded: after the call, if the profiler was not to be had.
@@ -267,6 +291,6 @@ def observe_records(call: Callable[[], Any], names: ModuleNames) -> tuple[Any, O
         result = call()
     if recorder.failure is not None:
         raise recorder.failure
-    run = recorder.whole_run()
+    run = recorder.whole_run(reason)
     run.calls[""] += 1
     return result, run

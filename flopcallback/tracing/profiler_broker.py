@@ -65,7 +65,7 @@ ENDING = "the process ends"
 SOMEBODY_ELSE = "its session was ended by somebody else"
 ELSEWHERE = "its step did not end in the thread in which it began"
 
-END = "flopcallback::end"
+END = "flopcallback end"
 """Name of a record that a full session ends with."""
 
 END_IS_AMONG = 20

@@ -195,6 +195,15 @@ class ComputeLedger:
             return False
         return any(self._unseen[key].is_due(self.steps + 1) for key in keys if key in self._unseen)
 
+    def forget_attempt(self, start: StepStart) -> None:
+        """Forget one attempt of `should_observe`, since the step could not be observed."""
+        for key in self._by_start.get(start, ()):
+            if (unseen := self._unseen.get(key)) is not None:
+                if unseen.predictions:
+                    unseen.predictions -= 1
+                else:
+                    unseen.tries = max(0, unseen.tries - 1)
+
     def learn(self, key: StepKey, cost: StepCost, outside: int = 0) -> None:
         """Learn the cost of a kind, and book its earlier steps exactly.
 

@@ -188,6 +188,11 @@ class ComputeMeter:
             return False
         return self.ledger.should_observe(StepStart(step.calls[0], step.trainable))
 
+    def take_back_observation(self) -> None:
+        """Take back a decision to observe the current step, which could not be carried out."""
+        if self.step is not None and self.step.calls:
+            self.ledger.forget_attempt(StepStart(self.step.calls[0], self.step.trainable))
+
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
         """Attribute autograd nodes made inside to the counted calls.

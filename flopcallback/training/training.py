@@ -17,8 +17,9 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.torch_private import why_no_whole_step
-from flopcallback.tracing.whole_step import FORWARD, RECOMPUTE, StepObserver
+from flopcallback.tracing.observer import NotRecorded, StepRecorder
+from flopcallback.tracing.phases import FORWARD, RECOMPUTE
+from flopcallback.tracing.torch_private import why_no_records
 from flopcallback.trackers import Tracker
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
@@ -116,8 +117,6 @@ class Training:
     def begin_step(self, inputs: Any, batch: Any, optimizers: Iterable[Any] = ()) -> Plan:
         """Begin a step with its first model call, and return its plan.
 
-        Steps of a compiled model are never observed: under a dispatch mode it would run uncompiled.
-
         Args:
             inputs: all inputs of the call.
             batch: argument of the user's functions for samples, tokens and FLOPs.
@@ -134,9 +133,12 @@ class Training:
         if steps.model is not None:
             is_new = meter is not None and meter.decide_observation()
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
-            if (is_new or steps.awaited is not None) and steps.begin_step(inputs, optimizers, is_new=is_new):
-                self._leave_out()
-                return Plan.OBSERVE
+            if is_new or steps.awaited is not None:
+                if steps.begin_step(inputs, optimizers, is_new=is_new):
+                    self._leave_out()
+                    return Plan.OBSERVE
+                if is_new and meter is not None:
+                    meter.take_back_observation()  # the profiler was not to be had
         if self._recorder.window is not None:
             if self._recorder.begin_step():  # clocks on modules slow the step down
                 self._leave_out()
@@ -165,7 +167,7 @@ class Training:
             open_step.stepped.append(number)
 
     @property
-    def observer(self) -> StepObserver | None:
+    def observer(self) -> StepRecorder | None:
         """Observer of the current step; None unless its plan is `OBSERVE`."""
         return self._steps.observer
 
@@ -194,12 +196,10 @@ class Training:
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return
-        if compiled := [name for run in observed.runs for name in run.compiled]:
-            self._leave_unobserved(CompiledCode(compiled[0]))
-        elif reason := why_no_whole_step():  # this version of torch lacks a private name that observing needs
+        if reason := why_no_records():  # this version of torch lacks a private name that observing needs
             self.stop_observing(RuntimeError(reason))
         else:
-            self._steps.allow(observed, model, profile, conditions)
+            self._steps.allow(observed, model, conditions)
         if self._meter is not None:
             if self._steps.model is None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
@@ -247,14 +247,15 @@ class Training:
         if self._meter is not None:
             self._meter.leave_out()
 
-    def _keep_observed(self, observer: StepObserver) -> None:
+    def _keep_observed(self, observer: StepRecorder) -> None:
         """Book an observed step; add it to a profile that awaits one."""
         model = self._steps.model
         assert model is not None
         self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
-        if isinstance(observer.failure, CompiledCode):  # no failure: the step ran compiled code, which is left alone
-            if self._steps.is_for_profile:
-                self._leave_unobserved(observer.failure)
+        # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
+        if isinstance(observer.failure, (NotRecorded, CompiledCode)):
+            if self._steps.is_for_profile and self._steps.fail_profile():
+                self._recorder.add_step_note(f"not observed: {observer.failure}")
             return
         try:
             if observer.failure is not None:
@@ -268,13 +269,6 @@ class Training:
                 self._steps.complete_profile()
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step
             self.stop_observing(error)
-
-    def _leave_unobserved(self, compiled: CompiledCode) -> None:
-        """Observe no steps, and note in the profile that they are compiled."""
-        self._steps.forbid()
-        if self._meter is not None and self._meter.uses_counted_flops:
-            self._note = ESTIMATED
-        self._recorder.add_step_note(f"not observed: {compiled}")
 
     # --- Results and other events -------------------------------------------------------------------------------------
 

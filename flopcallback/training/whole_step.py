@@ -5,30 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
-from flopcallback.modules.compiled import may_step_aside
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.outermost import is_compiled
 from flopcallback.modules.structures import Shapes, shapes_of
-from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import TRACE
-from flopcallback.tracing.whole_step import StepObserver
+from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.profiler_broker import why_no_recording
 from flopcallback.training.ledger import USUAL_STEP
 
-__all__ = ["ESTIMATED", "WholeSteps"]
-
-CASTS_INSIDE = frozenset({"bilinear", "affine_grid_generator"})
-"""Operators with a kernel that calls further operators, which autocast casts.
-
-In an observed step these would stay in full precision, and the results would change.
-"""
+__all__ = ["ESTIMATED", "MOST_ATTEMPTS", "WholeSteps"]
 
 ESTIMATED = f"compute is estimated: {USUAL_STEP} forwards a step"
 """Note for the user if no whole step can be observed."""
+
+MOST_ATTEMPTS = 10
+"""Steps that are observed in vain before the profile stays without a whole step."""
 
 
 class WholeSteps:
@@ -44,31 +37,29 @@ class WholeSteps:
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
-        self.observer: StepObserver | None = None
+        self.observer: StepRecorder | None = None
         self.calls = 0
         self.is_for_profile = False
         self._names = ModuleNames({})
         self.awaited: Shapes | None = None
+        self._attempts = 0  # steps that were observed for the profile, in vain
 
-    def allow(self, observed: Observed, model: nn.Module, profile: ModelProfile, conditions: Conditions) -> None:
-        """Allow later steps to be observed, unless that might change their results.
+    def allow(self, observed: Observed, model: nn.Module, conditions: Conditions) -> None:
+        """Allow later steps to be observed.
 
         Args:
             observed: the counted call.
             model: root of the modules.
-            profile: profile of the counted call.
             conditions: conditions of the counted call.
         """
-        # A model that the tracer could not follow may also behave differently under the mode that observes a step.
-        is_plain = all(run.engine == TRACE for run in observed.runs) and not any(map(is_compiled, model.modules()))
-        if is_plain and may_step_aside() and not _casts_inside(profile, conditions):
-            self.model, self._names = model, observed.runs[0].names
-            self.awaited = conditions.input_shapes
+        self.model, self._names = model, observed.runs[0].names
+        self.awaited = conditions.input_shapes
 
     def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
         """Begin a step; return whether it is observed, by `observer`.
 
-        The first step with inputs of the same shapes as the counted call completes the profile.
+        The first step with inputs of the same shapes as the counted call completes the profile. Nothing is observed
+        while the user's own profiler is at work.
 
         Args:
             inputs: inputs of the step's first call.
@@ -79,11 +70,11 @@ class WholeSteps:
         if self.model is None:
             return False
         self.is_for_profile = self.awaited is not None and self.awaited == shapes_of(inputs)
-        if self.is_for_profile or is_new:
-            self.observer = StepObserver(self._names, optimizers)
+        if (self.is_for_profile or is_new) and not why_no_recording():
+            self.observer = StepRecorder(self._names, optimizers)
         return self.observer is not None
 
-    def end_step(self) -> StepObserver | None:
+    def end_step(self) -> StepRecorder | None:
         """End the step; return its observer if it saw a call."""
         observer, self.observer = self.observer, None
         return observer if self.calls else None  # without a call it saw nothing of the model
@@ -92,14 +83,13 @@ class WholeSteps:
         """Stop waiting for a step for the profile, which has one now."""
         self.awaited = None
 
+    def fail_profile(self) -> bool:
+        """Note that a step for the profile was not observed; return whether to wait for no other one."""
+        self._attempts += 1
+        if self._attempts >= MOST_ATTEMPTS:
+            self.awaited = None
+        return self.awaited is None
+
     def forbid(self) -> None:
         """Observe no further steps."""
         self.model = self.awaited = self.observer = None
-
-
-def _casts_inside(profile: ModelProfile, conditions: Conditions) -> bool:
-    """Return whether the model has operators that autocast casts inside their kernels.
-
-    Below a dispatch mode autocast is off (torch 2.13), so these would not be cast.
-    """
-    return conditions.dtype != torch.float32 and any(row.operator in CASTS_INSIDE for row in profile.operators)
