@@ -18,6 +18,7 @@ from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.structures import first_dimension
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
+from flopcallback.tracing.owners import CallOwner
 from flopcallback.trackers import Tracker, new_name, tracker_for
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
@@ -155,16 +156,18 @@ class FlopHook:
         self._failures = Failures(strict=strict)
         # The process group may be created later: the watch asks again when it counts.
         is_logging = rank_of() == 0
+        owner = CallOwner()
         self._training = Training(
             self._model,
             options,
             self._trackers(to) if is_logging else {},
+            owner=owner,
             samples=first_dimension,
             show=_print if summary and is_logging else None,
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,
         )
-        watch = LoopWatch(self._model, optimizers, options, self._training, self._failures)
+        watch = LoopWatch(self._model, optimizers, options, self._training, owner, self._failures)
         self._watch: LoopWatch | EndedWatch = watch
         self._is_closed = False  # True from the first `close` on
         # The model's wrappers hold the watch, and would keep it for good if the user only dropped the hook. Weakly: a

@@ -22,6 +22,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.owners import CallOwner, are_several
 from flopcallback.tracing.torch_private import base_of
 from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
@@ -92,6 +93,7 @@ class LoopWatch:
         optimizers: optimizers that end a step.
         options: arguments of the user.
         training: receives the events.
+        owner: who makes the calls of this model.
         failures: reports failures.
     """
 
@@ -101,12 +103,14 @@ class LoopWatch:
         optimizers: Sequence[torch.optim.Optimizer],
         options: Options,
         training: Training,
+        owner: CallOwner,
         failures: Failures,
     ) -> None:
         self._model = model
         self._optimizers = list(optimizers)
         self._options = options
         self._training = training
+        self._owner = owner
         self._failures = failures
         self._names = ModuleNames({"": model})
         self._conditions: Conditions | None = None  # of the counted call; None until it begins
@@ -181,6 +185,7 @@ class LoopWatch:
             self._let_go()
             self._optimizer_watch.close()
             self._optimizers.clear()
+            self._owner.close()
         return self._has_begun or was_over
 
     def drop(self) -> bool:
@@ -193,6 +198,7 @@ class LoopWatch:
         self._let_go()
         self._optimizer_watch.close()
         self._optimizers.clear()
+        self._owner.close()
         return self._has_begun or was_over
 
     # --- Events of the loop -------------------------------------------------------------------------------------------
@@ -224,7 +230,8 @@ class LoopWatch:
         else:
             self._add_call(args, kwargs)
         try:
-            result = self._run_call(site, call, args, kwargs)
+            with self._owner.calling():
+                result = self._run_call(site, call, args, kwargs)
         except BaseException:
             self._call_raised()
             raise
@@ -241,7 +248,7 @@ class LoopWatch:
         This is the fast path of the stage `BOOKING`, and enough for most loops. A loop that calls the model twice in a
         step leaves it for good: between two calls, backwards have to be noticed.
         """
-        if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()):
+        if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()) or are_several():
             return False
         if self._step.plan is not None:
             self._has_single_calls = False
@@ -377,7 +384,8 @@ class LoopWatch:
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
         if is_first and self._step.plan is Plan.OBSERVE and self._training.observer is not None:
-            self._step_watch.enter_context(self._training.observer.watching())
+            observing = self._training.observer.watching(is_in_optimizer=self._is_in_optimizer)
+            self._step_watch.enter_context(observing)
 
     def _end_call(self) -> None:
         """End the current call, and record it if it was counted."""

@@ -11,6 +11,7 @@ from flopcallback.tracing.profiler_broker import Recording
 __all__ = [
     "BACKWARD_MARK",
     "BEGIN",
+    "CALL",
     "CLOSURE",
     "COMPILING",
     "END",
@@ -31,6 +32,7 @@ OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and wha
 ON = "on"  # a call of the model
 STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
 REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
+CALL = "call"  # of one of several models under training, by no observer; the detail is the number of its owner
 COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's
 
 _PREFIX = "flopcallback"
@@ -58,7 +60,7 @@ class Marks:
         recording: the recording that they are left in; None leaves none.
     """
 
-    _numbers = itertools.count()
+    _numbers = itertools.count(1)
 
     def __init__(self) -> None:
         self.number = next(self._numbers)
@@ -68,12 +70,17 @@ class Marks:
         """Return a context; records inside it lie inside the mark."""
         if self.recording is None:
             return nullcontext()
-        return self.recording.mark(f"{_PREFIX}:{self.number}:{kind}:{detail}")
+        return self.recording.mark(self.name_of(self.number, kind, detail))
 
     def at(self, kind: str, detail: object = "") -> None:
         """Leave a mark at this moment."""
         with self.over(kind, detail):
             pass
+
+    @staticmethod
+    def name_of(observer: int, kind: str, detail: object = "") -> str:
+        """Return the name of a mark; the observer is 0 if there is none."""
+        return f"{_PREFIX}:{observer}:{kind}:{detail}"
 
     @staticmethod
     def read(name: str) -> Mark | None:

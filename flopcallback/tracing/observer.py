@@ -21,6 +21,7 @@ from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
+from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
 from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording, why_no_recording
 from flopcallback.tracing.record import OperatorLog, Region
@@ -56,12 +57,21 @@ class StepRecorder:
     Args:
         names: the modules.
         optimizers: the optimizers that may step.
+        owner: who calls the model, if several models may be under training.
         families: whether all families of operators are read, or those alone that are hardware FLOPs.
     """
 
-    def __init__(self, names: ModuleNames, optimizers: Iterable[Any] = (), *, reads_all: bool = False) -> None:
+    def __init__(
+        self,
+        names: ModuleNames,
+        optimizers: Iterable[Any] = (),
+        *,
+        owner: CallOwner | None = None,
+        reads_all: bool = False,
+    ) -> None:
         self._names = names
         self._optimizers = tuple(optimizers)
+        self._owner = owner
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks)
@@ -181,7 +191,7 @@ class StepRecorder:
             self._note(NotRecorded(recording.why or "the step was not seen"))
             return
         try:
-            self._placed = read_records(result, self._marks, self._scopes, families=self._families)
+            self._placed = read_records(result, self._marks, self._scopes, families=self._families, owner=self._owner)
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
 

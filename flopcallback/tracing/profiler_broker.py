@@ -28,6 +28,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +41,7 @@ __all__ = [
     "begin_recording",
     "end_recording",
     "install",
+    "mark_here",
     "uninstall",
     "why_no_recording",
 ]
@@ -247,6 +249,10 @@ class _Broker:
             if each._on_result is not None and each is not recording:
                 each._on_result(each)
         return result
+
+    def session_here(self) -> _Session | None:
+        """Return the session of this thread."""
+        return self._sessions.get(threading.get_ident())  # without the lock: no other thread changes this entry
 
     def why_not(self, *, legacy: bool) -> str:
         with self._lock:
@@ -609,6 +615,12 @@ def end_recording(recording: Recording) -> Result | None:
 def why_no_recording(*, legacy: bool = False) -> str:
     """Return why no recording could begin now; empty if one could."""
     return _broker.why_not(legacy=legacy)
+
+
+def mark_here(name: str) -> AbstractContextManager[None]:
+    """Return a context that leaves a mark in the session of this thread, if there is one."""
+    session = _broker.session_here()
+    return nullcontext() if session is None else Mark(session, name)
 
 
 def install() -> None:

@@ -13,7 +13,8 @@ import torch
 from flopcallback.formulas.cost import Family
 from flopcallback.formulas.op_call import UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, COMPILING, END, REGION, STOPPED, Marks
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
+from flopcallback.tracing.owners import CallOwner, are_several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
 from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
@@ -59,7 +60,12 @@ _TRANSPOSING = frozenset({"aten::t", "aten::transpose"})
 
 
 def read_records(
-    result: Any, marks: Marks, seen: MarkedScopes, *, families: Collection[Family] | None = None
+    result: Any,
+    marks: Marks,
+    seen: MarkedScopes,
+    *,
+    families: Collection[Family] | None = None,
+    owner: CallOwner | None = None,
 ) -> list[Placed]:
     """Return the operators between an observer's first and last mark, in order.
 
@@ -68,9 +74,10 @@ def read_records(
         marks: the observer's.
         seen: what the observer saw of modules.
         families: operators of other families are left out; None for all, with those that cost nothing in regions.
+        owner: who calls the observed model, where calls of others and their backwards are to be left out.
     """
     with _no_garbage_collection():
-        return _Reading(result, marks, seen, families).read()
+        return _Reading(result, marks, seen, families, owner).read()
 
 
 @contextmanager
@@ -89,13 +96,21 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Reading:
     """One pass over the records of a run."""
 
-    def __init__(self, result: Any, marks: Marks, seen: MarkedScopes, families: Collection[Family] | None) -> None:
+    def __init__(
+        self,
+        result: Any,
+        marks: Marks,
+        seen: MarkedScopes,
+        families: Collection[Family] | None,
+        owner: CallOwner | None,
+    ) -> None:
         self._result = result
         self._observer = marks.number
         self._placing = Placing(seen.numbered)
         self._seen = seen
         self._families = families
         self._kinds = Kinds(families)
+        self._owner = owner if are_several() else None
         self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
         self._constants: dict[int, Sequence[Any]] = {}
         self._thread = 0
@@ -164,7 +179,9 @@ class _Reading:
         """
         if kind.mark is not None:
             if kind.mark.observer != self._observer:
-                return None if kind.mark.kind == COMPILING else place
+                is_others = kind.mark.kind == CALL and self._owner is not None
+                is_left_out = is_others and kind.mark.detail != str(self._owner.number)  # type: ignore[union-attr]
+                return None if is_left_out or kind.mark.kind == COMPILING else place
             if kind.mark.kind == COMPILING:
                 return None
             inner = self._placing.below(kind.mark, place)
@@ -174,10 +191,13 @@ class _Reading:
         if kind.is_node:
             threads, number = self._maker_threads, event.extra_fields.sequence_number
             thread = self._thread if threads is None else threads.get(event.correlation_id, 0)
+            if self._owner is not None and thread == self._thread and self._owner.is_others(number):
+                return None
             start = 0 if place.is_ours else event.start_time_ns
             return self._placing.in_node(thread, number, start, place)
         if kind.is_optimizer and place.is_ours:
-            return Place(OPTIMIZER)
+            # Of several models' optimizers those of this one have marks around.
+            return Place(OPTIMIZER) if self._owner is None else place if place.phase == OPTIMIZER else None
         return place
 
     def _operator(self, event: Any, name: str, kind: Kind, place: Place, found: list[_Found], *, is_top: bool) -> Rank:

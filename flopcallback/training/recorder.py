@@ -153,17 +153,22 @@ class ProfileRecorder:
             )
         return profile
 
-    def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> None:
+    def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
         """Add the FLOPs of a whole step to the training's profile.
 
         Args:
             counts: FLOPs by phase of the step, from `step_counts`.
             calls: number of calls like the counted one in the step.
+
+        Returns:
+            Whether its forward has at least the FLOPs of these calls.
         """
         phase = self._phases[TRAINING]
         phase.profile = with_step(phase.profile, counts, calls)
         phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
+        step = phase.profile.step
+        return step is not None and step.forward >= calls * phase.profile.forward_hw_flops
 
     def add_step_note(self, note: str) -> None:
         """Add the reason for a missing whole step to the training's profile."""

@@ -18,6 +18,7 @@ from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import NotRecorded, StepRecorder
+from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import FORWARD, RECOMPUTE
 from flopcallback.tracing.torch_private import why_no_records
 from flopcallback.trackers import Tracker
@@ -25,7 +26,7 @@ from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.ledger import StepCost
-from flopcallback.training.meter import ComputeMeter
+from flopcallback.training.meter import ComputeMeter, LastKey
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
 from flopcallback.training.recorder import TRAINING, ProfileRecorder
@@ -66,6 +67,7 @@ class Training:
         measures_waiting: whether the time between two steps is known to be a wait for data.
         show: prints a text; None prints nothing.
         fallback: folder for what a tracker failed to log.
+        owner: who calls the model, if several models may be under training.
         failures: reports failures.
     """
 
@@ -79,6 +81,7 @@ class Training:
         measures_waiting: bool = False,
         show: Callable[[str], None] | None = None,
         fallback: str | Path | None = None,
+        owner: CallOwner | None = None,
         failures: Failures,
     ) -> None:
         self._failures = failures
@@ -97,7 +100,7 @@ class Training:
             latency_steps=options.latency_steps,
             failures=failures,
         )
-        self._steps = WholeSteps()
+        self._steps = WholeSteps(owner)
         self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
         self._budget: Budget | None = None  # None without `max_hw_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
@@ -228,12 +231,15 @@ class Training:
             Whether training should stop, since the budget is spent.
         """
         # First, since the meter books the step at its observed cost.
-        if self._steps.observer is not None and (observer := self._steps.end_step()) is not None:
+        observer = self._steps.end_step() if self._steps.observer is not None else None
+        if observer is not None and not observer.is_pending:
             self._keep_observed(observer)
         if self._recorder.window is not None:
             self._recorder.end_step(is_whole=is_whole)
         if self._meter is not None:
             self._meter.end_step(has_stepped=has_stepped)
+        if observer is not None and observer.is_pending:
+            self._keep_later(observer)
         self._last_step = step
         if self._recorder.has_news:
             # Trackers and figures take their time, which is not training's.
@@ -247,14 +253,42 @@ class Training:
         if self._meter is not None:
             self._meter.leave_out()
 
-    def _keep_observed(self, observer: StepRecorder) -> None:
-        """Book an observed step; add it to a profile that awaits one."""
-        model = self._steps.model
-        assert model is not None
+    def _keep_later(self, observer: StepRecorder) -> None:
+        """Book an observed step once its records are there: another model's step is still being recorded."""
+        key = None if self._meter is None else self._meter.last_key
+        is_for_profile, calls = self._steps.is_for_profile, self._steps.calls
+
+        def keep() -> None:
+            self._keep_observed(
+                observer, key, is_for_profile=is_for_profile and self._steps.awaited is not None, calls=calls
+            )
+
+        observer.on_read = keep
+
+    def _keep_observed(
+        self,
+        observer: StepRecorder,
+        key: LastKey | None = None,
+        *,
+        is_for_profile: bool | None = None,
+        calls: int | None = None,
+    ) -> None:
+        """Book an observed step; add it to a profile that awaits one.
+
+        Args:
+            observer: the step's observer.
+            key: kind of the step if it has ended; None for the current step.
+            is_for_profile: whether it completes the profile; by default, whether the current step does.
+            calls: number of calls like the counted one; by default, that of the current step.
+        """
+        steps, model = self._steps, self._steps.model
+        is_for_profile = steps.is_for_profile if is_for_profile is None else is_for_profile
+        if model is None:  # observing ended meanwhile
+            return
         self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         if isinstance(observer.failure, (NotRecorded, CompiledCode)):
-            if self._steps.is_for_profile and self._steps.fail_profile():
+            if is_for_profile and steps.fail_profile():
                 self._recorder.add_step_note(f"not observed: {observer.failure}")
             return
         try:
@@ -262,11 +296,16 @@ class Training:
                 raise observer.failure
             counts = step_counts(observer.runs(), model)
             flops = {phase: analysis.total() for phase, analysis in counts.items()}
-            if self._meter is not None:
-                self._meter.set_observed_cost(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]))
-            if self._steps.is_for_profile:
-                self._recorder.add_step(counts, self._steps.calls)
-                self._steps.complete_profile()
+            if is_for_profile:
+                is_whole = self._recorder.add_step(counts, steps.calls if calls is None else calls)
+                steps.complete_profile()
+                if observer.compiled and not is_whole:
+                    # Of products with a dimension of 1, compiled code leaves no records: all its steps may have some.
+                    steps.distrust_compiled()
+            if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
+                self._meter.set_observed_cost(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]), key)
+            elif self._meter is not None and self._meter.uses_counted_flops:
+                self._note = ESTIMATED
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step
             self.stop_observing(error)
 

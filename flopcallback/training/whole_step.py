@@ -12,6 +12,7 @@ from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.profiler_broker import why_no_recording
 from flopcallback.training.ledger import USUAL_STEP
 
@@ -27,21 +28,27 @@ MOST_ATTEMPTS = 10
 class WholeSteps:
     """Selection of steps to observe, and the current observer.
 
+    Args:
+        owner: who calls the model, if several models may be under training.
+
     Attributes:
         model: root of the modules; None if no step may be observed: before `allow` and after `forbid`.
         observer: observer of the current step; None if the step is not observed.
         calls: number of calls like the counted one in the current step so far.
         is_for_profile: True if the current step completes the profile. Set by `begin_step`.
+        trusts_compiled: False once a step with compiled code had fewer FLOPs in its forward than were counted.
         awaited: input shapes of the step that the profile waits for; None before `allow`, and once it has its step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: CallOwner | None = None) -> None:
+        self._owner = owner
         self.model: nn.Module | None = None
         self.observer: StepRecorder | None = None
         self.calls = 0
         self.is_for_profile = False
         self._names = ModuleNames({})
         self.awaited: Shapes | None = None
+        self.trusts_compiled = True
         self._attempts = 0  # steps that were observed for the profile, in vain
 
     def allow(self, observed: Observed, model: nn.Module, conditions: Conditions) -> None:
@@ -71,7 +78,7 @@ class WholeSteps:
             return False
         self.is_for_profile = self.awaited is not None and self.awaited == shapes_of(inputs)
         if (self.is_for_profile or is_new) and not why_no_recording():
-            self.observer = StepRecorder(self._names, optimizers)
+            self.observer = StepRecorder(self._names, optimizers, owner=self._owner)
         return self.observer is not None
 
     def end_step(self) -> StepRecorder | None:
@@ -82,6 +89,10 @@ class WholeSteps:
     def complete_profile(self) -> None:
         """Stop waiting for a step for the profile, which has one now."""
         self.awaited = None
+
+    def distrust_compiled(self) -> None:
+        """Book no more steps at what compiled code left records of."""
+        self.trusts_compiled = False
 
     def fail_profile(self) -> bool:
         """Note that a step for the profile was not observed; return whether to wait for no other one."""
