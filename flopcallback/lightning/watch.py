@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from flopcallback.lightning.step import METHODS, choose_observation, counting_each_call
@@ -33,10 +33,12 @@ class StepWatch:
     def __init__(self) -> None:
         self.compiled = ""
         self._around = ExitStack()
+        self._step = ExitStack()  # what observes the step, beyond the call
 
     def close(self) -> None:
         """Remove the wrapper and all else that watches the step."""
         self._around.close()
+        self._step.close()
 
     def count(
         self,
@@ -57,8 +59,13 @@ class StepWatch:
         """
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.close()  # only this call is counted
-            observed = choose_observation(pl_module, phase, args, kwargs, training.counting_nodes)(attempt)
+            self._around.close()  # only this call is counted
+            observer = training.observer if phase == TRAINING else None
+            is_forward = bool(pl_module.automatic_optimization)
+            with nullcontext() if observer is None else observer.on(is_forward=is_forward):
+                observed = choose_observation(pl_module, phase, args, kwargs, training.counting_nodes)(attempt)
+            if observer is not None:
+                training.note_observed_call()
             batch = args[0] if args else kwargs
             what, is_timed = f"the {phase} step", phase == TRAINING
             training.record(observed, pl_module, conditions(batch), what=what, is_timed=is_timed)
@@ -67,6 +74,8 @@ class StepWatch:
             self.compiled = self.compiled or call.name
 
         self.compiled = ""
+        if phase == TRAINING and training.observer is not None:
+            self._step.enter_context(training.observer.watching())
         self._around.enter_context(stepping_aside(note, give_up))
         self._wrap_method(pl_module, METHODS[phase], around, give_up)
 
@@ -88,7 +97,7 @@ class StepWatch:
                 attempt()
             training.note_observed_call()
 
-        self._around.enter_context(observer.watching())
+        self._step.enter_context(observer.watching())
         self._wrap_method(pl_module, METHODS[TRAINING], around, training.stop_observing)
 
     def time(self, pl_module: Any, training: Training) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -343,7 +343,10 @@ class LoopWatch:
             self._conditions = self._options.conditions(
                 TRAINING, self._model, batch, self._failures, inputs=(args, kwargs)
             )
-        with self._training.counting_nodes():
+        if not self._call.has_called and self._training.observer is not None:
+            self._training.note_observed_call()
+        observing = nullcontext() if self._training.observer is None else self._training.observer.on()
+        with self._training.counting_nodes(), observing:
             observed = observe_module_call(site, call, self._names, args, kwargs)
         result = observed.result
         # Without the result: the loop decides how long its tensors live.
@@ -383,7 +386,7 @@ class LoopWatch:
             self._has_single_calls = False
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
-        if is_first and self._step.plan is Plan.OBSERVE and self._training.observer is not None:
+        if is_first and self._training.observer is not None:  # the plan is `OBSERVE` or `COUNT`
             observing = self._training.observer.watching(is_in_optimizer=self._is_in_optimizer)
             self._step_watch.enter_context(observing)
 

@@ -23,7 +23,13 @@ from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING,
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
-from flopcallback.tracing.profiler_broker import Recording, begin_recording, end_recording, why_no_recording
+from flopcallback.tracing.profiler_broker import (
+    Recording,
+    abandon_here,
+    begin_recording,
+    end_recording,
+    why_no_recording,
+)
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.records import Placed, read_records
 from flopcallback.tracing.regions import intercept_named, replaced
@@ -296,6 +302,7 @@ def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = R
         NotRecorded: after the call, if the profiler was not to be had.
         Exception: whatever the call raises.
     """
+    abandon_here("a call in it had to be recorded by itself")  # its records are wanted now, not with those of a step
     recorder = StepRecorder(names, reads_all=True)
     with recorder.watching(), recorder.on():
         result = call()

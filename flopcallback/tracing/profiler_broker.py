@@ -38,6 +38,7 @@ from flopcallback.tracing.torch_private import nodes_so_far
 __all__ = [
     "MAX_RECORDS",
     "Recording",
+    "abandon_here",
     "begin_recording",
     "end_recording",
     "install",
@@ -615,6 +616,13 @@ def end_recording(recording: Recording) -> Result | None:
 def why_no_recording(*, legacy: bool = False) -> str:
     """Return why no recording could begin now; empty if one could."""
     return _broker.why_not(legacy=legacy)
+
+
+def abandon_here(why: str) -> None:
+    """Lose the recordings of this thread, so that another one can have a session of its own."""
+    session = _broker.session_here()
+    if session is not None:
+        _broker.abandon(session, why)
 
 
 def mark_here(name: str) -> AbstractContextManager[None]:

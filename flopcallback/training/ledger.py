@@ -221,6 +221,14 @@ class ComputeLedger:
             if self._observed_cost(unseen) is not None:
                 self._booked += self._unseen.pop(unseen).count * cost.hw_flops
 
+    def learn_once(self, key: StepKey, cost: StepCost, outside: int) -> None:
+        """Learn the cost of a counted step, without learning how its kind begins.
+
+        Later steps that begin alike are observed: they lack the nodes that counting has made.
+        """
+        self._costs.setdefault(key, cost)
+        self._outside_nodes.setdefault(key, outside)
+
     def add(self, key: StepKey, count: int = 1) -> None:
         """Book `count` steps of a kind."""
         self.steps += count

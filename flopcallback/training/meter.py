@@ -183,6 +183,11 @@ class ComputeMeter:
         return self._throughput.interrupted()
 
     @property
+    def is_in_counted_step(self) -> bool:
+        """True if the current step's calls were counted."""
+        return self.step is not None and self.step.counted is not None
+
+    @property
     def uses_counted_flops(self) -> bool:
         """True if FLOPs are counted, False if the user's `flops_fn` gives them."""
         return self._flops_fn is None
@@ -262,6 +267,8 @@ class ComputeMeter:
             self.last_key = LastKey(key, outside)
             if step.counted is not None:  # `counted` is one batch's; the others of an accumulated step are like it
                 self.ledger.learn_forward(key, step.counted * max(1, step.batches), outside)
+                if step.cost is not None:
+                    self.ledger.learn_once(key, step.cost, outside)
             elif step.cost is not None:
                 self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)

@@ -170,6 +170,16 @@ class ProfileRecorder:
         step = phase.profile.step
         return step is not None and step.forward >= calls * phase.profile.forward_hw_flops
 
+    def is_step_alike(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
+        """Return whether the forward of a step has the FLOPs of so many counted calls, module by module.
+
+        Args:
+            counts: FLOPs by phase of the step, from `step_counts`.
+            calls: number of calls like the counted one in the step.
+        """
+        profile = with_step(self._phases[TRAINING].profile, counts, calls)
+        return all(row.step is not None and row.step.forward == calls * row.hw_flops for row in profile.modules)
+
     def add_step_note(self, note: str) -> None:
         """Add the reason for a missing whole step to the training's profile."""
         phase = self._phases[TRAINING]

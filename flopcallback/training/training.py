@@ -42,7 +42,7 @@ class Plan(Enum):
     The callback or hook carries it out.
     """
 
-    COUNT = "count"  # observe each call while it runs, and give what was observed to `record`
+    COUNT = "count"  # as OBSERVE where there is an `observer`; each call is counted too, and given to `record`
     OBSERVE = "observe"  # run the calls in the contexts of `observer`, and note each by `note_observed_call`
     TIME = "time"  # run the calls inside `timed_call()`
     PASS = "pass"  # run the calls as they are; the step is booked by its shapes
@@ -85,6 +85,7 @@ class Training:
         failures: Failures,
     ) -> None:
         self._failures = failures
+        self._model = model
         self._sinks = Sinks(
             trackers,
             prefix=options.prefix,
@@ -131,6 +132,8 @@ class Training:
             meter.add_call(inputs, batch)
         if not self._recorder.has_training:
             self._leave_out()
+            if meter is not None and not why_no_records():
+                self._steps.begin_counted(self._model, inputs, optimizers)
             return Plan.COUNT
         steps = self._steps
         if steps.model is not None:
@@ -171,7 +174,7 @@ class Training:
 
     @property
     def observer(self) -> StepRecorder | None:
-        """Observer of the current step; None unless its plan is `OBSERVE`."""
+        """Observer of the current step; None unless its plan is `OBSERVE`, or `COUNT` and it may be had."""
         return self._steps.observer
 
     def note_observed_call(self) -> None:
@@ -232,7 +235,7 @@ class Training:
         """
         # First, since the meter books the step at its observed cost.
         observer = self._steps.end_step() if self._steps.observer is not None else None
-        if observer is not None and not observer.is_pending:
+        if observer is not None and not observer.is_pending and self._steps.model is not None:
             self._keep_observed(observer)
         if self._recorder.window is not None:
             self._recorder.end_step(is_whole=is_whole)
@@ -285,9 +288,13 @@ class Training:
         is_for_profile = steps.is_for_profile if is_for_profile is None else is_for_profile
         if model is None:  # observing ended meanwhile
             return
-        self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
+        is_counted = self._meter is not None and self._meter.is_in_counted_step
+        if not is_counted:
+            self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         if isinstance(observer.failure, (NotRecorded, CompiledCode)):
+            if is_counted:
+                return
             if is_for_profile and steps.fail_profile():
                 self._recorder.add_step_note(f"not observed: {observer.failure}")
             return
@@ -296,6 +303,9 @@ class Training:
                 raise observer.failure
             counts = step_counts(observer.runs(), model)
             flops = {phase: analysis.total() for phase, analysis in counts.items()}
+            # A call that was counted beside the step, or in a second attempt, was recorded with it.
+            if is_counted and not self._recorder.is_step_alike(counts, steps.calls):
+                return
             if is_for_profile:
                 is_whole = self._recorder.add_step(counts, steps.calls if calls is None else calls)
                 steps.complete_profile()

@@ -14,6 +14,7 @@ from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.profiler_broker import why_no_recording
+from flopcallback.tracing.run import untraceable_reason
 from flopcallback.training.ledger import USUAL_STEP
 
 __all__ = ["ESTIMATED", "MOST_ATTEMPTS", "WholeSteps"]
@@ -61,6 +62,21 @@ class WholeSteps:
         """
         self.model, self._names = model, observed.runs[0].names
         self.awaited = conditions.input_shapes
+
+    def begin_counted(self, model: nn.Module, inputs: Any, optimizers: Iterable[Any]) -> None:
+        """Begin the step whose calls are counted, and observe it if the tracer is likely to count them.
+
+        Args:
+            model: root of the modules.
+            inputs: inputs of the step's first call.
+            optimizers: optimizers that may step in it.
+        """
+        self.observer, self.calls = None, 0
+        names = ModuleNames({"": model})
+        # A call that the tracer cannot follow needs the profiler for itself.
+        if not why_no_recording() and not untraceable_reason(names, inputs):
+            self.observer = StepRecorder(names, optimizers, owner=self._owner)
+        self.is_for_profile = self.observer is not None
 
     def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
         """Begin a step; return whether it is observed, by `observer`.
