@@ -13,15 +13,15 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled, outermost_calls
 from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import OBSERVER, TRACE
+from flopcallback.tracing.run import DISPATCH, TRACE
 from flopcallback.training.training import TRAINING
 
-__all__ = ["METHODS", "choose_observation", "counting_each_call"]
+__all__ = ["METHODS", "choose_observation", "counting_each_call", "is_counted_by_calls"]
 
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Name of the step method by phase."""
 
-EVALUATION_REASON = "evaluation is seen in PyTorch's own records, so that its fast paths stay on"
+EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast paths stay on"
 
 
 def choose_observation(
@@ -38,8 +38,9 @@ def choose_observation(
     observed call would run uncompiled, or be compiled once more. If the whole LightningModule is compiled, the whole
     step is counted beside the real call.
 
-    A training step is traced. A step of evaluation is read from the profiler's records: the tracer's function mode
-    would turn off PyTorch's fast paths, and with them change the last digits of results.
+    A training step is traced. A step of evaluation is observed by the dispatcher: the tracer's function mode would turn
+    off PyTorch's fast paths, and with them change the last digits of results. Records would not do: those of a fast
+    path on nested tensors have no lengths.
 
     Args:
         pl_module: LightningModule, of either package.
@@ -54,7 +55,7 @@ def choose_observation(
         return lambda call: observe_beside(call, counted, names, args, kwargs)
     results = pl_module.trainer._results  # values given to `self.log` so far, to be restored if the call is repeated
     keep = () if results is None else (results, *results.values())
-    engine, reason = (TRACE, "") if phase == TRAINING else (OBSERVER, EVALUATION_REASON)
+    engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
     if has_backward or _has_compiled_pieces(pl_module):
         return lambda call: observe_each_call(
@@ -86,6 +87,11 @@ def counting_each_call(
 
     with outermost_calls(ModuleNames({"": pl_module}), intercept, lambda _, error: on_failure(error)):
         yield
+
+
+def is_counted_by_calls(pl_module: Any) -> bool:
+    """Return whether a training step is counted one module call at a time, as `choose_observation` does."""
+    return not pl_module.automatic_optimization or _has_compiled_pieces(pl_module)
 
 
 def _has_compiled_pieces(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-from flopcallback.lightning.step import METHODS, choose_observation, counting_each_call
+from flopcallback.lightning.step import METHODS, choose_observation, counting_each_call, is_counted_by_calls
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.wrappers import wrap_on_instance
@@ -92,7 +92,8 @@ class StepWatch:
             is_forward = bool(pl_module.automatic_optimization)
             # The pieces have to be the same as in the counted step, so that their autograd nodes can be compared.
             nodes = training.counting_nodes
-            pieces = nodes() if is_forward else counting_each_call(pl_module, nodes, training.stop_observing)
+            is_by_calls = is_counted_by_calls(pl_module)
+            pieces = counting_each_call(pl_module, nodes, training.stop_observing) if is_by_calls else nodes()
             with observer.on(is_forward=is_forward), pieces:
                 attempt()
             training.note_observed_call()

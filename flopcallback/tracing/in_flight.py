@@ -57,7 +57,7 @@ def observe_in_flight(
         call: the function to run.
         names: the modules to attribute work to.
         arguments: any structure that holds the tensors which the call will use.
-        engine: `"trace"`, or `"observer"` to do without the tracer.
+        engine: `"trace"`, or another one to do without the tracer.
         reason: why the engine is not the tracer.
         keep: modules and containers outside of `names` that the call may change.
 
@@ -119,7 +119,7 @@ def observe_each_call(
     Args:
         call: the function to run.
         names: the modules.
-        engine: `"trace"` or `"observer"`.
+        engine: `"trace"`, `"dispatch"` or `"observer"`.
         reason: why the engine is not the tracer.
         keep: modules and containers outside of `names` that the call may change.
         inside: makes a context that each of the module calls runs in.
@@ -256,7 +256,7 @@ def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> l
     """Return the engines to try, each with the reason against the tracer."""
     if engine == TRACE and not (reason := untraceable_reason(names, arguments)):
         return [(TRACE, ""), (OBSERVER, "")]
-    return [(OBSERVER, reason)]
+    return [(OBSERVER if engine == TRACE else engine, reason)]
 
 
 def _because(reason: str, first: Exception | None) -> str:

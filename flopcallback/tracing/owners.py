@@ -34,6 +34,7 @@ class CallOwner:
 
     def __init__(self) -> None:
         self.number = next(self._numbers)
+        self._calls = _Calls()
         _owners.add(self)
 
     def close(self) -> None:
@@ -51,38 +52,42 @@ class CallOwner:
             with mark_here(Marks.name_of(0, CALL, self.number)):
                 yield
         finally:
-            _calls.add(first, nodes_so_far(), self.number)
+            self._calls.add(first, nodes_so_far())
 
     def is_others(self, node: int) -> bool:
-        """Return whether a node of this thread was made in a call of somebody else's."""
-        return _calls.maker_of(node) not in (0, self.number)
+        """Return whether a node of this thread was made in a call of somebody else's, and not in one of its own."""
+        return not self._calls.have(node) and any(owner._calls.have(node) for owner in list(_owners))
 
 
 class _Calls(threading.local):
-    """Calls of this thread, by the numbers of the nodes that they made."""
+    """Calls of this thread, by the numbers of the nodes that they made.
+
+    A node of autograd gets the next number of the thread that makes it.
+    """
 
     def __init__(self) -> None:
-        self.firsts: list[int] = []  # ascending
-        self.calls: list[tuple[int, int]] = []  # the number behind the last node, and the owner
+        self._firsts: list[int] = []  # ascending
+        self._stops: list[int] = []  # behind the last node of each call
 
-    def add(self, first: int, stop: int, owner: int) -> None:
+    def add(self, first: int, stop: int) -> None:
+        """Add a call; of nested calls of one owner, the inner one may be missing."""
         if first == stop:
             return
-        if len(self.firsts) >= MOST_CALLS:
-            del self.firsts[: MOST_CALLS // 2], self.calls[: MOST_CALLS // 2]
-        self.firsts.append(first)
-        self.calls.append((stop, owner))
+        if self._firsts and first < self._firsts[-1]:
+            self._firsts.pop()
+            self._stops.pop()
+        if len(self._firsts) >= MOST_CALLS:
+            del self._firsts[: MOST_CALLS // 2], self._stops[: MOST_CALLS // 2]
+        self._firsts.append(first)
+        self._stops.append(stop)
 
-    def maker_of(self, node: int) -> int:
-        """Return the number of the owner that made a node; 0 if unknown."""
-        position = bisect_right(self.firsts, node) - 1
-        if position < 0 or node >= self.calls[position][0]:
-            return 0
-        return self.calls[position][1]
+    def have(self, node: int) -> bool:
+        """Return whether a node was made in one of the calls."""
+        position = bisect_right(self._firsts, node) - 1
+        return position >= 0 and node < self._stops[position]
 
 
 _owners: weakref.WeakSet[CallOwner] = weakref.WeakSet()
-_calls = _Calls()
 
 
 def are_several() -> bool:

@@ -47,6 +47,7 @@ class Place(NamedTuple):
         phase: one of `PHASES`.
         scope: the running modules.
         backward: the innermost backward under way, if any.
+        is_others: True in a call of another model under training, outside of calls of the observed one.
         is_ours: False in other threads, outside of what a mark says is work of the observed call.
     """
 
@@ -54,6 +55,7 @@ class Place(NamedTuple):
     scope: Scope = ROOT
     backward: Backward | None = None
     is_ours: bool = True
+    is_others: bool = False
 
 
 class Span(NamedTuple):

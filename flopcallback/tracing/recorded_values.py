@@ -31,7 +31,9 @@ def own_inputs(operator: str, recorded: Sequence[Any]) -> Sequence[Any]:
     """
     if are_real(recorded):
         return recorded
-    for count in _numbers_of_arguments(operator):
+    # Mostly as many as of the call around it; another overload may take more, and would swallow some of those.
+    half = len(recorded) // 2
+    for count in sorted(_numbers_of_arguments(operator), key=lambda count: count != half):
         if count < len(recorded) and are_real(recorded[-count:]):
             return recorded[-count:]
     return recorded

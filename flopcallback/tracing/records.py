@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flopcallback.formulas.cost import Family
-from flopcallback.formulas.op_call import UNSEEN, OpCall
+from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.owners import CallOwner, are_several
@@ -163,7 +163,7 @@ class _Reading:
             if kind.is_leaf:
                 continue
             if kind.rank or kind.region:
-                if place.is_ours:
+                if place.is_ours and not place.is_others:
                     highest = max(highest, self._operator(event, name, kind, place, found, is_top=is_top))
                 elif kind.region:  # an autograd function of another thread may call our modules
                     highest = max(highest, self._walk(event.children, place, found, is_top=is_top))
@@ -178,10 +178,11 @@ class _Reading:
         None if it is not part of the run.
         """
         if kind.mark is not None:
+            if kind.mark.kind == CALL and self._owner is not None:
+                is_others = kind.mark.detail != str(self._owner.number)
+                return place._replace(is_others=is_others) if place.scope is ROOT else place
             if kind.mark.observer != self._observer:
-                is_others = kind.mark.kind == CALL and self._owner is not None
-                is_left_out = is_others and kind.mark.detail != str(self._owner.number)  # type: ignore[union-attr]
-                return None if is_left_out or kind.mark.kind == COMPILING else place
+                return None if kind.mark.kind == COMPILING else place
             if kind.mark.kind == COMPILING:
                 return None
             inner = self._placing.below(kind.mark, place)

@@ -256,10 +256,10 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         return reason
     if is_tracing():
         return "another trace is under way, and traces cannot be nested"
-    if not sees_functions():
-        return "this version of torch does not let the tracer see autograd functions"
     if is_transforming():
         return "the tracer does not go through transforms of torch.func"
+    if not sees_functions():  # after the question before: it runs a function, which transforms would refuse
+        return "this version of torch does not let the tracer see autograd functions"
     for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:
             return _loses(kind)

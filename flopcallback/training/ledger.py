@@ -144,6 +144,7 @@ class ComputeLedger:
         self._booked = 0  # FLOPs of steps with a known cost
         self._estimated = 0  # FLOPs of steps whose estimate is final; unseen kinds are estimated anew each time
         self._counted_steps: dict[StepKey, _Counted] = {}
+        self._counted_costs: dict[StepKey, StepCost] = {}  # of counted steps that were observed, too
         self._outside_nodes: dict[StepKey, int] = {}  # of observed kinds: autograd nodes outside the counted calls
 
     @property
@@ -221,13 +222,12 @@ class ComputeLedger:
             if self._observed_cost(unseen) is not None:
                 self._booked += self._unseen.pop(unseen).count * cost.hw_flops
 
-    def learn_once(self, key: StepKey, cost: StepCost, outside: int) -> None:
-        """Learn the cost of a counted step, without learning how its kind begins.
+    def learn_counted(self, key: StepKey, cost: StepCost) -> None:
+        """Learn the cost of a counted step, for itself alone.
 
         Later steps that begin alike are observed: they lack the nodes that counting has made.
         """
-        self._costs.setdefault(key, cost)
-        self._outside_nodes.setdefault(key, outside)
+        self._counted_costs[key] = cost
 
     def add(self, key: StepKey, count: int = 1) -> None:
         """Book `count` steps of a kind."""
@@ -302,7 +302,7 @@ class ComputeLedger:
 
     def _observed_cost(self, key: StepKey) -> StepCost | None:
         """Return the cost of an observed step of this kind, or None."""
-        cost = self._costs.get(key)
+        cost = self._costs.get(key) or self._counted_costs.get(key)
         if cost is not None or key not in self._counted_steps:
             return cost
         # A counted step may have nodes of its own: all else has to match, and what was counted.

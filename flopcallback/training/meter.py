@@ -268,7 +268,7 @@ class ComputeMeter:
             if step.counted is not None:  # `counted` is one batch's; the others of an accumulated step are like it
                 self.ledger.learn_forward(key, step.counted * max(1, step.batches), outside)
                 if step.cost is not None:
-                    self.ledger.learn_once(key, step.cost, outside)
+                    self.ledger.learn_counted(key, step.cost)
             elif step.cost is not None:
                 self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)

@@ -165,7 +165,8 @@ class ProfileRecorder:
         """
         phase = self._phases[TRAINING]
         phase.profile = with_step(phase.profile, counts, calls)
-        phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
+        if phase.log is not _Log.NEW:  # a new profile is logged at once, with or without times
+            phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
         step = phase.profile.step
         return step is not None and step.forward >= calls * phase.profile.forward_hw_flops
@@ -184,7 +185,8 @@ class ProfileRecorder:
         """Add the reason for a missing whole step to the training's profile."""
         phase = self._phases[TRAINING]
         phase.profile = replace(phase.profile, step_note=note)
-        phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
+        if phase.log is not _Log.NEW:
+            phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
 
     def add_training(self, numbers: Mapping[str, int | float]) -> None:

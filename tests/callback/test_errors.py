@@ -236,7 +236,7 @@ class Untraceable(nn.Module):
             return scores * self.hidden[0]
 
 
-def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_the_dispatcher(
+def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_records(
     lightning, run, callback, classifier, differences, leftovers, ours
 ):
     def make(flavour, calls):
@@ -249,7 +249,7 @@ def test_a_step_that_cannot_be_traced_is_put_back_and_counted_by_the_dispatcher(
     assert differences(without, with_) == []
     assert leftovers(with_.model) == []
     profile = callback.profiles["train"]
-    assert profile.config["flops.engine"] == "dispatch"
+    assert profile.config["flops.engine"] == "observer"
     assert "the tracer stopped with RuntimeError: Cannot insert a Tensor" in profile.config["flops.engine_reason"]
     assert {row.path: row.hw_flops for row in profile.modules}["net.linear"] == 2 * 6 * 49 * 3
     (told,) = ours(with_)

@@ -87,7 +87,7 @@ def untraceable(net, x):
     return call
 
 
-def test_where_the_tracer_stops_the_call_is_put_back_and_repeated_under_the_dispatcher(net, x):
+def test_where_the_tracer_stops_the_call_is_put_back_and_repeated_and_recorded(net, x):
     torch.manual_seed(5)
     plain = Net()
     plain.load_state_dict(net.state_dict())
@@ -100,7 +100,7 @@ def test_where_the_tracer_stops_the_call_is_put_back_and_repeated_under_the_disp
     assert net.history == plain.history == [BATCH]
     assert torch.equal(net.inner[1].running_mean, plain.inner[1].running_mean)
     assert "Cannot insert a Tensor that requires grad" in str(observed.failure)
-    assert observed.runs[0].engine == "dispatch"
+    assert observed.runs[0].engine == "observer"
     assert observed.runs[0].engine_reason.startswith("the tracer stopped with RuntimeError: Cannot insert a Tensor")
 
 
@@ -127,7 +127,7 @@ def test_inputs_and_parameters_that_were_written_to_are_put_back(net, x):
         return stops_the_tracer()
 
     observed = observe_in_flight(call, ModuleNames({"": net}), x)
-    assert observed.runs[0].engine == "dispatch"
+    assert observed.runs[0].engine == "observer"
     assert torch.equal(x, 2 * before)
     assert torch.equal(net.head.weight, weight + 1)
 
@@ -148,7 +148,7 @@ def test_what_is_known_not_to_be_traceable_is_not_traced(net):
     eye, names = torch.eye(2).to_sparse(), ModuleNames({"": net})
     observed = observe_in_flight(lambda: net(eye @ torch.ones(2, 3)), names, eye)
     assert observed.failure is None
-    assert observed.runs[0].engine == "dispatch"
+    assert observed.runs[0].engine == "observer"
     assert "sparse" in observed.runs[0].engine_reason
 
 
