@@ -100,8 +100,10 @@ class MarkedScopes(ModuleScopes):
                     self.stored[identity_of(value)] = described.stored
 
     def _left(self, outer: Scope) -> None:
-        self._open.marks.pop().__exit__(None, None, None)
-        super()._left(outer)
+        try:
+            self._open.marks.pop().__exit__(None, None, None)
+        finally:
+            super()._left(outer)
 
 
 class OpenMarks(threading.local):

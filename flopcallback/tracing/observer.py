@@ -119,7 +119,7 @@ class StepRecorder:
                 result = end_recording(recording)
             except Exception as error:  # noqa: BLE001 - as above
                 self._note(error)
-        self.is_pending = result is None and not recording.is_lost
+        self.is_pending = result is None and not recording.is_lost and self.failure is None
         if not self.is_pending:
             self._read(result, recording)
 
@@ -193,7 +193,9 @@ class StepRecorder:
         self.on_read()
 
     def _read(self, result: Any, recording: Recording) -> None:
-        if result is None or self.failure is not None:
+        if self.failure is not None:
+            return
+        if result is None:
             self._note(NotRecorded(recording.why or "the step was not seen"))
             return
         try:
@@ -227,7 +229,10 @@ class StepRecorder:
     def _around_stop(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(initialize)
         def stopped(*args: Any, **kwargs: Any) -> Any:
-            self._marks.at(STOPPED)
+            try:
+                self._marks.at(STOPPED)
+            except Exception as error:  # noqa: BLE001 - checkpointing is at work
+                self._note(error)
             return initialize(*args, **kwargs)
 
         return stopped
@@ -240,8 +245,7 @@ class StepRecorder:
 
             @functools.wraps(closure)
             def outside(*args: Any, **kwargs: Any) -> Any:
-                with self._marks.over(CLOSURE):
-                    return closure(*args, **kwargs)
+                return self._marked(CLOSURE, functools.partial(closure, *args, **kwargs))
 
             return outside
 
@@ -250,10 +254,20 @@ class StepRecorder:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            with self._marks.over(OPTIMIZER_MARK):
-                return step(*args, **kwargs)
+            return self._marked(OPTIMIZER_MARK, functools.partial(step, *args, **kwargs))
 
         return optimizer_step
+
+    def _marked(self, kind: str, call: Callable[[], Any]) -> Any:
+        """Make a call of the training's once, inside a mark."""
+
+        def around(attempt: Callable[[], Any]) -> None:
+            with self._marks.over(kind):
+                attempt()
+
+        outcome = call_once(call, around)
+        self._note(outcome.failure)
+        return outcome.result
 
     # --- Compiled code ------------------------------------------------------------------------------------------------
 

@@ -284,9 +284,9 @@ class _Broker:
 
     def install(self) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
+            if self._users == 0:
                 self._replace()
+            self._users += 1
 
     def uninstall(self) -> None:
         with self._lock:
@@ -338,6 +338,10 @@ class _Broker:
             self.uninstall()
             self._unusable = f"torch's profiler does not start: {error}"
             return None
+        except BaseException:
+            self._forget(session)
+            self.uninstall()
+            raise
         return session
 
     def _break_off(self, session: _Session) -> Result | None:
@@ -354,17 +358,24 @@ class _Broker:
         """End a session in its own thread, and return the result."""
         has_left_open = True
         self._forget(session)
+        failure: Exception | None = None
         try:
-            while session.marks:
-                session.marks.pop().__exit__(None, None, None)
+            try:
+                while session.marks:
+                    session.marks.pop().__exit__(None, None, None)
+                if not (session.is_legacy or session.is_taken):
+                    with torch_private.record_range(END):
+                        pass
+            except Exception as error:  # noqa: BLE001 - raised below, once the profiler is off
+                failure = error
             if session.is_legacy:
                 return torch_private.stop_legacy_records()
             if session.is_taken:
                 torch_private.prepare_records()  # to end what libkineto has not even prepared ends the process
                 return torch_private.stop_records()
-            with torch_private.record_range(END):
-                pass
             result = torch_private.stop_records()
+            if failure is not None:
+                raise failure
             has_left_open = all(root.name != END for root in result.experimental_event_tree()[-END_IS_AMONG:])
             return result
         except RuntimeError:  # it was ended behind our back, by a function of `torch._C`

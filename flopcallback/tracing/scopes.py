@@ -127,8 +127,14 @@ class ModuleScopes:
                 try:
                     result = method(*args, **kwargs)
                 finally:
-                    self._left(outer)
-                self._returned(name, result)
+                    try:
+                        self._left(outer)
+                    except Exception as error:  # noqa: BLE001 - the method's own error, if any, must not be replaced
+                        self.failure = error
+                try:
+                    self._returned(name, result)
+                except Exception as error:  # noqa: BLE001 - the method is the model's, and has returned
+                    self.failure = error
                 return result
 
             return watched
@@ -165,11 +171,8 @@ class ModuleScopes:
             self.current, self.failure = outer, error
 
     def _returned(self, name: str, result: Any) -> None:
-        try:
-            if isinstance(result, torch.Tensor) and not result.is_nested:
-                self.output_shapes[name] = tuple(result.size())
-        except Exception as error:  # noqa: BLE001 - the model's result is returned in any case
-            self.failure = error
+        if isinstance(result, torch.Tensor) and not result.is_nested:
+            self.output_shapes[name] = tuple(result.size())
 
     def _enter(self, scope: Scope) -> None:
         if (thread := threading.get_ident()) != self._thread:

@@ -12,7 +12,7 @@ from torch import nn
 from flopcallback import FlopCallbackWarning, FlopHook
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.measuring import latency
-from flopcallback.tracing import dispatch, scopes, whole_step
+from flopcallback.tracing import marks, observer, profiler_broker, record_kinds, scopes
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.recorder import ProfileRecorder
 from flopcallback.training.training import Training
@@ -73,11 +73,12 @@ KINDS = {
     "module, in a step that is booked": (LoopWatch, "_book_only", 4),
     "module, that follows which one runs": (scopes.ModuleScopes, "_enter", 1),
     "module, with a clock": (latency._TimedCall, "_keep", 2),
-    "backward, around it": (whole_step.StepObserver, "_see_backward", 1),
-    "backward, at an operator": (whole_step.StepObserver, "_place", 1),
-    "backward, of a function": (dispatch.DispatchRecorder, "enter", 1),
-    "an operator, before it runs": (whole_step, "look_up", 1),
-    "optimizer, around its step": (whole_step.StepObserver, "_mode", 1),
+    "backward, around it": (observer.StepRecorder, "_see_backward", 1),
+    "a mark": (marks.Marks, "over", 1),
+    "a mark, as it ends": (profiler_broker.Mark, "__exit__", 1),
+    "the end of a recording": (observer, "end_recording", 1),
+    "the reading of records": (observer, "read_records", 1),
+    "what is known of a record": (record_kinds.Kinds, "of", 1),
     "autograd, where a backward begins": (LoopWatch, "_watch_backward", 2),
     "module, at what it returned": (ProfileRecorder, "timed_call", 2),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import flopcallback
+from flopcallback.tracing import profiler_broker
 
 pytestmark = [pytest.mark.lightning, pytest.mark.tensorboard, pytest.mark.models, pytest.mark.slow]
 
@@ -31,12 +32,7 @@ LAST_RESORTS = {
     # Called in place of a module's forward: all they do around it is guarded in there.
     "measuring/latency": {"timed"},
     "modules/outermost": {"outermost", "call"},
-    "tracing/whole_step": {"run_backward", "optimizer_step", "closure_of", "outside", "_note", "_keep"}
-    | {"__torch_dispatch__", "region"},
-    # Before an operator runs, they look up how; what is kept of it after it has run is guarded. In a whole step, that
-    # is guarded as well: `test_failing_hooks.py`.
-    "tracing/dispatch": {"__torch_dispatch__", "_must_decompose", "_is_composite", "_is_looked_into"}
-    | {"_as_without_a_mode", "_marks_views"},
+    "tracing/observer": {"run_backward", "optimizer_step", "closure_of", "outside", "_marked", "stopped", "_note"},
     "tracing/scopes": {"watched"},
     # Take away a wrapper, or what stands in the place of a function of torch.
     "modules/wrappers": {"restore", "_forget", "_set_attribute"},
@@ -125,6 +121,16 @@ def loggers(folder):
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return [TensorBoardLogger(folder)]
+
+
+def end_what_was_left_on():
+    """End a session of the profiler that a broken function has left, which later trainings would share."""
+    broker = profiler_broker._broker
+    for session in list(broker._sessions.values()):
+        session.lose("it was left on")
+    broker.settle()
+    while broker._users:
+        broker.uninstall()
 
 
 OPTIONS = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
@@ -256,6 +262,9 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
             except LookupError as error:
                 wrong.append((where, "was raised", error))
                 continue
+            finally:
+                monkeypatch.undo()
+                end_what_was_left_on()
         more = left.calls_counted - untouched.calls_counted
         if more:  # an engine had to stop, and the call was repeated from the same state: by the other one, or by none
             assert more <= 2 * (1 if kind == "classifier" else 0), where
@@ -319,6 +328,9 @@ def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differ
             except LookupError as error:
                 wrong.append((code.co_name, "was raised", error))
                 continue
+            finally:
+                monkeypatch.undo()
+                end_what_was_left_on()
         wrong += [(code.co_name, line) for line in (*differences(untouched, left), *leftovers(model))]
         messages = [str(warning.message) for warning in told]
         if len(messages) != 1 or "injected" not in messages[0]:

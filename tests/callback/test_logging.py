@@ -15,8 +15,8 @@ from flopcallback.trackers import MemoryTracker
 
 pytestmark = [pytest.mark.lightning, pytest.mark.models]
 
-# Measured or observed in later steps, and logged with the times.
-WITH_TIMES = ("latency/", "flops/train_step_")
+# Measured in later steps.
+WITH_TIMES = ("latency/",)
 # Logged again and again.
 AS_IT_GOES_ON = ("compute/", "perf/")
 
