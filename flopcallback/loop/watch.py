@@ -172,7 +172,7 @@ class LoopWatch:
         try:
             with self._guarded():
                 self._end_call()
-                if wait and self._step.plan is not None and not self._is_marked:
+                if wait and self._training.is_own and self._step.plan is not None and not self._is_marked:
                     # The loop ended before an optimizer ended this step, or there is no optimizer.
                     self._end_step(is_whole=False, has_stepped=not self._optimizers)
             with self._guarded():
