@@ -15,7 +15,7 @@ from flopcallback.reporting import ModelProfile, report_files, write_file
 __all__ = ["LocalTracker", "next_number"]
 
 next_number = itertools.count().__next__
-"""Return the next number in the order of logging, one order for all folders of this process."""
+"""Return the next number in the order of logging. All folders of this process share one order."""
 
 
 class LocalTracker:

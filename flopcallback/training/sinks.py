@@ -221,7 +221,7 @@ def _end_of_process() -> float:
 
 
 def _free(fallback: str | os.PathLike[str]) -> Path:
-    """Take a fallback folder in which no other training of this process keeps anything."""
+    """Take a fallback folder that no other training here has."""
     first = Path(fallback).expanduser()
     names = (first, *(first.with_name(f"{first.name}-{number}") for number in range(2, len(_taken) + 2)))
     free = next(name for name in names if name.resolve() not in _taken or not name.exists())

@@ -185,7 +185,7 @@ class Database:
         raise RunsError(f"{self._shown} is written to all the time; try again later, or give the address of its server")
 
     def _require_no_journal(self, error: DBAPIError) -> None:
-        """Check that a failure does not come from a write that was interrupted.
+        """Check that a failure comes from no interrupted write.
 
         Raises:
             RunsError: it does. SQLite undoes such a write when it opens the file, and would have to change it.
@@ -274,7 +274,7 @@ def _beside(file: Path, suffix: str) -> Path:
 
 
 def _state(file: Path, log: Path) -> tuple[object, ...]:
-    """Return what stays the same as long as nothing but the end of the log is written."""
+    """Return what no write changes but one at the log's end."""
     found = file.stat()
     with log.open("rb") as opened:
         return found.st_size, found.st_mtime_ns, opened.read(LOG_HEADER)

@@ -59,7 +59,7 @@ def _accumulator(folder: Path) -> Any:
 
 
 def _count_whole(file: Path) -> int:
-    """Count the records of a file of events, and check that it is undamaged.
+    """Count the records of an undamaged file of events.
 
     TensorBoard itself stops without a word at the first record that is not what was written, and the numbers before it
     would pass for all. A last record that is cut off is none: a run that is going on may end anywhere.
