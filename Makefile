@@ -90,6 +90,6 @@ $(TORCH_VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-core .venv-torch-* .venv-peers build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report lightning_logs
+	rm -rf .venv .venv-core .venv-torch-* .venv-peers build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report* lightning_logs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

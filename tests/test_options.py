@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,15 @@ NUMBERS = {
 }
 
 
+FLAGS = ("elementwise", "summary", "strict")
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", [np.True_, np.bool_(False), torch.tensor(True)])
+def test_a_flag_of_numpys_or_a_tensors_is_pythons_own(name, value):
+    assert checked_options("FlopHook", **{name: value})[name] is bool(value)
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_of_numpys_or_a_tensors_is_pythons_own(name):
     given, plain = NUMBERS[name]
@@ -36,7 +47,8 @@ def test_a_number_of_numpys_or_a_tensors_is_pythons_own(name):
         *(("latency_steps", value) for value in (-1, np.int64(-1), torch.ones(3), torch.tensor(1.5), np.float32(3))),
         *(("max_hw_flops", value) for value in (0, np.float32("nan"), np.inf, "1e9", [1], True)),
         *(("peak_flops", value) for value in ("fast", -1, np.float64(0))),
-        *(("report_dir", value) for value in ("", 3, b"folder"[:0])),
+        *(("report_dir", value) for value in ("", 3, b"folder"[:0], "~no-such-user/x", Path("~no-such-user"), "a\0b")),
+        *((name, value) for name in FLAGS for value in (1, "yes", None, np.int64(1), torch.ones(2), np.ones(2) > 0)),
     ],
 )
 def test_what_is_no_such_number_is_named(name, value):

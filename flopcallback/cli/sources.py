@@ -86,7 +86,9 @@ def _import(target: str) -> Any:
     """
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
-        raise UsageError(f"{target!r} is no module:name, such as net:make for make in net.py, and no {HUB}config.json")
+        raise UsageError(
+            f"{target!r} names no model. Give module:name, such as net:Net for class Net in net.py, or {HUB}config.json"
+        )
     if module_name.endswith(".py") or "/" in module_name:
         # A path is a common mistake, so the message has the module's name ready.
         dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")

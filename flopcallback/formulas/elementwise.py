@@ -349,6 +349,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
         """,
     ),
     **_foreach_rows(2, "addcdiv addcmul norm powsum"),
+    **{name.replace("aten::", "prims::"): row for name, row in _rows(per_output(2), "fma").items()},
     **_foreach_rows(3, "lerp"),
     **_rows(per_list_element(12), "_fused_adam _fused_adamw"),
     **_rows(per_list_element(4), "_fused_sgd"),

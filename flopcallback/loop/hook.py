@@ -72,8 +72,7 @@ class FlopHook:
         latency_steps: number of timed steps after these; 0 turns timing off.
         log_every_n_steps: number of steps between two logs of compute and throughput. Default: 50.
         max_hw_flops: budget of hardware FLOPs, for all ranks together. `should_stop` is True from the end of the step
-            that spends it. If that is the first step, it is the end of the second one, when the cost of a step is
-            known. A compiled model's steps are estimated. Several ranks may exceed the budget by some steps if a step
+            that spends it. Several ranks may exceed the budget by some steps if a step
             costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.

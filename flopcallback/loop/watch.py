@@ -22,7 +22,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.owners import CallOwner, are_several
+from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.torch_private import base_of
 from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
@@ -176,7 +176,7 @@ class LoopWatch:
         try:
             with self._guarded():
                 self._end_call()
-                if wait and self._step.plan is not None and not self._is_marked:
+                if wait and self._training.is_own and self._step.plan is not None and not self._is_marked:
                     # The loop ended before an optimizer ended this step, or there is no optimizer.
                     self._end_step(is_whole=False, has_stepped=not self._optimizers)
             with self._guarded():
@@ -248,7 +248,7 @@ class LoopWatch:
         This is the fast path of the stage `BOOKING`, and enough for most loops. A loop that calls the model twice in a
         step leaves it for good: between two calls, backwards have to be noticed.
         """
-        if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()) or are_several():
+        if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()) or several.are_there:
             return False
         if self._step.plan is not None:
             self._has_single_calls = False
@@ -386,7 +386,7 @@ class LoopWatch:
             self._has_single_calls = False
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
-        if is_first and self._training.observer is not None:  # the plan is `OBSERVE` or `COUNT`
+        if is_first and self._step.plan is not Plan.PASS and self._training.observer is not None:
             observing = self._training.observer.watching(is_in_optimizer=self._is_in_optimizer)
             self._step_watch.enter_context(observing)
 

@@ -345,7 +345,9 @@ class ModelProfile:
                 message names the field that is wrong.
         """
         content = parsed(text)
-        schema = content.pop("flopcallback_profile", None) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or "flopcallback_profile" not in content:
+            raise ValueError("ModelProfile.from_json: flopcallback_profile is missing, which every profile has")
+        schema = content.pop("flopcallback_profile")
         # True would pass for 1.
         if not is_whole(schema) or schema not in _MAY_BE_MISSING:
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from flopcallback.profile.numbers import LARGEST, is_whole
 
-__all__ = ["parsed", "read"]
+__all__ = ["loaded", "parsed", "read"]
 
 # A function of a plain value and its place, such as "modules[3].flops".
 Reader = Callable[[Any, str], Any]
@@ -29,13 +29,36 @@ def parsed(text: str | bytes) -> Any:
         ValueError: the text is no JSON, has NaN or an infinity, or is nested too deeply for Python's parser.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return loaded(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 
 
+def loaded(text: str | bytes, *, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """Parse JSON, which may have NaN and infinities.
+
+    Args:
+        text: the text.
+        parse_constant: function of the names of these, in place of floats.
+
+    Raises:
+        ValueError: the text is no JSON, or has an integer of more digits than Python reads.
+        RecursionError: it is nested too deeply for Python's parser.
+    """
+    try:
+        return json.loads(text, parse_constant=parse_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, _NoJsonError):
+        raise
+    except ValueError:  # Python's own text tells how to raise the limit, which would not help
+        raise ValueError("an integer has too many digits to be a number of a training") from None
+
+
+class _NoJsonError(ValueError):
+    """Error for NaN or an infinity."""
+
+
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise _NoJsonError(f"{name} is no JSON")
 
 
 def read(kind: Any, value: Any, place: str = "", optional: tuple[str, ...] = ()) -> Any:

@@ -37,6 +37,8 @@ def checked_options(owner: str, **given: Any) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     if name in _NUMBERS and value is not None and not isinstance(value, str):
         return plain_number(value)
+    if name in _FLAGS:
+        return bool(value)
     return Path(value).expanduser() if name == "report_dir" and value is not None else value
 
 
@@ -60,8 +62,26 @@ def _is_count(value: Any) -> bool:
     return _is_whole(value) and value >= 0
 
 
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
+def _is_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return True
+    try:
+        return isinstance(value.item(), bool)  # of NumPy's, or an element of a tensor
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # the latter two are arrays of several elements
+        return False
+
+
+def _is_folder(value: Any) -> bool:
+    if not isinstance(value, (str, os.PathLike)):
+        return False
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        return False
+    try:
+        Path(path).expanduser()
+    except RuntimeError:  # `~name` of a user that does not exist
+        return False
+    return True
 
 
 def _is_function(value: object) -> bool:
@@ -96,7 +116,7 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "by_compute": (_is_list_of_names, "a list of names of metrics, such as ['val/loss']"),
     "prefix": (lambda value: isinstance(value, str), "a string"),
     "report_dir": (
-        lambda value: value is None or (isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))),
+        lambda value: value is None or _is_folder(value),
         "a folder ('.' is the working directory) or None",
     ),
     "summary": (_is_flag, "True or False"),
@@ -105,3 +125,6 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _NUMBERS = frozenset({"fma", "warmup_steps", "latency_steps", "log_every_n_steps", "max_hw_flops", "peak_flops"})
 """Options that are numbers, or texts or None in place of one."""
+
+_FLAGS = frozenset({"elementwise", "summary", "strict"})
+"""Options that are True or False."""

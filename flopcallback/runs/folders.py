@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.reading import loaded
 from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series, number, reason_of, step_number
 
 __all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
@@ -124,7 +124,7 @@ def _line_points(line: bytes, place: str) -> list[tuple[str, int, int | float]]:
         RunsError: the line is no JSON object of numbers with their step.
     """
     try:
-        values = json.loads(line)
+        values = loaded(line)
         if not isinstance(values, dict) or "step" not in values:
             raise ValueError("it has no step")
         step = step_number(values.pop("step"))

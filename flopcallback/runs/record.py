@@ -32,6 +32,9 @@ Series = tuple[tuple[int, int | float], ...]
 COMPUTE = metrics.COMPUTE.name
 """Name under which a training logs its hardware FLOPs so far."""
 
+# Names of totals, which begin at 0 and grow.
+_TOTALS = tuple(metric.name for metric in metrics.METRICS if metric.name.endswith("_total"))
+
 _PHASES = tuple(f"{phase}/" for phase in PHASES)
 # Every run of ours has one of these names; a user's prefix is what precedes it.
 _OUR_NAME = re.compile(f"(.*?)(?:{re.escape(metrics.FORWARD.name)}|{re.escape(COMPUTE)})")
@@ -49,7 +52,8 @@ class RunRecord:
         config: conditions of the count (`flops.fma`, ...), and other configuration that the source has.
 
     Raises:
-        RunsError: a figure or a value is no number that a float64 can hold, or a step is no integer.
+        RunsError: the name or the place is no text, a figure or a value is no number that a float64 can hold, a total
+            is below 0, or a step is no integer.
     """
 
     name: str
@@ -61,8 +65,12 @@ class RunRecord:
     def __post_init__(self) -> None:
         # A reader may be anybody's. The dataclass is frozen, so `object.__setattr__` stores what was made plain.
         try:
+            for attribute in ("name", "place"):
+                if not isinstance(getattr(self, attribute), str):
+                    raise ValueError(f"the {attribute} of a run is {reprlib.repr(getattr(self, attribute))}, no text")
             figures = {name: number(value, name) for name, value in self.figures.items()}
             series = {name: _plain_series(name, points) for name, points in self.series.items()}
+            _require_totals(figures, series)
         except ValueError as error:
             raise RunsError(f"{self.place}: {error}") from error
         object.__setattr__(self, "figures", figures)
@@ -139,7 +147,7 @@ def number(value: object, name: str) -> int | float:
         if isinstance(plain, float) or is_whole(plain):
             return plain
     what = "too large to be compared" if isinstance(value, int) and not isinstance(value, bool) else "no number"
-    raise ValueError(f"{name} is {reprlib.repr(value)}, which is {what}")
+    raise ValueError(f"{name} is {_shown(value)}, which is {what}")
 
 
 def step_number(value: object) -> int:
@@ -152,8 +160,23 @@ def step_number(value: object) -> int:
         return value  # type: ignore[return-value]
     plain = int(value) if isinstance(value, Integral) and not isinstance(value, (bool, int)) else None
     if plain is None or not is_whole(plain):
-        raise ValueError(f"a step is {reprlib.repr(value)}, which is no whole number that could be one")
+        raise ValueError(f"a step is {_shown(value)}, which is no whole number that could be one")
     return plain
+
+
+def _shown(value: object) -> str:
+    # Python writes no integer of more than 4,300 digits.
+    is_long = isinstance(value, int) and value.bit_length() > 10_000
+    return "an integer of more than 3,000 digits" if is_long else reprlib.repr(value)
+
+
+def _require_totals(figures: Mapping[str, int | float], series: Mapping[str, Series]) -> None:
+    """Check that no total is below 0, as in a checkpoint."""
+    for name in {*figures, *series}:
+        if name.endswith(_TOTALS):
+            lowest = min([figures.get(name, 0), *(value for _, value in series.get(name, ()) if value < 0)])
+            if lowest < 0:
+                raise ValueError(f"{name} is {lowest:.6g}, and a total is 0 or more")
 
 
 def _plain_series(name: str, points: Series) -> Series:

@@ -17,7 +17,7 @@ from flopcallback.tracing.marks import CALL, Marks
 from flopcallback.tracing.profiler_broker import mark_here
 from flopcallback.tracing.torch_private import nodes_so_far
 
-__all__ = ["CallOwner", "are_several"]
+__all__ = ["CallOwner", "several"]
 
 MOST_CALLS = 4096
 """Calls of a thread that are remembered; a backward through older ones is taken for the observed model's."""
@@ -36,15 +36,18 @@ class CallOwner:
         self.number = next(self._numbers)
         self._calls = _Calls()
         _owners.add(self)
+        weakref.finalize(self, _count).atexit = False
+        _count()
 
     def close(self) -> None:
         """Forget it: it makes no more calls."""
         _owners.discard(self)
+        _count()
 
     @contextmanager
     def calling(self) -> Iterator[None]:
         """Note that a call of the model is its own, if there are others."""
-        if not are_several():
+        if not several.are_there:
             yield
             return
         first = nodes_so_far()
@@ -87,9 +90,19 @@ class _Calls(threading.local):
         return position >= 0 and node < self._stops[position]
 
 
+class _Several:
+    """Whether more than one model is under training in this process; read by every step.
+
+    Attributes:
+        are_there: True if so.
+    """
+
+    are_there = False
+
+
+several = _Several()
 _owners: weakref.WeakSet[CallOwner] = weakref.WeakSet()
 
 
-def are_several() -> bool:
-    """Return whether more than one model is under training in this process."""
-    return len(_owners) > 1
+def _count() -> None:
+    several.are_there = len(_owners) > 1

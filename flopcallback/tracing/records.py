@@ -14,7 +14,7 @@ from flopcallback.formulas.cost import Family
 from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
-from flopcallback.tracing.owners import CallOwner, are_several
+from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
 from flopcallback.tracing.record import Region, leaves_memory_empty
 from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
@@ -110,7 +110,7 @@ class _Reading:
         self._seen = seen
         self._families = families
         self._kinds = Kinds(families)
-        self._owner = owner if are_several() else None
+        self._owner = owner if several.are_there else None
         self._maker_threads: dict[int, int] | None = None  # by the record of a node; None while one thread makes all
         self._constants: dict[int, Sequence[Any]] = {}
         self._thread = 0

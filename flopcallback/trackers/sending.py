@@ -86,8 +86,12 @@ class Sender(Generic[Entry]):
             if self._failure is not None:
                 raise self._failure
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, late: str = "") -> None:
         """Wait until everything is sent.
+
+        Args:
+            seconds: longest wait.
+            late: text of the error after that time; by default it names the seconds.
 
         Raises:
             TimeoutError: some of it is not sent yet.
@@ -97,7 +101,7 @@ class Sender(Generic[Entry]):
             is_done = self._changed.wait_for(lambda: self._worker is None, timeout=seconds)
         self.check()
         if not is_done:
-            raise TimeoutError(f"it was not sent within {seconds:.3g} s")
+            raise TimeoutError(late or f"it was not sent within {seconds:.3g} s")
 
     def take(self) -> list[Entry]:
         """Stop sending, and return the entries that were not sent, oldest first.

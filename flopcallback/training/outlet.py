@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import KeepsTraining, LocalTracker, Request, Sender, SendsRequests, Tracker
+from flopcallback.trackers.local import next_number
 
 __all__ = ["Entry", "Outlet", "described"]
 
@@ -21,6 +22,7 @@ class Entry:
         profile: profile to log after the numbers; None if there is none.
         is_final: True if the profile was logged before, and has got the totals of a training that is over.
         outlets: outlets that have written it.
+        number: place in the order of logging.
     """
 
     step: int
@@ -28,6 +30,7 @@ class Entry:
     profile: ModelProfile | None = None
     is_final: bool = False
     outlets: list[Outlet] = field(default_factory=list)
+    number: int = field(default_factory=next_number)
 
     def write_to(self, tracker: Tracker) -> None:
         """Write it by the methods of a tracker."""
@@ -109,20 +112,40 @@ class Outlet:
                 self._sender.add(entry, requests)
         entry.outlets.append(self)
 
+    def keep(self, entries: Iterable[Entry]) -> None:
+        """Write entries into a folder in their order of logging.
+
+        Other entries may have been written before; a profile that has been replaced since is left out.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        assert isinstance(self.tracker, LocalTracker)
+        missing = [entry for entry in entries if self not in entry.outlets]
+        self.tracker.insert_scalars([(entry.number, entry.step, entry.scalars) for entry in missing if entry.scalars])
+        for entry in missing:
+            if entry.profile is not None:
+                self.tracker.insert_profile(entry.number, entry.step, entry.profile)
+            entry.outlets.append(self)
+
     def close(self) -> None:
         """Close the tracker, which writes what it has buffered."""
         if not self.is_over:
             self.write(_Close())
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, late: str) -> None:
         """Wait until everything is sent.
+
+        Args:
+            seconds: longest wait.
+            late: text of the error after that time.
 
         Raises:
             TimeoutError: some of it is not sent yet.
             Exception: a request has raised it.
         """
         if self._sender is not None:
-            self._sender.wait(seconds)
+            self._sender.wait(seconds, late)
 
     def take(self) -> list[Entry]:
         """Send nothing more, and return the entries that were not sent."""

@@ -6,7 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
 
 from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
 from flopcallback.trackers import DrawsByCompute, LocalTracker, TooSlowError, Tracker
@@ -19,7 +20,13 @@ FLOPS_PER_STEP = 10**6
 """Unit of the step of a metric that is plotted against compute: FLOPs themselves outgrow the int64 step of trackers."""
 
 END_S = 10.0
-"""Seconds that the end of a training waits for what is being sent, for all trackers together."""
+"""Seconds that the end of a training waits for what is being sent, for all trackers together.
+
+The end of the process waits as long for all trainings together that were not closed.
+"""
+
+# Fallback folders of this process, each of one training.
+_taken: set[Path] = set()
 
 
 class Sinks:
@@ -32,7 +39,8 @@ class Sinks:
         prefix: prefix of the names of all numbers.
         by_compute: names of the user's metrics to plot against compute.
         show: prints a text; None prints nothing.
-        fallback: folder for what a tracker failed to log; None drops it.
+        fallback: folder for what a tracker failed to log; None drops it. If another training of this process has it
+            already, its name gets a number.
         failures: reports failures.
     """
 
@@ -53,10 +61,10 @@ class Sinks:
         self._logged_scalars: set[str] = set()  # names of the profiles' numbers, each of which is logged once
         self._last_profile_step = 0  # step of the last profile, for its final copy
         # The fallback folder is added on the first failure.
-        self._outlets = [Outlet(name, tracker, self._finish) for name, tracker in trackers.items()]
+        self._outlets = [Outlet(name, tracker, self._at_exit) for name, tracker in trackers.items()]
         for outlet in self._outlets:
             if by_compute and isinstance(outlet.tracker, DrawsByCompute):
-                with self._as_warning(outlet.name):
+                with failures.as_warning(f"the tracker {outlet.name} failed"):
                     outlet.tracker.use_compute_axis(by_compute)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
@@ -115,29 +123,54 @@ class Sinks:
         """Close all trackers, which then write what they have buffered.
 
         What is being sent over a network is waited for, but no longer than `END_S`.
-        """
-        for outlet in self._outlets:
-            with self._as_warning(outlet.name):
-                outlet.close()
-        self._finish()
 
-    def _finish(self) -> None:
-        """Wait for what is being sent, and keep what was not."""
-        end = time.monotonic() + END_S
-        for outlet in list(self._outlets):
-            if not outlet.is_over:
+        Raises:
+            Exception: the first failure, if failures are raised; all trackers are closed nevertheless.
+        """
+        with self._failures.raised_last():
+            for outlet in list(self._outlets):
                 try:
-                    outlet.wait(max(0.0, end - time.monotonic()))
+                    outlet.close()
+                except TooSlowError:
+                    pass  # what waits is told below
                 except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
                     self._failed(outlet, error)
+            self._finish(time.monotonic() + END_S)
+
+    def _at_exit(self) -> None:
+        """Do what nobody did by `close`, at the end of the process."""
+        self._failures.only_warn()
+        self._finish(_end_of_process())
+
+    def _finish(self, end: float) -> None:
+        """Wait for what is being sent, and keep what was not.
+
+        Args:
+            end: longest time to wait until, of `time.monotonic`.
+        """
+        try:
+            for outlet in list(self._outlets):
+                self._wait(outlet, end, f"it was not sent within {END_S:.3g} s")
+        except BaseException:  # Ctrl-C
+            for outlet in list(self._outlets):
+                self._wait(outlet, 0.0, "it was not sent when the wait was interrupted")
+            raise
+
+    def _wait(self, outlet: Outlet, end: float, late: str) -> None:
+        if not outlet.is_over:
+            try:
+                outlet.wait(max(0.0, end - time.monotonic()), late)
+            except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
+                self._failed(outlet, error)
 
     def _log(self, entry: Entry, outlets: Iterable[Outlet] | None = None) -> None:
-        for outlet in list(self._outlets if outlets is None else outlets):  # a copy: `_failed` may add a folder
-            if not outlet.is_over:
-                try:
-                    outlet.write(entry)
-                except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
-                    self._failed(outlet, error, entry)
+        with self._failures.raised_last():
+            for outlet in list(self._outlets if outlets is None else outlets):  # a copy: `_failed` may add a folder
+                if not outlet.is_over:
+                    try:
+                        outlet.write(entry)
+                    except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
+                        self._failed(outlet, error, entry)
 
     def _failed(self, outlet: Outlet, error: Exception, entry: Entry | None = None) -> None:
         """Report a failure of a tracker, and keep what it did not get.
@@ -145,32 +178,55 @@ class Sinks:
         The tracker is not asked again, unless it has got everything that it can show, or is only slow.
         """
         unsent = [] if entry is None else [entry]
-        note = ""
-        if not isinstance(error, (ImportError, TooSlowError)):
+        what, note, loss = f"the tracker {outlet.name} failed", "", ""
+        if isinstance(error, TooSlowError):
+            what = f"the tracker {outlet.name} is slow"
+        elif not isinstance(error, ImportError):
             outlet.is_over = True
             unsent = list(dict.fromkeys([*outlet.take(), *unsent]))  # it may be among those that were taken
-            note = f"Not sent: {described(unsent)}." if outlet.is_sending and unsent else "It is not asked again."
-        try:
+            if outlet.is_sending and unsent:
+                loss = f"Not sent: {described(unsent)}."
+            else:
+                note = "It is not asked again."
+        with self._failures.raised_last():
             if folder := self._keep(unsent):
-                note = f"{note} What it did not get is in {folder}.".lstrip()
-        finally:
-            self._failures.report(f"the tracker {outlet.name} failed", error, note)
+                kept = f"What it did not get is in {folder}."
+                loss, note = (f"{loss} {kept}", note) if loss else ("", f"{note} {kept}".lstrip())
+            self._failures.report(what, error, note, loss=loss)
 
-    def _keep(self, entries: Iterable[Entry]) -> str:
+    def _keep(self, entries: Sequence[Entry]) -> str:
         """Write entries to the report folder; return its name, or nothing without one."""
+        if not entries:
+            return ""
         folder = next((outlet for outlet in self._outlets if outlet.is_folder), None)
         if folder is None and self._fallback is not None:
-            tracker = LocalTracker(self._fallback)
-            folder = Outlet(str(tracker.folder), tracker, self._finish)
+            tracker = LocalTracker(_free(self._fallback))
+            folder = Outlet(str(tracker.folder), tracker, self._at_exit)
             self._outlets.append(folder)
         if folder is None or folder.is_over:
             return ""
-        for entry in entries:
-            folder.write(entry)
+        try:
+            folder.keep(entries)
+        except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
+            folder.is_over = True
+            self._failures.report(f"the tracker {folder.name} failed", error, "It is not asked again.")
+            return ""
         return folder.name
 
-    def _as_warning(self, name: str) -> AbstractContextManager[None]:
-        return self._failures.as_warning(f"the tracker {name} failed")
+
+@cache
+def _end_of_process() -> float:
+    """Return the time until which the end of the process waits."""
+    return time.monotonic() + END_S
+
+
+def _free(fallback: str | os.PathLike[str]) -> Path:
+    """Take a fallback folder that no other training here has."""
+    first = Path(fallback).expanduser()
+    names = (first, *(first.with_name(f"{first.name}-{number}") for number in range(2, len(_taken) + 2)))
+    free = next(name for name in names if name.resolve() not in _taken or not name.exists())
+    _taken.add(free.resolve())
+    return free
 
 
 def _line(profile: ModelProfile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -86,6 +87,7 @@ class Training:
     ) -> None:
         self._failures = failures
         self._model = model
+        self._process = os.getpid()  # the one that makes its steps
         self._sinks = Sinks(
             trackers,
             prefix=options.prefix,
@@ -127,6 +129,7 @@ class Training:
             optimizers: optimizers that may step in it.
         """
         meter = self._meter
+        self._process = os.getpid()
         if meter is not None:
             meter.begin_step()
             meter.add_call(inputs, batch)
@@ -464,18 +467,33 @@ class Training:
         with self._failures.as_warning("other ranks do not know"):
             meter.leave()
 
+    @property
+    def is_own(self) -> bool:
+        """False in a forked child of the process that makes the steps."""
+        return os.getpid() == self._process
+
     def close(self, step: int, *, wait: bool = True) -> None:
         """Log what has not been logged yet, and close the trackers.
+
+        In a forked child nothing is done: the training goes on in its parent.
 
         Args:
             step: step that the profile's numbers are logged at.
             wait: whether to wait for the device and for other ranks. False after an error: they may never finish.
+
+        Raises:
+            Exception: the first failure, if `strict`; all trackers are closed nevertheless.
         """
-        self._recorder.close_window(wait=wait)
-        self._log_numbers(END, self._last_step, wait=wait)
-        self._log(step)
-        self._recorder.add_training(self._numbers)
-        self._sinks.close()
+        if not self.is_own:
+            return
+        with self._failures.raised_last():
+            try:
+                self._recorder.close_window(wait=wait)
+                self._log_numbers(END, self._last_step, wait=wait)
+                self._log(step)
+                self._recorder.add_training(self._numbers)
+            finally:
+                self._sinks.close()
 
     # --- Internals ----------------------------------------------------------------------------------------------------
 

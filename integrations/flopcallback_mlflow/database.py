@@ -7,14 +7,16 @@ folder for artifacts.
 from __future__ import annotations
 
 import math
+import reprlib
 import shlex
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.runs import RunsError, without_password
@@ -22,11 +24,17 @@ from flopcallback_mlflow.content import Content, has_history
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.exc import DBAPIError
 
 __all__ = ["Database"]
 
 # Bytes 18 and 19 of a SQLite file, in the mode that keeps a write-ahead log (https://sqlite.org/fileformat2.html).
 WRITE_AHEAD = b"\x02\x02"
+# Bytes of the header of a write-ahead log, which is another one each time the log begins anew.
+LOG_HEADER = 32
+
+# How often a database is copied again that was written to meanwhile.
+MOST_COPIES = 10
 
 
 class Database:
@@ -50,7 +58,12 @@ class Database:
         self._shown = without_password(address)
         self._file: Path | None = None
         if url.get_backend_name() == "sqlite":
-            self._file = Path(url.database or "")
+            if not url.database or url.database == ":memory:":
+                raise RunsError(
+                    f"{self._shown} names no file; sqlite:///mlflow.db is one in the working directory, and an "
+                    "absolute path has four slashes, sqlite:////…"
+                )
+            self._file = Path(url.database)
             self._shown = str(self._file)
             if not self._file.is_file():
                 shown = f"sqlite:///{self._file}"
@@ -66,7 +79,7 @@ class Database:
 
         with self._connected() as connection:
             rows = _rows(connection, SqlExperiment, ("experiment_id", "name"), lifecycle_stage="active")
-        return [(str(id_), name) for id_, name in rows]
+        return [(str(id_), str(name)) for id_, name in rows]
 
     def runs(self, experiments: Sequence[str]) -> Iterator[tuple[str, Callable[[], Content]]]:
         """Yield the active runs of experiments, oldest first.
@@ -78,28 +91,42 @@ class Database:
         columns = ("start_time", "run_uuid", "name", "experiment_id")
         with self._connected() as connection:
             rows = _rows(connection, SqlRun, columns, lifecycle_stage="active")
-        for _, id_, name, experiment in sorted(rows, key=lambda row: (row[0] or 0, row[1])):
+        for start, id_, name, experiment in sorted(rows, key=_age):
             if str(experiment) in experiments:
-                yield id_, partial(self._content, id_, name)
+                yield id_, partial(self._content, id_, name, start)
 
-    def _content(self, run: str, name: str | None) -> Content:
+    def _content(self, run: str, name: str | None, start: object) -> Content:
+        """Read a run.
+
+        SQLite keeps what it is given in a column of any type, so each value is checked.
+
+        Raises:
+            ValueError: one of them is not of its type.
+        """
         from mlflow.store.tracking.dbmodels import models
 
         with self._connected() as connection:
             last = _rows(connection, models.SqlLatestMetric, ("key", "value", "is_nan"), run_uuid=run)
             params, tags = (
-                dict(_rows(connection, model, ("key", "value"), run_uuid=run))
-                for model in (models.SqlParam, models.SqlTag)
+                _rows(connection, model, ("key", "value"), run_uuid=run) for model in (models.SqlParam, models.SqlTag)
             )
             columns = ("timestamp", "key", "step", "value", "is_nan")
             points = _rows(connection, models.SqlMetric, columns, run_uuid=run)
+        _require(int, "start_time", [start])
+        _require(int, "a timestamp", (point[0] for point in points))
+        _require(str, "a name", (row[0] for rows in (last, params, tags) for row in rows))
+        _require(str, "a name", (point[1] for point in points))
+        for key, value, _ in last:
+            _require((int, float), key, [value])
+        for key, value in (*params, *tags):
+            _require(str, key, [value])
         # Of several values at one step, the last logged has to come last.
         points.sort(key=lambda point: point[0] or 0)
         return Content(
             name or run,
             metrics={key: math.nan if is_nan else value for key, value, is_nan in last},
-            params=params,
-            tags=tags,
+            params={key: value or "" for key, value in params},
+            tags={key: value or "" for key, value in tags},
             points=[
                 (key, step, math.nan if is_nan else value) for _, key, step, value, is_nan in points if has_history(key)
             ],
@@ -113,6 +140,7 @@ class Database:
             with self._engine() as engine, engine.connect() as connection:
                 yield connection
         except DBAPIError as error:
+            self._require_no_journal(error)
             raise RunsError(f"{self._shown} is no database that MLflow could read: {error.orig}") from error
         except SQLAlchemyError as error:
             raise RunsError(f"{self._shown} is no database that MLflow could read: {error}") from error
@@ -126,8 +154,51 @@ class Database:
             yield engine
             engine.dispose()
             return
-        with _read_only(self._file) as uri:
-            yield create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool)
+        uri = self._uri
+        yield create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool)
+
+    @cached_property
+    def _uri(self) -> str:
+        """Address under which the SQLite file is only read.
+
+        A database with a write-ahead log is more than one file. Even a connection that only reads makes those that are
+        missing and writes to the index, so it is given copies, which are there as long as this object.
+        """
+        file = self._file
+        assert file is not None
+        log = _beside(file, "wal")
+        with file.open("rb") as opened:
+            has_log = opened.read(20)[18:] == WRITE_AHEAD
+        if not has_log:
+            return f"{file.resolve().as_uri()}?mode=ro"
+        folder = Path(mkdtemp(prefix="flopcallback-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for _ in range(MOST_COPIES):
+            if not log.exists() or not log.stat().st_size:
+                return f"{file.resolve().as_uri()}?mode=ro&immutable=1"  # all is in the file itself
+            with suppress(FileNotFoundError):  # the log is removed by whoever closes the database last
+                before = _state(file, log)
+                for each in (file, log):
+                    shutil.copyfile(each, folder / each.name)
+                if _state(file, log) == before:
+                    return f"{(folder / file.name).as_uri()}?mode=ro"
+        raise RunsError(f"{self._shown} is written to all the time; try again later, or give the address of its server")
+
+    def _require_no_journal(self, error: DBAPIError) -> None:
+        """Check that a failure comes from no interrupted write.
+
+        Raises:
+            RunsError: it does. SQLite undoes such a write when it opens the file, and would have to change it.
+        """
+        if self._file is None:
+            return
+        journal = _beside(self._file, "journal")
+        # SQLite's word if it is not interrupted but going on; Python 3.10 has no number for it.
+        if "locked" not in str(error.orig) and journal.is_file() and journal.stat().st_size:
+            raise RunsError(
+                f"{self._shown}: a write to it was interrupted, and {journal.name} has what it takes to undo it; open "
+                "it once with MLflow, which does so"
+            ) from error
 
     def _require_schema(self, connection: Connection) -> None:
         """Check that the tables are those of the installed MLflow.
@@ -158,6 +229,11 @@ class Database:
         for name, table in Base.metadata.tables.items():
             if not set(table.columns.keys()) <= {column["name"] for column in inspect(connection).get_columns(name)}:
                 raise RunsError(f"{self._shown} is no database of MLflow's: its table of {name} has other columns")
+        if not versions:
+            raise RunsError(
+                f"{self._shown} does not say which MLflow made its tables (alembic_version is empty), and is left as "
+                "it is"
+            )
         raise RunsError(
             f"{self._shown} has tables that MLflow {mlflow.__version__} does not know, and is left as it is. A newer "
             "one made them: pip install --upgrade mlflow"
@@ -175,23 +251,30 @@ def _rows(connection: Connection, model: Any, columns: Sequence[str], **equal: s
     return [tuple(row) for row in connection.execute(query)]
 
 
-@contextmanager
-def _read_only(file: Path) -> Iterator[str]:
-    """Yield an address under which a SQLite file is only read.
+def _age(row: tuple[Any, ...]) -> tuple[float, str]:
+    """Return what runs are sorted by."""
+    start, id_, *_ = row
+    return start if isinstance(start, int) else 0, str(id_)
 
-    A database with a write-ahead log is more than one file, and even a connection that only reads makes those that are
-    missing, and leaves them behind.
+
+def _require(kind: type | tuple[type, ...], name: object, values: Iterable[object]) -> None:
+    """Check that values of a row are of a type, or missing.
+
+    Raises:
+        ValueError: one is not.
     """
-    log, index = (file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "shm"))
-    with file.open("rb") as opened:
-        has_log = opened.read(20)[18:] == WRITE_AHEAD
-    if not has_log or index.exists():
-        yield f"{file.resolve().as_uri()}?mode=ro"
-    elif not log.exists() or not log.stat().st_size:
-        # All is in the file itself, and nobody has it open.
-        yield f"{file.resolve().as_uri()}?mode=ro&immutable=1"
-    else:
-        with TemporaryDirectory(prefix="flopcallback-") as folder:
-            for each in (file, log):
-                shutil.copy(each, folder)
-            yield f"{(Path(folder) / file.name).as_uri()}?mode=ro"
+    for value in values:
+        if value is not None and not isinstance(value, kind):
+            what = "no text" if kind is str else "no number"
+            raise ValueError(f"{name} is {reprlib.repr(value)}, which is {what}")
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(f"{file.name}-{suffix}")
+
+
+def _state(file: Path, log: Path) -> tuple[object, ...]:
+    """Return what no write changes but one at the log's end."""
+    found = file.stat()
+    with log.open("rb") as opened:
+        return found.st_size, found.st_mtime_ns, opened.read(LOG_HEADER)

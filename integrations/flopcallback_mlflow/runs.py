@@ -19,6 +19,9 @@ __all__ = ["find_runs"]
 # Default name of MLflow's store.
 DATABASE = "mlflow.db"
 
+# A float64 holds 309 digits, and Python reads 4,300.
+MOST_DIGITS = 1000
+
 # What stands before `://` in an address, by what reads it.
 DIALECTS, SERVERS = ("sqlite", "postgresql", "mysql", "mssql"), ("http", "https", "databricks")
 
@@ -102,7 +105,7 @@ def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:
     float64 is the integer itself.
     """
     text = tags.get(name.replace("/", "."), "")
-    exact = int(text) if text.removeprefix("-").isdecimal() else None
+    exact = int(text) if text.removeprefix("-").isdecimal() and len(text) < MOST_DIGITS else None
     # A metric that was logged again since is no longer the integer of the tag.
     if exact is not None and is_whole(exact) and float(exact) == value:
         return exact

@@ -58,8 +58,8 @@ def _accumulator(folder: Path) -> Any:
     return EventAccumulator(str(folder), size_guidance=keep)
 
 
-def _require_whole(file: Path) -> None:
-    """Check that a file of events is undamaged.
+def _count_whole(file: Path) -> int:
+    """Count the records of an undamaged file of events.
 
     TensorBoard itself stops without a word at the first record that is not what was written, and the numbers before it
     would pass for all. A last record that is cut off is none: a run that is going on may end anywhere.
@@ -69,27 +69,28 @@ def _require_whole(file: Path) -> None:
     """
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-    content, at = file.read_bytes(), 0
+    content, at, count = file.read_bytes(), 0, 0
     while at + LENGTH + CHECKSUM <= len(content):
         length, checksum = struct.unpack_from("<QI", content, at)
         begin = at + LENGTH + CHECKSUM
         end = begin + length
         is_whole = masked_crc32c(content[at : at + LENGTH]) == checksum
         if is_whole and end + CHECKSUM > len(content):
-            return
+            return count
         is_whole = is_whole and (masked_crc32c(content[begin:end]),) == struct.unpack_from("<I", content, end)
         if not is_whole:
             # A file system that was cut off leaves zeros at the end.
             if not content[at:].strip(b"\0"):
-                return
+                return count
             raise RunsError(f"{file} is damaged at byte {at}")
-        at = end + CHECKSUM
+        at, count = end + CHECKSUM, count + 1
+    return count
 
 
 def _read(folder: Path, name: str) -> RunRecord:
-    for events in sorted(folder.glob(EVENTS)):
-        if events.is_file():
-            _require_whole(events)
+    counts = [_count_whole(events) for events in sorted(folder.glob(EVENTS)) if events.is_file()]
+    if not any(counts) and not any(folder.glob(PROFILE)):
+        raise RunsError(f"{folder}: nothing is in its files of events yet")
     series = series_of(_points(_accumulator(folder).Reload()))
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}

@@ -42,8 +42,10 @@ def records(log: Path) -> Iterator[Any]:
         content = log.read_bytes()
     except OSError as error:
         raise RunsError(f"{log}: {error.strerror}") from error
+    if not content:
+        raise RunsError(f"{log}: nothing is in it yet")
     if not content.startswith(IDENTITY):
-        raise RunsError(f"{log} is no log of W&B's, or nothing is in it yet")
+        raise RunsError(f"{log} is no log of W&B's")
     for at, message in _messages(content, log):
         try:
             yield Record.FromString(message)

@@ -16,6 +16,9 @@ LOG = "run-*.wandb"
 # Suffix of the digits of large integers in the summary.
 _EXACT = "_exact"
 
+# A float64 holds 309 digits, and Python reads 4,300.
+MOST_DIGITS = 1000
+
 
 def find_runs(place: str) -> list[FoundRun]:
     """Return the runs with a log, `run-*.wandb`, at or below a folder.
@@ -50,7 +53,7 @@ def _read(log: Path) -> RunRecord:
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     config: dict[str, Any] = {}
-    name = ""
+    name, count = "", 0
     for count, record in enumerate(records(log), start=1):
         kind = record.WhichOneof("record_type")
         try:
@@ -65,10 +68,12 @@ def _read(log: Path) -> RunRecord:
                 config |= values(record.run.config.update)
         except (ValueError, RecursionError) as error:
             raise RunsError(f"{log}, record {count}: a value is no JSON: {error}") from error
+    if not count:
+        raise RunsError(f"{log}: nothing is in it yet")
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
     # The summary has the last logged values, too, unless the user keeps one out of it.
     last = {metric: points[-1][1] for metric, points in series.items()}
-    digits = {key.removesuffix(_EXACT): int(text) for key, text in summary.items() if _is_exact(key, text)}
+    digits = {key.removesuffix(_EXACT): _whole(key, text) for key, text in summary.items() if _is_exact(key, text)}
     return RunRecord(
         name or log.parent.name,
         str(log.parent),
@@ -107,3 +112,9 @@ def _is_exact(name: str, text: object) -> bool:
     `WandbTracker` writes them for integers that a browser would round.
     """
     return name.endswith(_EXACT) and isinstance(text, str) and text.removeprefix("-").isdecimal()
+
+
+def _whole(name: str, digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"{name} has {len(digits):,} digits, too many to be a number of a training")
+    return int(digits)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flopcallback.profile.rows import StepFlops
+
 pytestmark = [pytest.mark.lightning, pytest.mark.models, pytest.mark.slow]
 
 BATCH, PIXELS, CLASSES = 6, 49, 3
@@ -234,9 +236,12 @@ def test_a_compiled_function_or_optimizer_in_the_step_runs_as_it_is(
     else:
         assert profile.forward_hw_flops == head + mix
         assert not profile.unknown
-    name = "<lambda>" if what is compiled_function else "Adam.step"
-    assert profile.step is None
-    assert profile.step_note == (f"not observed: it runs compiled code ({name})" if do == "fit" else "")
+    # The whole step has the compiled product, too; of the images no gradient is asked.
+    if do == "fit":
+        assert profile.step == StepFlops(forward=head + mix, backward=2 * head + mix)
+    told = f"its forward has {head + mix:,} hardware FLOPs, 1 counted call would have {head:,}"
+    assert profile.step_note.startswith(told if do == "fit" and what is compiled_function else "")
+    assert not profile.step_note or what is compiled_function
 
 
 def test_a_step_that_a_compiled_optimizer_makes_is_not_seen_which_is_said_once(

@@ -1,4 +1,4 @@
-"""Compiled functions and optimizers in a step run as they are, compile as often as without us, and are said unseen."""
+"""Compiled functions and optimizers in a step run as they are, compile as often as without us, and are seen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis, FlopHook
 from flopcallback.modules import compiled
+from flopcallback.profile.rows import StepFlops
 from flopcallback.trackers import MemoryTracker
 
 pytestmark = [
@@ -161,9 +162,12 @@ def test_a_compiled_function_in_the_forward_runs_as_it_is(backend, differences, 
     (name,) = profile.unknown
     assert name.startswith("torch.compile::")
     assert "compiled code is run as it is" in profile.unknown[name]
-    assert profile.step is None
-    assert profile.step_note == f"not observed: it runs compiled code ({name.partition('::')[2]})"
-    assert hook.metrics()["compute/estimated_pct"] == 100
+    # Of the step all is seen; the inputs require no grad.
+    again = FIRST if kind is InACheckpoint else 0
+    assert profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND, recompute=again)
+    assert profile.step_note == ""
+    full, short = STEPS - 1, LAST_BATCH / BATCH
+    assert hook.metrics()["compute/hw_flops_total"] == (full + short) * (2 * FIRST + 3 * SECOND + again)
     assert hook._watch._steps == STEPS
 
 
@@ -179,7 +183,7 @@ def test_names_of_what_is_compiled(backend):
     ]
 
 
-def test_a_compiled_loss_is_said_to_be_unseen(backend, differences):
+def test_a_compiled_loss_is_seen(backend, differences):
     def loss(scores):
         return (scores.square() + scores.tanh()).mean()
 
@@ -190,11 +194,11 @@ def test_a_compiled_loss_is_said_to_be_unseen(backend, differences):
     assert graphs_with_us == graphs > 0
     assert hook.profile.forward_hw_flops == FIRST + SECOND
     assert not hook.profile.unknown
-    assert hook.profile.step is None
-    assert hook.profile.step_note == "not observed: it runs compiled code (loss)"
+    assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND)
+    assert hook.profile.step_note == ""
 
 
-def test_a_backward_of_what_was_compiled_before_the_step_is_seen_to_be_compiled(backend, differences):
+def test_a_backward_of_what_was_compiled_and_called_before_the_step_is_in_it(backend, differences):
     """The compiled code was called before the model, where nothing of ours is watching."""
 
     def run(hook):
@@ -213,8 +217,10 @@ def test_a_backward_of_what_was_compiled_before_the_step_is_seen_to_be_compiled(
     untouched, _ = run(unwatched)
     left, hook = run(watched)
     assert differences(left, untouched) == []
-    assert hook.profile.step is None
-    assert hook.profile.step_note == "not observed: it runs compiled code (a backward)"
+    # The first layer's input has a gradient now, for the encoder's weight.
+    encoder = 2 * BATCH * WIDE * WIDE
+    assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=2 * FIRST + 2 * SECOND + encoder)
+    assert hook.profile.step_note == ""
 
 
 def test_a_function_that_is_compiled_later_leaves_what_was_observed(backend, differences):
@@ -237,8 +243,7 @@ def test_a_function_that_is_compiled_later_leaves_what_was_observed(backend, dif
     assert differences(left, untouched) == []
     # A backward does the second layer's product twice, the first one's once: the inputs require no grad.
     assert hook.profile.step.total == 2 * FIRST + 3 * SECOND
-    # The steps from there on are of a kind that could not be observed.
-    assert hook.metrics()["compute/estimated_pct"] == pytest.approx(100 * 3 / 7)
+    assert hook.metrics()["compute/hw_flops_total"] == STEPS * (2 * FIRST + 3 * SECOND)
 
 
 # --- Optimizers -------------------------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ def in_its_place(optimizer, backend):
     return lambda: optimizer.step()
 
 
-OPTIMIZERS = {compiled_step: "Adam.step", compiled_function: "step", in_its_place: "Adam.step"}
+OPTIMIZERS = [compiled_step, compiled_function, in_its_place]
 
 
 @pytest.mark.parametrize("how", OPTIMIZERS)
@@ -277,9 +282,10 @@ def test_a_compiled_optimizer_ends_its_steps_and_runs_as_it_is(backend, differen
     assert graphs_with_us == graphs > 0
     assert hook._watch._steps == STEPS
     assert hook.profile.latency.step_ms > 0
-    assert hook.profile.step_note == f"not observed: it runs compiled code ({OPTIMIZERS[how]})"
-    forward, last = FIRST + SECOND, (FIRST + SECOND) * LAST_BATCH // BATCH  # one step in seven has fewer rows
-    assert hook.metrics()["compute/hw_flops_total"] == 3 * ((STEPS - 1) * forward + last)
+    assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND)
+    assert hook.profile.step_note == ""
+    full = 2 * FIRST + 3 * SECOND
+    assert hook.metrics()["compute/hw_flops_total"] == (STEPS - 1) * full + full * LAST_BATCH // BATCH
     assert [step for step, numbers in tracker.scalars if "compute/hw_flops_total" in numbers] == [1, 3, 5, 6]
 
 
@@ -323,7 +329,8 @@ def test_a_compiled_update_inside_an_optimizer_runs_as_it_is(backend, difference
     assert differences(left, untouched) == []
     assert graphs_with_us == graphs > 0
     assert hook._watch._steps == STEPS
-    assert hook.profile.step_note == "not observed: it runs compiled code (update)"
+    assert hook.profile.step == StepFlops(forward=2 * BATCH * WIDE * OUT, backward=2 * BATCH * WIDE * OUT)
+    assert hook.profile.step_note == ""
 
 
 def test_compiled_code_that_writes_to_parameters_between_steps_ends_none(backend):
@@ -377,14 +384,13 @@ def test_compiled_code_in_a_hook_of_the_users_at_an_optimizer(backend, differenc
 # --- Around -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_line_says_what_was_not_observed(backend, capsys):
+def test_the_line_says_what_was_not_counted(backend, capsys):
     def hook(model, optimizer):
         return watched(model, optimizer, summary=True)
 
     train(hook, Net, lambda function: torch.compile(function, backend=backend), backend)
     line = capsys.readouterr().out
-    assert "train step not observed: it runs compiled code (<lambda>)" in line
-    assert "compute is estimated: 3 forwards a step" in line
+    assert "estimated" not in line
     assert "forward >= " in line
     assert "unknown: torch.compile::<lambda>" in line
 

@@ -232,7 +232,10 @@ def test_an_engine_can_be_chosen_and_counts_the_same(flopcallback, options, engi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("some_net",), "'some_net' is no module:name, such as net:make for make in net.py"),
+        (
+            ("some_net",),
+            "'some_net' names no model. Give module:name, such as net:Net for class Net in net.py, or hf:config",
+        ),
         (("some_net.py:make",), "'some_net.py' is a file, expected a module: some_net:make"),
         (("not_here:make",), "there is no module 'not_here' in "),
         (("some_net:mke",), "'some_net:mke': the module some_net has no 'mke'; did you mean make?"),

@@ -173,9 +173,10 @@ def test_another_schema_is_refused_by_name(schema):
         ModelProfile.from_json(json.dumps(content))
 
 
-def test_json_that_is_no_profile_is_refused():
-    with pytest.raises(ValueError, match="flopcallback_profile is None"):
-        ModelProfile.from_json("[1, 2]")
+@pytest.mark.parametrize("text", ["[1, 2]", "null", "1e999", "{}", '{"epochs": 3}'])
+def test_json_that_is_no_profile_is_refused_without_talk_of_versions(text):
+    with pytest.raises(ValueError, match=r"flopcallback_profile is missing, which every profile has$"):
+        ModelProfile.from_json(text)
 
 
 def test_an_unknown_phase_and_a_missing_root_are_refused():

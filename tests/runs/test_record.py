@@ -32,6 +32,37 @@ def test_a_figure_or_a_value_that_is_no_number_is_refused_by_name(value, complai
         RunRecord("net", "here/net", series={"val/loss": ((1, 0.5), (2, value))})
 
 
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["above", "below"])
+def test_an_integer_that_python_writes_no_digits_of_is_refused(value):
+    said = "an integer of more than 3,000 digits, which is "
+    with pytest.raises(RunsError, match=rf"^net: val/loss is {said}too large to be compared$"):
+        RunRecord("net", "net", figures={"val/loss": value})
+    with pytest.raises(RunsError, match=rf"^net: a step is {said}no whole number"):
+        RunRecord("net", "net", series={"val/loss": ((value, 0.5),)})
+
+
+@pytest.mark.parametrize("prefix", ["", "mine/", "mine/validate/"])
+@pytest.mark.parametrize("name", ["compute/hw_flops_total", "compute/samples_total", "compute/tokens_total"])
+def test_a_total_below_0_is_refused(prefix, name):
+    said = rf"^net: {prefix}{name} is -7, and a total is 0 or more$"
+    with pytest.raises(RunsError, match=said):
+        RunRecord("net", "net", figures={prefix + name: -7})
+    with pytest.raises(RunsError, match=said):
+        RunRecord("net", "net", series={prefix + name: ((1, 5), (2, -7), (3, 9))})
+    kept = RunRecord(
+        "net", "net", figures={prefix + name: math.nan, "val/score": -7}, series={prefix + name: ((1, 0),)}
+    )
+    assert kept.figures["val/score"] == -7
+
+
+@pytest.mark.parametrize("value", [b"\xff\x00", None, 7])
+def test_a_name_or_a_place_that_is_no_text_is_refused(value):
+    with pytest.raises(RunsError, match=r"^net: the name of a run is .*, no text$"):
+        RunRecord(value, "net")
+    with pytest.raises(RunsError, match=r"the place of a run is .*, no text$"):
+        RunRecord("net", value)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7e308, LARGEST, -LARGEST, 0, -0.0])
 def test_a_number_is_kept_as_it_is(value):
     run = RunRecord("net", "net", figures={"a": value}, series={"a": ((1, value),)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -128,9 +130,119 @@ def test_what_is_still_in_the_write_ahead_log_is_read(database, tmp_path, is_ope
         before = state(place.parent)
         (found,) = find_runs(place)
         assert found.read().name == "later"
-        # The index of the log is where connections lock it; it holds no data.
-        assert {**state(place.parent), "mlflow.db-shm": ""} == {**before, "mlflow.db-shm": ""}
-        assert ("mlflow.db-shm" in state(place.parent)) == is_open
+        assert state(place.parent) == before
+        assert ("mlflow.db-shm" in before) == is_open
+
+
+@pytest.mark.parametrize("index", ["as it was", b"", bytes(32768), None], ids=["whole", "empty", "zeros", "missing"])
+@pytest.mark.parametrize("log", ["as it was", b"", None], ids=["log", "empty log", "no log"])
+def test_what_a_crash_left_of_a_write_ahead_log_is_read_and_left_as_it_is(database, tmp_path, log, index):
+    (tmp_path / "crashed").mkdir()
+    with closing(sqlite3.connect(database)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("UPDATE runs SET name = 'later'")
+        writer.commit()
+        for suffix in ("", "-wal", "-shm"):
+            shutil.copy(f"{database}{suffix}", tmp_path / "crashed")
+    place = tmp_path / "crashed" / "mlflow.db"
+    for suffix, content in (("-wal", log), ("-shm", index)):
+        if content is None:
+            Path(f"{place}{suffix}").unlink()
+        elif isinstance(content, bytes):
+            Path(f"{place}{suffix}").write_bytes(content)
+    before = state(place.parent)
+    (found,) = find_runs(place)
+    assert found.read().name == ("later" if log == "as it was" else "net")
+    assert state(place.parent) == before
+
+
+def test_the_copies_of_a_database_are_removed_with_what_reads_them(database, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    with closing(sqlite3.connect(database)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("UPDATE runs SET name = 'later'")
+        writer.commit()
+        (found,) = find_runs(database)
+        assert len(os.listdir()) == 1  # for the list and for all runs
+        assert (found.read().name, found.read().name) == ("later", "later")
+        assert len(os.listdir()) == 1
+    del found
+    gc.collect()
+    assert os.listdir() == []
+
+
+def test_a_database_that_is_written_to_at_each_copy_is_refused(database, monkeypatch):
+    with closing(sqlite3.connect(database)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("UPDATE runs SET name = 'later'")
+        writer.commit()
+        states = iter(range(1000))
+        monkeypatch.setattr("flopcallback_mlflow.database._state", lambda *_: next(states))
+        with pytest.raises(RunsError, match=r"mlflow\.db is written to all the time; try again later"):
+            find_runs(database)
+
+
+def test_a_write_that_was_interrupted_is_said_and_not_undone(database, tmp_path):
+    (tmp_path / "crashed").mkdir()
+    with closing(sqlite3.connect(database, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 2")  # so that pages are written before the end
+        writer.execute("BEGIN")
+        writer.execute("CREATE TABLE q (a)")
+        writer.executemany("INSERT INTO q VALUES (?)", [("x" * 3000,)] * 300)
+        for suffix in ("", "-journal"):
+            shutil.copy(f"{database}{suffix}", tmp_path / "crashed")
+        writer.execute("ROLLBACK")
+    before = state(tmp_path)
+    with pytest.raises(RunsError, match=r"a write to it was interrupted, .*; open it once with MLflow"):
+        find_runs(tmp_path / "crashed" / "mlflow.db")
+    assert state(tmp_path) == before
+
+
+BAD = [
+    ("UPDATE runs SET start_time = 'abc' WHERE name = 'bad'", "start_time is 'abc', which is no number"),
+    ("UPDATE runs SET name = x'ff00' WHERE name = 'bad'", r"the name of a run is b'\xff\x00', no text"),
+    ("UPDATE latest_metrics SET value = 'abc' WHERE run_uuid = {}", "val/loss is 'abc', which is no number"),
+    ("UPDATE metrics SET value = 'abc' WHERE run_uuid = {}", "val/loss is 'abc', which is no number"),
+    (
+        "UPDATE metrics SET timestamp = 'abc' WHERE run_uuid = {} AND step = 1",
+        "a timestamp is 'abc', which is no number",
+    ),
+    ("UPDATE metrics SET step = 'abc' WHERE run_uuid = {} AND step = 1", "a step is 'abc', which is no whole number"),
+    ("UPDATE latest_metrics SET key = x'ff' WHERE run_uuid = {}", r"a name is b'\xff', which is no text"),
+    ("UPDATE params SET value = x'ff' WHERE run_uuid = {}", r"lr is b'\xff', which is no text"),
+    ("UPDATE tags SET value = x'ff' WHERE run_uuid = {}", r"is b'\xff', which is no text"),
+    (
+        "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) "
+        "VALUES ('compute/hw_flops_total', -7, 1, 1, 0, {})",
+        "compute/hw_flops_total is -7, and a total is 0 or more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("statement", "said"), BAD)
+def test_a_row_that_is_none_leaves_out_its_run_and_no_other(database, statement, said):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{database}")
+    bad = client.create_run("0", run_name="bad").info.run_id
+    client.log_param(bad, "lr", 0.1)
+    for step in (1, 2):
+        client.log_metric(bad, "val/loss", 1 / step, step=step)
+    execute(database, statement.format(f"'{bad}'"))
+    found = {each.place.rpartition("/")[2]: each for each in find_runs(database)}
+    with pytest.raises(RunsError) as raised:
+        found.pop(bad).read()
+    assert said in str(raised.value)
+    assert bad in str(raised.value)
+    (other,) = found.values()
+    assert other.read().name == "net"
+
+
+def test_a_tag_without_a_value_is_empty(database):
+    execute(database, "UPDATE tags SET value = NULL")
+    (found,) = find_runs(database)
+    assert found.read().name == "net"
 
 
 def test_a_folder_of_files_is_read_and_left_as_it_is(tmp_path, monkeypatch):
@@ -190,6 +302,14 @@ def test_a_newer_store_is_left_as_it_is(database, tmp_path):
     execute(database, "UPDATE alembic_version SET version_num = 'f00000000000'")
     before = state(tmp_path)
     with pytest.raises(RunsError, match=r"does not know, .* A newer one made them: pip install --upgrade mlflow"):
+        find_runs(database)
+    assert state(tmp_path) == before
+
+
+def test_a_store_that_does_not_say_its_version_is_said(database, tmp_path):
+    execute(database, "DELETE FROM alembic_version")
+    before = state(tmp_path)
+    with pytest.raises(RunsError, match=r"does not say which MLflow made its tables \(alembic_version is empty\)"):
         find_runs(database)
     assert state(tmp_path) == before
 
@@ -261,6 +381,12 @@ def test_a_server_that_does_not_answer_is_said_without_the_password():
 def test_a_database_whose_driver_is_not_installed_is_said():
     with pytest.raises(RunsError, match=r"^postgresql://me:\*\*\*@127\.0\.0\.1:9/db: No module named 'psycopg"):
         find_runs("postgresql://me:secret@127.0.0.1:9/db")
+
+
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///:memory:", "sqlite+pysqlite://"])
+def test_an_address_of_no_file_is_said(address):
+    with pytest.raises(RunsError, match=rf"^{re.escape(address)} names no file; sqlite:///mlflow.db is one in the"):
+        find_runs(address)
 
 
 def test_an_address_that_is_none_is_said():

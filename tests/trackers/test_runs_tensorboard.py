@@ -112,3 +112,14 @@ def test_a_run_that_was_cut_off_is_read_as_far_as_it_goes(train, tmp_path):
         events.write_bytes(content)
         (found,) = find_runs(tmp_path)
         assert len(found.read().series["val/loss"]) == points
+
+
+@pytest.mark.parametrize("content", [b"", b"\x18\0\0\0", bytes(700)])
+def test_a_file_with_no_event_in_it_is_no_run_yet(train, tmp_path, content):
+    train(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "events.out.tfevents.1").write_bytes(content)
+    whole, empty = find_runs(tmp_path)
+    assert whole.read().name == "a"
+    with pytest.raises(RunsError, match=rf"^{tmp_path}/b: nothing is in its files of events yet$"):
+        empty.read()

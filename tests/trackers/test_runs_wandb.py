@@ -184,7 +184,7 @@ def whole(*records):
 )
 def test_pieces_make_records_in_their_order_alone(tmp_path, kinds, is_read):
     log = tmp_path / "run-1.wandb"
-    log.write_bytes(b":W&B\xe1\xbe\x00" + b"".join(piece(kind, b"") for kind in kinds))
+    log.write_bytes(b":W&B\xe1\xbe\x00" + b"".join(piece(kind, b"") for kind in (1, *kinds)))
     (found,) = find_runs(tmp_path)
     if is_read:
         # A last record that has no end yet is none.
@@ -255,3 +255,22 @@ def test_a_record_of_many_pieces_is_read_in_time_that_grows_with_its_length(tmp_
 
     short, long = min(seconds(10**7) for _ in range(3)), min(seconds(4 * 10**7) for _ in range(2))
     assert long < 10 * short
+
+
+@pytest.mark.parametrize("content", [b"", b":W&B\xe1\xbe\x00", b":W&B\xe1\xbe\x00" + bytes(70)])
+def test_a_log_with_no_record_in_it_is_no_run_yet(tmp_path, content):
+    log = tmp_path / "offline-run-1" / "run-1.wandb"
+    log.parent.mkdir()
+    log.write_bytes(content)
+    (found,) = find_runs(tmp_path)
+    with pytest.raises(RunsError, match=rf"^{log}: nothing is in it yet$"):
+        found.read()
+
+
+def test_digits_that_python_does_not_read_are_refused_in_own_words(start):
+    run = start()
+    run.summary["flops/forward_exact"] = "9" * 5000
+    run.finish()
+    (found,) = find_runs(Path(run.dir).parent)
+    with pytest.raises(RunsError, match="flops/forward_exact has 5,000 digits, too many to be a number of a training"):
+        found.read()

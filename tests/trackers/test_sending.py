@@ -20,9 +20,19 @@ import pytest
 import torch
 
 from flopcallback import FlopHook
-from flopcallback.trackers import MemoryTracker, Sender, SendsRequests, TooSlowError, tracker_for, within
+from flopcallback.reporting import ModelProfile
+from flopcallback.trackers import (
+    LocalTracker,
+    MemoryTracker,
+    Sender,
+    SendsRequests,
+    TooSlowError,
+    tracker_for,
+    within,
+)
+from flopcallback.trackers.local import next_number
 from flopcallback.training import sinks
-from flopcallback.training.failures import FlopCallbackWarning
+from flopcallback.training.failures import Failures, FlopCallbackWarning
 
 SHORT = {"warmup_steps": 0, "latency_steps": 2, "summary": False, "log_every_n_steps": 1}
 STEPS = 6
@@ -192,6 +202,224 @@ def test_a_failure_in_the_training_thread_ends_numbers_and_profiles(tmp_path, mo
     with pytest.warns(FlopCallbackWarning, match=r"no space left\. It is not asked again\. What it did not get is in"):
         loop(tracker)
     assert tracker.asked == 1
+
+
+# --- The order of what is kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("short_end")
+@pytest.mark.parametrize("has_folder", [True, False], ids=["a folder of the user's", "the fallback"])
+def test_of_two_that_fail_one_after_the_other_all_is_kept_in_order(remote, tmp_path, monkeypatch, has_folder):
+    monkeypatch.chdir(tmp_path)
+    local, gone = MemoryTracker(), Remote()
+    gone.gate.set()
+
+    def during(step):
+        if step == 3:
+            gone.error = OSError("gone")
+
+    options = {"report_dir": tmp_path / "flopcallback_report"} if has_folder else {}
+    with pytest.warns(FlopCallbackWarning) as told:
+        hook = loop([gone, remote, local], during=during, **options)
+    assert [str(each.message).partition(":")[0] for each in told] == [
+        "the tracker Remote failed",
+        "the tracker Remote #2 failed",
+    ]
+    folder = tmp_path / "flopcallback_report"
+    assert [(line.pop("step"), line) for line in kept(folder)] == local.scalars
+    assert places.in_folder(folder).profiles == {"train": hook.profile}
+    assert hook.profile.latency is not None
+
+
+@pytest.mark.usefixtures("short_end")
+def test_more_than_may_wait_is_kept_in_order_and_told_twice(remote, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(Sender.__init__.__kwdefaults__, "most_waiting", 4)
+    local = MemoryTracker()
+    with pytest.warns(FlopCallbackWarning) as told:
+        hook = loop([remote, local])
+    slow, failed = [str(each.message) for each in told]
+    assert slow.startswith(
+        "the tracker Remote is slow: TooSlowError: 4 entries wait to be sent, and no more are taken. "
+    )
+    assert failed.startswith(
+        "the tracker Remote failed: TimeoutError: it was not sent within 0.2 s. Not sent: numbers of"
+    )
+    assert [(line.pop("step"), line) for line in kept(tmp_path / "flopcallback_report")] == local.scalars
+    assert places.in_folder(tmp_path / "flopcallback_report").profiles == {"train": hook.profile}
+
+
+def test_a_line_is_written_where_it_was_logged_unless_others_write_there_too(tmp_path):
+    tracker = LocalTracker(tmp_path)
+    early = [next_number() for _ in range(3)]
+    tracker.log_scalars({"a": 7}, 7)
+    tracker.insert_scalars([(early[2], 3, {"a": 3}), (early[0], 1, {"a": 1})])
+    tracker.insert_scalars([(early[1], 2, {"a": 2})])
+    tracker.log_scalars({"a": 8}, 8)
+    assert [line["step"] for line in kept(tmp_path)] == [1, 2, 3, 7, 8]
+    (tmp_path / "scalars.jsonl").write_text('{"step":5}\n')
+    tracker.insert_scalars([(early[0], 1, {"a": 1})])
+    assert [line["step"] for line in kept(tmp_path)] == [5, 1]
+
+
+def test_a_profile_is_not_replaced_by_an_earlier_one(tmp_path, net):
+    tracker, early = LocalTracker(tmp_path), next_number()
+    tracker.log_profile(net((5, 3)), 2)
+    tracker.insert_profile(early, 1, net((5, 7)))
+    assert ModelProfile.from_json((tmp_path / "flopcallback.json").read_bytes()) == net((5, 3))
+    tracker.insert_profile(next_number(), 3, net((5, 7)))
+    assert ModelProfile.from_json((tmp_path / "flopcallback.json").read_bytes()) == net((5, 7))
+
+
+def gone(*_):
+    raise OSError("gone")
+
+
+class Gone(MemoryTracker):
+    """Takes nothing."""
+
+    log_scalars = gone
+    log_profile = gone
+
+
+def test_trainings_of_one_process_keep_what_they_keep_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flopcallback_report").mkdir()
+    (tmp_path / "flopcallback_report" / "scalars.jsonl").write_text('{"step":99}\n')  # of an earlier process
+    locals_ = [MemoryTracker() for _ in range(3)]
+
+    def another(step):
+        if step == 0:
+            loop([Gone(), locals_[1]])
+
+    with pytest.warns(FlopCallbackWarning) as simultaneous:
+        loop([Gone(), locals_[0]], during=another)
+    with pytest.warns(FlopCallbackWarning) as later:
+        loop([Gone(), locals_[2]])
+    told = [*simultaneous, *later]
+    folders = ["flopcallback_report", "flopcallback_report-2", "flopcallback_report-3"]
+    said = [str(each.message).partition("What it did not get is in ")[2].partition(". ")[0] for each in told]
+    assert sorted(said) == folders == sorted(path.name for path in tmp_path.iterdir())
+    for folder, local in zip(folders, locals_, strict=True):
+        assert [(line.pop("step"), line) for line in kept(tmp_path / folder)] == local.scalars
+
+
+def test_a_folder_that_cannot_be_written_is_told_beside_the_tracker(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flopcallback_report").write_text("a file")
+    with pytest.warns(FlopCallbackWarning) as told:
+        loop(Gone())
+    assert [str(each.message).partition(": ")[0] for each in told] == [
+        "the tracker flopcallback_report failed",
+        "the tracker Gone failed",
+    ]
+
+
+# --- What is told at the end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("short_end")
+def test_each_of_two_that_hang_is_told_with_the_whole_wait(remote, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = Remote()
+    with pytest.warns(FlopCallbackWarning) as told:
+        loop([remote, other])
+    other.gate.set()
+    said = " failed: TimeoutError: it was not sent within 0.2 s. Not sent: numbers of 6 steps (0 to 5), "
+    assert [said in str(each.message) for each in told] == [True, True]
+    names = [str(each.message).partition(" failed")[0] for each in told]
+    assert names == ["the tracker Remote", "the tracker Remote #2"]
+
+
+def test_a_failure_between_the_last_numbers_and_the_end_is_told_with_what_is_missing(remote, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def during(step):
+        if step == STEPS - 1:
+            remote.error = OSError("gone")
+            remote.gate.set()
+            (thread,) = [each for each in threading.enumerate() if each.name == "flopcallback sender"]
+            thread.join()
+
+    with pytest.warns(FlopCallbackWarning) as told:
+        loop(remote, during=during)
+    (text,) = [str(each.message) for each in told]
+    assert "the tracker Remote failed: OSError: gone. Not sent: numbers of 6 steps (0 to 5), " in text
+    assert "What it did not get is in flopcallback_report." in text
+
+
+class Unclosable(MemoryTracker):
+    """Takes all and cannot be closed."""
+
+    def close(self):
+        raise OSError("cannot be closed")
+
+
+def test_strict_closes_and_keeps_all_before_it_raises_the_first(remote, tmp_path, monkeypatch, short_end):
+    monkeypatch.chdir(tmp_path)
+    local = MemoryTracker()
+    with (
+        pytest.warns(FlopCallbackWarning, match="the tracker Remote failed: TimeoutError") as told,
+        pytest.raises(OSError, match="cannot be closed"),
+    ):
+        loop([Unclosable(), remote, local], strict=True)
+    assert len(told) == 1
+    assert local.closed
+    assert [(line.pop("step"), line) for line in kept(tmp_path / "flopcallback_report")] == local.scalars
+
+
+def test_strict_gives_all_others_an_entry_that_one_failed_to_take(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    local = MemoryTracker()
+    with pytest.raises(OSError, match="gone"):
+        loop([Gone(), local], strict=True)
+    assert [(line.pop("step"), line) for line in kept(tmp_path / "flopcallback_report")] == local.scalars
+    assert local.closed
+
+
+def test_ctrl_c_in_the_wait_keeps_at_once_what_was_not_sent(remote, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waits = []
+
+    def interrupted(sender, seconds, late=""):
+        waits.append(seconds)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        assert seconds == 0.0
+        raise TimeoutError(late)
+
+    monkeypatch.setattr(Sender, "wait", interrupted)
+    local, other = MemoryTracker(), Remote()
+    with pytest.warns(FlopCallbackWarning) as told, pytest.raises(KeyboardInterrupt):
+        loop([remote, other, local])
+    other.gate.set()
+    for each, name in zip(told, ("Remote", "Remote #2"), strict=True):
+        start = f"the tracker {name} failed: TimeoutError: it was not sent when the wait was interrupted. Not sent: "
+        assert str(each.message).startswith(start)
+    assert [(line.pop("step"), line) for line in kept(tmp_path / "flopcallback_report")] == local.scalars
+
+
+def test_a_forked_child_closes_nothing(tmp_path):
+    local = MemoryTracker()
+    model = known_net.Whole()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with FlopHook(model, optimizer, to=local, **{**SHORT, "log_every_n_steps": 100}) as hook:
+        model(known_net.batch()).square().mean().backward()
+        optimizer.step()
+        child = os.fork()
+        if child == 0:
+            before = len(local.scalars)
+            hook.close()
+            os._exit(local.closed or len(local.scalars) != before)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not local.closed
+    assert local.closed
+
+
+def test_what_a_server_says_commands_no_terminal():
+    with pytest.warns(FlopCallbackWarning) as told:
+        Failures().report("the tracker \x1b[2J failed", OSError("no \x1b[31m\u202e"), "It is in \x9b.")
+    assert str(told[0].message).startswith(r"the tracker \x1b[2J failed: OSError: no \x1b[31m\u202e. It is in \x9b.")
 
 
 # --- The sender -------------------------------------------------------------------------------------------------------
@@ -445,7 +673,23 @@ class Remote(MemoryTracker):
 
 model = torch.nn.Linear(5, 3)
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
-hook = FlopHook(model, optimizer, to=Remote(), summary=False, latency_steps=0, log_every_n_steps=1)
+options = {"summary": False, "latency_steps": 0, "log_every_n_steps": 1, "strict": bool(sys.argv[3:] and sys.argv[3])}
+hook = FlopHook(model, optimizer, to=Remote(), **options)
+for _ in range(3):
+    model(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+"""
+
+WAITS = """
+from flopcallback.trackers import Sender
+
+wait = Sender.wait
+def told(sender, seconds, late=""):
+    print("waits" if seconds else "at-once")
+    wait(sender, seconds, late)
+Sender.wait = told
+
+other = FlopHook(model, optimizer, to=Remote(), **options)
 for _ in range(3):
     model(torch.ones(2, 5)).sum().backward()
     optimizer.step()
@@ -465,10 +709,23 @@ def test_a_process_that_ends_without_close_sends_what_waits(tmp_path):
     assert "Warning" not in text
 
 
-def test_a_process_that_ends_without_close_keeps_what_was_not_sent(tmp_path):
-    text = forgotten(tmp_path, "0.2", "never")
-    assert "the tracker Remote failed: TimeoutError" in text
+@pytest.mark.parametrize("strict", ["", "strict"])
+def test_a_process_that_ends_without_close_keeps_what_was_not_sent(tmp_path, strict):
+    text = forgotten(tmp_path, "0.2", "never", strict)
+    assert text.count("the tracker Remote failed: TimeoutError: it was not sent within 0.2 s. Not sent: ") == 1
+    assert "Traceback" not in text
     assert kept(tmp_path / "flopcallback_report")[-1]["step"] == 2
+
+
+def test_all_that_is_not_closed_shares_one_wait(tmp_path):
+    command = [sys.executable, "-c", FORGOTTEN + WAITS, "0.2", "never", ""]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the tracker Remote failed: TimeoutError: it was not sent within 0.2 s. Not sent: ") == 2
+    assert done.stdout.split() == ["waits", "at-once"]
+    # The one that was made last ends first; the other one saw the steps of both loops.
+    assert kept(tmp_path / "flopcallback_report")[-1]["step"] == 2
+    assert kept(tmp_path / "flopcallback_report-2")[-1]["step"] == 2 * 3 - 1
 
 
 FULL = """
@@ -492,8 +749,6 @@ print([str(each.message) for each in told if each.category is FlopCallbackWarnin
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="files cannot be limited here")
 def test_a_full_disk_leaves_the_files_that_were_whole(tmp_path):
-    from flopcallback.reporting import ModelProfile
-
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the tracker") == 1
