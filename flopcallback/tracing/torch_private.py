@@ -95,7 +95,7 @@ NAMES: tuple[Private, ...] = (
         f"for this collective in a forward, {_ALL}",
     ),
     # --- Autograd ---
-    Private("torch._C._autograd._get_sequence_nr", "whole_step, meter", _STEPS, WHOLE_STEP),
+    Private("torch._C._autograd._get_sequence_nr", "meter, owners, profiler_broker", _RECORDS, RECORDS),
     Private("torch._C._current_autograd_node", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._functions.AccumulateGrad._sequence_nr", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._current_graph_task_id", "outermost, latency", "nothing: the node that runs tells it, too"),
@@ -123,7 +123,7 @@ NAMES: tuple[Private, ...] = (
         "profiler_broker",
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
-    Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", "marks among the records"),
+    Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", _RECORDS, RECORDS),
     Private(
         "torch.utils.checkpoint._StopRecomputationError",
         "observer",
@@ -471,7 +471,7 @@ def start_legacy_records() -> None:
 
 def record_range(name: str) -> AbstractContextManager[Any]:
     """Return a context that leaves a record around what runs in it."""
-    return nullcontext() if _record_range is None else _record_range(name)
+    return _record_range(name)  # type: ignore[no-any-return]
 
 
 def close_ranges() -> None:
@@ -521,6 +521,8 @@ def profiler_functions() -> Iterator[tuple[Place, str]]:
 
 def stopped_recomputation() -> Iterator[Place]:
     """Yield what is called as checkpointing stops a recomputation early."""
+    if _lookup("torch.utils.checkpoint._StopRecomputationError") is None:
+        return iter(())
     return _places("torch.utils.checkpoint._StopRecomputationError.__init__")
 
 

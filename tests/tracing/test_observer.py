@@ -15,7 +15,6 @@ from torch import nn
 from flopcallback import Cost, FlopCountAnalysis, register_formula, unregister_formula
 from flopcallback.formulas.op_call import UNSEEN, OpCall, Value
 from flopcallback.modules.names import ModuleNames
-from flopcallback.tracing import profiler_broker
 from flopcallback.tracing.marks import Marks
 from flopcallback.tracing.observer import NotRecorded, StepRecorder
 from flopcallback.tracing.recorded_values import outputs_of
@@ -283,13 +282,12 @@ def test_garbage_collection_is_on_or_off_as_before():
 def test_a_step_whose_profiler_is_not_to_be_had_goes_on_unobserved(monkeypatch):
     model = nn.Linear(WIDE, OUT)
     observer = StepRecorder(ModuleNames({"": model}))
-    recording = profiler_broker.begin_recording()
-    try:
-        with observer.watching(), observer.on():
-            model(torch.ones(BATCH, WIDE))
-    finally:
-        profiler_broker.end_recording(recording)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu) as theirs, observer.watching(), observer.on():
+        model(torch.ones(BATCH, WIDE))
+    assert any(event.name == "aten::addmm" for event in theirs.events())
     assert isinstance(observer.failure, NotRecorded)
+    assert "the user's profiler is at work" in str(observer.failure)
     assert not any(run.record.calls for run in observer.runs().values())
 
 
