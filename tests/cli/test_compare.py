@@ -13,20 +13,20 @@ import pytest
 from flopcallback.reporting import ModelProfile, ModuleRow
 from flopcallback.trackers import LocalTracker
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 STEP = 10**20 + 1
 
 
 def train(folder, width, loss, *, prefix="", steps=3, **more):
-    """Leaves what a training of one layer leaves: `width` parameters, `width * STEP` hardware FLOPs a step."""
-    work = {"params": width, "flops": 7 * width, "hw_flops": 14 * width}
+    """Leaves what a training of one layer leaves: `width` parameters, `width * STEP` FLOPs a step."""
+    work = {"params": width, "flops": 14 * width, "macs": 7 * width}
     profile = ModelProfile(
         "Net",
         phase="train",
         modules=(ModuleRow("", None, 0, "Net", calls=1, **work),),
-        forward_flops=7 * width,
-        forward_hw_flops=14 * width,
-        config={"flops.fma": 1},
+        forward_flops=14 * width,
+        forward_macs=7 * width,
+        config={"flops.dtype": "float32"},
     )
     tracker = LocalTracker(folder)
     tracker.log_profile(profile, 0)
@@ -55,7 +55,7 @@ def test_a_folder_of_runs_is_compared_by_the_metric_that_they_share(flopcallback
     rows = table(result)
     assert list(rows) == ["width-16", "width-32", "width-8"]
     assert [name for name, row in rows.items() if row[0] == "*"] == ["width-16", "width-8"]
-    assert rows["width-16"][2:] == ["16", "112", "-", "-", "-", "4.80", "Z", "0.25"]  # 16 * 1e20 * 3
+    assert rows["width-16"][2:] == ["16", "224", "-", "-", "-", "4.80", "Z", "0.25"]  # 16 * 1e20 * 3
     assert result.stderr == ""
 
 
@@ -116,7 +116,7 @@ def test_without_any_metric_there_is_a_table_all_the_same(flopcallback, folder):
 @pytest.mark.parametrize("options", [[], ["--prefix", "mine/"]])
 def test_a_prefix_is_found_or_given(flopcallback, folder, options):
     train(folder / "width-3", 3, 0.5, prefix="mine/")
-    assert table(flopcallback("compare", folder, *options))["width-3"][2:5] == ["3", "21", "-"]
+    assert table(flopcallback("compare", folder, *options))["width-3"][2:5] == ["3", "42", "-"]
 
 
 def test_of_two_prefixes_one_has_to_be_given(flopcallback, folder):
