@@ -30,7 +30,7 @@ def run(folder, *command):
 def test_the_script_finds_models_in_the_working_directory(folder):
     ran = run(folder, SCRIPT, "count", "some_net:make", "--input", "2,3", "--json")
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["forward_flops"] == 2 * (3 * 5 + 5 * 7)
+    assert json.loads(ran.stdout)["forward_flops"] == 2 * (2 * (3 * 5 + 5 * 7))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import forked
+import old_names
 import pytest
 
 from flopcallback.reporting import ModelProfile, ModuleRow
@@ -79,6 +80,24 @@ def test_the_csv_has_exact_integers_and_nothing_where_nothing_is_known(flopcallb
     assert [int(row[COMPUTE]) for row in rows] == [width * STEP * 3 for width in (8, 16, 32)]
     assert {row["latency/forward_ms"] for row in rows} == {""}
     assert [row["on_front"] for row in rows] == ["true", "true", "false"]
+
+
+def test_runs_of_an_older_version_are_compared_and_said_in_one_line(flopcallback, sweep):
+    for name in ("width-8", "width-16"):
+        profile = ModelProfile.from_json((sweep / name / "flopcallback.json").read_text(encoding="utf-8"))
+        former = old_names.former_json(profile)
+        (sweep / name / "flopcallback.json").write_text(json.dumps(former), encoding="utf-8")
+        scalars = (sweep / name / "scalars.jsonl").read_text(encoding="utf-8")
+        older = scalars.replace(COMPUTE, "compute/hw_flops_total").replace(
+            f'"flops/forward": {profile.forward_flops}', f'"flops/forward": {profile.forward_macs}'
+        )
+        assert older.count("hw_flops") == 3
+        (sweep / name / "scalars.jsonl").write_text(older, encoding="utf-8")
+    result = flopcallback("compare", sweep)
+    assert result.exit_code == 0, result.output
+    assert table(result)["width-16"][2:] == ["16", "224", "-", "-", "-", "4.80", "Z", "0.25"]  # as of today's version
+    assert result.stderr.startswith("What an older flopcallback wrote is read under today's names")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--html", "-o"])

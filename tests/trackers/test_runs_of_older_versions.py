@@ -179,6 +179,17 @@ def test_flops_of_the_forward_are_those_of_the_profile_or_left_out(source, place
     assert compare_runs([run]).rows[0].value("flops") == expected
 
 
+@pytest.mark.tensorboard
+def test_tensorboard_shows_a_profile_anew_where_an_older_version_showed_it_in_its_unit(tmp_path, train, net):
+    from torch.utils.tensorboard import SummaryWriter
+
+    train(tensorboard, tmp_path, "")
+    assert json.loads((tmp_path / "flopcallback.json").read_bytes())["flopcallback_profile"] == 3
+    with SummaryWriter(str(tmp_path)) as writer:
+        tracker_for(writer).log_profile(net((14, 22)), 100)
+    assert json.loads((tmp_path / "flopcallback.json").read_bytes())["flopcallback_profile"] == 4
+
+
 def test_batches_of_older_and_newer_runs_are_compared():
     old = {"flops/forward": 8 * 7, "flops/forward_per_sample": 7}
     new = {"flops/forward": 4 * 14, "flops/forward_per_sample": 14}
