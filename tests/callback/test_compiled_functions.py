@@ -23,7 +23,7 @@ pytestmark = [
 
 BATCH, LAST_BATCH, WIDE, INNER, OUT = 7, 5, 11, 13, 3
 STEPS, STEPS_AFTER = 7, 2  # the hook is closed in between
-FIRST, SECOND = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT  # hardware FLOPs of the forward's two products
+FIRST, SECOND = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT  # FLOPs of the forward's two products
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_compiled_function_in_the_forward_runs_as_it_is(backend, differences, 
     assert graphs_with_us == graphs
     assert graphs or kind is AFunctionThatRaises
     profile = hook.profile
-    assert profile.forward_hw_flops == FIRST + SECOND  # what is not compiled
+    assert profile.forward_flops == FIRST + SECOND  # what is not compiled
     assert profile.is_lower_bound
     (name,) = profile.unknown
     assert name.startswith("torch.compile::")
@@ -188,7 +188,7 @@ def test_a_compiled_loss_is_said_to_be_unseen(backend, differences):
     left, graphs_with_us, hook = train(watched, Net, lambda function: function, backend, loss=fast)
     assert differences(left, untouched) == []
     assert graphs_with_us == graphs > 0
-    assert hook.profile.forward_hw_flops == FIRST + SECOND
+    assert hook.profile.forward_flops == FIRST + SECOND
     assert not hook.profile.unknown
     assert hook.profile.step is None
     assert hook.profile.step_note == "not observed: it runs compiled code (loss)"
@@ -279,8 +279,8 @@ def test_a_compiled_optimizer_ends_its_steps_and_runs_as_it_is(backend, differen
     assert hook.profile.latency.step_ms > 0
     assert hook.profile.step_note == f"not observed: it runs compiled code ({OPTIMIZERS[how]})"
     forward, last = FIRST + SECOND, (FIRST + SECOND) * LAST_BATCH // BATCH  # one step in seven has fewer rows
-    assert hook.metrics()["compute/hw_flops_total"] == 3 * ((STEPS - 1) * forward + last)
-    assert [step for step, numbers in tracker.scalars if "compute/hw_flops_total" in numbers] == [1, 3, 5, 6]
+    assert hook.metrics()["compute/flops_total"] == 3 * ((STEPS - 1) * forward + last)
+    assert [step for step, numbers in tracker.scalars if "compute/flops_total" in numbers] == [1, 3, 5, 6]
 
 
 class OwnUpdate(torch.optim.Optimizer):
