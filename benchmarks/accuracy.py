@@ -35,7 +35,7 @@ FVCORE_PRODUCTS = frozenset({"conv", "linear", "matmul", "addmm", "mm", "bmm", "
 
 def ours(case: Case) -> int:
     with torch.set_grad_enabled(case.grad):
-        # Hardware FLOPs are 2 per multiply-add, without norms and elementwise work.
+        # FLOPs are 2 per multiply-add, without norms and elementwise work.
         return FlopCountAnalysis(case.model, (), case.inputs).hardware_flops()[""] // 2
 
 

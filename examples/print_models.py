@@ -26,8 +26,8 @@ TITLES = {
 INTRODUCTION = """\
 # Three models, printed in full
 
-Written by `python examples/print_models.py`; a test compares. One multiply-add is one FLOP, as in
-[conventions](conventions.md). G is 10^9, M is 10^6, K is 10^3.
+Written by `python examples/print_models.py`; a test compares. One multiply-add is one FLOP, fvcore's unit:
+`macs` in [conventions](conventions.md). G is 10^9, M is 10^6, K is 10^3.
 """
 
 

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flopcallback import FlopCallback
 
 GRID = {"width": [8, 16, 32], "depth": [1, 3]}
-BUDGET = 16e9  # hardware FLOPs of each training
+BUDGET = 16e9  # FLOPs of each training
 DIGITS, SIDE, PIXELS = 10, 8, 16
 
 
@@ -83,7 +83,7 @@ def train(configuration: dict[str, Any], logger: Any, budget: float) -> tuple[fl
         Validation loss, and the callback.
     """
     seed_everything(7, verbose=False)
-    callback = FlopCallback(max_hw_flops=budget, peak_flops="measure", summary=False)
+    callback = FlopCallback(max_flops=budget, peak_flops="measure", summary=False)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,  # the budget ends the training
@@ -112,7 +112,7 @@ def compare(places: Sequence[str | Path], page: Path) -> None:
 def options(description: str | None, output: str) -> argparse.Namespace:
     """Parse the command line, and make the output folder anew."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=BUDGET, help="hardware FLOPs of each training")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="FLOPs of each training")
     parser.add_argument(
         "--output", type=Path, default=Path(output), help="a new folder; the default one is overwritten"
     )
@@ -152,8 +152,8 @@ def main() -> None:
 
 def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     """Print a line for a training that ended."""
-    spent, steps = trial.user_attrs["compute/hw_flops_total"], trial.user_attrs["compute/samples_total"] // 64
-    print(f"{name_of(trial.params):18} val/loss {trial.value:.4f} after {steps:,} steps, {spent:,} hardware FLOPs")
+    spent, steps = trial.user_attrs["compute/flops_total"], trial.user_attrs["compute/samples_total"] // 64
+    print(f"{name_of(trial.params):18} val/loss {trial.value:.4f} after {steps:,} steps, {spent:,} FLOPs")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def main() -> None:
                 # By its id, so that the logger writes to this child run and makes none of its own.
                 logger = MLFlowLogger("digits", tracking_uri=store, run_id=child.info.run_id)
                 losses[name], callback = train(configuration, logger, given.budget)
-                spent = callback.profiles["train"].training["compute/hw_flops_total"]
-                print(f"{name}: val/loss {losses[name]:.4f}, {spent:,} hardware FLOPs")
+                spent = callback.profiles["train"].training["compute/flops_total"]
+                print(f"{name}: val/loss {losses[name]:.4f}, {spent:,} FLOPs")
         mlflow.log_metric("best_val_loss", min(losses.values()))
     compare([f"{store}#digits"], given.output / "compare.html")
     print(f"\nto look at them: mlflow server --backend-store-uri {store}, and http://localhost:5000")

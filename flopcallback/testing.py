@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from flopcallback.profile.diff import diff_profiles, parse_share
+from flopcallback.profiling.checks import warn_of_fma
 from flopcallback.profiling.on_demand import profile_call
 from flopcallback.reporting import ModelProfile, plain_table
 from flopcallback.reporting.text.diff_table import diff_text, signed_percent
@@ -29,8 +30,8 @@ def assert_flops(
     at_most: float | None = None,
     baseline: str | os.PathLike[str] | None = None,
     max_increase: float | str = 0.0,
-    fma: int = 1,
     elementwise: bool = False,
+    fma: int | None = None,
 ) -> None:
     """Raise AssertionError if a call of a model exceeds its FLOPs.
 
@@ -41,28 +42,29 @@ def assert_flops(
         model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
-        at_most: maximal FLOPs of the call.
+        at_most: maximal FLOPs of the call, 2 per multiply-add.
         baseline: JSON of a profile to compare with, kept with the tests. It is written only if the environment variable
             `FLOPCALLBACK_UPDATE_BASELINES` is `1`, over an older one too; without the file, the test fails.
         max_increase: allowed increase over the baseline's FLOPs, such as 0.02 or `"2%"`.
-        fma: FLOPs of a multiply-add, 1 or 2.
-        elementwise: whether elementwise operators and reductions count.
+        elementwise: whether elementwise operators and reductions count as `macs`; they are no FLOPs.
+        fma: deprecated, without effect. FLOPs are 2 per multiply-add.
 
     Raises:
-        AssertionError: the call has more FLOPs, or a lower bound of them; the baseline is missing, or of other inputs
-            or another convention.
+        AssertionError: the call has more FLOPs, or a lower bound of them; the baseline is missing, or of other
+            inputs.
         ValueError: there is neither `at_most` nor `baseline`, or `max_increase` is no share.
 
     Example:
         >>> import torch
         >>> from flopcallback.testing import assert_flops
-        >>> assert_flops(torch.nn.Linear(3, 5), torch.ones(2, 3), at_most=30)
+        >>> assert_flops(torch.nn.Linear(3, 5), torch.ones(2, 3), at_most=60)  # 2 * (2 * 3 * 5)
     """
     __tracebackhide__ = True  # pytest then shows the line of the test, not this file
     if at_most is None and baseline is None:
         raise ValueError("assert_flops: give at_most=, a number of FLOPs, or baseline=, a file to compare with")
+    warn_of_fma("assert_flops", fma)
     limit = parse_share(max_increase)
-    profile = profile_call(model, inputs, kwargs, fma=fma, elementwise=elementwise)
+    profile = profile_call(model, inputs, kwargs, elementwise=elementwise)
     path = None if baseline is None else Path(baseline)
     # Each returns a message, or an empty string. A lower bound is reported first: no limit can hold it.
     problem = _lower_bound(profile) or _above(profile, at_most, path) or _beyond_baseline(profile, path, limit)

@@ -17,18 +17,19 @@ x = torch.ones(2, 3)
 def test_a_profile_has_the_counts_and_no_times():
     profile = profile_call(nn.Sequential(nn.Linear(3, 5), nn.ReLU()), x)
     assert (profile.phase, profile.name, profile.batch_size) == ("call", "Sequential", 2)
-    assert {row.path: row.flops for row in profile.modules} == {"": 2 * 3 * 5, "0": 2 * 3 * 5, "1": 0}
+    assert {row.path: row.flops for row in profile.modules} == {"": 60, "0": 2 * (2 * 3 * 5), "1": 0}
+    assert {row.path: row.macs for row in profile.modules} == {"": 30, "0": 2 * 3 * 5, "1": 0}
     assert profile.forward_ms is None
 
 
-def test_the_convention_can_be_chosen():
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
-    assert profile_call(model, x, fma=2, elementwise=True).forward_flops == 2 * (2 * 3 * 5) + 2 * 5
+def test_elementwise_work_is_in_macs_alone():
+    profile = profile_call(nn.Sequential(nn.Linear(3, 5), nn.ReLU()), x, elementwise=True)
+    assert (profile.forward_flops, profile.forward_macs) == (2 * (2 * 3 * 5), 2 * 3 * 5 + 2 * 5)
 
 
 def test_a_model_on_the_meta_device_is_counted():
     profile = profile_call(nn.Linear(3, 5, device="meta"), x.to("meta"))
-    assert (profile.forward_flops, profile.config["flops.device"]) == (2 * 3 * 5, "meta")
+    assert (profile.forward_flops, profile.config["flops.device"]) == (2 * (2 * 3 * 5), "meta")
 
 
 def test_a_function_is_a_row_around_the_modules_that_it_calls():
@@ -39,12 +40,12 @@ def test_a_function_is_a_row_around_the_modules_that_it_calls():
 
     profile = profile_call(both, x)
     assert (profile.name, profile.root.type) == ("both", "function")
-    assert {row.path: row.flops for row in profile.modules[1:]} == {"first": 2 * 3 * 5, "second": 2 * 5 * 7}
+    assert {row.path: row.flops for row in profile.modules[1:]} == {"first": 2 * (2 * 3 * 5), "second": 2 * (2 * 5 * 7)}
 
 
 def test_an_engine_can_be_asked_for():
     profile = profile_call(nn.Linear(3, 5), x, engine="dispatch")
-    assert (profile.config["flops.engine"], profile.forward_flops) == ("dispatch", 2 * 3 * 5)
+    assert (profile.config["flops.engine"], profile.forward_flops) == ("dispatch", 2 * (2 * 3 * 5))
     with pytest.raises(RuntimeError, match="the tracer loses operators on sparse tensors"):
         profile_call(torch.mm, (torch.eye(2).to_sparse(), x), engine="trace")
     with pytest.raises(ValueError, match="profile_call: engine is 'fast', expected one of 'auto', "):

@@ -11,7 +11,7 @@ from flopcallback._version import __version__
 from flopcallback.cli.compare import compare
 from flopcallback.cli.count import count
 from flopcallback.cli.diff import diff
-from flopcallback.cli.failures import exit_on_error, exit_where_nobody_reads
+from flopcallback.cli.failures import exit_on_error, exit_where_nobody_reads, old_names_on_stderr
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,7 @@ class Command(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
-        with exit_on_error():
+        with exit_on_error(), old_names_on_stderr():
             return super().invoke(ctx)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,8 @@ from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import say, screen
 from flopcallback.cli.sources import load_model
 from flopcallback.modules.errors import first_line
+from flopcallback.profile.old_names import OldNameWarning
+from flopcallback.profiling.checks import NO_FMA
 from flopcallback.profiling.measure import measure_latency
 from flopcallback.profiling.on_demand import profile_call, verify_call
 from flopcallback.reporting import (
@@ -77,8 +80,10 @@ def count(
     train: Annotated[
         bool, typer.Option("--train/--eval", help="Training mode with gradients, or evaluation without.")
     ] = False,
-    fma: Annotated[int, typer.Option(min=1, max=2, help="FLOPs of a multiply-add.")] = 1,
-    elementwise: Annotated[bool, typer.Option("--elementwise", help="Count elementwise operators too.")] = False,
+    fma: Annotated[int | None, typer.Option(min=1, max=2, help="Without effect: FLOPs are 2 per multiply-add.")] = None,
+    elementwise: Annotated[
+        bool, typer.Option("--elementwise", help="Count elementwise operators too, in the column macs.")
+    ] = False,
     engine: Annotated[
         Engine,
         typer.Option(help="Counting engine: the tracer, the dispatcher, either of them, or PyTorch's own records."),
@@ -102,6 +107,8 @@ def count(
     form = _form(json=json, html=html, markdown=markdown)
     _check_files(output)
     _check_device(device)
+    if fma is not None:
+        warnings.warn(f"--fma: {NO_FMA}", OldNameWarning, stacklevel=1)
     kind = _model_dtype(dtype)
     torch.manual_seed(0)  # data-dependent models take the same path every time
     model, device = load_model(target, parse_arguments(arg), device=device)
@@ -112,7 +119,7 @@ def count(
         take = measure_latency if latency else profile_call
         # "auto" in place of "trace": `_check_engine` then tells a call that cannot be traced from one that raises.
         engine_name = AUTO if engine.value == TRACE else engine.value
-        profile = take(model, args, kwargs, fma=fma, elementwise=elementwise, engine=engine_name)
+        profile = take(model, args, kwargs, elementwise=elementwise, engine=engine_name)
         _check_engine(engine.value, profile)
         if verify:
             profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -19,6 +20,7 @@ import typer
 
 from flopcallback.cli.screen import say
 from flopcallback.modules.errors import first_line
+from flopcallback.profile.old_names import OldNameWarning
 from flopcallback.reporting.units import visible
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "UsageError",
     "exit_on_error",
     "exit_where_nobody_reads",
+    "old_names_on_stderr",
     "user_code",
 ]
 
@@ -151,6 +154,23 @@ def exit_where_nobody_reads() -> Iterator[None]:
             if stream is not None:
                 os.dup2(nowhere, stream.fileno())
         raise SystemExit(PIPE_CLOSED) from None
+
+
+@contextmanager
+def old_names_on_stderr() -> Iterator[None]:
+    """Say on stderr what has the name of an older version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", OldNameWarning)
+        show = warnings.showwarning
+
+        def say_or_show(message: Any, category: type[Warning], *args: Any, **options: Any) -> None:
+            if issubclass(category, OldNameWarning):
+                say(str(message), is_error=True)
+            else:
+                show(message, category, *args, **options)
+
+        warnings.showwarning = say_or_show
+        yield
 
 
 def _named(error: BaseException) -> str:

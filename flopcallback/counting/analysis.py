@@ -27,7 +27,7 @@ class FlopCountAnalysis(OperatorAnalysis):
 
     Counts are exact Python ints. Counted by default are convolutions, matrix products, attention, recurrent layers,
     normalization, interpolation, grid sampling, adaptive average pooling and Fourier transforms. See
-    `docs/conventions.md`.
+    `docs/conventions.md`. Profiles call this count `macs`; `hardware_flops` has their FLOPs.
 
     Args:
         model: a module, a method of one, or any callable on modules.
@@ -78,20 +78,20 @@ class FlopCountAnalysis(OperatorAnalysis):
         return super().clear_op_handles()
 
     def hardware_flops(self) -> Counter[str]:
-        """Return the hardware FLOPs of every module, to compare with a peak.
+        """Return the FLOPs of every module at 2 per multiply-add, to compare with a peak.
 
-        They are 2 per multiply-add of matrix products, convolutions, attention and recurrent layers, whatever `fma` and
-        `elementwise` are.
+        They are those of matrix products, convolutions, attention, recurrent layers and operators of the user's own,
+        whatever `fma` and `elementwise` are; profiles and trackers have them.
         """
         measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
         (summed,) = tally(self._run(), Counting(measure, mode=self._ancestor_mode), prune=self._prune)
         return Counter({name: sum(by_family.values()) for name, by_family in summed.counts.items()})
 
     def verify(self) -> tuple[Difference, ...]:
-        """Count with both engines, and return the differences in hardware FLOPs.
+        """Count with both engines, and return the differences in FLOPs.
 
         They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom).
-        Fourier transforms, which are not part of hardware FLOPs otherwise, are compared by their operations. Below
+        Fourier transforms, which are no FLOPs otherwise, are compared by their operations. Below
         autograd, attention and recurrent layers may arrive as matrix products. So it is no difference if matmul,
         attention and recurrent together have the same FLOPs in a module. Nothing is pruned.
 

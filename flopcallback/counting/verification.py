@@ -1,4 +1,4 @@
-"""Comparison of the hardware FLOPs that two engines count for a call."""
+"""Comparison of the FLOPs that two engines count for a call."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _of_module(module: str, traced: Counter[str], dispatched: Counter[str]) -> I
 def hardware_measure(
     families: Collection[Family], own: Mapping[str, Formula | None], operators: Collection[str]
 ) -> dict[str, Rule]:
-    """Return how operators count in hardware FLOPs, by family.
+    """Return how operators count in FLOPs, by family.
 
     A multiply-add is 2; a Fourier transform counts by its operations.
 
@@ -66,7 +66,7 @@ def _hardware_rule(families: Collection[Family], row: Counted | Free | None, own
     if not isinstance(row, Counted):
         return row
     if row.family not in families:
-        return Free("not part of hardware FLOPs")
+        return Free("no multiply-adds")
     formula, family = row.formula, row.family
     if family is Family.SPECTRAL:
         return lambda call: {family: checked_cost(formula(call)).other}

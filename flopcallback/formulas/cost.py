@@ -13,7 +13,7 @@ __all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula", "checked_cost"]
 
 
 class Family(str, Enum):
-    """Kind of work of an operator; `HARDWARE_FAMILIES` make up hardware FLOPs."""
+    """Kind of work of an operator; `HARDWARE_FAMILIES` make up FLOPs."""
 
     CONVOLUTION = "convolution"
     MATMUL = "matmul"

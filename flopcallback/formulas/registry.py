@@ -366,7 +366,7 @@ def register_formula(operator: str, formula: Formula, *, family: Family = Family
         operator: schema name without overload, `"namespace::name"`; an autograd function is
             `"prim::PythonOp.<ClassName>"`.
         formula: from the `OpCall` to its `Cost`: a function of shapes, dtypes and constants.
-        family: family of the work; `Family.CUSTOM` is part of hardware FLOPs by its multiply-adds.
+        family: family of the work; `Family.CUSTOM` is part of FLOPs by its multiply-adds.
 
     Raises:
         ValueError: the name is not `"namespace::name"`, or the operator already has a formula.

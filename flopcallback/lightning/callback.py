@@ -15,6 +15,7 @@ from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.modules.structures import first_dimension
+from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
 from flopcallback.training.failures import Failures, FlopCallbackWarning
@@ -91,12 +92,11 @@ class FlopCallback(Callback):
     A failure inside the callback becomes one `FlopCallbackWarning`, and training goes on.
 
     Args:
-        fma: FLOPs per multiply-add, 1 or 2.
-        elementwise: whether to count elementwise operators and reductions.
+        elementwise: whether to count elementwise operators and reductions as `macs`; they are no FLOPs.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
         log_every_n_steps: number of steps between two logs of compute and throughput. Default: the trainer's.
-        max_hw_flops: budget of hardware FLOPs, for all ranks together. Training stops at the end of the step that
+        max_flops: budget of FLOPs, for all ranks together. Training stops at the end of the step that
             spends it, but not before the trainer's `min_steps` and `min_epochs`. Several
             ranks may exceed the budget by some steps if a step costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
@@ -105,15 +105,17 @@ class FlopCallback(Callback):
             its tensors; unknown where these disagree.
         tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
             `input_ids`, if there is one.
-        flops_fn: function that returns the hardware FLOPs of a step with a batch, to be used for compute and throughput
+        flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
-            Other trackers get a copy, `val/loss_by_compute`; its step is hardware FLOPs in millions.
+            Other trackers get a copy, `val/loss_by_compute`; its step is FLOPs in millions.
         prefix: prefix of every logged name.
         report_dir: folder for report files. Default: files are written only if the trainer has no logger, or one
             without a tracker, to `flopcallback_report/` in the logger's or the trainer's folder.
         summary: whether to print a summary, once and on rank 0: one line, or the whole table if no logger can show it.
         strict: whether to raise exceptions of flopcallback instead of warning.
+        fma: deprecated, without effect. FLOPs are 2 per multiply-add.
+        max_hw_flops: deprecated name of `max_flops`.
 
     Attributes:
         profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
@@ -132,12 +134,11 @@ class FlopCallback(Callback):
     def __init__(
         self,
         *,
-        fma: int = 1,
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
         log_every_n_steps: int | None = None,
-        max_hw_flops: float | None = None,
+        max_flops: float | None = None,
         peak_flops: float | str | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
@@ -147,15 +148,17 @@ class FlopCallback(Callback):
         report_dir: str | Path | None = None,
         summary: bool = True,
         strict: bool = False,
+        fma: int | None = None,
+        max_hw_flops: float | None = None,
     ) -> None:
+        warn_of_fma("FlopCallback", fma)
         self._options = Options(
             "FlopCallback",
-            fma=fma,
             elementwise=elementwise,
             warmup_steps=warmup_steps,
             latency_steps=latency_steps,
             log_every_n_steps=log_every_n_steps,
-            max_hw_flops=max_hw_flops,
+            max_flops=max_flops_of("FlopCallback", max_flops, max_hw_flops),
             peak_flops=peak_flops,
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
@@ -175,9 +178,11 @@ class FlopCallback(Callback):
         self._watch_nothing()
         # Key of the state in checkpoints, different from that of other instances in the same trainer. Not a property:
         # Lightning reads it around every hook.
-        options, defaults = (fma, elementwise, prefix), (1, False, "")
-        key = self._generate_state_key(fma=fma, elementwise=elementwise, prefix=prefix)
+        # `fma` stays in it, for checkpoints of older versions.
+        options, defaults = (fma or 1, elementwise, prefix), (1, False, "")
+        key = self._generate_state_key(fma=fma or 1, elementwise=elementwise, prefix=prefix)
         self.state_key = type(self).__qualname__ if options == defaults else key
+        self._former_key = self._generate_state_key(fma=2, elementwise=elementwise, prefix=prefix)
 
     def _watch_nothing(self) -> None:
         """Make what belongs to one training; a copy has none of it."""
@@ -278,7 +283,7 @@ class FlopCallback(Callback):
         # `vars`, since `Trainer` declares no such attribute (Lightning 2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
         is_log_step = has_stepped and every > 0 and (step + 1) % every == 0
-        then = _then(trainer) if self._options.max_hw_flops is not None else ""
+        then = _then(trainer) if self._options.max_flops is not None else ""
         should_stop = training.end_step(step, has_stepped=has_stepped, is_log_step=is_log_step, then=then)
         if is_log_step:
             self._by_compute.log(trainer, training)
@@ -326,12 +331,16 @@ class FlopCallback(Callback):
         self._keep_spent()
         return {"compute": self._spent} if self._spent else {}
 
-    def on_load_checkpoint(self, *_: Any) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget the compute of the last training.
 
-        The checkpoint may have none, and then `load_state_dict` is not called.
+        The checkpoint may have none, and then `load_state_dict` is not called. Nor is it where an older version saved
+        the state of this callback, with `fma=2`.
         """
         self._spent = {}
+        states = checkpoint.get("callbacks") or {}
+        if self.state_key not in states and self._former_key in states:
+            self.load_state_dict(states[self._former_key])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the compute of a checkpoint until training begins."""

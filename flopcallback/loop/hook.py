@@ -16,6 +16,7 @@ from torch import nn
 from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.structures import first_dimension
+from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
 from flopcallback.tracing.owners import CallOwner
@@ -66,12 +67,11 @@ class FlopHook:
         to: destination: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning logger, a
             folder, a `Tracker`, or a list of these. Runs and writers stay yours to close. Default: none; results are in
             `metrics()` and `profile`.
-        fma: FLOPs per multiply-add, 1 or 2.
-        elementwise: whether to count elementwise operators and reductions.
+        elementwise: whether to count elementwise operators and reductions as `macs`; they are no FLOPs.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
         log_every_n_steps: number of steps between two logs of compute and throughput. Default: 50.
-        max_hw_flops: budget of hardware FLOPs, for all ranks together. `should_stop` is True from the end of the step
+        max_flops: budget of FLOPs, for all ranks together. `should_stop` is True from the end of the step
             that spends it. Several ranks may exceed the budget by some steps if a step
             costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
@@ -81,15 +81,17 @@ class FlopHook:
             tensors given to the model.
         tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
             `input_ids`, if there is one.
-        flops_fn: function that returns the hardware FLOPs of a step with a batch, to be used for compute and throughput
+        flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
             Other trackers get a copy, `val/loss_by_compute`, of the values given to `log_by_compute`; its step is
-            hardware FLOPs in millions.
+            FLOPs in millions.
         prefix: prefix of every logged name.
         report_dir: folder for report files, in addition to `to`.
         summary: whether to print a summary, once and on rank 0: one line, or the whole table if `to` has only folders.
         strict: whether to raise exceptions of flopcallback instead of warning.
+        fma: deprecated, without effect. FLOPs are 2 per multiply-add.
+        max_hw_flops: deprecated name of `max_flops`.
 
     Raises:
         ValueError: an argument is invalid.
@@ -107,8 +109,8 @@ class FlopHook:
         ...         loss.backward()
         ...         optimizer.step()
         ...         optimizer.zero_grad()
-        >>> hook.metrics()["flops/forward"]  # 2 * 5 * 3
-        30
+        >>> hook.metrics()["flops/forward"]  # 2 * (2 * 5 * 3)
+        60
     """
 
     def __init__(
@@ -117,12 +119,11 @@ class FlopHook:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         *,
         to: Any = None,
-        fma: int = 1,
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
         log_every_n_steps: int | None = None,
-        max_hw_flops: float | None = None,
+        max_flops: float | None = None,
         peak_flops: float | str | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
@@ -132,15 +133,17 @@ class FlopHook:
         report_dir: str | Path | None = None,
         summary: bool = True,
         strict: bool = False,
+        fma: int | None = None,
+        max_hw_flops: float | None = None,
     ) -> None:
+        warn_of_fma("FlopHook", fma)
         self._options = options = Options(
             "FlopHook",
-            fma=fma,
             elementwise=elementwise,
             warmup_steps=warmup_steps,
             latency_steps=latency_steps,
             log_every_n_steps=log_every_n_steps,
-            max_hw_flops=max_hw_flops,
+            max_flops=max_flops_of("FlopHook", max_flops, max_hw_flops),
             peak_flops=peak_flops,
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
@@ -243,7 +246,7 @@ class FlopHook:
 
     @property
     def should_stop(self) -> bool:
-        """True once all ranks together have spent `max_hw_flops`.
+        """True once all ranks together have spent `max_flops`.
 
         After the same step, it is the same on all ranks.
 

@@ -23,8 +23,7 @@ Figures = Mapping[str, Any]
 TIME = "forward_ms"
 """Key of the only measured figure: it differs between equal modules, and parts do not add up to the whole."""
 
-# With another convention no FLOP is comparable: an error. Other conditions only explain a difference: a note.
-_CONVENTION = {"flops.fma": "fma", "flops.elementwise": "elementwise"}
+# They explain a difference.
 _CONDITIONS = {
     "flops.input_shapes": "input shapes",
     "flops.device": "device",
@@ -133,17 +132,7 @@ def diff_profiles(before: ModelProfile, after: ModelProfile) -> ProfileDiff:
     """Compare two profiles of a model, matching modules by name.
 
     A difference in time alone is a change only if the spreads of the two windows do not overlap.
-
-    Raises:
-        ValueError: the profiles follow different conventions (`fma`, `elementwise`), so that no figure is comparable.
     """
-    for key, name in _CONVENTION.items():
-        values = before.config.get(key), after.config.get(key)
-        if values[0] != values[1]:
-            raise ValueError(
-                f"the profiles follow different conventions: {name} is {values[0]!r} in the first and {values[1]!r} in "
-                "the second. Count both with the same."
-            )
     # Additions and removals count by size, too.
     changes = sorted(_folded(_changes(before, after)), key=lambda change: -abs(change.flops))
     return ProfileDiff(before, after, tuple(changes), tuple(_notes(before, after)))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-__all__ = ["GROUPS", "METRICS", "Metric", "by_column", "by_name", "of_group"]
+__all__ = ["GROUPS", "MACS", "METRICS", "OLD_NAMES", "Metric", "by_column", "by_name", "of_group", "today"]
 
 Value = TypeVar("Value")
 
@@ -55,26 +55,25 @@ class Metric:
 PARAMS = Metric("model/params", "", "count", "min", "params", "params", "last")
 PARAMS_TRAINABLE = Metric("model/params_trainable", "", "count")
 ACTIVATIONS = Metric("model/activations", "", "count")
-# Of the counted forward, in the unit of the run's own convention for a multiply-add. Names with `_hw` count 2 for each.
 FORWARD = Metric("flops/forward", "FLOPs", "count", "min", "flops", "FLOPs", "last", is_bound=True, is_narrow=True)
 FORWARD_PER_SAMPLE = Metric("flops/forward_per_sample", "FLOPs", "count", "min", compared="last")
 UNKNOWN_CALLS = Metric("flops/unknown_calls", "", "count", "min")
-TRAIN_STEP = Metric("flops/train_step_hw", "FLOPs", "window", "min", compared="last")
+TRAIN_STEP = Metric("flops/train_step", "FLOPs", "window", "min", compared="last")
+# The step's own forward has no name: it is that of the counted call, times the calls in a step.
 TRAIN_STEP_PHASES = {
-    phase: Metric(f"flops/train_step_{phase}_hw", "FLOPs", "window")
-    for phase in ("forward", "backward", "recompute", "optimizer")
+    phase: Metric(f"flops/{phase}", "FLOPs", "window") for phase in ("backward", "recompute", "optimizer")
 }
 FORWARD_MS = Metric("latency/forward_ms", "ms", "window", "min", "forward_ms", "fwd ms", "last")
 STEP_MS = Metric("latency/step_ms", "ms", "window", "min", "step_ms", "step ms", "last")
 STEP_TIME_MS = Metric("perf/step_time_ms", "ms", "log", "min", compared="median", text="{} a step")
 SAMPLES_PER_SEC = Metric("perf/samples_per_sec", "samples/s", "log", "max", compared="median", text="{}")
 TOKENS_PER_SEC = Metric("perf/tokens_per_sec", "tokens/s", "log", "max", text="{}")
-HW_TFLOPS_PER_SEC = Metric("perf/hw_tflops_per_sec", "TFLOP/s", "log", "max", compared="median", text="{}")
+TFLOPS_PER_SEC = Metric("perf/tflops_per_sec", "TFLOP/s", "log", "max", compared="median", text="{}")
 MFU = Metric("perf/mfu_pct", "%", "log", "max", "mfu", "MFU %", "median", text="MFU {}")
 HFU = Metric("perf/hfu_pct", "%", "log", "max", compared="median", text="HFU {}")
 DATA_WAIT = Metric("perf/data_wait_pct", "%", "log", "min", text="{} of the time waiting for data")
 # A lower bound in the same runs as `FORWARD`: both leave out operators without a count.
-COMPUTE = Metric("compute/hw_flops_total", "FLOPs", "log", "min", "compute", "compute", "last", is_bound=True,
+COMPUTE = Metric("compute/flops_total", "FLOPs", "log", "min", "compute", "compute", "last", is_bound=True,
                  is_narrow=True)
 SAMPLES = Metric("compute/samples_total", "samples", "log", compared="last", text="{}")
 TOKENS = Metric("compute/tokens_total", "tokens", "log", compared="last", text="{}")
@@ -84,12 +83,27 @@ ESTIMATED = Metric("compute/estimated_pct", "%", "log", "min", compared="last")
 METRICS: tuple[Metric, ...] = (
     *(PARAMS, PARAMS_TRAINABLE, ACTIVATIONS, FORWARD, FORWARD_PER_SAMPLE, UNKNOWN_CALLS, TRAIN_STEP),
     *(*TRAIN_STEP_PHASES.values(), FORWARD_MS, STEP_MS, STEP_TIME_MS, SAMPLES_PER_SEC, TOKENS_PER_SEC),
-    *(HW_TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED),
+    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED),
 )
 """All metrics, in the order of a comparison's columns."""
 
 GROUPS = tuple(dict.fromkeys(f"{metric.group}/" for metric in METRICS))
 """Beginnings of the names, such as `"flops/"`."""
+
+OLD_NAMES: Mapping[str, str] = {
+    "flops/train_step_hw": TRAIN_STEP.name,
+    **{f"flops/train_step_{phase}_hw": metric.name for phase, metric in TRAIN_STEP_PHASES.items()},
+    "flops/train_step_forward_hw": "",  # it was that of the counted call, times the calls in a step
+    "compute/hw_flops_total": COMPUTE.name,
+    "perf/hw_tflops_per_sec": TFLOPS_PER_SEC.name,
+}
+"""Names of older versions, with today's; empty for what is not logged any more."""
+
+MACS: Mapping[str, str] = {
+    FORWARD.name: "macs/forward",
+    FORWARD_PER_SAMPLE.name: "macs/forward_per_sample",
+}
+"""Names that older versions used for the count at 1 per multiply-add, with what it is called where it is still read."""
 
 
 def by_name(values: Mapping[Metric, Value | None]) -> dict[str, Value]:
@@ -105,3 +119,9 @@ def of_group(group: str) -> list[Metric]:
 def by_column() -> dict[str, Metric]:
     """Return the metrics shown in a comparison's table, by name of column."""
     return {metric.column: metric for metric in METRICS if metric.column}
+
+
+def today(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values under today's names, without those that have none."""
+    renamed = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+    return {name: value for name, value in renamed.items() if name}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flopcallback.profile import columns, metrics
 from flopcallback.profile.metrics import by_name
 from flopcallback.profile.numbers import finite, is_whole
+from flopcallback.profile.old_profiles import OLD_SCHEMAS, renewed
 from flopcallback.profile.reading import parsed, read
 from flopcallback.profile.rows import (
     LatencySummary,
@@ -35,18 +36,10 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 PHASES = ("train", "validate", "test", "predict", "call")
 """Kinds of counted calls; `call` is a count outside of any loop."""
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the JSON that `ModelProfile.to_json` writes. It rises when older readers would fail or misread."""
 
-_MAY_BE_MISSING = {
-    1: ("step", "step_note", "verdict", "training"),
-    2: ("verdict", "training"),
-    SCHEMA: ("training",),
-}
-"""The schemas that `ModelProfile.from_json` reads, each with the fields that came after its first files."""
-
 _CONFIG_TYPES: dict[str, Any] = {
-    "flops.fma": int,
     **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
     **dict.fromkeys(("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version"), str),
     "flops.peak_tflops": float | None,
@@ -66,13 +59,14 @@ class ModelProfile:
         phase: one of `PHASES`.
         modules: rows depth first, beginning with the root (path `""`); empty if no module ran.
         operators: rows in decreasing order of FLOPs; they may be given in any order.
-        config: convention and conditions of the count (`flops.fma`, `flops.engine`, ...) as plain JSON. Tuples are
-            turned into lists, and numbers that are not finite into None.
+        config: conditions of the count (`flops.engine`, `flops.device`, ...) as plain JSON. Tuples are turned into
+            lists, and numbers that are not finite into None.
         batch_size: samples in the counted call; None if unknown.
-        forward_flops: FLOPs of the whole call under the convention; `forward_hw_flops` are its hardware FLOPs.
+        forward_flops: FLOPs of the whole call, 2 per multiply-add.
+        forward_macs: the count of fvcore, 1 per multiply-add, norms and resampling included.
         unknown: reason why an operator has no count, by operator.
         latency: medians of the window; None until it was measured.
-        step: hardware FLOPs of a whole training step; None until a step was observed.
+        step: FLOPs of a whole training step; None until a step was observed.
         step_note: remark on that step: its forward differs from the counted one, it has operators without a count, or
             why no step was observed.
         verdict: result of counting the call with both engines; None if only one was asked.
@@ -89,7 +83,7 @@ class ModelProfile:
     config: Mapping[str, JSON] = field(default_factory=dict)
     batch_size: int | None = None
     forward_flops: int = 0
-    forward_hw_flops: int = 0
+    forward_macs: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
     latency: LatencySummary | None = None
     step: StepFlops | None = None
@@ -105,7 +99,7 @@ class ModelProfile:
                 f"ModelProfile: the first module is {self.modules[0].path!r}; rows go depth first and start with the "
                 'root, whose path is ""'
             )
-        by_flops = sorted(self.operators, key=lambda row: -row.flops)
+        by_flops = sorted(self.operators, key=lambda row: (-(row.flops or 0), -(row.macs or 0)))
         # The dataclass is frozen, so `object.__setattr__` is the only way to store what was made plain.
         for name, value in (
             ("modules", tuple(self.modules)),
@@ -176,11 +170,11 @@ class ModelProfile:
         return [share(getattr(row, figure), whole) for row in rows]
 
     def achieved_flops_per_s(self, row: Timed) -> float | None:
-        """Return the row's hardware FLOPs per second; None if not measured.
+        """Return the row's FLOPs per second; None if not measured.
 
         It is the plain quotient, which may exceed what the device can do: see `is_above_peak`.
         """
-        return achieved_flops_per_s(row.hw_flops, row.forward_ms)
+        return achieved_flops_per_s(row.flops, row.forward_ms)
 
     @property
     def peak_flops_per_s(self) -> float | None:
@@ -201,14 +195,14 @@ class ModelProfile:
         achieved, peak = self.achieved_flops_per_s(row), self.peak_flops_per_s
         return achieved is not None and peak is not None and achieved > peak
 
-    def hw_flops_per_byte(self, row: ModuleRow) -> float | None:
-        """Return the arithmetic intensity in hardware FLOPs per byte.
+    def flops_per_byte(self, row: ModuleRow) -> float | None:
+        """Return the arithmetic intensity in FLOPs per byte.
 
         The bytes are those that operators read and write; None if there are none. Below the device's peak FLOP/s over
         its memory bandwidth, memory is the limit (Williams, Waterman, Patterson, "Roofline", 2009). A kernel that keeps
         data on the chip moves fewer bytes than its operators read and write.
         """
-        return row.hw_flops_per_byte
+        return row.flops_per_byte
 
     def fingerprint(self) -> str:
         """Return a hash of the count.
@@ -226,7 +220,7 @@ class ModelProfile:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
-        """Return a copy with the hardware FLOPs of a whole training step.
+        """Return a copy with the FLOPs of a whole training step.
 
         Args:
             steps: FLOPs by module path, those of the whole model under `""`. A module that is missing did no work that
@@ -338,7 +332,7 @@ class ModelProfile:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelProfile:
-        """Read a profile that `to_json` wrote.
+        """Read a profile that `to_json` wrote, in this version or an older one.
 
         Raises:
             ValueError: the text is not JSON, not a profile, or has a schema that this version does not read. The
@@ -349,13 +343,15 @@ class ModelProfile:
             raise ValueError("ModelProfile.from_json: flopcallback_profile is missing, which every profile has")
         schema = content.pop("flopcallback_profile")
         # True would pass for 1.
-        if not is_whole(schema) or schema not in _MAY_BE_MISSING:
+        if not is_whole(schema) or schema not in (*OLD_SCHEMAS, SCHEMA):
             raise ValueError(
                 f"ModelProfile.from_json: flopcallback_profile is {reprlib.repr(schema)}; this version reads schemas "
-                f"{min(_MAY_BE_MISSING)} to {SCHEMA}. "
+                f"{min(OLD_SCHEMAS)} to {SCHEMA}. "
                 "Read the file with the version of flopcallback that wrote it (config: flops.version)."
             )
-        profile: ModelProfile = read(cls, content, optional=_MAY_BE_MISSING[schema])
+        profile: ModelProfile = (
+            cls(**renewed(content, schema)) if schema in OLD_SCHEMAS else read(cls, content, optional=("training",))
+        )
         for name, kind in _CONFIG_TYPES.items():
             if name in profile.config:
                 read(kind, profile.config[name], f"config[{name!r}]")

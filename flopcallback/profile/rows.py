@@ -32,9 +32,9 @@ DEEPEST_TREE = 100
 
 @dataclass(frozen=True, slots=True)
 class StepFlops:
-    """Hardware FLOPs of a training step by phase.
+    """FLOPs of a training step by phase, as it ran.
 
-    They are those of the step as it ran. `recompute` is the forward work that activation checkpointing repeats.
+    `recompute` is the forward work that activation checkpointing repeats.
     """
 
     forward: int = 0
@@ -44,7 +44,7 @@ class StepFlops:
 
     @property
     def total(self) -> int:
-        """Hardware FLOPs of all phases."""
+        """FLOPs of all phases."""
         return self.forward + self.backward + self.recompute + self.optimizer
 
     def __add__(self, other: StepFlops) -> StepFlops:
@@ -55,8 +55,8 @@ class Timed(Protocol):
     """Anything with FLOPs and a time, such as a row."""
 
     @property
-    def hw_flops(self) -> int:
-        """Hardware FLOPs."""
+    def flops(self) -> int:
+        """FLOPs."""
 
     @property
     def forward_ms(self) -> float | None:
@@ -74,14 +74,14 @@ class ModuleRow:
         type: class name.
         calls: number of calls in the counted call.
         params: number of parameters; `params_trainable` is the number of those that require grad.
-        flops: FLOPs under the profile's convention; `own_flops` leaves out the modules inside.
-        hw_flops: hardware FLOPs, 2 per multiply-add under every convention.
+        flops: FLOPs, 2 per multiply-add; `own_flops` leaves out the modules inside.
+        macs: the count of fvcore, 1 per multiply-add, norms and resampling included.
         activations: elements in the outputs of the operators that count as activations.
         bytes: bytes that its operators read and write.
         forward_ms: median milliseconds of its forward over the measured steps. Like every number except `own_flops`, it
             includes the modules inside.
         forward_ms_spread: first and third quartile of the same times.
-        step: hardware FLOPs in a whole training step; None until a step was observed.
+        step: FLOPs in a whole training step; None until a step was observed.
         unknown_calls: number of operator calls without a formula; above 0, the FLOPs are a lower bound.
         output_shape: text such as `"(32, 10)"`.
         note: remark for readers of the row, such as `"compiled"`.
@@ -96,7 +96,7 @@ class ModuleRow:
     params_trainable: int = 0
     flops: int = 0
     own_flops: int = 0
-    hw_flops: int = 0
+    macs: int = 0
     activations: int = 0
     bytes: int = 0
     forward_ms: float | None = None
@@ -107,20 +107,30 @@ class ModuleRow:
     note: str = ""
 
     @property
-    def hw_flops_per_byte(self) -> float | None:
+    def flops_per_byte(self) -> float | None:
         """Arithmetic intensity; None where nothing was read or written."""
-        return share(self.hw_flops, self.bytes)
+        return share(self.flops, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorRow:
-    """All calls of one operator; `status` is `"counted"` or `"unknown"`."""
+    """All calls of one operator.
+
+    Attributes:
+        operator: name, as the engine gives it.
+        calls: number of calls.
+        flops: FLOPs, 2 per multiply-add; None where an older version does not say.
+        family: family of the work; empty if unknown.
+        status: `"counted"` or `"unknown"`.
+        macs: the count of fvcore; None where an older version does not say.
+    """
 
     operator: str
     calls: int
-    flops: int
+    flops: int | None
     family: str = ""
     status: str = "counted"
+    macs: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +158,11 @@ def share(part: float | None, whole: float | None) -> float | None:
     return part / whole
 
 
-def achieved_flops_per_s(hw_flops: int | None, forward_ms: float | None) -> float | None:
-    """Return hardware FLOPs per second; None without a time above 0."""
-    if hw_flops is None or forward_ms is None or not forward_ms > 0:
+def achieved_flops_per_s(flops: int | None, forward_ms: float | None) -> float | None:
+    """Return FLOPs per second; None without a time above 0."""
+    if flops is None or forward_ms is None or not forward_ms > 0:
         return None
-    return hw_flops / forward_ms * 1e3
+    return flops / forward_ms * 1e3
 
 
 def check_tree(rows: Sequence[ModuleRow]) -> None:

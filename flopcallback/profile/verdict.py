@@ -14,8 +14,8 @@ class Difference:
     Attributes:
         module: canonical name, `""` for the model. Modules inside it are counted with it.
         family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"custom"` or `"spectral"`.
-        trace: hardware FLOPs counted by the tracer.
-        dispatch: hardware FLOPs counted by the dispatcher.
+        trace: FLOPs counted by the tracer.
+        dispatch: FLOPs counted by the dispatcher.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Verdict:
     They agree if there are no differences and no reason.
 
     Attributes:
-        differences: in hardware FLOPs, outermost modules first.
+        differences: in FLOPs, outermost modules first.
         reason: why only one of the engines could count the call; empty if both could.
     """
 

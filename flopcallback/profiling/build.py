@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback._version import __version__
-from flopcallback.counting.analysis import ActivationCountAnalysis, BytesCountAnalysis, OperatorAnalysis
-from flopcallback.counting.tally import Rule, display_name
+from flopcallback.counting.analysis import (
+    ActivationCountAnalysis,
+    BytesCountAnalysis,
+    FlopCountAnalysis,
+    OperatorAnalysis,
+)
+from flopcallback.counting.tally import Rule, Statistic, display_name
 from flopcallback.counting.verification import hardware_measure
+from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
-from flopcallback.profiling.conditions import Conditions, Convention
+from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import TRACE, ObservedRun
 
@@ -28,7 +34,7 @@ __all__ = ["profile_of", "step_counts", "with_step"]
 
 
 def profile_of(
-    observed: Observed, model: nn.Module, conditions: Conditions, convention: Convention | None = None
+    observed: Observed, model: nn.Module, conditions: Conditions, *, elementwise: bool = False
 ) -> ModelProfile:
     """Build the profile of a call, observed at least in part.
 
@@ -39,41 +45,40 @@ def profile_of(
         observed: the call, with at least one run.
         model: the model that was called.
         conditions: the inputs and settings of the call.
-        convention: how FLOPs are counted.
+        elementwise: whether elementwise operators count as `macs`.
     """
-    convention = convention or Convention()
     counts, runs = _Counts(), observed.runs
     for run in runs:
-        counts.add(run, model, convention)
+        counts.add(run, model, elementwise=elementwise)
     for module, reason in observed.unseen.items():
         counts.miss(module, reason)
     names = runs[0].names
-    flops = counts.statistics["flops"]
+    flops, macs = (counts.statistics[name][""] for name in ("flops", "macs"))
     return ModelProfile(
         name=type(model).__name__,
         phase=conditions.phase,
         modules=tuple(_module_rows(names, counts, conditions)),
         operators=tuple(_operator_rows(counts)),
-        config=_config(runs, counts, conditions, convention),
+        config=_config(runs, counts, conditions, elementwise=elementwise),
         batch_size=conditions.batch_size,
-        forward_flops=flops[""],
-        forward_hw_flops=counts.statistics["hw_flops"][""],
+        forward_flops=flops,
+        forward_macs=macs,
         unknown=counts.unknown,
     )
 
 
 def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, OperatorAnalysis]:
-    """Count the hardware FLOPs of an observed step, by phase.
+    """Count the FLOPs of an observed step, by phase.
 
     Args:
         runs: the observed run of each phase.
         model: the root of the modules.
     """
-    return {phase: _HardwareFlops.of_run(run, model) for phase, run in runs.items()}
+    return {phase: _Flops.of_run(run, model) for phase, run in runs.items()}
 
 
 def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> ModelProfile:
-    """Return a profile with the hardware FLOPs of a whole training step.
+    """Return a profile with the FLOPs of a whole training step.
 
     Args:
         profile: the profile of one call of the model in training.
@@ -90,12 +95,12 @@ def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], cal
     unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
-    differing = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.hw_flops]
+    differing = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.flops]
     if differing:
         names = f"{', '.join(differing[:_NAMED])}{', ...' * (len(differing) > _NAMED)}"
         notes.append(
-            f"its forward has {steps[''].forward:,} hardware FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
-            f"{calls * profile.forward_hw_flops:,}: {names} differ"
+            f"its forward has {steps[''].forward:,} FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
+            f"{calls * profile.forward_flops:,}: {names} differ"
         )
     return profile.with_step(steps, "; ".join(notes))
 
@@ -114,14 +119,23 @@ def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> 
     return flops.get("", 0) - sum(flops.get(path, 0) for path in siblings)
 
 
-class _HardwareFlops(OperatorAnalysis):
-    """Analysis of hardware FLOPs alone."""
+class _Flops(OperatorAnalysis):
+    """Analysis of FLOPs, 2 per multiply-add."""
 
     def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
-        return hardware_measure(HARDWARE_FAMILIES, {}, operators)
+        rules = hardware_measure(HARDWARE_FAMILIES, {}, operators)
+        return {operator: _by_operator(rule) if callable(rule) else rule for operator, rule in rules.items()}
 
 
-# Statistics beside FLOPs of either kind, by the name of their field in `ModuleRow`.
+def _by_operator(by_family: Callable[[OpCall], Statistic | None]) -> Callable[[OpCall], Statistic | None]:
+    def rule(call: OpCall) -> Statistic:
+        (flops,) = by_family(call).values()  # type: ignore[union-attr]  # one family, as every operator has
+        return flops
+
+    return rule
+
+
+# Statistics beside FLOPs and macs, by the name of their field in `ModuleRow`.
 _STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
     "activations": ActivationCountAnalysis,
     "bytes": BytesCountAnalysis,
@@ -138,7 +152,7 @@ class _Counts:
         unknown_calls: calls of operators without a count, by module.
         unknown_operators: calls of operators without a count, by operator.
         unknown: why something has no count, by what it is.
-        operators: FLOPs by operator.
+        operators: FLOPs by operator; `operator_macs` likewise.
         operator_calls: calls by operator.
         families: family by operator.
         output_shapes: shape of the last tensor that each module returned.
@@ -151,24 +165,27 @@ class _Counts:
     unknown_operators: Counter[str] = field(default_factory=Counter)
     unknown: dict[str, str] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
+    operator_macs: Counter[str] = field(default_factory=Counter)
     operator_calls: Counter[str] = field(default_factory=Counter)
     families: dict[str, str] = field(default_factory=dict)
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_lower_bound: bool = False
 
-    def add(self, run: ObservedRun, model: nn.Module, convention: Convention) -> None:
-        flops = convention.analysis(run, model)
+    def add(self, run: ObservedRun, model: nn.Module, *, elementwise: bool) -> None:
+        flops, macs = _Flops.of_run(run, model), FlopCountAnalysis.of_run(run, model, elementwise=elementwise)
         beside = {name: kind.of_run(run, model) for name, kind in _STATISTICS.items()}
-        statistics = {"flops": flops, "hw_flops": _HardwareFlops.of_run(run, model), **beside}
+        statistics = {"flops": flops, "macs": macs, **beside}
         OperatorAnalysis.sum_together(run, list(statistics.values()))
-        self.calls.update(flops.module_calls())
+        self.calls.update(macs.module_calls())
         self.operators.update(flops.by_operator())
-        self.unknown_operators.update(flops.unknown_ops())
-        self.unknown.update(flops.unknown_reasons())
-        self.unknown_calls.update({name: flops.unknown_ops(name).total() for name in run.names.unique})
-        self.is_lower_bound |= flops.is_lower_bound
+        self.operator_macs.update(macs.by_operator())
+        # Those of `macs`, which has more formulas that can fail.
+        self.unknown_operators.update(macs.unknown_ops())
+        self.unknown.update(macs.unknown_reasons())
+        self.unknown_calls.update({name: macs.unknown_ops(name).total() for name in run.names.unique})
+        self.is_lower_bound |= macs.is_lower_bound
         self.output_shapes.update(run.output_shapes)
-        self._add_calls(flops.counted_calls())
+        self._add_calls(macs.counted_calls())
         for name, analysis in statistics.items():
             self.statistics[name].update(analysis.by_module())
         for name, analysis in beside.items():
@@ -254,20 +271,20 @@ def _parameters_by_module(model: nn.Module) -> tuple[Counter[str], Counter[str]]
 
 
 def _operator_rows(counts: _Counts) -> Iterator[OperatorRow]:
-    for operator, flops in counts.operators.items():
-        yield OperatorRow(operator, counts.operator_calls[operator], flops, counts.families.get(operator, ""))
+    for operator, macs in counts.operator_macs.items():
+        calls, flops = counts.operator_calls[operator], counts.operators[operator]
+        yield OperatorRow(operator, calls, flops, counts.families.get(operator, ""), macs=macs)
     for operator, calls in counts.unknown_operators.items():
         yield OperatorRow(operator, calls, 0, status="unknown")
 
 
 def _config(
-    runs: Sequence[ObservedRun], counts: _Counts, conditions: Conditions, convention: Convention
+    runs: Sequence[ObservedRun], counts: _Counts, conditions: Conditions, *, elementwise: bool
 ) -> dict[str, Any]:
     engines = {run.engine for run in runs}
     # `flops.engine` is the dispatcher if any run needed it.
     return {
-        "flops.fma": convention.fma,
-        "flops.elementwise": convention.elementwise,
+        "flops.elementwise": elementwise,
         "flops.engine": next((engine for engine in engines if engine != TRACE), TRACE),
         "flops.engine_reason": "; ".join(dict.fromkeys(run.engine_reason for run in runs if run.engine_reason)),
         "flops.is_lower_bound": counts.is_lower_bound,

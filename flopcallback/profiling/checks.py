@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from flopcallback.profile.numbers import plain_number
+from flopcallback.profile.old_names import OldNameWarning
 
-__all__ = ["checked_options"]
+__all__ = ["NO_FMA", "checked_options", "max_flops_of", "warn_of_fma"]
+
+NO_FMA = (
+    "FLOPs are 2 per multiply-add, and fma changes nothing any more. The column macs has the count at 1, and so has "
+    "FlopCountAnalysis, whose fma= stays."
+)
 
 
 def checked_options(owner: str, **given: Any) -> dict[str, Any]:
@@ -32,6 +39,31 @@ def checked_options(owner: str, **given: Any) -> dict[str, Any]:
         if not is_fine(value):
             raise ValueError(f"{owner}: {name} is {value!r}, expected {expected}")
     return {name: _plain(name, value) for name, value in given.items()}
+
+
+def warn_of_fma(owner: str, fma: int | None) -> None:
+    """Warn the caller of a public function or class that `fma=` has no effect.
+
+    Raises:
+        ValueError: it is neither 1 nor 2.
+    """
+    checked_options(owner, fma=fma)
+    if fma is not None:
+        warnings.warn(f"{owner}: {NO_FMA}", OldNameWarning, stacklevel=3)
+
+
+def max_flops_of(owner: str, max_flops: float | None, max_hw_flops: float | None) -> float | None:
+    """Return the budget that the caller of a public class gives under either name.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if max_hw_flops is None:
+        return max_flops
+    if max_flops is not None:
+        raise ValueError(f"{owner}: max_flops and max_hw_flops are both given; max_hw_flops is its former name")
+    warnings.warn(f"{owner}: max_hw_flops is called max_flops now", OldNameWarning, stacklevel=3)
+    return max_hw_flops
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -95,8 +127,8 @@ def _is_list_of_names(value: object) -> bool:
 # By option: the check, and the text for what is expected.
 _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fma": (
-        lambda value: _is_whole(value) and value in (1, 2),
-        "1 (a multiply-add is one FLOP) or 2 (it is two)",
+        lambda value: value is None or (_is_whole(value) and value in (1, 2)),
+        "1, 2 or None, and has no effect",
     ),
     "elementwise": (_is_flag, "True or False"),
     "warmup_steps": (_is_count, "a whole number, 0 or more"),
@@ -105,7 +137,7 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_is_whole(value) and value > 0),
         "1 or more, or None",
     ),
-    "max_hw_flops": (lambda value: value is None or _is_amount(value), "FLOPs above 0, or None"),
+    "max_flops": (lambda value: value is None or _is_amount(value), "FLOPs above 0, or None"),
     "peak_flops": (
         lambda value: value is None or value == "measure" or _is_amount(value),
         'FLOP/s above 0, "measure" or None',
@@ -123,7 +155,7 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strict": (_is_flag, "True or False"),
 }
 
-_NUMBERS = frozenset({"fma", "warmup_steps", "latency_steps", "log_every_n_steps", "max_hw_flops", "peak_flops"})
+_NUMBERS = frozenset({"warmup_steps", "latency_steps", "log_every_n_steps", "max_flops", "peak_flops"})
 """Options that are numbers, or texts or None in place of one."""
 
 _FLAGS = frozenset({"elementwise", "summary", "strict"})

@@ -1,4 +1,4 @@
-"""FLOP convention of a count, and the conditions of the counted call."""
+"""The conditions of a counted call."""
 
 from __future__ import annotations
 
@@ -8,31 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.counting.analysis import (
-    FlopCountAnalysis,
-)
 from flopcallback.measuring.hardware import Peak
 from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
-from flopcallback.tracing.run import ObservedRun
 
-__all__ = ["Conditions", "Convention", "conditions_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """Definition of a FLOP.
-
-    Attributes:
-        fma: FLOPs of a multiply-add, 1 or 2.
-        elementwise: whether elementwise operators count.
-    """
-
-    fma: int = 1
-    elementwise: bool = False
-
-    def analysis(self, run: ObservedRun, model: nn.Module) -> FlopCountAnalysis:
-        """Return the FLOPs of a run under this convention."""
-        return FlopCountAnalysis.of_run(run, model, fma=self.fma, elementwise=self.elementwise)
+__all__ = ["Conditions", "conditions_of"]
 
 
 @dataclass(frozen=True, slots=True)

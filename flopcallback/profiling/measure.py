@@ -17,8 +17,7 @@ from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copie
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
-from flopcallback.profiling.checks import checked_options
-from flopcallback.profiling.conditions import Convention
+from flopcallback.profiling.checks import checked_options, warn_of_fma
 from flopcallback.profiling.on_demand import Call
 from flopcallback.tracing.regions import without_compilation
 from flopcallback.tracing.run import AUTO, DISPATCH, ObservedRun, filtered_warnings, observe
@@ -31,13 +30,13 @@ def measure_latency(
     inputs: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    fma: int = 1,
     elementwise: bool = False,
     warmup_steps: int = 5,
     latency_steps: int = 20,
     peak_flops: float | str | None = None,
     max_s: float = 60.0,
     engine: str = AUTO,
+    fma: int | None = None,
 ) -> ModelProfile:
     """Count and time one call of a model, by module.
 
@@ -60,8 +59,7 @@ def measure_latency(
         model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
-        fma: FLOPs of a multiply-add, 1 or 2.
-        elementwise: whether elementwise operators and reductions count.
+        elementwise: whether elementwise operators and reductions count as `macs`; they are no FLOPs.
         warmup_steps: calls before the first timed one.
         latency_steps: rounds; medians are over these.
         peak_flops: dense peak of the device in FLOP/s, to compare achieved FLOP/s with; by default the known peak of
@@ -69,6 +67,7 @@ def measure_latency(
         max_s: seconds after which no further round begins (half of it: no further warm-up call). The first round is
             made in any case; `profile.latency.steps` says how many were.
         engine: counting engine, `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
+        fma: deprecated, without effect. FLOPs are 2 per multiply-add.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
@@ -82,11 +81,11 @@ def measure_latency(
         >>> from flopcallback import measure_latency
         >>> profile = measure_latency(torch.nn.Linear(3, 5), torch.ones(2, 3))
         >>> profile.forward_flops, profile.latency.steps, profile.forward_ms > 0
-        (30, 20, True)
+        (60, 20, True)
     """
+    warn_of_fma("measure_latency", fma)
     options = checked_options(
         "measure_latency",
-        fma=fma,
         elementwise=elementwise,
         warmup_steps=warmup_steps,
         latency_steps=latency_steps,
@@ -97,7 +96,7 @@ def measure_latency(
     _check_counts(latency_steps, max_s)
     _check_device(call.root, (call.args, call.kwargs))
     conditions = call.conditions(options["peak_flops"])
-    profile, run = call.count(Convention(options["fma"], elementwise), conditions, engine)
+    profile, run = call.count(conditions, engine, elementwise=elementwise)
     # The warm-up is made here, in calls, and stops early when time is short.
     window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
     latency = _time(call, run, window, warmup_steps, max_s)

@@ -16,8 +16,8 @@ from flopcallback.modules.names import ModuleHolder, as_one_module, find_modules
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.verdict import Verdict
 from flopcallback.profiling.build import profile_of
-from flopcallback.profiling.checks import checked_options
-from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
+from flopcallback.profiling.checks import checked_options, warn_of_fma
+from flopcallback.profiling.conditions import Conditions, conditions_of
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, ObservedRun, run_isolated
 
@@ -29,22 +29,22 @@ def profile_call(
     inputs: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    fma: int = 1,
     elementwise: bool = False,
     engine: str = AUTO,
+    fma: int | None = None,
 ) -> ModelProfile:
     """Return one call of a model as a profile without times.
 
-    It has the counts of `FlopCountAnalysis`, ready for tables and pages. The model runs once, as it is, and is left as
-    it was found, also when it raises. It may be on the meta device.
+    It has FLOPs, and as `macs` the count of `FlopCountAnalysis`, ready for tables and pages. The model runs once, as it
+    is, and is left as it was found, also when it raises. It may be on the meta device.
 
     Args:
         model: a module, a method of one, or any callable on modules, as for `FlopCountAnalysis`.
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
-        fma: FLOPs of a multiply-add, 1 or 2.
-        elementwise: whether elementwise operators and reductions count.
+        elementwise: whether elementwise operators and reductions count as `macs`; they are no FLOPs.
         engine: `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
+        fma: deprecated, without effect. FLOPs are 2 per multiply-add.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
@@ -57,11 +57,12 @@ def profile_call(
         >>> from flopcallback.profiling.on_demand import profile_call
         >>> profile = profile_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
         >>> profile.forward_flops, profile.root.params
-        (30, 20)
+        (60, 20)
     """
-    options = checked_options("profile_call", fma=fma, elementwise=elementwise)
+    warn_of_fma("profile_call", fma)
+    checked_options("profile_call", elementwise=elementwise)
     call = Call.of("profile_call", model, inputs, kwargs)
-    return call.count(Convention(**options), call.conditions(), engine)[0]
+    return call.count(call.conditions(), engine, elementwise=elementwise)[0]
 
 
 def verify_call(
@@ -139,7 +140,7 @@ class Call:
         return dataclasses.replace(conditions, peak=peak)
 
     def count(
-        self, convention: Convention, conditions: Conditions, engine: str = AUTO
+        self, conditions: Conditions, engine: str = AUTO, *, elementwise: bool = False
     ) -> tuple[ModelProfile, ObservedRun]:
         """Make the call once; return its profile and the observed run.
 
@@ -152,7 +153,7 @@ class Call:
         if engine not in ENGINES:
             raise ValueError(f"{self.owner}: engine is {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
         run = run_isolated(self.model, {"": self.root}, self.args, self.kwargs, engine=engine)
-        profile = profile_of(Observed(None, (run,)), self.root, conditions, convention)
+        profile = profile_of(Observed(None, (run,)), self.root, conditions, elementwise=elementwise)
         if isinstance(self.root, ModuleHolder):
             profile = _named(profile, getattr(self.model, "__name__", type(self.model).__name__))
         return profile, run

@@ -56,12 +56,12 @@ def footer(profile: ModelProfile) -> list[str]:
 
 
 def _convention(profile: ModelProfile) -> str:
-    fma = profile.config.get("flops.fma", 1)
-    elementwise = "" if profile.config.get("flops.elementwise") else "not "
+    # Elementwise work is in `macs` alone, and there only where it was asked for.
+    elementwise = " with elementwise work" if profile.config.get("flops.elementwise") else ""
     bound = at_least(profile.is_lower_bound)
     return (
-        f"forward: {bound}{profile.forward_flops:,} FLOPs ({fma} per multiply-add, elementwise {elementwise}counted), "
-        f"{bound}{profile.forward_hw_flops:,} hardware FLOPs (2 per multiply-add)"
+        f"forward: {bound}{profile.forward_flops:,} FLOPs, 2 per multiply-add; "
+        f"{bound}{profile.forward_macs:,} macs{elementwise}"
     )
 
 
@@ -70,11 +70,11 @@ def _whole_step(profile: ModelProfile) -> str:
     if profile.step is None:
         return f"training step: {profile.step_note}" if profile.step_note else ""
     note = f"; {profile.step_note}" if profile.step_note else ""
-    return f"training step: {profile.step.total:,} hardware FLOPs ({step_parts(profile.step)}){note}"
+    return f"training step: {profile.step.total:,} FLOPs ({step_parts(profile.step)}){note}"
 
 
 def step_parts(step: StepFlops) -> str:
-    """List the phases of a training step that have hardware FLOPs."""
+    """List the phases of a training step that have FLOPs."""
     parts = [("forward", step.forward), ("backward", step.backward), ("recomputed", step.recompute)]
     parts.append(("optimizer", step.optimizer))
     return ", ".join(f"{phase} {si(flops)}" for phase, flops in parts if flops) or "none"
@@ -155,7 +155,7 @@ def _compute(profile: ModelProfile) -> str:
     if spent is None:
         return ""
     estimated = training.get(metrics.ESTIMATED.name) or 0
-    total = f"{spent:,} hardware FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
+    total = f"{spent:,} FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
     return f"the whole training: {', '.join([total, *_metric_texts(profile, 'compute')])}"
 
 

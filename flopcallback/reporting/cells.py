@@ -51,7 +51,7 @@ def _rate(profile: ModelProfile, row: ModuleRow, rate: float | None) -> str:
     if profile.is_above_peak(row):
         return ABOVE_PEAK
     # No number, and not nothing, where a time is no number above 0.
-    return si(rate) if rate or (row.hw_flops and row.forward_ms is not None) else ""
+    return si(rate) if rate or (row.flops and row.forward_ms is not None) else ""
 
 
 def bounds_of(rows: Sequence[ModuleRow], column: Column) -> list[str]:

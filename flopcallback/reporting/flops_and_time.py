@@ -38,7 +38,7 @@ def measured_leaves(profile: ModelProfile) -> list[ModuleRow]:
 
 
 def rank_correlation(profile: ModelProfile) -> float | None:
-    """Return the rank correlation of hardware FLOPs and time, -1 to 1.
+    """Return the rank correlation of FLOPs and time, -1 to 1.
 
     It is Spearman's coefficient over the rows of `measured_leaves`: at 1, more FLOPs always meant more time; at 0,
     FLOPs said nothing about time. Ties get the mean of their ranks (Spearman, "The Proof and Measurement of Association
@@ -47,7 +47,7 @@ def rank_correlation(profile: ModelProfile) -> float | None:
     rows = measured_leaves(profile)
     if len(rows) < FEWEST:
         return None
-    flops, times = _ranks([row.hw_flops for row in rows]), _ranks([row.forward_ms or 0.0 for row in rows])
+    flops, times = _ranks([row.flops for row in rows]), _ranks([row.forward_ms or 0.0 for row in rows])
     mean = (len(rows) - 1) / 2
     covariance = math.fsum((a - mean) * (b - mean) for a, b in zip(flops, times, strict=True))
     spread = math.sqrt(math.fsum((a - mean) ** 2 for a in flops) * math.fsum((b - mean) ** 2 for b in times))

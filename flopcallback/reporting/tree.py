@@ -63,7 +63,7 @@ class Node:
 
     @property
     def flops(self) -> int:
-        """FLOPs under the profile's convention."""
+        """FLOPs."""
         return self.row.flops
 
     @property
@@ -328,9 +328,9 @@ class _TreeBuilder:
 
 
 def _own_operators(node: Node, children: Sequence[Node]) -> Node:
-    hw_flops = max(0, node.row.hw_flops - sum(child.row.hw_flops for child in children))
+    macs = max(0, node.row.macs - sum(child.row.macs for child in children))
     rest_ms = _remaining_ms(node, children)
-    row = ModuleRow("", None, 0, type="", flops=node.row.own_flops, hw_flops=hw_flops, forward_ms=rest_ms)
+    row = ModuleRow("", None, 0, type="", flops=node.row.own_flops, macs=macs, forward_ms=rest_ms)
     return Node(OWN, f"{node.path} {OWN}".strip(), row, modules=0, is_whole=False)
 
 

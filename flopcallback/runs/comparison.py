@@ -53,7 +53,7 @@ class RunRow:
         place: folder or address.
         figures: numbers by the names of `docs/metrics.md`; exact ints if the run has them.
         metric: last value of the compared metric.
-        curve: pairs of hardware FLOPs spent and metric, one per logged value.
+        curve: pairs of FLOPs spent and metric, one per logged value.
         is_lower_bound: True if work is missing from its FLOPs.
         estimated_pct: percentage of its compute that was interpolated instead of counted.
         is_on_front: True if no other run has as good a metric for as little compute.
@@ -70,7 +70,7 @@ class RunRow:
 
     @property
     def compute(self) -> int | float | None:
-        """Hardware FLOPs that the training spent."""
+        """FLOPs that the training spent."""
         return self.figures.get(COMPUTE)
 
     def value(self, column: str) -> int | float | None:
@@ -151,7 +151,7 @@ def pareto_front(points: Sequence[tuple[float | None, float | None]], mode: str)
 
 
 def metric_against_compute(run: RunRecord, metric: str) -> list[tuple[float, float]]:
-    """Return pairs of hardware FLOPs spent and metric.
+    """Return pairs of FLOPs spent and metric.
 
     Each value is paired with the last compute logged at its step or before. Values before any compute, and those that
     are not finite, are left out.
@@ -242,13 +242,6 @@ def _sorted(rows: list[RunRow], column: str, mode: str) -> list[RunRow]:
 
 def _notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     notes = []
-    for key, meaning in (
-        ("flops.fma", "FLOPs of a multiply-add"),
-        ("flops.elementwise", "whether elementwise work counts"),
-    ):
-        values = sorted({str(run.config[key]) for run in runs if key in run.config})
-        if len(values) > 1:
-            notes.append(f"FLOPs are not comparable: {key} ({meaning}) is {' here and '.join(values)} there")
     # Different batches are no mistake, but FLOPs and times depend on them.
     batches = sorted({batch for run in runs if (batch := _batch_size(run))})
     if len(batches) > 1:
@@ -258,5 +251,7 @@ def _notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 def _batch_size(run: RunRecord) -> float | None:
-    whole, sample = run.figures.get(metrics.FORWARD.name), run.figures.get(metrics.FORWARD_PER_SAMPLE.name)
+    figures = [run.figures.get(metric.name) for metric in (metrics.FORWARD, metrics.FORWARD_PER_SAMPLE)]
+    macs = [run.figures.get(name) for name in metrics.MACS.values()]  # of an older version's run
+    whole, sample = figures if all(figures) else macs
     return round(whole / sample, 3) if whole and sample else None

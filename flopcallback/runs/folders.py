@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.old_profiles import old_convention
 from flopcallback.profile.reading import loaded
 from flopcallback.runs.record import FoundRun, RunRecord, RunsError, Series, number, reason_of, step_number
 
-__all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "runs_in_folders", "series_of"]
+__all__ = ["PROFILE", "REPORT", "SCALARS", "folder_name", "read_profile", "runs_in_folders", "series_of"]
 
 REPORT = "flopcallback_report"
 """Name of the folder for what no tracker takes, inside a run's folder or beside a script."""
@@ -71,7 +73,7 @@ def _found_run(folder: Path, root: Path) -> FoundRun:
 
 
 def _profile_record(path: Path) -> RunRecord:
-    profile = _read_profile(path)
+    profile, _ = read_profile(path)
     return RunRecord(path.stem, str(path), figures=profile.scalars(), config=profile.config)
 
 
@@ -80,23 +82,32 @@ def _folder_record(folder: Path, name: str) -> RunRecord:
 
     Our own files are merged last, since only they have exact integers.
     """
-    profile = _read_profile(folder / PROFILE) if (folder / PROFILE).is_file() else None
+    profile, convention = read_profile(folder / PROFILE) if (folder / PROFILE).is_file() else (None, {})
     run_folder = folder.parent if folder.name == REPORT else folder
     series = {**series_of(_csv_points(run_folder / METRICS)), **series_of(_scalar_points(folder / SCALARS))}
     last_values = {name: values[-1][1] for name, values in series.items()}
-    run = RunRecord(name, str(folder), figures=last_values, series=series)
+    run = RunRecord(name, str(folder), figures=last_values, series=series, config=convention)
     if profile is None:
         return run
     # Logged names have the user's prefix; those in the profile never have one.
     prefix = next(iter(run.prefixes()), "")
     counted = {prefix + key: value for key, value in profile.scalars().items()}
     config = {prefix + key: value for key, value in profile.config.items()}
-    return replace(run, figures={**counted, **last_values}, config=config)
+    return replace(run, figures={**counted, **run.figures}, config=config)
 
 
-def _read_profile(path: Path) -> ModelProfile:
+def read_profile(path: Path) -> tuple[ModelProfile, dict[str, Any]]:
+    """Read the profile of a run.
+
+    Returns:
+        It, and what it said of a multiply-add if it is an older version's: the numbers beside it then have old names.
+
+    Raises:
+        RunsError: there is no profile in the file.
+    """
     try:
-        return ModelProfile.from_json(path.read_bytes())
+        content = path.read_bytes()
+        return ModelProfile.from_json(content), old_convention(content)
     except (OSError, ValueError) as error:
         raise RunsError(f"{path} is no profile of flopcallback's: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from flopcallback.profile import metrics
 from flopcallback.profile.model_profile import PHASES
 from flopcallback.profile.numbers import is_whole
+from flopcallback.profile.old_names import warn_of_older_version
+from flopcallback.profile.old_profiles import FMA
 
 __all__ = [
     "COMPUTE",
@@ -30,26 +32,32 @@ Series = tuple[tuple[int, int | float], ...]
 """Pairs of step and value in order of steps. Of several values at one step, the last logged comes last."""
 
 COMPUTE = metrics.COMPUTE.name
-"""Name under which a training logs its hardware FLOPs so far."""
+"""Name under which a training logs its FLOPs so far."""
 
 # Names of totals, which begin at 0 and grow.
 _TOTALS = tuple(metric.name for metric in metrics.METRICS if metric.name.endswith("_total"))
 
 _PHASES = tuple(f"{phase}/" for phase in PHASES)
 # Every run of ours has one of these names; a user's prefix is what precedes it.
-_OUR_NAME = re.compile(f"(.*?)(?:{re.escape(metrics.FORWARD.name)}|{re.escape(COMPUTE)})")
+_OUR_NAME = re.compile(f"(.*?)(?:{'|'.join(map(re.escape, (metrics.FORWARD.name, COMPUTE, *metrics.MACS.values())))})")
+# Names of older versions, and those that had another meaning there.
+_OLD_NAME = re.compile(f"(.*?)({'|'.join(map(re.escape, metrics.OLD_NAMES))})")
+_OLD_FORWARD = re.compile(f"(.*?)({'|'.join(map(re.escape, metrics.MACS))})")
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run.
+    """One run, whose numbers have today's names.
+
+    Those of an older version are renamed. Its FLOPs of a forward counted 1 per multiply-add: they are called
+    `macs/forward`, and are not compared with anybody's FLOPs.
 
     Attributes:
         name: name shown to people.
         place: folder or address from which it was read.
         figures: last value under each name; an exact int if the source has one.
         series: all values under each name; numbers that were logged once may be missing.
-        config: conditions of the count (`flops.fma`, ...), and other configuration that the source has.
+        config: conditions of the count (`flops.dtype`, ...), and other configuration that the source has.
 
     Raises:
         RunsError: the name or the place is no text, a figure or a value is no number that a float64 can hold, a total
@@ -73,8 +81,12 @@ class RunRecord:
             _require_totals(figures, series)
         except ValueError as error:
             raise RunsError(f"{self.place}: {error}") from error
+        config = self.config
+        if _is_old({*figures, *series}, config):
+            figures, series, config = _renewed(figures, series, config)
         object.__setattr__(self, "figures", figures)
         object.__setattr__(self, "series", series)
+        object.__setattr__(self, "config", config)
 
     def prefixes(self) -> list[str]:
         """Return the prefixes in front of our names in this run.
@@ -109,7 +121,42 @@ def is_our_name(name: str) -> bool:
     A phase in front is part of the name; a prefix is not.
     """
     phase = next((phase for phase in _PHASES if name.startswith(phase)), "")
-    return name.removeprefix(phase).startswith(metrics.GROUPS)
+    bare = name.removeprefix(phase)
+    return bare.startswith(metrics.GROUPS) or bare in metrics.MACS.values()
+
+
+def _is_old(names: Iterable[str], config: Mapping[str, Any]) -> bool:
+    """Return whether an older version logged a run, whatever its prefix."""
+    return any(map(_OLD_NAME.fullmatch, names)) or any(key.endswith(FMA) for key in config)
+
+
+def _renewed(
+    figures: Mapping[str, int | float], series: Mapping[str, Series], config: Mapping[str, Any]
+) -> tuple[dict[str, int | float], dict[str, Series], dict[str, Any]]:
+    """Return the numbers and the config of an older run as they are called today."""
+    warn_of_older_version()
+    is_macs = not any(str(value) == "2" for key, value in config.items() if key.endswith(FMA))
+    merged: dict[str, Series] = {}
+    for name, points in series.items():
+        if new := _new_name(name, is_macs=is_macs):
+            # A training may have gone on with today's version.
+            merged[new] = tuple(sorted((*merged.get(new, ()), *points), key=lambda point: point[0]))
+    # Today's name comes last, and so wins.
+    ranked = sorted(figures, key=lambda name: _OLD_NAME.fullmatch(name) is None)
+    renamed = {_new_name(name, is_macs=is_macs): figures[name] for name in ranked}
+    renamed.pop("", None)
+    return renamed, merged, {key: value for key, value in config.items() if not key.endswith(FMA)}
+
+
+def _new_name(name: str, *, is_macs: bool) -> str:
+    """Return today's name of a number in an older run; empty if it has none."""
+    if match := _OLD_NAME.fullmatch(name):
+        new = metrics.OLD_NAMES[match[2]]
+    elif match := _OLD_FORWARD.fullmatch(name):
+        new = metrics.MACS[match[2]] if is_macs else ""
+    else:
+        return name
+    return match[1] + new if new else ""
 
 
 def _without_phase(prefix: str) -> str:

@@ -64,7 +64,7 @@ class StepRecorder:
         names: the modules.
         optimizers: the optimizers that may step.
         owner: who calls the model, if several models may be under training.
-        families: whether all families of operators are read, or those alone that are hardware FLOPs.
+        families: whether all families of operators are read, or those alone that multiply.
     """
 
     def __init__(

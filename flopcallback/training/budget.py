@@ -16,19 +16,19 @@ GROWTH = 16
 
 
 class Budget:
-    """Limit on the hardware FLOPs of all ranks together.
+    """Limit on the FLOPs of all ranks together.
 
     Args:
-        hw_flops: the limit, in hardware FLOPs.
+        flops: the limit, in FLOPs.
         meter: meter of this training.
 
     Attributes:
         is_spent: result of the last poll; once True, it stays True.
     """
 
-    def __init__(self, hw_flops: float, meter: ComputeMeter) -> None:
+    def __init__(self, flops: float, meter: ComputeMeter) -> None:
         self.is_spent = False
-        self._hw_flops = hw_flops
+        self._flops = flops
         self._meter = meter
         self._is_held_back = False  # True once a decision was put off, by one poll, since it rested on an estimate
         self._next_check = 0  # with several ranks: number of the step of the next exchange, the same on all
@@ -68,7 +68,7 @@ class Budget:
         elif state and not are_several():
             ledger = ComputeLedger()
             ledger.load(state["ledger"])
-            self.is_spent = ledger.hw_flops >= self._hw_flops
+            self.is_spent = ledger.flops >= self._flops
 
     def _decision(self, gathered: Gathered, *, is_settling: bool) -> tuple[bool, int]:
         """Return whether the budget is spent, and the steps until the next exchange."""
@@ -77,11 +77,11 @@ class Budget:
             return True, 0
         # An upper bound of what all ranks spend in one step, as long as no step costs more than any before.
         largest = len(gathered.messages) * ledger.largest
-        left = int(self._hw_flops - ledger.hw_flops)
+        left = int(self._flops - ledger.flops)
         return False, max(1, left // largest // GROWTH if largest else 1)
 
     def _is_reached(self, ledger: ComputeLedger, *, is_settling: bool) -> bool:
-        if ledger.hw_flops < self._hw_flops:
+        if ledger.flops < self._flops:
             return False
         # Nothing was observed so far: the total is a multiple of the counted forward.
         is_rough = is_settling and ledger.estimated > 0 and not ledger.largest

@@ -72,15 +72,15 @@ class StepKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Cost of a step, in hardware FLOPs.
+    """Cost of a step, in FLOPs.
 
     Attributes:
-        hw_flops: the whole step.
+        flops: the whole step.
         forward: its forward.
         recompute: its recomputation, as in gradient checkpointing.
     """
 
-    hw_flops: int
+    flops: int
     forward: int = 0
     recompute: int = 0
 
@@ -126,7 +126,7 @@ class _Counted(NamedTuple):
 
 
 class ComputeLedger:
-    """Books of the hardware FLOPs of all steps, as exact integers.
+    """Books of the FLOPs of all steps, as exact integers.
 
     A step costs what an observed step of its kind (`StepKey`) cost; that step may come later. Until then, and beyond
     `MOST_KEYS` kinds, its cost is estimated: interpolated between observed kinds, by the number of input elements.
@@ -148,20 +148,20 @@ class ComputeLedger:
         self._outside_nodes: dict[StepKey, int] = {}  # of observed kinds: autograd nodes outside the counted calls
 
     @property
-    def hw_flops(self) -> int:
-        """Hardware FLOPs of all steps so far."""
+    def flops(self) -> int:
+        """FLOPs of all steps so far."""
         return self._booked + self.estimated
 
     @property
     def estimated(self) -> int:
-        """The estimated part of `hw_flops`."""
-        waiting = (unseen.count * self._estimate(key).hw_flops for key, unseen in self._unseen.items())
+        """The estimated part of `flops`."""
+        waiting = (unseen.count * self._estimate(key).flops for key, unseen in self._unseen.items())
         return self._estimated + sum(waiting)
 
     @property
     def largest(self) -> int:
-        """Largest observed cost of a step in hardware FLOPs, or 0."""
-        return max((cost.hw_flops for cost in self._costs.values()), default=0)
+        """Largest observed cost of a step in FLOPs, or 0."""
+        return max((cost.flops for cost in self._costs.values()), default=0)
 
     def cost_of(self, key: StepKey) -> StepCost:
         """Return the cost of a step of this kind, observed or estimated."""
@@ -176,7 +176,7 @@ class ComputeLedger:
 
         Args:
             key: kind of the step, as it was counted.
-            forward: hardware FLOPs of the counted calls.
+            forward: FLOPs of the counted calls.
             outside: autograd nodes made in the step outside the counted calls.
         """
         self._counted_steps[key] = _Counted(forward, outside)
@@ -220,7 +220,7 @@ class ComputeLedger:
         self._of_start(key)[key] = None
         for unseen in [kind for kind in self._of_start(key) if kind in self._unseen]:
             if self._observed_cost(unseen) is not None:
-                self._booked += self._unseen.pop(unseen).count * cost.hw_flops
+                self._booked += self._unseen.pop(unseen).count * cost.flops
 
     def learn_counted(self, key: StepKey, cost: StepCost) -> None:
         """Learn the cost of a counted step, for itself alone.
@@ -234,16 +234,16 @@ class ComputeLedger:
         self.steps += count
         cost = self._costs.get(key) or self._observed_cost(key)
         if cost is not None:
-            self._booked += count * cost.hw_flops
+            self._booked += count * cost.flops
         elif len(self._costs) >= MOST_KEYS:  # no further kind is observed: the estimate is final
-            self._estimated += count * self._estimate(key).hw_flops
+            self._estimated += count * self._estimate(key).flops
         else:
             self._book_later(key, count)
 
-    def add_flops(self, hw_flops: int) -> None:
-        """Book a step at the hardware FLOPs that the user gives."""
+    def add_flops(self, flops: int) -> None:
+        """Book a step at the FLOPs that the user gives."""
         self.steps += 1
-        self._booked += hw_flops
+        self._booked += flops
 
     def state(self) -> dict[str, Any]:
         """Return the books as plain JSON, for `load` and `merged`."""
@@ -321,7 +321,7 @@ class ComputeLedger:
         self._of_start(key)[key] = None
         if len(self._unseen) > MOST_UNSEEN:
             oldest = next(iter(self._unseen))  # its estimate becomes final
-            self._estimated += self._unseen[oldest].count * self._estimate(oldest).hw_flops
+            self._estimated += self._unseen[oldest].count * self._estimate(oldest).flops
             self._forget(oldest)
 
     def _forget(self, key: StepKey) -> None:

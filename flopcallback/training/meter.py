@@ -45,8 +45,8 @@ class OpenStep:
         tokens: number of tokens; None likewise.
         backwards: number of backwards.
         stepped: numbers of the optimizers that stepped, in order.
-        hw_flops: sum of the results of the user's `flops_fn`; None without one.
-        counted: hardware FLOPs of one batch's forward, in a counted step.
+        flops: sum of the results of the user's `flops_fn`; None without one.
+        counted: FLOPs of one batch's forward, in a counted step.
         cost: cost of an observed step.
     """
 
@@ -60,7 +60,7 @@ class OpenStep:
     tokens: int | None = 0
     backwards: int = 0
     stepped: list[int] = field(default_factory=list)
-    hw_flops: int | None = None
+    flops: int | None = None
     counted: int | None = None
     cost: StepCost | None = None
 
@@ -81,7 +81,7 @@ class ComputeMeter:
     Args:
         model: model under training.
         sizes: samples and tokens of a batch.
-        flops_fn: the user's function from a batch to the hardware FLOPs of its step.
+        flops_fn: the user's function from a batch to the FLOPs of its step.
         measures_waiting: whether the time between two steps is known to be a wait for data.
         failures: reports failures.
         clock: returns seconds.
@@ -157,9 +157,9 @@ class ComputeMeter:
         step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
         if self._flops_fn is not None:
             try:
-                step.hw_flops = (step.hw_flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
+                step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
             except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
-                self._flops_fn, step.hw_flops = None, None
+                self._flops_fn, step.flops = None, None
                 self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
@@ -236,7 +236,7 @@ class ComputeMeter:
         """Record the counted forward FLOPs of the current step.
 
         Args:
-            forward: hardware FLOPs of the model calls of one batch.
+            forward: FLOPs of the model calls of one batch.
             device: device of these calls.
             peak: peak of the device in FLOP/s; None if unknown.
         """
@@ -254,7 +254,7 @@ class ComputeMeter:
         if step is None:
             return
         self.steps += 1
-        samples, tokens, given = step.samples, step.tokens, step.hw_flops
+        samples, tokens, given = step.samples, step.tokens, step.flops
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
@@ -394,10 +394,10 @@ class ComputeMeter:
 
     def _totals(self, gathered: Gathered | None = None) -> Totals:
         if gathered is None or len(gathered.messages) == 1:
-            return Totals(self.ledger.hw_flops, self.ledger.estimated, self._samples, self._tokens)
+            return Totals(self.ledger.flops, self.ledger.estimated, self._samples, self._tokens)
         # Not a sum of totals: the merged ledger knows exactly what one rank estimates and another has observed.
         ledger = merged_ledger(gathered)
-        return Totals(ledger.hw_flops, ledger.estimated, **self._sizes_of(gathered))
+        return Totals(ledger.flops, ledger.estimated, **self._sizes_of(gathered))
 
     def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
         return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}

@@ -12,7 +12,7 @@ from torch import nn
 
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.profiling.checks import checked_options
-from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
+from flopcallback.profiling.conditions import Conditions, conditions_of
 from flopcallback.training.batch_sizes import whole_number
 from flopcallback.training.failures import Failures
 
@@ -33,12 +33,11 @@ class Options:
     """
 
     owner: str
-    fma: int = 1
     elementwise: bool = False
     warmup_steps: int = 5
     latency_steps: int = 20
     log_every_n_steps: int | None = None
-    max_hw_flops: float | None = None
+    max_flops: float | None = None
     peak_flops: float | str | None = None
     batch_size_fn: Callable[[Any], int] | None = None
     tokens_fn: Callable[[Any], int] | None = None
@@ -53,11 +52,6 @@ class Options:
         given = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "owner"}
         for name, value in checked_options(self.owner, **given).items():
             object.__setattr__(self, name, value)
-
-    @property
-    def convention(self) -> Convention:
-        """Definition of a FLOP under these options."""
-        return Convention(self.fma, self.elementwise)
 
     def conditions(
         self,

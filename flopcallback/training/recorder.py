@@ -16,7 +16,7 @@ from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
 from flopcallback.profiling.build import profile_of, with_step
-from flopcallback.profiling.conditions import Conditions, Convention
+from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
@@ -52,7 +52,7 @@ class ProfileRecorder:
 
     Args:
         sinks: receives the profiles.
-        convention: definition of a FLOP.
+        elementwise: whether elementwise operators count as `macs`.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; every second one has clocks on modules.
         failures: reports failures.
@@ -70,7 +70,7 @@ class ProfileRecorder:
         self,
         sinks: Sinks,
         *,
-        convention: Convention | None = None,
+        elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
         failures: Failures | None = None,
@@ -78,7 +78,7 @@ class ProfileRecorder:
         event: Callable[..., Any] | None = None,
     ) -> None:
         self.sinks = sinks
-        self._convention = convention or Convention()
+        self._elementwise = elementwise
         self._warmup_steps = warmup_steps
         self._latency_steps = latency_steps
         self._failures = failures or Failures()
@@ -108,7 +108,7 @@ class ProfileRecorder:
         """
         if not observed.runs:
             raise observed.failure or RuntimeError("no module was called in it")
-        return profile_of(observed, model, conditions, self._convention)
+        return profile_of(observed, model, conditions, elementwise=self._elementwise)
 
     def record(
         self,
@@ -169,7 +169,7 @@ class ProfileRecorder:
             phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
         step = phase.profile.step
-        return step is not None and step.forward >= calls * phase.profile.forward_hw_flops
+        return step is not None and step.forward >= calls * phase.profile.forward_flops
 
     def is_step_alike(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
         """Return whether the forward of a step has the FLOPs of so many counted calls, module by module.
@@ -179,7 +179,7 @@ class ProfileRecorder:
             calls: number of calls like the counted one in the step.
         """
         profile = with_step(self._phases[TRAINING].profile, counts, calls)
-        return all(row.step is not None and row.step.forward == calls * row.hw_flops for row in profile.modules)
+        return all(row.step is not None and row.step.forward == calls * row.flops for row in profile.modules)
 
     def add_step_note(self, note: str) -> None:
         """Add the reason for a missing whole step to the training's profile."""

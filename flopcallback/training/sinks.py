@@ -84,16 +84,16 @@ class Sinks:
         """True if any tracker cannot plot against compute itself."""
         return any(not isinstance(outlet.tracker, DrawsByCompute) for outlet in self._outlets)
 
-    def log_by_compute(self, metrics: Mapping[str, float], hw_flops: int) -> None:
+    def log_by_compute(self, metrics: Mapping[str, float], flops: int) -> None:
         """Log copies of metrics to trackers that cannot plot against compute.
 
         Args:
             metrics: values by name.
-            hw_flops: compute so far; the step of the copies is this in millions.
+            flops: compute so far; the step of the copies is this in millions.
         """
         copies = {f"{self._prefix}{name}_by_compute": value for name, value in metrics.items()}
         outlets = [outlet for outlet in self._outlets if not isinstance(outlet.tracker, DrawsByCompute)]
-        self._log(Entry(hw_flops // FLOPS_PER_STEP, copies), outlets)
+        self._log(Entry(flops // FLOPS_PER_STEP, copies), outlets)
 
     def log_training(self, profile: ModelProfile) -> None:
         """Log the final numbers of a training to trackers that keep them."""
@@ -232,12 +232,11 @@ def _free(fallback: str | os.PathLike[str]) -> Path:
 def _line(profile: ModelProfile) -> str:
     """Return the profile as one line of text."""
     bound = ">= " if profile.is_lower_bound else ""
-    fma = profile.config["flops.fma"]
-    parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')} ({fma} per multiply-add)"]
+    parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')}"]
     if profile.forward_ms is not None:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.step is not None:
-        parts.append(f"train step {si(profile.step.total, 'FLOPs')} (hardware)")
+        parts.append(f"train step {si(profile.step.total, 'FLOPs')}")
     elif profile.step_note:
         parts.append(f"train step {profile.step_note}")
     if profile.latency is not None and profile.latency.step_ms is not None:

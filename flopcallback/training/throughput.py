@@ -26,7 +26,7 @@ class Interval:
         ended: number of all steps, including those left out.
         stepped: number of all steps that an optimizer's step ended.
         keys: number of timed steps by kind.
-        hw_flops: hardware FLOPs of timed steps, as far as the user gives them.
+        flops: FLOPs of timed steps, as far as the user gives them.
         samples: samples in timed steps; None if unknown for any of them.
         tokens: tokens in timed steps; None likewise.
     """
@@ -37,7 +37,7 @@ class Interval:
     ended: int = 0
     stepped: int = 0
     keys: Counter[StepKey] = field(default_factory=Counter)
-    hw_flops: int = 0
+    flops: int = 0
     samples: int | None = 0
     tokens: int | None = 0
 
@@ -81,7 +81,7 @@ class Throughput:
         """End a timed step.
 
         Args:
-            key: kind of the step, or its hardware FLOPs if the user gives them.
+            key: kind of the step, or its FLOPs if the user gives them.
             samples: number of samples; None if unknown.
             tokens: number of tokens; None if unknown.
             has_stepped: whether an optimizer stepped.
@@ -89,7 +89,7 @@ class Throughput:
         interval = self._interval
         self._step_ended = self._clock()
         if isinstance(key, int):
-            interval.hw_flops += key
+            interval.flops += key
         else:
             interval.keys[key] += 1
         interval.timed += 1
@@ -137,13 +137,13 @@ class Totals:
     """Totals of one rank since training began.
 
     Attributes:
-        hw_flops: hardware FLOPs.
-        estimated: estimated part of `hw_flops`.
+        flops: FLOPs.
+        estimated: estimated part of `flops`.
         samples: number of samples; None if unknown.
         tokens: number of tokens; None if unknown.
     """
 
-    hw_flops: int
+    flops: int
     estimated: int
     samples: int | None
     tokens: int | None
@@ -157,8 +157,8 @@ class Work:
         seconds: total time.
         waited_s: part of it between two steps.
         steps: optimizer steps; fractional as in `Interval.optimizer_steps`.
-        hw_flops: hardware FLOPs.
-        recompute: part of `hw_flops` in recomputation.
+        flops: FLOPs.
+        recompute: part of `flops` in recomputation.
         samples: number of samples; None if unknown.
         tokens: number of tokens; None if unknown.
     """
@@ -166,7 +166,7 @@ class Work:
     seconds: float
     waited_s: float
     steps: float
-    hw_flops: int
+    flops: int
     recompute: int
     samples: int | None
     tokens: int | None
@@ -179,7 +179,7 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
         interval.seconds,
         interval.waited_s,
         interval.optimizer_steps,
-        interval.hw_flops + sum(count * cost.hw_flops for count, cost in costs),
+        interval.flops + sum(count * cost.flops for count, cost in costs),
         sum(count * cost.recompute for count, cost in costs),
         interval.samples,
         interval.tokens,
@@ -191,13 +191,13 @@ def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
 
     A sum is left out if any rank does not know its own number.
     """
-    hw_flops, estimated = sum(rank.hw_flops for rank in ranks), sum(rank.estimated for rank in ranks)
+    flops, estimated = sum(rank.flops for rank in ranks), sum(rank.estimated for rank in ranks)
     return by_name(
         {
-            metrics.COMPUTE: hw_flops,
+            metrics.COMPUTE: flops,
             metrics.SAMPLES: sum_of(rank.samples for rank in ranks),
             metrics.TOKENS: sum_of(rank.tokens for rank in ranks),
-            metrics.ESTIMATED: 100 * estimated / hw_flops if hw_flops else 0.0,
+            metrics.ESTIMATED: 100 * estimated / flops if flops else 0.0,
         }
     )
 
@@ -218,7 +218,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     if not (first.steps and all(rank.seconds > 0 for rank in ranks)):
         return {}
     # FLOP/s of one device. MFU leaves recomputation out, HFU has it.
-    speed = sum(rank.hw_flops / rank.seconds for rank in ranks) / len(ranks)
+    speed = sum(rank.flops / rank.seconds for rank in ranks) / len(ranks)
     recompute_speed = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
     return by_name(
@@ -226,7 +226,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
             metrics.STEP_TIME_MS: first.seconds / first.steps * 1e3,
             metrics.SAMPLES_PER_SEC: samples / first.seconds if samples else None,
             metrics.TOKENS_PER_SEC: tokens / first.seconds if tokens else None,
-            metrics.HW_TFLOPS_PER_SEC: speed / 1e12,
+            metrics.TFLOPS_PER_SEC: speed / 1e12,
             metrics.MFU: 100 * (speed - recompute_speed) / peak if peak else None,
             metrics.HFU: 100 * speed / peak if peak and recompute_speed else None,
             metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,

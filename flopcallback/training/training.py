@@ -98,14 +98,14 @@ class Training:
         )
         self._recorder = ProfileRecorder(
             self._sinks,
-            convention=options.convention,
+            elementwise=options.elementwise,
             warmup_steps=options.warmup_steps,
             latency_steps=options.latency_steps,
             failures=failures,
         )
         self._steps = WholeSteps(owner)
         self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
-        self._budget: Budget | None = None  # None without `max_hw_flops`, and once a failure ended the metering
+        self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
         self._was_spent = False  # of a copy: the budget of the training that was copied was spent
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
@@ -115,8 +115,8 @@ class Training:
             self._meter = ComputeMeter(
                 model, sizes, flops_fn=options.flops_fn, measures_waiting=measures_waiting, failures=failures
             )
-            if options.max_hw_flops is not None:
-                self._budget = Budget(options.max_hw_flops, self._meter)
+            if options.max_flops is not None:
+                self._budget = Budget(options.max_flops, self._meter)
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Training:
             if self._steps.model is None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
             peak = None if conditions.peak is None else conditions.peak.flops_per_s
-            self._meter.set_counted_forward(profile.forward_hw_flops, conditions.device, peak)
+            self._meter.set_counted_forward(profile.forward_flops, conditions.device, peak)
 
     def end_step(
         self,
@@ -399,10 +399,10 @@ class Training:
 
         With several ranks that is compute as last logged: this rank does not ask the others.
         """
-        hw_flops = self.numbers.get(COMPUTE.name)
-        if metrics and hw_flops is not None and self._meter is not None:
+        flops = self.numbers.get(COMPUTE.name)
+        if metrics and flops is not None and self._meter is not None:
             with self._meter.interrupted():
-                self._sinks.log_by_compute(metrics, int(hw_flops))
+                self._sinks.log_by_compute(metrics, int(flops))
 
     def state(self, *, wait: bool = True) -> dict[str, Any]:
         """Return the state of all ranks for a checkpoint.
@@ -462,7 +462,7 @@ class Training:
         # A spent budget is kept, so that the answer stays the same.
         if self._budget is not None and not self._budget.is_spent:
             self._budget = None
-            text = "max_hw_flops is not kept any more: steps are not booked. The training ends by its own limits."
+            text = "max_flops is not kept any more: steps are not booked. The training ends by its own limits."
             warnings.warn(text, FlopCallbackWarning, stacklevel=2)
         with self._failures.as_warning("other ranks do not know"):
             meter.leave()
@@ -527,7 +527,7 @@ class Training:
             decide()
         except Exception as error:  # noqa: BLE001 - training goes on, up to its own limits
             self._budget = None
-            self._failures.report("max_hw_flops is not kept", error)
+            self._failures.report("max_flops is not kept", error)
         if self.is_budget_spent:
-            self._sinks.show(f"flopcallback: max_hw_flops is spent at step {step}: {then}")
+            self._sinks.show(f"flopcallback: max_flops is spent at step {step}: {then}")
         return self.is_budget_spent

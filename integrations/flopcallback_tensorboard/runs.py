@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flopcallback.profile.metrics import FORWARD
-from flopcallback.reporting import ModelProfile
-from flopcallback.runs import FoundRun, RunRecord, RunsError, folder_name, series_of
+from flopcallback.runs import FoundRun, RunRecord, RunsError, folder_name, read_profile, series_of
 
 __all__ = ["find_runs"]
 
@@ -94,12 +94,15 @@ def _read(folder: Path, name: str) -> RunRecord:
     series = series_of(_points(_accumulator(folder).Reload()))
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}
+    convention: dict[str, Any] = {}
     for file in sorted(folder.glob(PROFILE)):
-        prefix, profile = _prefix(file, series), _read_profile(file)
+        prefix, (profile, of_older) = _prefix(file, series), read_profile(file)
+        convention |= of_older
         exact |= {prefix + key: value for key, value in profile.scalars().items()}
         config |= {prefix + key: value for key, value in profile.config.items()}
     last = {name: values[-1][1] for name, values in series.items()}
-    return RunRecord(name, str(folder), figures={**last, **exact}, series=series, config=config)
+    run = RunRecord(name, str(folder), figures=last, series=series, config=convention)
+    return replace(run, figures={**run.figures, **exact}, config=config)
 
 
 def _points(events: Any) -> Iterator[tuple[str, int, float]]:
@@ -128,10 +131,3 @@ def _prefix(file: Path, series: dict[str, Any]) -> str:
     stem = file.name.removesuffix(PROFILE[1:])
     prefixes = (name.removesuffix(FORWARD.name) for name in series if name.endswith(FORWARD.name))
     return next((prefix for prefix in prefixes if prefix and len(prefix) == len(stem)), f"{stem.removesuffix('-')}/")
-
-
-def _read_profile(file: Path) -> ModelProfile:
-    try:
-        return ModelProfile.from_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunsError(f"{file} is no profile of flopcallback's: {error}") from error

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.old_profiles import is_old
 from flopcallback.reporting import (
     ModelProfile,
     latency_chart,
@@ -112,12 +113,16 @@ class TensorBoardTracker:
         self.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
 
     def _shown_profile(self, profile: ModelProfile) -> ModelProfile | None:
-        """Return the profile in the folder, of the same phase and prefix."""
+        """Return the profile in the folder, of the same phase and prefix.
+
+        What an older version showed was in other units, and counts as nothing.
+        """
         folder = self._folder()
         if folder is None or not (file := folder / f"{self._stem(profile)}.json").is_file():
             return None
         try:
-            return ModelProfile.from_json(file.read_bytes())
+            content = file.read_bytes()
+            return None if is_old(content) else ModelProfile.from_json(content)
         except (OSError, ValueError):  # unreadable, not one of ours, or of another schema
             return None
 

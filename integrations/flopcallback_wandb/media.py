@@ -44,8 +44,8 @@ def charts(profile: ModelProfile) -> dict[str, CustomChart]:
     """
     bars = [{"path": node.path or profile.name, "FLOPs": node.flops} for node in widest_work(profile, BARS)]
     points = [
-        {"path": row.path or profile.name, "hardware FLOPs": row.hw_flops, "forward ms": row.forward_ms}
-        for row in _largest(measured_leaves(profile), wandb.Table.MAX_ROWS, key=lambda row: row.hw_flops)
+        {"path": row.path or profile.name, "FLOPs": row.flops, "forward ms": row.forward_ms}
+        for row in _largest(measured_leaves(profile), wandb.Table.MAX_ROWS, key=lambda row: row.flops)
     ]
     drawn = {}
     # The data of a chart is a table, too: split_table keeps it out of the chart's section.
@@ -53,7 +53,7 @@ def charts(profile: ModelProfile) -> dict[str, CustomChart]:
         title = "FLOPs by module"
         drawn["flops/by_module"] = wandb.plot.bar(_table(bars), "path", "FLOPs", title, split_table=True)
     if points:
-        x, y, title = "hardware FLOPs", "forward ms", "FLOPs against time, module by module"
+        x, y, title = "FLOPs", "forward ms", "FLOPs against time, module by module"
         drawn["flops/latency"] = wandb.plot.scatter(_table(points), x, y, title, split_table=True)
     return drawn
 
@@ -101,7 +101,7 @@ def _cut(records: Records) -> Records:
         return records
     name = next(iter(records[0]))
     remainder = {name: f"… {len(records) - limit + 1:,} more"}
-    return [*_largest(records, limit - 1, key=lambda record: record["flops"]), remainder]
+    return [*_largest(records, limit - 1, key=lambda record: record["flops"] or 0), remainder]
 
 
 def _largest(items: Sequence[Item], limit: int, key: Callable[[Item], int]) -> list[Item]:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.lightning, pytest.mark.models, pytest.mark.slow]
 
 
 def step_of(width: int, depth: int) -> int:
-    """Hardware FLOPs of a training step: the first convolution has no gradient for its input."""
+    """FLOPs of a training step: the first convolution has no gradient for its input."""
     first = BATCH * SIDE * SIDE * TAPS * width
     inner = BATCH * SIDE * SIDE * TAPS * width * width * depth
     head = BATCH * width * DIGITS
@@ -57,7 +57,7 @@ def run(script: str, folder: Path, widths: list[int], depths: list[int]) -> str:
 def check(script: str, folder: Path, widths: list[int], depths: list[int]) -> None:
     """Each training spends the same compute, to the integer of whole steps, and is on the page."""
     printed = run(script, folder, widths, depths)
-    found = re.findall(r"^(width-\d+-depth-\d+):? +val/loss.* ([\d,]+) hardware FLOPs$", printed, re.MULTILINE)
+    found = re.findall(r"^(width-\d+-depth-\d+):? +val/loss.* ([\d,]+) FLOPs$", printed, re.MULTILINE)
     spent = {name: int(digits.replace(",", "")) for name, digits in found}
     names = {f"width-{width}-depth-{depth}" for width in widths for depth in depths}
     assert spent == {name: spent_by(name) for name in names}

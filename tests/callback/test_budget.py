@@ -12,7 +12,7 @@ from flopcallback import FlopCallbackWarning, FlopHook
 
 WIDE, HIDDEN, OUT, ROWS = 5, 7, 3, 4
 STEP = ROWS * ((2 + 2) * WIDE * HIDDEN + (2 + 2 + 2) * HIDDEN * OUT)
-"""Hardware FLOPs of a training step: the first layer's input needs no gradient."""
+"""FLOPs of a training step: the first layer's input needs no gradient."""
 
 FORWARD = ROWS * 2 * (WIDE * HIDDEN + HIDDEN * OUT)
 QUIET = {"warmup_steps": 0, "latency_steps": 2}
@@ -37,11 +37,11 @@ def steps_of(hook, net, optimizer, *, rows=(ROWS,) * MANY, accumulate=1, state=N
     return len(rows)
 
 
-def train(max_hw_flops, *, net=None, summary=False, **options):
+def train(max_flops, *, net=None, summary=False, **options):
     net = net or make_net()
     optimizer = torch.optim.SGD([each for each in net.parameters() if each.requires_grad], lr=0.1)
     loop = {name: options.pop(name) for name in ("rows", "accumulate", "state") if name in options}
-    with FlopHook(net, optimizer, max_hw_flops=max_hw_flops, summary=summary, **QUIET, **options) as hook:
+    with FlopHook(net, optimizer, max_flops=max_flops, summary=summary, **QUIET, **options) as hook:
         steps = steps_of(hook, net, optimizer, **loop)
     return steps, hook
 
@@ -63,7 +63,7 @@ def train(max_hw_flops, *, net=None, summary=False, **options):
 def test_a_loop_stops_after_the_step_that_spends_it(budget, steps):
     taken, hook = train(budget)
     assert taken == steps
-    assert hook.metrics()["compute/hw_flops_total"] == steps * STEP
+    assert hook.metrics()["compute/flops_total"] == steps * STEP
 
 
 def test_accumulation_is_stopped_at_the_end_of_a_step():
@@ -110,7 +110,7 @@ def test_an_estimate_that_may_settle_is_waited_for():
     assert step < 2 * FORWARD
     taken, hook = train(2 * FORWARD, net=net)
     assert taken == 2
-    assert hook.metrics()["compute/hw_flops_total"] == 2 * step
+    assert hook.metrics()["compute/flops_total"] == 2 * step
 
 
 @pytest.mark.slow
@@ -119,13 +119,13 @@ def test_a_compiled_model_stops_where_it_would_uncompiled():
     net = make_net()
     compiled = torch.compile(net, backend="eager")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with FlopHook(compiled, optimizer, max_hw_flops=4 * STEP, summary=False, **QUIET) as hook:
+    with FlopHook(compiled, optimizer, max_flops=4 * STEP, summary=False, **QUIET) as hook:
         assert steps_of(hook, compiled, optimizer) == 4
 
 
 def test_the_user_is_told_once(capsys):
     train(3 * STEP, summary=True)
-    assert capsys.readouterr().out.count("flopcallback: max_hw_flops is spent at step 2: training stops") == 1
+    assert capsys.readouterr().out.count("flopcallback: max_flops is spent at step 2: training stops") == 1
     train(3 * STEP)
     assert capsys.readouterr().out == ""
 
@@ -133,19 +133,19 @@ def test_the_user_is_told_once(capsys):
 def test_who_goes_on_is_still_counted():
     net = make_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with FlopHook(net, optimizer, max_hw_flops=2 * STEP, summary=False, **QUIET) as hook:
+    with FlopHook(net, optimizer, max_flops=2 * STEP, summary=False, **QUIET) as hook:
         for _ in range(5):
             net(torch.ones(ROWS, WIDE)).square().mean().backward()
             optimizer.step()
         assert hook.should_stop
-    assert hook.metrics()["compute/hw_flops_total"] == 5 * STEP
+    assert hook.metrics()["compute/flops_total"] == 5 * STEP
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf"), "1e15", True, 1j])
 def test_what_is_no_budget_is_refused(budget):
     net = make_net()
-    with pytest.raises(ValueError, match=r"FlopHook: max_hw_flops is .*, expected FLOPs above 0, or None"):
-        FlopHook(net, max_hw_flops=budget)
+    with pytest.raises(ValueError, match=r"FlopHook: max_flops is .*, expected FLOPs above 0, or None"):
+        FlopHook(net, max_flops=budget)
 
 
 # --- Under a Trainer --------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def fit(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def fit(budget, *, summary=False, ckpt_path=None, **options):
-        callback = FlopCallback(max_hw_flops=budget, summary=summary, report_dir=tmp_path / "report", **QUIET)
+        callback = FlopCallback(max_flops=budget, summary=summary, report_dir=tmp_path / "report", **QUIET)
         trainer = Trainer(
             accelerator="cpu",
             logger=False,
@@ -186,7 +186,7 @@ def fit(tmp_path):
             warnings.simplefilter("error", FlopCallbackWarning)
             trainer.fit(Module(), data, ckpt_path=ckpt_path)
         profile = callback.profiles.get("train")
-        return trainer.global_step, profile and profile.training["compute/hw_flops_total"], trainer
+        return trainer.global_step, profile and profile.training["compute/flops_total"], trainer
 
     return fit
 
@@ -223,7 +223,7 @@ def test_a_trainer_with_nothing_left_makes_no_step(fit, tmp_path, capsys):
     trainer.save_checkpoint(tmp_path / "whole.ckpt")
     capsys.readouterr()
     assert fit(12 * STEP, summary=True, ckpt_path=tmp_path / "whole.ckpt")[:2] == (12, None)
-    assert capsys.readouterr().out.count("flopcallback: max_hw_flops is spent at step 12: training stops") == 1
+    assert capsys.readouterr().out.count("flopcallback: max_flops is spent at step 12: training stops") == 1
 
 
 @pytest.mark.lightning
@@ -233,7 +233,7 @@ def test_a_trainer_with_nothing_left_makes_no_step(fit, tmp_path, capsys):
 )
 def test_a_trainers_own_least_is_kept_and_said(fit, capsys, least, steps):
     assert fit(3 * STEP, summary=True, **least)[:2] == (steps, steps * STEP)
-    said = "flopcallback: max_hw_flops is spent at step 2: training goes on to min_epochs or min_steps, and stops"
+    said = "flopcallback: max_flops is spent at step 2: training goes on to min_epochs or min_steps, and stops"
     assert capsys.readouterr().out.count(said) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_trainers_own_least_is_kept_and_said(fit, capsys, least, steps):
 @pytest.mark.models
 def test_a_trainer_says_once_why_it_stops(fit, capsys):
     fit(3 * STEP, summary=True)
-    assert capsys.readouterr().out.count("max_hw_flops") == 1
+    assert capsys.readouterr().out.count("max_flops") == 1
 
 
 @pytest.mark.lightning
@@ -250,5 +250,5 @@ def test_a_trainer_says_once_why_it_stops(fit, capsys):
 def test_what_is_no_budget_is_refused_by_the_callback(budget):
     from flopcallback import FlopCallback
 
-    with pytest.raises(ValueError, match=r"FlopCallback: max_hw_flops is .*, expected FLOPs above 0, or None"):
-        FlopCallback(max_hw_flops=budget)
+    with pytest.raises(ValueError, match=r"FlopCallback: max_flops is .*, expected FLOPs above 0, or None"):
+        FlopCallback(max_flops=budget)

@@ -24,7 +24,7 @@ pytestmark = [
 
 BATCH, LAST_BATCH, WIDE, INNER, OUT = 7, 5, 11, 13, 3
 STEPS, STEPS_AFTER = 7, 2  # the hook is closed in between
-FIRST, SECOND = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT  # hardware FLOPs of the forward's two products
+FIRST, SECOND = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT  # FLOPs of the forward's two products
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_compiled_function_in_the_forward_runs_as_it_is(backend, differences, 
     assert graphs_with_us == graphs
     assert graphs or kind is AFunctionThatRaises
     profile = hook.profile
-    assert profile.forward_hw_flops == FIRST + SECOND  # what is not compiled
+    assert profile.forward_flops == FIRST + SECOND  # what is not compiled
     assert profile.is_lower_bound
     (name,) = profile.unknown
     assert name.startswith("torch.compile::")
@@ -167,7 +167,7 @@ def test_a_compiled_function_in_the_forward_runs_as_it_is(backend, differences, 
     assert profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND, recompute=again)
     assert profile.step_note == ""
     full, short = STEPS - 1, LAST_BATCH / BATCH
-    assert hook.metrics()["compute/hw_flops_total"] == (full + short) * (2 * FIRST + 3 * SECOND + again)
+    assert hook.metrics()["compute/flops_total"] == (full + short) * (2 * FIRST + 3 * SECOND + again)
     assert hook._watch._steps == STEPS
 
 
@@ -192,7 +192,7 @@ def test_a_compiled_loss_is_seen(backend, differences):
     left, graphs_with_us, hook = train(watched, Net, lambda function: function, backend, loss=fast)
     assert differences(left, untouched) == []
     assert graphs_with_us == graphs > 0
-    assert hook.profile.forward_hw_flops == FIRST + SECOND
+    assert hook.profile.forward_flops == FIRST + SECOND
     assert not hook.profile.unknown
     assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND)
     assert hook.profile.step_note == ""
@@ -243,7 +243,7 @@ def test_a_function_that_is_compiled_later_leaves_what_was_observed(backend, dif
     assert differences(left, untouched) == []
     # A backward does the second layer's product twice, the first one's once: the inputs require no grad.
     assert hook.profile.step.total == 2 * FIRST + 3 * SECOND
-    assert hook.metrics()["compute/hw_flops_total"] == STEPS * (2 * FIRST + 3 * SECOND)
+    assert hook.metrics()["compute/flops_total"] == STEPS * (2 * FIRST + 3 * SECOND)
 
 
 # --- Optimizers -------------------------------------------------------------------------------------------------------
@@ -285,8 +285,8 @@ def test_a_compiled_optimizer_ends_its_steps_and_runs_as_it_is(backend, differen
     assert hook.profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND)
     assert hook.profile.step_note == ""
     full = 2 * FIRST + 3 * SECOND
-    assert hook.metrics()["compute/hw_flops_total"] == (STEPS - 1) * full + full * LAST_BATCH // BATCH
-    assert [step for step, numbers in tracker.scalars if "compute/hw_flops_total" in numbers] == [1, 3, 5, 6]
+    assert hook.metrics()["compute/flops_total"] == (STEPS - 1) * full + full * LAST_BATCH // BATCH
+    assert [step for step, numbers in tracker.scalars if "compute/flops_total" in numbers] == [1, 3, 5, 6]
 
 
 class OwnUpdate(torch.optim.Optimizer):

@@ -60,7 +60,7 @@ def step(model, optimizer, samples=BATCH):
 def spent(hook):
     """FLOPs, samples, and percent that are estimated."""
     numbers = hook.metrics()
-    return tuple(numbers.get(f"compute/{name}") for name in ("hw_flops_total", "samples_total", "estimated_pct"))
+    return tuple(numbers.get(f"compute/{name}") for name in ("flops_total", "samples_total", "estimated_pct"))
 
 
 def test_steps_that_are_all_alike_are_as_many_times_one(model, optimizer):
@@ -68,7 +68,7 @@ def test_steps_that_are_all_alike_are_as_many_times_one(model, optimizer):
         for _ in range(10):
             step(model, optimizer)
     assert spent(hook) == (10 * BATCH * PLAIN, 10 * BATCH, 0)
-    assert hook.metrics()["flops/train_step_hw"] == BATCH * PLAIN
+    assert hook.metrics()["flops/train_step"] == BATCH * PLAIN
 
 
 def test_a_training_of_one_step_is_exact(model, optimizer):
@@ -376,7 +376,7 @@ def test_a_transformer_called_by_keywords_has_its_tokens():
     assert numbers["compute/tokens_total"] == tokens
     assert numbers["compute/samples_total"] == 5 * BATCH
     assert numbers["compute/estimated_pct"] == 0
-    assert numbers["compute/hw_flops_total"] - tokens * linear in (
+    assert numbers["compute/flops_total"] - tokens * linear in (
         2 * 2 * sum(attention) // 2 * 3,
         sum(attention) * 2 // 2 * 7,
     )
@@ -471,10 +471,10 @@ def test_metrics_are_as_they_are_now(model, optimizer):
             step(model, optimizer)
             assert hook.metrics()["net/compute/samples_total"] == number * BATCH
             if number > 1:
-                assert hook.metrics()["net/compute/hw_flops_total"] == number * BATCH * PLAIN
+                assert hook.metrics()["net/compute/flops_total"] == number * BATCH * PLAIN
 
 
-def logged(tracker, name="compute/hw_flops_total"):
+def logged(tracker, name="compute/flops_total"):
     return {step: values[name] for step, values in tracker.scalars if name in values}
 
 
@@ -486,7 +486,7 @@ def test_numbers_are_logged_every_so_many_steps_and_at_the_end(model, optimizer,
     assert logged(tracker) == {3: 4 * BATCH * PLAIN, 7: 8 * BATCH * PLAIN, 9: 10 * BATCH * PLAIN}
     assert logged(tracker, "compute/samples_total") == {3: 4 * BATCH, 7: 8 * BATCH, 9: 10 * BATCH}
     assert set(logged(tracker, "perf/step_time_ms")) == {3, 7, 9}
-    assert hook.profile.training["compute/hw_flops_total"] == 10 * BATCH * PLAIN
+    assert hook.profile.training["compute/flops_total"] == 10 * BATCH * PLAIN
 
 
 def test_by_default_every_50_steps(model, optimizer, tracker):

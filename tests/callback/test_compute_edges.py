@@ -43,7 +43,7 @@ def test_a_part_that_is_called_alone_after_the_window_is_booked():
         for _ in range(9):
             step(model.head(torch.ones(BATCH, INNER)), optimizer)
     whole = 2 * BODY + 3 * HEAD  # the body's input and the head's alone need no gradient
-    assert hook.metrics()["compute/hw_flops_total"] == 9 * whole + 9 * 2 * HEAD
+    assert hook.metrics()["compute/flops_total"] == 9 * whole + 9 * 2 * HEAD
     assert hook.metrics()["compute/samples_total"] == 18 * BATCH
 
 
@@ -77,11 +77,11 @@ def test_a_loop_that_was_given_up_says_that_its_budget_is_not_kept_and_saves_no_
 
     model = nn.Linear(WIDE, OUT)
     optimizer = sgd(model)
-    with FlopHook(model, optimizer, max_hw_flops=1e9, **SHORT) as hook:
+    with FlopHook(model, optimizer, max_flops=1e9, **SHORT) as hook:
         for _ in range(4):
             step(model(torch.ones(BATCH, WIDE)), optimizer)
         monkeypatch.setattr(ComputeMeter, "end_step", fails)
         with pytest.warns(FlopCallbackWarning) as told:
             step(model(torch.ones(BATCH, WIDE)), optimizer)
-        assert any("max_hw_flops is not kept" in str(each.message) for each in told)
+        assert any("max_flops is not kept" in str(each.message) for each in told)
         assert not hook.state_dict().get("compute")

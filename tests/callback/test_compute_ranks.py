@@ -17,7 +17,7 @@ WIDE, HIDDEN, OUT = 5, 7, 3
 
 # A multiply-add is two FLOPs. The backward of the first layer has no gradient of the input to make.
 ROW = (2 + 2) * WIDE * HIDDEN + (2 + 2 + 2) * HIDDEN * OUT
-"""Hardware FLOPs of a training step for each row of the batch."""
+"""FLOPs of a training step for each row of the batch."""
 
 TIMEOUT_S = 600
 
@@ -128,16 +128,16 @@ if len(sys.argv) <= 2:
             found["alone"] = time.monotonic() - alone
 
     scenario("hook on rank 0 alone", [[4]] * 3, here=rank == 0)
-    scenario("hook on rank 1 alone", [[4]] * 3, here=rank == 1, max_hw_flops=1e18)
+    scenario("hook on rank 1 alone", [[4]] * 3, here=rank == 1, max_flops=1e18)
     scenario("ends early", [[4]] * (6 - 3 * rank), is_parallel=False)
     scenario("raises", [[4]] * 6, is_parallel=False, at=fail)
     scenario("slow", [[4]] * 5, is_parallel=False, at=sleep)
     scenario("saved alone", [[4]] * 5, at=save)
     scenario("resumed", [[4]] * 2)
-    scenario("budget", [[4 - rank]] * 30, max_hw_flops=10 * 7 * ROW + 1)
-    scenario("budget that is met", [[4 - rank]] * 30, max_hw_flops=10 * 7 * ROW)
-    scenario("budget of unequal steps", [[1 + 2 * rank + 3 * (step % 3)] for step in range(30)], max_hw_flops=50 * ROW)
-    scenario("budget that was loaded", [[4 - rank]] * 30, max_hw_flops=10 * 7 * ROW)
+    scenario("budget", [[4 - rank]] * 30, max_flops=10 * 7 * ROW + 1)
+    scenario("budget that is met", [[4 - rank]] * 30, max_flops=10 * 7 * ROW)
+    scenario("budget of unequal steps", [[1 + 2 * rank + 3 * (step % 3)] for step in range(30)], max_flops=50 * ROW)
+    scenario("budget that was loaded", [[4 - rank]] * 30, max_flops=10 * 7 * ROW)
 
     net = DistributedDataParallel(make_net())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -219,8 +219,8 @@ if __name__ == "__main__":
     # Two epochs; the last batches have 3 and 2 samples, one batch has another length.
     fit([[(4,), (4,), (4, 2), (3,)], [(4,), (4, 3), (4,), (2,)]], 2)
     if sys.argv[2] == "ddp":
-        fit([[(4,)] * 6, [(3,)] * 6], 3, max_hw_flops=10 * 7 * ROW)
-        fit([[(4,)] * 6, [(3,)] * 6], 4, max_hw_flops=10 * 7 * ROW + 1, accumulate=3)
+        fit([[(4,)] * 6, [(3,)] * 6], 3, max_flops=10 * 7 * ROW)
+        fit([[(4,)] * 6, [(3,)] * 6], 4, max_flops=10 * 7 * ROW + 1, accumulate=3)
 """
 
 
@@ -278,7 +278,7 @@ SAMPLES = {"lengths": (2 + 2 + 2) + (2 + 1 + 2)}
 def totals(loop):
     numbers = loop["numbers"]
     assert numbers["compute/estimated_pct"] == 0
-    return numbers["compute/hw_flops_total"], numbers["compute/samples_total"]
+    return numbers["compute/flops_total"], numbers["compute/samples_total"]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -287,7 +287,7 @@ def test_compute_is_the_sum_over_both_ranks(loops, name):
     assert totals(first) == (EXPECTED[name] * ROW, SAMPLES.get(name, EXPECTED[name]))
     assert not [number for number in second["numbers"] if number.startswith("compute/")]
     logged = [json.loads(line) for line in (loops[1] / name / "scalars.jsonl").read_text().splitlines()]
-    assert [row for row in logged if "compute/hw_flops_total" in row][-1]["compute/hw_flops_total"] == totals(first)[0]
+    assert [row for row in logged if "compute/flops_total" in row][-1]["compute/flops_total"] == totals(first)[0]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in ("early", "join", "destroyed")])
@@ -299,7 +299,7 @@ def test_the_first_rank_has_the_state_of_both(loops, name):
 
 def test_logs_on_the_way_are_of_the_same_step_on_all_ranks(loops):
     rows = [json.loads(line) for line in (loops[1] / "uneven" / "scalars.jsonl").read_text().splitlines()]
-    sums = {row["step"]: row["compute/hw_flops_total"] for row in rows if "compute/hw_flops_total" in row}
+    sums = {row["step"]: row["compute/flops_total"] for row in rows if "compute/flops_total" in row}
     assert sums == {1: 2 * 8 * ROW, 3: 4 * 8 * ROW, 4: (4 * 8 + 3 + 2) * ROW}
 
 
@@ -309,7 +309,7 @@ def test_a_hook_on_one_rank_alone_says_so_and_goes_on(loops):
     assert [text.count("rank 1 books no steps (every rank is to have") for text in first["warnings"]] == [1]
     first, second = loops[0]["hook on rank 1 alone"]
     assert second["stopped"] is None
-    assert [text.count("max_hw_flops is not kept: RuntimeError: rank 0 books no") for text in second["warnings"]] == [1]
+    assert [text.count("max_flops is not kept: RuntimeError: rank 0 books no") for text in second["warnings"]] == [1]
 
 
 def test_a_state_that_one_rank_alone_asks_for_is_said_to_lack_the_other(loops):
@@ -348,7 +348,7 @@ def test_ranks_that_meet_in_a_file_and_have_no_launcher(tmp_path: Path):
     before = {"early": 20}
     for name in ("early", "uneven", "lengths", "destroyed"):
         assert totals(ranks[0][name])[0] == (before.get(name, 0) + EXPECTED[name]) * ROW
-        assert "compute/hw_flops_total" not in ranks[1][name]["numbers"]
+        assert "compute/flops_total" not in ranks[1][name]["numbers"]
         lines = (tmp_path / name / "scalars.jsonl").read_text().splitlines()
         assert sum("flops/forward" in json.loads(line) for line in lines) == 1
 
@@ -368,7 +368,7 @@ def test_trainers_on_two_ranks(tmp_path: Path, strategy):
     assert first["2"]["state"]["compute"]["ledger"]["booked"] == rows * ROW
     assert second["2"]["state"] == {}
     lines = [json.loads(line) for line in (tmp_path / "2" / "scalars.jsonl").read_text().splitlines()]
-    sums = {line["step"]: line["compute/hw_flops_total"] for line in lines if "compute/hw_flops_total" in line}
+    sums = {line["step"]: line["compute/flops_total"] for line in lines if "compute/flops_total" in line}
     assert sums == {1: (16 + 8) * ROW, 3: 41 * ROW, 5: (41 + 24) * ROW, 7: 82 * ROW}
     if strategy == "ddp":
         # 10 steps of 4 + 3 rows spend the first budget. The second takes an eleventh batch: the step that has it ends

@@ -24,7 +24,7 @@ from flopcallback.training.saved_state import check_state
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 FIRST, SECOND = 2 * WIDE * HIDDEN, 2 * HIDDEN * OUT
-"""Hardware FLOPs of each layer's forward, for each row of the batch."""
+"""FLOPs of each layer's forward, for each row of the batch."""
 
 ROW = 2 * FIRST + 3 * SECOND
 """Of a training step: the first layer's input needs no gradient."""
@@ -235,7 +235,7 @@ TOTALS = {  # FLOPs and samples; the penalty is in steps 0, 4, 8 and 12
 
 def numbers(found):
     assert found["compute/estimated_pct"] == 0
-    return found["compute/hw_flops_total"], found["compute/samples_total"]
+    return found["compute/flops_total"], found["compute/samples_total"]
 
 
 @pytest.mark.slow

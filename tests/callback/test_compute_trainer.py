@@ -113,14 +113,14 @@ def fit(trainer, module, loader, validation=None, **options):
 def spent(callback):
     """FLOPs, samples, and percent that are estimated."""
     numbers = callback.profiles["train"].training
-    return tuple(numbers.get(f"compute/{name}") for name in ("hw_flops_total", "samples_total", "estimated_pct"))
+    return tuple(numbers.get(f"compute/{name}") for name in ("flops_total", "samples_total", "estimated_pct"))
 
 
 @pytest.fixture
 def logged(tmp_path):
     """A function from a number's name to its values by step."""
 
-    def logged(name="compute/hw_flops_total"):
+    def logged(name="compute/flops_total"):
         lines = map(json.loads, (tmp_path / "report" / "scalars.jsonl").read_text().splitlines())
         return {line["step"]: line[name] for line in lines if name in line}
 
@@ -392,7 +392,7 @@ def test_or_at_its_own(lightning, trainer, callback, logged):
         make(lightning),
         batches(*[BATCH] * 10),
     )
-    assert list(logged("net/compute/hw_flops_total")) == [2, 5, 8, 9]
+    assert list(logged("net/compute/flops_total")) == [2, 5, 8, 9]
     assert logged() == {}
 
 

@@ -49,7 +49,7 @@ def test_a_copy_of_a_hook_has_what_is_known_and_the_hook_goes_on(make_copy, at, 
         model = nn.Sequential(nn.Linear(WIDE, INNER), nn.ReLU(), nn.Linear(INNER, OUT))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         options = {"warmup_steps": 0, "latency_steps": 4, "summary": False, "strict": True}
-        with FlopHook(model, optimizer, to=MemoryTracker(), max_hw_flops=3 * STEP, **options) as hook:
+        with FlopHook(model, optimizer, to=MemoryTracker(), max_flops=3 * STEP, **options) as hook:
             model.hook = hook  # as a user's own module or trainer has it
             for step in range(9):
                 if step == at:
@@ -73,14 +73,14 @@ def test_a_copy_of_a_hook_has_what_is_known_and_the_hook_goes_on(make_copy, at, 
     assert leftovers(model) == []
     assert hook.profile.step.total == STEP
     assert hook.profile.latency.steps == 4
-    assert hook.metrics()["compute/hw_flops_total"] == 9 * STEP
+    assert hook.metrics()["compute/flops_total"] == 9 * STEP
     (twin,) = made
     assert (twin.profile is None) == (at == 0)
     # It watches nothing, and nothing of it stands anywhere.
     with twin, twin.step():
         model(torch.ones(BATCH, WIDE)).square().mean().backward()
         optimizer.step()
-    assert (twin.profile.forward_hw_flops if at else twin.profile) == (FORWARD if at else None)
+    assert (twin.profile.forward_flops if at else twin.profile) == (FORWARD if at else None)
     assert twin.state_dict() == {}
     assert not optimizer._optimizer_step_post_hooks
 
@@ -106,7 +106,7 @@ def test_a_model_that_has_its_hook_is_copied_in_the_loop(leftovers):
             optimizer.step()
             twins = [make_copy(model) for make_copy in (copy.deepcopy, pickled, saved)]
             assert [leftovers(twin) for twin in twins] == [[], [], []]
-            assert [twin.hook.profile.forward_hw_flops for twin in twins] == [FORWARD] * 3
+            assert [twin.hook.profile.forward_flops for twin in twins] == [FORWARD] * 3
 
 
 # --- FlopCallback -----------------------------------------------------------------------------------------------------
@@ -131,8 +131,10 @@ def test_a_copy_of_a_callback_at_work_has_options_and_profiles(
         on_train_start = on_train_end = copied
 
     def callback():
-        options = {"warmup_steps": 0, "latency_steps": 2, "max_hw_flops": 10**12, "by_compute": ["val/loss"]}
-        return FlopCallback(fma=2, summary=False, report_dir=tmp_path / "report", batch_size_fn=batch_size, **options)
+        options = {"warmup_steps": 0, "latency_steps": 2, "max_flops": 10**12, "by_compute": ["val/loss"]}
+        return FlopCallback(
+            elementwise=True, summary=False, report_dir=tmp_path / "report", batch_size_fn=batch_size, **options
+        )
 
     watching = callback()
     untouched, with_us = run(flavour), run(flavour, [Copying(), watching, Copying()])

@@ -279,7 +279,7 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(
 
 # What a loop calls itself, before and after it trains, and what is a guard or a flag in the place of one.
 OF_THE_LOOP = {"__init__", "_weak", "close"}
-OF_THE_OPTIONS = {"__post_init__", "convention"}
+OF_THE_OPTIONS = {"__post_init__"}
 GUARDS = {"_optimizer_steps", "_optimizer_stepped", "began", "_failed", "_guarded", "_give_up", "_let_go"}
 
 

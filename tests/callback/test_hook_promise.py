@@ -284,7 +284,7 @@ def test_copies_and_pickles_made_in_the_window_are_plain(leftovers):
     assert [leftovers(each) for each in copies] == [[], []]
 
 
-SMALL = 2 * 3 * (5 * 7 + 7 * 2)  # hardware FLOPs of a forward of three rows
+SMALL = 2 * 3 * (5 * 7 + 7 * 2)  # FLOPs of a forward of three rows
 
 
 def small_loop(hook, between):
@@ -327,7 +327,7 @@ def test_a_model_is_scripted_while_it_is_watched_as_it_would_be(how, differences
     assert differences(left, untouched) == []
     assert [result.tolist() for result, _ in made] == [result.tolist() for result, _ in made_without_us]
     assert all("flopcallback" not in graph for _, graph in made)
-    assert hook.profile.forward_hw_flops == SMALL
+    assert hook.profile.forward_flops == SMALL
     assert hook._watch._steps == 9
     assert hook.metrics()["compute/estimated_pct"] == 0
     torch.jit.script(nn.Sequential(nn.Linear(5, 7)))  # no type of ours stays with the compiler

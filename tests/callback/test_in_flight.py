@@ -59,7 +59,7 @@ def test_the_call_happens_once_and_its_live_result_is_handed_on(net, x, engine):
     assert len(calls) == 1
     assert net.head.weight.grad is not None
     assert observed.failure is None
-    assert flops(observed, net, x)["head"] == BATCH * 5 * 2
+    assert flops(observed, net, x)["head"] == 2 * (BATCH * 5 * 2)
 
 
 def test_an_error_of_the_call_is_raised_after_one_call(net, x):
@@ -175,8 +175,8 @@ def test_call_by_call_what_is_not_a_forward_stays_unseen(net, x):
     assert observed.result.shape == (BATCH, 2)
     assert [run.engine for run in observed.runs] == ["trace"] * 3
     counted = flops(observed, net, x)
-    assert counted["inner.0"] == 2 * BATCH * 3 * 5
-    assert counted["head"] == BATCH * 5 * 2
+    assert counted["inner.0"] == 2 * (2 * BATCH * 3 * 5)  # called twice
+    assert counted["head"] == 2 * (BATCH * 5 * 2)
     assert all("forward" not in vars(module) for module in net.modules())
 
 
@@ -214,7 +214,7 @@ def test_beside_the_call_nothing_is_changed_by_counting(net, x):
     observed = observe_beside(lambda: "the real call", net, ModuleNames({"": net}), (x,), {})
     assert observed.result == "the real call"
     assert (net.history, int(net.inner[1].num_batches_tracked)) == ([], 0)
-    assert flops(observed, net, x)["head"] == BATCH * 5 * 2
+    assert flops(observed, net, x)["head"] == 2 * (BATCH * 5 * 2)
 
 
 def test_beside_a_call_what_cannot_be_counted_is_no_error_of_the_call(net, x):

@@ -165,7 +165,7 @@ def test_with_a_tracker_one_line_is_printed(lightning, run, make_callback, monke
     callback = make_callback()
     run(lightning, [callback])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flopcallback: ")]
-    assert line.startswith("flopcallback: forward 165 kFLOPs (1 per multiply-add), ")
+    assert line.startswith("flopcallback: forward 319 kFLOPs, ")
     assert line.endswith(", nothing unknown; report: MemoryLogger (memory)")
 
 

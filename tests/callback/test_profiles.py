@@ -30,25 +30,25 @@ def rows(profile):
     return {row.path: row for row in profile.modules}
 
 
-@pytest.mark.parametrize("convention", [{}, {"fma": 2}, {"elementwise": True}])
+@pytest.mark.parametrize("elementwise", [False, True])
 def test_the_profile_is_what_an_analysis_of_the_same_model_and_batch_gives(
-    lightning, run, make_callback, loader, convention
+    lightning, run, make_callback, loader, elementwise
 ):
-    callback = make_callback(**convention)
+    callback = make_callback(elementwise=elementwise)
     model = run(lightning, [callback], max_epochs=1).model
     profile = callback.profiles["train"]
     images, _ = next(iter(loader(shuffle=False)))
-    flops = FlopCountAnalysis(model.net.train(), images, **convention)
+    flops = FlopCountAnalysis(model.net.train(), images, elementwise=elementwise)
     activations, moved = ActivationCountAnalysis(model.net, images), BytesCountAnalysis(model.net, images)
-    assert profile.config["flops.fma"] == convention.get("fma", 1)
+    assert profile.config["flops.elementwise"] == elementwise
     for path, count in flops.by_module().items():
         row = rows(profile)[f"net.{path}" if path else "net"]
-        assert row.flops == count
-        assert row.hw_flops == flops.hardware_flops()[path]
+        assert row.macs == count
+        assert row.flops == flops.hardware_flops()[path]
         assert row.activations == activations.by_module()[path]
         assert row.bytes == moved.by_module()[path] > -1
         assert row.calls == flops.module_calls()[path]
-    assert all(type(row.flops) is int and type(row.hw_flops) is int for row in profile.modules)
+    assert all(type(row.flops) is int and type(row.macs) is int for row in profile.modules)
 
 
 def make_linear_step(flavour, calls):
@@ -75,9 +75,9 @@ def test_the_numbers_are_those_that_come_out_by_hand(lightning, run, make_callba
     callback = make_callback()
     run(lightning, [callback], make=make_linear_step, max_epochs=1)
     profile = callback.profiles["train"]
-    encoder = BATCH * (49 * 11 + 11 * 5)
-    head = BATCH * 5 * CLASSES
-    outside = 2 * BATCH * CLASSES * 13
+    encoder = 2 * BATCH * (49 * 11 + 11 * 5)
+    head = 2 * BATCH * 5 * CLASSES
+    outside = 2 * (2 * BATCH * CLASSES * 13)
     by_path = rows(profile)
     assert by_path["encoder"].flops == 2 * encoder
     assert by_path["encoder.0"].calls == 2
@@ -86,7 +86,7 @@ def test_the_numbers_are_those_that_come_out_by_hand(lightning, run, make_callba
     assert (by_path["(training_step)"].parent, by_path["(training_step)"].depth) == ("", 1)
     assert profile.forward_flops == by_path[""].flops == 2 * encoder + head + outside
     assert by_path[""].own_flops == 0
-    assert profile.forward_hw_flops == 2 * profile.forward_flops
+    assert profile.forward_macs == (2 * encoder + head + outside) // 2
     assert "tied" not in by_path
     assert by_path["encoder"].params == by_path["encoder"].params_trainable == 49 * 11 + 11 + 11 * 5
     assert (by_path["head"].params, by_path["head"].params_trainable) == (5 * 3 + 3, 0)
@@ -105,7 +105,6 @@ def test_the_conditions_are_noted(lightning, run, make_callback):
     assert profile.name == "Classifier"
     assert profile.batch_size == BATCH
     assert profile.config == {
-        "flops.fma": 1,
         "flops.elementwise": False,
         "flops.engine": "trace",
         "flops.engine_reason": "",
@@ -138,12 +137,12 @@ def test_module_by_module_each_outermost_call_is_counted(lightning, run, make_ca
     run(lightning, [callback], make=gan, max_epochs=1)
     by_path = rows(callback.profiles["train"])
     pixels = SIDE * SIDE
-    generator = 2 * BATCH * (5 * 11 + 11 * pixels)  # for its own loss and for the discriminator's
-    discriminator = 3 * BATCH * (pixels * 13 + 13)  # fake, fake, real
+    generator = 2 * 2 * BATCH * (5 * 11 + 11 * pixels)  # for its own loss and for the discriminator's
+    discriminator = 2 * 3 * BATCH * (pixels * 13 + 13)  # fake, fake, real
     assert by_path["generator.0"].flops + by_path["generator.3"].flops == generator
     assert by_path["discriminator"].flops == discriminator
     assert (by_path["generator"].calls, by_path["discriminator"].calls, by_path[""].calls) == (2, 3, 1)
-    assert by_path[""].hw_flops == 2 * (generator + discriminator)
+    assert by_path[""].flops == generator + discriminator
     assert by_path["generator"].forward_ms > 0
     whole, parts = by_path[""].forward_ms, [by_path["generator"].forward_ms, by_path["discriminator"].forward_ms]
     assert whole == pytest.approx(sum(parts))
@@ -178,7 +177,7 @@ def test_what_a_backward_recomputes_is_not_part_of_the_forward(lightning, run, m
     callback = make_callback()
     run(lightning, [callback], make=make_recomputing(manual), max_epochs=1)
     row = rows(callback.profiles["train"])["inner"]
-    assert (row.flops, row.calls) == (BATCH * SIDE * SIDE * CLASSES, 1)
+    assert (row.flops, row.calls) == (2 * BATCH * SIDE * SIDE * CLASSES, 1)
 
 
 @pytest.mark.parametrize(("do", "method"), [("validate", "validation_step"), ("test", "test_step")])
@@ -189,8 +188,9 @@ def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, l
     images, _ = next(iter(loader(shuffle=False)))
     with torch.no_grad():
         expected = FlopCountAnalysis(copy.deepcopy(training.model.net).eval(), images)
-        assert rows(profile)["net.conv"].flops == expected.by_module()["conv"] == BATCH * SIDE * SIDE * 4 * 9
-        assert rows(profile)["net"].flops == expected.total()
+        assert rows(profile)["net.conv"].flops == 2 * BATCH * SIDE * SIDE * 4 * 9
+        assert rows(profile)["net"].flops == expected.hardware_flops()[""]
+        assert rows(profile)["net"].macs == expected.total()
     assert profile.scalars()[f"{do}/flops/forward"] == profile.forward_flops
     assert f"({method})" in rows(profile)
     assert profile.config["flops.engine"] == "dispatch"
@@ -223,7 +223,7 @@ def test_fast_paths_of_evaluation_stay_as_they_are(lightning, run, make_callback
     lengths, wide, hidden = [5, 3, 4, 2, 5, 1], 8, 12
     linear = sum(lengths) * (wide * 3 * wide + wide * wide + 2 * wide * hidden)
     attention = 2 * wide * sum(length**2 for length in lengths)
-    assert profile.forward_hw_flops == 2 * 2 * (linear + attention)  # of two layers, 2 per multiply-add
+    assert profile.forward_flops == 2 * 2 * (linear + attention)  # of two layers, 2 per multiply-add
 
 
 def test_fit_profiles_training_and_not_its_validation(lightning, run, make_callback):
@@ -295,5 +295,5 @@ def test_scripted_and_traced_children_are_counted_and_timed(
     assert differences(without, with_) == []
     assert leftovers(with_.model) == leftovers(without.model)  # a scripted module keeps its own `forward` there
     row = rows(callback.profiles["train"])["net"]
-    assert row.hw_flops == 2 * BATCH * SIDE * SIDE * CLASSES
+    assert row.flops == 2 * BATCH * SIDE * SIDE * CLASSES
     assert row.forward_ms > 0

@@ -111,7 +111,7 @@ def test_both_ranks_count_and_one_logs(tmp_path: Path, script, prefix):
     with_us, printed = launch(script, tmp_path / "with", "ours")
     assert without[0]["weights"] == without[1]["weights"]
     assert [each["weights"] for each in with_us] == [each["weights"] for each in without]
-    rows = {f"{prefix}0": BATCH * WIDE * 7, f"{prefix}1": 0, f"{prefix}2": BATCH * 7 * OUT}
+    rows = {f"{prefix}0": 2 * BATCH * WIDE * 7, f"{prefix}1": 0, f"{prefix}2": 2 * BATCH * 7 * OUT}
     for each in with_us:
         assert {path: each["rows"][path] for path in rows} == rows
         assert each["rows"][""] == sum(rows.values())

@@ -11,7 +11,7 @@ from torch import nn
 from flopcallback import FlopCallbackWarning
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import profile_of
-from flopcallback.profiling.conditions import Conditions, Convention, conditions_of
+from flopcallback.profiling.conditions import Conditions, conditions_of
 from flopcallback.tracing.in_flight import observe_in_flight
 from flopcallback.tracing.observed import Observed
 from flopcallback.trackers import MemoryTracker
@@ -78,12 +78,12 @@ def test_a_plain_loop_gets_a_profile_at_once_and_times_when_the_window_closes(mo
     tracker = MemoryTracker()
     recorder = recorder_of({"memory": tracker}, warmup_steps=1, latency_steps=2, prefix="net/", clock=Clock())
     loop(recorder, model, 6)
-    flops = BATCH * (5 * 7 + 7 * 2)
+    flops = 2 * BATCH * (5 * 7 + 7 * 2)
     assert tracker.scalars[0] == (
         0,
         {
             "net/flops/forward": flops,
-            "net/flops/forward_per_sample": 5 * 7 + 7 * 2,
+            "net/flops/forward_per_sample": 2 * (5 * 7 + 7 * 2),
             "net/flops/unknown_calls": 0,
             "net/model/params": 5 * 7 + 7 + 7 * 2 + 2,
             "net/model/params_trainable": 5 * 7 + 7 + 7 * 2 + 2,
@@ -204,7 +204,7 @@ def test_what_there_is_to_see_is_said_once_when_the_times_are_in(model):
     loop(recorder, model, 3)
     close(recorder, 4)
     (line,) = shown
-    assert line.startswith(f"flopcallback: forward {BATCH * (5 * 7 + 7 * 2)} FLOPs (1 per multiply-add), ")
+    assert line.startswith(f"flopcallback: forward {2 * BATCH * (5 * 7 + 7 * 2)} FLOPs, ")
     assert line.endswith(", nothing unknown; report: memory")
 
 
@@ -219,7 +219,7 @@ def test_a_line_says_what_is_unknown(model):
     shown = []
     recorder = recorder_of({"memory": MemoryTracker()}, latency_steps=0, show=shown.append)
     loop(recorder, Odd(), 1)
-    assert f"forward >= {BATCH * 5 * BATCH} FLOPs" in shown[0]
+    assert f"forward >= {2 * BATCH * 5 * BATCH} FLOPs" in shown[0]
     assert "unknown: aten::linalg_eigvals; " in shown[0]
 
 
@@ -287,9 +287,9 @@ def test_several_runs_make_one_profile(model):
     names = ModuleNames({"": model})
     x = torch.ones(BATCH, 5)
     runs = [observe_in_flight(lambda: model(x), names, x).runs[0] for _ in range(2)]
-    profile = profile_of(Observed(None, tuple(runs)), model, conditions_of("train", model, x), Convention(fma=2))
-    assert profile.forward_flops == 2 * 2 * BATCH * (5 * 7 + 7 * 2)
-    assert profile.forward_hw_flops == profile.forward_flops
+    profile = profile_of(Observed(None, tuple(runs)), model, conditions_of("train", model, x))
+    assert profile.forward_flops == 2 * (2 * BATCH * (5 * 7 + 7 * 2))
+    assert profile.forward_macs == 2 * (BATCH * (5 * 7 + 7 * 2))
     by_path = {row.path: row for row in profile.modules}
     assert (by_path["0"].calls, by_path[""].calls) == (2, 1)
     assert by_path["1"].bytes == 2 * 2 * 4 * BATCH * 7  # read and written, four bytes each, twice
@@ -318,9 +318,9 @@ def test_a_row_of_its_own_takes_what_is_outside_of_submodules():
     observed = observe_in_flight(lambda: model(x), ModuleNames({"": model}), x)
     conditions = conditions_of("train", model, x)
     (root, part) = profile_of(observed, model, conditions).modules
-    assert (root.own_flops, part.flops) == (BATCH * 7 * 11, BATCH * 5 * 7)
+    assert (root.own_flops, part.flops) == (2 * BATCH * 7 * 11, 2 * BATCH * 5 * 7)
     with_row = Conditions("train", conditions.device, conditions.dtype, step_row="(step)")
     (root, part, rest) = profile_of(observed, model, with_row).modules
-    assert (root.own_flops, rest.own_flops, rest.flops, rest.hw_flops) == (0, *[BATCH * 7 * 11] * 2, 2 * BATCH * 7 * 11)
+    assert (root.own_flops, rest.own_flops, rest.flops, rest.macs) == (0, *[2 * BATCH * 7 * 11] * 2, BATCH * 7 * 11)
     assert root.flops == part.flops + rest.flops
     assert (rest.bytes, rest.activations) == (root.bytes - part.bytes, BATCH * 11)

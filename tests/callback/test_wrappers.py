@@ -11,7 +11,7 @@ from torch import nn
 from flopcallback import FlopHook
 
 BATCH, WIDE, OUT, STEPS = 3, 5, 2, 6
-FORWARD = 2 * BATCH * WIDE * OUT  # hardware FLOPs; a step does no product for the input's gradient
+FORWARD = 2 * BATCH * WIDE * OUT  # FLOPs; a step does no product for the input's gradient
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def unwatched(*_):
 def check_steps(hook, model, optimizer, steps=STEPS):
     """The hook saw every step, whole, and left nothing."""
     assert hook.profile.modules[0].type == "Linear"
-    assert hook.profile.forward_hw_flops == FORWARD
-    assert hook.metrics()["compute/hw_flops_total"] == steps * 2 * FORWARD
+    assert hook.profile.forward_flops == FORWARD
+    assert hook.metrics()["compute/flops_total"] == steps * 2 * FORWARD
     assert hook.metrics()["compute/estimated_pct"] == 0
     assert "forward" not in vars(model)
     assert not optimizer._optimizer_step_pre_hooks
@@ -76,7 +76,7 @@ def test_what_fabric_sets_up_is_opened(model, optimizer, differences):
 def test_a_compiled_model_stays_the_one_that_fabric_calls(model, optimizer):
     hook, _ = with_fabric(watched, model, optimizer, lambda model: torch.compile(model, backend="eager"))
     assert hook.profile.modules[0].note == "compiled"
-    assert hook.profile.forward_hw_flops == FORWARD
+    assert hook.profile.forward_flops == FORWARD
 
 
 @pytest.mark.lightning
@@ -152,8 +152,8 @@ def test_what_a_trainer_of_transformers_hands_to_its_callbacks_is_opened(tmp_pat
     arguments = TrainingArguments(str(tmp_path), **options)
     watching = Watching()
     Trainer(Net(), arguments, train_dataset=batches, callbacks=[watching]).train()
-    assert watching.hook.profile.forward_hw_flops == FORWARD
-    assert watching.hook.metrics()["compute/hw_flops_total"] == STEPS * 2 * FORWARD
+    assert watching.hook.profile.forward_flops == FORWARD
+    assert watching.hook.metrics()["compute/flops_total"] == STEPS * 2 * FORWARD
 
 
 # --- Others -----------------------------------------------------------------------------------------------------------

@@ -8,25 +8,26 @@ import sys
 from pathlib import Path
 
 import forked
+import old_names
 import pytest
 
 from flopcallback.reporting import ModelProfile, ModuleRow
 from flopcallback.trackers import LocalTracker
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 STEP = 10**20 + 1
 
 
 def train(folder, width, loss, *, prefix="", steps=3, **more):
-    """Leaves what a training of one layer leaves: `width` parameters, `width * STEP` hardware FLOPs a step."""
-    work = {"params": width, "flops": 7 * width, "hw_flops": 14 * width}
+    """Leaves what a training of one layer leaves: `width` parameters, `width * STEP` FLOPs a step."""
+    work = {"params": width, "flops": 14 * width, "macs": 7 * width}
     profile = ModelProfile(
         "Net",
         phase="train",
         modules=(ModuleRow("", None, 0, "Net", calls=1, **work),),
-        forward_flops=7 * width,
-        forward_hw_flops=14 * width,
-        config={"flops.fma": 1},
+        forward_flops=14 * width,
+        forward_macs=7 * width,
+        config={"flops.dtype": "float32"},
     )
     tracker = LocalTracker(folder)
     tracker.log_profile(profile, 0)
@@ -55,7 +56,7 @@ def test_a_folder_of_runs_is_compared_by_the_metric_that_they_share(flopcallback
     rows = table(result)
     assert list(rows) == ["width-16", "width-32", "width-8"]
     assert [name for name, row in rows.items() if row[0] == "*"] == ["width-16", "width-8"]
-    assert rows["width-16"][2:] == ["16", "112", "-", "-", "-", "4.80", "Z", "0.25"]  # 16 * 1e20 * 3
+    assert rows["width-16"][2:] == ["16", "224", "-", "-", "-", "4.80", "Z", "0.25"]  # 16 * 1e20 * 3
     assert result.stderr == ""
 
 
@@ -79,6 +80,24 @@ def test_the_csv_has_exact_integers_and_nothing_where_nothing_is_known(flopcallb
     assert [int(row[COMPUTE]) for row in rows] == [width * STEP * 3 for width in (8, 16, 32)]
     assert {row["latency/forward_ms"] for row in rows} == {""}
     assert [row["on_front"] for row in rows] == ["true", "true", "false"]
+
+
+def test_runs_of_an_older_version_are_compared_and_said_in_one_line(flopcallback, sweep):
+    for name in ("width-8", "width-16"):
+        profile = ModelProfile.from_json((sweep / name / "flopcallback.json").read_text(encoding="utf-8"))
+        former = old_names.former_json(profile)
+        (sweep / name / "flopcallback.json").write_text(json.dumps(former), encoding="utf-8")
+        scalars = (sweep / name / "scalars.jsonl").read_text(encoding="utf-8")
+        older = scalars.replace(COMPUTE, "compute/hw_flops_total").replace(
+            f'"flops/forward": {profile.forward_flops}', f'"flops/forward": {profile.forward_macs}'
+        )
+        assert older.count("hw_flops") == 3
+        (sweep / name / "scalars.jsonl").write_text(older, encoding="utf-8")
+    result = flopcallback("compare", sweep)
+    assert result.exit_code == 0, result.output
+    assert table(result)["width-16"][2:] == ["16", "224", "-", "-", "-", "4.80", "Z", "0.25"]  # as of today's version
+    assert result.stderr.startswith("What an older flopcallback wrote is read under today's names")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--html", "-o"])
@@ -116,7 +135,7 @@ def test_without_any_metric_there_is_a_table_all_the_same(flopcallback, folder):
 @pytest.mark.parametrize("options", [[], ["--prefix", "mine/"]])
 def test_a_prefix_is_found_or_given(flopcallback, folder, options):
     train(folder / "width-3", 3, 0.5, prefix="mine/")
-    assert table(flopcallback("compare", folder, *options))["width-3"][2:5] == ["3", "21", "-"]
+    assert table(flopcallback("compare", folder, *options))["width-3"][2:5] == ["3", "42", "-"]
 
 
 def test_of_two_prefixes_one_has_to_be_given(flopcallback, folder):

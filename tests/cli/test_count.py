@@ -11,7 +11,7 @@ from flopcallback.counting.verification import Difference
 from flopcallback.reporting import ModelProfile, Verdict
 
 BATCH, IN, WIDTH, OUT = 2, 3, 5, 7
-NET_FLOPS = BATCH * (IN * WIDTH + WIDTH * OUT)
+NET_FLOPS = 2 * BATCH * (IN * WIDTH + WIDTH * OUT)
 INPUT = ("--input", f"{BATCH},{IN}")
 
 
@@ -32,19 +32,19 @@ def test_a_function_or_a_class_makes_the_model(flopcallback, target):
 
 def test_a_model_that_the_module_holds_is_taken_as_it_is(flopcallback):
     profile = profile_of(flopcallback("count", "some_net:ready", *INPUT, "--json"))
-    assert profile.forward_flops == BATCH * (IN * 2 + 2 * OUT)
+    assert profile.forward_flops == 2 * BATCH * (IN * 2 + 2 * OUT)
 
 
 def test_a_factory_takes_arguments(flopcallback):
     profile = profile_of(
         flopcallback("count", "some_net:make", "--arg", "width=11", "--arg", "deep=True", *INPUT, "--json")
     )
-    assert profile.forward_flops == BATCH * (IN * 11 + 11 * OUT + OUT * 2)
+    assert profile.forward_flops == 2 * BATCH * (IN * 11 + 11 * OUT + OUT * 2)
 
 
 def test_what_a_factory_returns_may_be_a_function(flopcallback):
     profile = profile_of(flopcallback("count", "some_net:function", *INPUT, "--json"))
-    assert profile.forward_flops == BATCH * IN * BATCH
+    assert profile.forward_flops == 2 * BATCH * IN * BATCH
 
 
 # --- Its inputs -------------------------------------------------------------------------------------------------------
@@ -53,10 +53,10 @@ def test_what_a_factory_returns_may_be_a_function(flopcallback):
 def test_inputs_are_given_by_position_or_name_with_their_dtypes(flopcallback):
     inputs = ("--input", "5,2:int64:11", "--input", "mask=5,2:bool")
     profile = profile_of(flopcallback("count", "some_net:Tokens", *inputs, "--json"))
-    assert profile.forward_flops == 5 * 2 * 3 * 13
+    assert profile.forward_flops == 2 * (5 * 2 * 3 * 13)
     assert profile.config["flops.input_shapes"] == [[5, 2], [5, 2]]
     profile = profile_of(flopcallback("count", "some_net:Tokens", "--input", "ids=5,2:int64:3:11", "--json"))
-    assert profile.forward_flops == 5 * 2 * 3 * 13
+    assert profile.forward_flops == 2 * (5 * 2 * 3 * 13)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,23 @@ def test_on_the_meta_device_weights_of_any_size_are_counted(flopcallback):
     profile = profile_of(
         flopcallback("count", "some_net:Net", "--arg", f"width={width}", "--device", "meta", *INPUT, "--json")
     )
-    assert profile.forward_flops == BATCH * (IN * width + width * OUT)
+    assert profile.forward_flops == 2 * BATCH * (IN * width + width * OUT)
     assert profile.config["flops.device"] == "meta"
 
 
-def test_a_convention_can_be_chosen(flopcallback):
-    profile = profile_of(flopcallback("count", "some_net:Net", *INPUT, "--fma", 2, "--elementwise", "--json"))
-    assert profile.forward_flops == 2 * NET_FLOPS + BATCH * WIDTH  # the ReLU
+def test_elementwise_work_is_in_macs(flopcallback):
+    profile = profile_of(flopcallback("count", "some_net:Net", *INPUT, "--elementwise", "--json"))
+    assert profile.forward_flops == NET_FLOPS
+    assert profile.forward_macs == NET_FLOPS // 2 + BATCH * WIDTH  # the ReLU
+
+
+@pytest.mark.parametrize("fma", [1, 2])
+def test_the_option_fma_changes_nothing_and_says_so_in_one_line(flopcallback, fma):
+    result = flopcallback("count", "some_net:Net", *INPUT, "--fma", fma, "--json")
+    assert (profile_of(result).forward_flops, profile_of(result).forward_macs) == (NET_FLOPS, NET_FLOPS // 2)
+    assert result.stderr.startswith("--fma: FLOPs are 2 per multiply-add")
+    assert "macs" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("shape", ["2,3", "(2, 3)", "[2, 3]"])
@@ -96,7 +106,7 @@ def test_a_shape_may_stand_in_brackets(flopcallback, shape):
 @pytest.mark.parametrize("options", [(), ("--train",), ("--latency",)])
 def test_lazy_modules_have_their_sizes_by_a_first_call(flopcallback, options):
     profile = profile_of(flopcallback("count", "some_net:lazy", *INPUT, *options, "--json"))
-    assert (profile.forward_flops, profile.root.params) == (BATCH * IN * WIDTH, IN * WIDTH + WIDTH)
+    assert (profile.forward_flops, profile.root.params) == (2 * BATCH * IN * WIDTH, IN * WIDTH + WIDTH)
 
 
 # --- What it prints ---------------------------------------------------------------------------------------------------
@@ -140,7 +150,7 @@ def test_times_are_measured_when_asked_for(flopcallback):
 
 def test_a_lower_bound_says_so(flopcallback):
     result = flopcallback("count", "some_net:Solving", "--input", "5,3")
-    assert result.stdout.startswith(f"Solving, one call: >= {3 * 5 * 3} FLOPs")
+    assert result.stdout.startswith(f"Solving, one call: >= {2 * (3 * 5 * 3)} FLOPs")
     assert "linalg_solve" in result.stdout
 
 

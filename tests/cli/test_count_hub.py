@@ -20,9 +20,9 @@ CONFIG = {
     "n_positions": 7,
     "vocab_size": WORDS,
 }
-NORM = 5 * TOKENS * WIDTH
+NORM = 5 * TOKENS * WIDTH  # in macs alone
 PROJECTIONS = TOKENS * (3 * WIDTH * WIDTH + WIDTH * WIDTH + 2 * WIDTH * INNER)
-LAYER = PROJECTIONS + 2 * TOKENS * TOKENS * WIDTH + 2 * NORM
+LAYER = PROJECTIONS + 2 * TOKENS * TOKENS * WIDTH
 HEAD = TOKENS * WIDTH * WORDS
 
 
@@ -47,18 +47,19 @@ def count(flopcallback, source, *arguments) -> ModelProfile:
 def test_a_config_is_counted_on_the_meta_device_with_the_head_that_it_names(flopcallback, config):
     profile = count(flopcallback, f"hf:{config(architectures=['GPT2LMHeadModel'])}")
     assert (profile.name, profile.config["flops.device"]) == ("GPT2LMHeadModel", "meta")
-    assert profile.forward_flops == LAYERS * LAYER + NORM + HEAD
+    assert profile.forward_flops == 2 * (LAYERS * LAYER + HEAD)
+    assert profile.forward_macs == LAYERS * (LAYER + 2 * NORM) + NORM + HEAD
 
 
 def test_a_config_without_a_head_is_the_model_behind_it(flopcallback, config):
     folder = config().parent
     profile = count(flopcallback, f"hf:{folder}")
-    assert (profile.name, profile.forward_flops) == ("GPT2Model", LAYERS * LAYER + NORM)
+    assert (profile.name, profile.forward_flops) == ("GPT2Model", 2 * LAYERS * LAYER)
 
 
 def test_fields_of_the_config_can_be_changed(flopcallback, config):
     profile = count(flopcallback, f"hf:{config()}", "--arg", "n_layer=3")
-    assert profile.forward_flops == 3 * LAYER + NORM
+    assert profile.forward_flops == 2 * (3 * LAYER)
 
 
 def test_on_a_device_that_computes_both_engines_agree(flopcallback, config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import old_names
 import pytest
 
 from flopcallback.reporting import LatencySummary, ModelProfile, OperatorRow
@@ -13,7 +14,7 @@ FLOPS = 100
 
 
 def profile(flops=FLOPS, **config):
-    shapes = {"flops.fma": 1, "flops.elementwise": False, "flops.input_shapes": [[2, 3]]}
+    shapes = {"flops.elementwise": False, "flops.input_shapes": [[2, 3]]}
     return ModelProfile("Net", forward_flops=flops, config={**shapes, **config})
 
 
@@ -33,12 +34,12 @@ def test_two_counts_are_compared_by_module(flopcallback):
     for width, name in ((5, "a.json"), (11, "b.json")):
         flopcallback("count", "some_net:make", "--arg", f"width={width}", "--input", "2,3", "--output", name)
     result = flopcallback("diff", "a.json", "b.json")
-    before, after = 2 * (3 * 5 + 5 * 7), 2 * (3 * 11 + 11 * 7)
+    before, after = 2 * 2 * (3 * 5 + 5 * 7), 2 * 2 * (3 * 11 + 11 * 7)
     first, *rest = result.stdout.splitlines()
     assert result.exit_code == 0
     assert first == f"Net: {before} → {after} FLOPs (+{after - before}, +120.0 %)"  # width 5 to 11
     rows = [line.split()[:5] for line in rest]
-    assert rows.index(["last", "Linear", "70", "→", "154"]) < rows.index(["first", "Linear", "30", "→", "66"])
+    assert rows.index(["last", "Linear", "140", "→", "308"]) < rows.index(["first", "Linear", "60", "→", "132"])
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,16 @@ def test_other_inputs_are_said_and_refused_where_a_limit_is_to_hold(diff):
     assert "([[2, 3]] before, [[4, 3]] after)" in result.stderr
 
 
-def test_other_conventions_are_refused(diff):
-    result = diff(profile(), profile(**{"flops.fma": 2}))
-    assert result.exit_code == 2
-    assert "different conventions: fma is 1 in the first and 2 in the second" in result.stderr
+def test_a_profile_of_an_older_version_is_compared_and_said_in_one_line(flopcallback, folder):
+    old = replace(profile(), forward_macs=FLOPS // 2)
+    for name in ("before.json", "older.json"):
+        (folder / name).write_text(json.dumps(old_names.former_json(old)), encoding="utf-8")
+    (folder / "after.json").write_text(profile(103).to_json(), encoding="utf-8")
+    result = flopcallback("diff", "before.json", "after.json")
+    assert result.stdout.startswith("Net: 100 → 103 FLOPs (+3, +3.0 %)")
+    assert result.stderr.startswith("What an older flopcallback wrote is read")
+    assert result.stderr.count("\n") == 1
+    assert flopcallback("diff", "before.json", "older.json").exit_code == 0
 
 
 def test_times_have_a_limit_of_their_own(diff):

@@ -16,7 +16,7 @@ from flopcallback.cli import compare as compare_
 from flopcallback.trackers import LocalTracker
 
 SCRIPT = str(Path(sys.executable).with_name("flopcallback"))
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 
 
 def train(folder, name="net", flops=7):

@@ -89,7 +89,7 @@ class TestTheDispatcherAlone:
 
 
 class Branches(nn.Module):
-    """All families of hardware FLOPs, and Fourier transforms."""
+    """All families of FLOPs, and Fourier transforms."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,6 @@
 """One computation written in two ways costs the same, forward and backward; where it does not, the difference is named.
 
-Hardware FLOPs: of the forward by both engines, of forward and backward in a step that is seen whole.
+FLOPs: of the forward by both engines, of forward and backward in a step that is seen whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _HardwareFlops
+from flopcallback.profiling.build import _Flops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
 from flopcallback.tracing.whole_step import StepObserver
@@ -46,7 +46,7 @@ def step_of(model, x, observer_class=StepRecorder):
             y = model(x)
         y.sum().backward()
     assert observer.failure is None
-    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observer.runs().items()}
+    counts = {phase: _Flops.of_run(run, model) for phase, run in observer.runs().items()}
     assert not any(count.is_lower_bound for count in counts.values())
     return {phase: counts[phase].total() for phase in PHASES}
 

@@ -49,24 +49,24 @@ def loaded(*states, **options):
 
 
 def test_a_ledger_without_steps_is_empty(ledger):
-    assert (ledger.steps, ledger.hw_flops, ledger.estimated, ledger.largest) == (0, 0, 0, 0)
+    assert (ledger.steps, ledger.flops, ledger.estimated, ledger.largest) == (0, 0, 0, 0)
 
 
 def test_steps_of_a_kind_are_booked_back_once_one_is_observed(ledger):
     for _ in range(5):
         ledger.add(kind())
-    assert (ledger.hw_flops, ledger.estimated) == (0, 0)  # nothing is known that could be estimated from
+    assert (ledger.flops, ledger.estimated) == (0, 0)  # nothing is known that could be estimated from
     ledger.learn(kind(), StepCost(1009))
-    assert (ledger.hw_flops, ledger.estimated) == (5 * 1009, 0)
+    assert (ledger.flops, ledger.estimated) == (5 * 1009, 0)
     ledger.add(kind())
-    assert (ledger.steps, ledger.hw_flops, ledger.largest) == (6, 6 * 1009, 1009)
+    assert (ledger.steps, ledger.flops, ledger.largest) == (6, 6 * 1009, 1009)
 
 
 def test_what_was_observed_first_holds(ledger):
     ledger.learn(kind(), StepCost(1009))
     ledger.learn(kind(), StepCost(1))
     ledger.add(kind())
-    assert ledger.hw_flops == 1009
+    assert ledger.flops == 1009
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_whatever_is_known_of_a_step_tells_kinds_apart(ledger, other):
     ledger.learn(kind(), StepCost(1009))
     ledger.add(other)
     ledger.add(kind())
-    assert ledger.estimated == ledger.hw_flops - 1009 > 0
+    assert ledger.estimated == ledger.flops - 1009 > 0
     ledger.learn(other, StepCost(2003))
-    assert (ledger.hw_flops, ledger.estimated) == (1009 + 2003, 0)
+    assert (ledger.flops, ledger.estimated) == (1009 + 2003, 0)
 
 
 def test_integers_beyond_64_bits_stay_exact(ledger):
@@ -97,14 +97,14 @@ def test_integers_beyond_64_bits_stay_exact(ledger):
         ledger.add(kind())
     ledger.add_flops(2**70 + 1)
     ledger.add(kind(4))
-    assert ledger.hw_flops == 3 * large + 2**70 + 1 + large * 4 * 5 // (3 * 5)
-    assert loaded(through_json(ledger)).hw_flops == ledger.hw_flops
+    assert ledger.flops == 3 * large + 2**70 + 1 + large * 4 * 5 // (3 * 5)
+    assert loaded(through_json(ledger)).flops == ledger.flops
 
 
 def test_what_the_user_knows_is_booked_as_it_is(ledger):
     ledger.add_flops(17)
     ledger.add_flops(0)
-    assert (ledger.steps, ledger.hw_flops, ledger.estimated) == (2, 17, 0)
+    assert (ledger.steps, ledger.flops, ledger.estimated) == (2, 17, 0)
 
 
 # --- Estimates --------------------------------------------------------------------------------------------------------
@@ -114,14 +114,14 @@ def test_between_two_observed_kinds_the_cost_is_on_the_line(ledger):
     ledger.learn(kind(2), StepCost(100))
     ledger.learn(kind(6), StepCost(500))
     ledger.add(kind(3))
-    assert ledger.hw_flops == ledger.estimated == 100 + (500 - 100) * (3 - 2) // (6 - 2)
+    assert ledger.flops == ledger.estimated == 100 + (500 - 100) * (3 - 2) // (6 - 2)
 
 
 def test_beyond_them_it_is_in_proportion_to_the_nearest(ledger):
     ledger.learn(kind(2), StepCost(100))
     ledger.learn(kind(6), StepCost(500))
-    assert ledger.cost_of(kind(1)).hw_flops == 100 // 2
-    assert ledger.cost_of(kind(9)).hw_flops == 500 * 9 // 6
+    assert ledger.cost_of(kind(1)).flops == 100 // 2
+    assert ledger.cost_of(kind(9)).flops == 500 * 9 // 6
 
 
 def test_forward_and_recomputation_are_estimated_likewise(ledger):
@@ -134,26 +134,26 @@ def test_estimates_go_by_kinds_that_differ_in_shapes_alone_where_there_are_some(
     ledger.learn(kind(3, nodes=8), StepCost(9001))
     ledger.learn(kind(3, backwards=2), StepCost(9002))
     ledger.learn(kind(6), StepCost(600))
-    assert ledger.cost_of(kind(3)).hw_flops == 300
+    assert ledger.cost_of(kind(3)).flops == 300
 
 
 def test_then_by_those_with_the_same_optimizers_and_then_by_any(ledger):
     ledger.learn(kind(6, optimizers=(1,)), StepCost(9000))
-    assert ledger.cost_of(kind(3)).hw_flops == 4500
+    assert ledger.cost_of(kind(3)).flops == 4500
     ledger.learn(kind(6, nodes=8), StepCost(600))
-    assert ledger.cost_of(kind(3)).hw_flops == 300
+    assert ledger.cost_of(kind(3)).flops == 300
 
 
 def test_a_kind_without_elements_takes_what_there_is(ledger):
     ledger.learn(StepKey((), TRAINABLE, 0, (), 0), StepCost(11))
-    assert ledger.cost_of(kind(3)).hw_flops == 11
+    assert ledger.cost_of(kind(3)).flops == 11
 
 
 def test_until_a_step_is_observed_it_is_three_forwards_of_the_counted_one(ledger):
     ledger.learn_forward(kind(3), 210, outside=2)
     ledger.add(kind(3))
     ledger.add(kind(6))
-    assert ledger.hw_flops == ledger.estimated == USUAL_STEP * 210 + USUAL_STEP * 210 * 2
+    assert ledger.flops == ledger.estimated == USUAL_STEP * 210 + USUAL_STEP * 210 * 2
 
 
 # --- The counted step -------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_the_counted_step_is_of_the_kind_that_has_its_forward_and_its_nodes_outs
     ledger.add(counted)
     ledger.add(kind())
     ledger.learn(kind(), StepCost(100, 30), outside=2)
-    assert (ledger.hw_flops, ledger.estimated) == (200, 0)
+    assert (ledger.flops, ledger.estimated) == (200, 0)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_it_is_of_no_other_kind(ledger, other, cost, outside):
     ledger.learn_forward(kind(nodes=9), 30, outside=2)
     ledger.add(kind(nodes=9))
     ledger.learn(other, cost, outside)
-    assert ledger.estimated == ledger.hw_flops > 0
+    assert ledger.estimated == ledger.flops > 0
 
 
 def test_a_later_step_with_the_counted_ones_key_is_as_exact(ledger):
@@ -192,16 +192,16 @@ def test_a_later_step_with_the_counted_ones_key_is_as_exact(ledger):
     ledger.learn(kind(), StepCost(100, 30), outside=2)
     assert ledger.estimated == 2 * 100
     ledger.learn(penalty, StepCost(150, 30), outside=10)
-    assert (ledger.hw_flops, ledger.estimated) == (2 * 100 + 2 * 150, 0)
+    assert (ledger.flops, ledger.estimated) == (2 * 100 + 2 * 150, 0)
 
 
 def test_a_counted_step_in_a_checkpoint_is_booked_back_after_it(ledger):
     ledger.learn_forward(kind(nodes=9), 30, outside=2)
     ledger.add(kind(nodes=9))
     later = loaded(through_json(ledger))
-    assert (later.hw_flops, later.estimated) == (USUAL_STEP * 30, USUAL_STEP * 30)
+    assert (later.flops, later.estimated) == (USUAL_STEP * 30, USUAL_STEP * 30)
     later.learn(kind(), StepCost(100, 30), outside=2)
-    assert (later.hw_flops, later.estimated) == (100, 0)
+    assert (later.flops, later.estimated) == (100, 0)
 
 
 # --- Which steps are observed -----------------------------------------------------------------------------------------
@@ -249,14 +249,14 @@ def test_a_kind_that_comes_every_16th_step_is_observed_at_its_third_time(ledger)
     costs = {plain: StepCost(100), penalty: StepCost(170)}
     observed = run_through(ledger, kinds, costs)
     assert observed == [0, 6, 7, 37]  # the first one, those right behind the first penalty, the third penalty
-    assert (ledger.hw_flops, ledger.estimated) == (60 * 100 + 4 * 170, 0)
+    assert (ledger.flops, ledger.estimated) == (60 * 100 + 4 * 170, 0)
 
 
 def test_kinds_that_alternate_are_observed_at_once(ledger):
     kinds = [kind(optimizers=(step % 2,)) for step in range(8)]
     costs = {kinds[0]: StepCost(100), kinds[1]: StepCost(170)}
     assert max(run_through(ledger, kinds, costs)) <= 3
-    assert (ledger.hw_flops, ledger.estimated) == (4 * 270, 0)
+    assert (ledger.flops, ledger.estimated) == (4 * 270, 0)
 
 
 def test_a_kind_that_never_comes_when_it_is_awaited_is_given_up(ledger):
@@ -265,7 +265,7 @@ def test_a_kind_that_never_comes_when_it_is_awaited_is_given_up(ledger):
     observed = run_through(ledger, kinds, {kind(): StepCost(100)} | {kind(nodes=20): StepCost(170)})
     assert len(observed) <= 1 + MOST_TRIES + MOST_PREDICTIONS
     rare = kinds.count(kind(nodes=20))
-    assert ledger.hw_flops in (100 * 5000, 100 * (5000 - rare) + 170 * rare)
+    assert ledger.flops in (100 * 5000, 100 * (5000 - rare) + 170 * rare)
 
 
 def test_no_more_than_32_kinds_are_observed(ledger):
@@ -275,7 +275,7 @@ def test_no_more_than_32_kinds_are_observed(ledger):
     assert observed == list(range(MOST_KEYS))
     assert not ledger.should_observe(kind(1000).start)
     # Costs are in proportion to the elements, and so are estimates.
-    assert ledger.hw_flops == sum(1000 * length for length in lengths)
+    assert ledger.flops == sum(1000 * length for length in lengths)
     assert ledger.estimated == sum(1000 * length for length in lengths[MOST_KEYS:])
 
 
@@ -284,7 +284,7 @@ def test_no_more_than_that_are_taken_in(ledger):
         ledger.learn(kind(length), StepCost(1))
     ledger.learn(kind(100, nodes=3), StepCost(9000))
     ledger.add(kind(100, nodes=3))
-    assert ledger.estimated == ledger.hw_flops == 1 * 100 // MOST_KEYS
+    assert ledger.estimated == ledger.flops == 1 * 100 // MOST_KEYS
 
 
 def test_beyond_the_kinds_that_are_remembered_the_oldest_is_estimated_for_good(ledger):
@@ -292,10 +292,10 @@ def test_beyond_the_kinds_that_are_remembered_the_oldest_is_estimated_for_good(l
     for length in range(1, MOST_UNSEEN + 2):
         ledger.add(kind(length))
     total = sum(USUAL_STEP * 10 * length for length in range(1, MOST_UNSEEN + 2))
-    assert ledger.hw_flops == ledger.estimated == total
+    assert ledger.flops == ledger.estimated == total
     ledger.learn(kind(2), StepCost(60, 20))
     ledger.learn(kind(1), StepCost(7, 3))  # too late
-    assert ledger.hw_flops - ledger.estimated == 60
+    assert ledger.flops - ledger.estimated == 60
     assert len(ledger.state()["unseen"]) == MOST_UNSEEN - 1
 
 
@@ -328,13 +328,13 @@ def filled(length=3):
 
 
 def numbers(ledger):
-    return ledger.steps, ledger.hw_flops, ledger.estimated, ledger.largest
+    return ledger.steps, ledger.flops, ledger.estimated, ledger.largest
 
 
 def test_a_state_goes_through_json_and_back():
     ledger = filled()
     again = loaded(through_json(ledger))
-    assert numbers(again) == numbers(ledger) == (7, again.hw_flops, again.estimated, 1009)
+    assert numbers(again) == numbers(ledger) == (7, again.flops, again.estimated, 1009)
     assert through_json(again) == through_json(ledger)
     for each in (ledger, again):
         each.learn(kind(4), StepCost(2003))
@@ -346,14 +346,14 @@ def test_a_state_is_added_to_what_was_booked_since(ledger):
     learnt(ledger, kind(4), 2003)
     ledger.load(through_json(filled()))
     ledger.learn(kind(nodes=50), StepCost(3001))
-    assert (ledger.steps, ledger.hw_flops, ledger.estimated) == (8, 1009 + 5 * 2003 + 3001 + 11, 0)
+    assert (ledger.steps, ledger.flops, ledger.estimated) == (8, 1009 + 5 * 2003 + 3001 + 11, 0)
 
 
 def test_another_rank_takes_over_what_steps_cost_and_no_steps(ledger):
     ledger.load(through_json(filled()), costs_only=True)
-    assert (ledger.steps, ledger.hw_flops) == (0, 0)
+    assert (ledger.steps, ledger.flops) == (0, 0)
     ledger.add(kind(3))
-    assert (ledger.hw_flops, ledger.estimated) == (1009, 0)
+    assert (ledger.flops, ledger.estimated) == (1009, 0)
 
 
 def test_one_rank_knows_what_another_has_waited_for():
@@ -362,7 +362,7 @@ def test_one_rank_knows_what_another_has_waited_for():
     waits.add(kind(4), 3)
     for order in ([knows, waits], [waits, knows]):
         merged = ComputeLedger.merged(map(through_json, order))
-        assert (merged.steps, merged.hw_flops, merged.estimated) == (4, 4 * 2003, 0)
+        assert (merged.steps, merged.flops, merged.estimated) == (4, 4 * 2003, 0)
     assert numbers(knows) == (1, 2003, 0, 2003)
 
 
@@ -407,7 +407,7 @@ def test_once_every_kind_was_observed_the_total_is_the_exact_sum(kinds, data):
         assert ledger.estimated >= 0
         assert ledger.estimated == 0 or unseen
     assert ledger.estimated == 0
-    assert ledger.hw_flops == sum(PRICES[key].hw_flops for key in kinds)
+    assert ledger.flops == sum(PRICES[key].flops for key in kinds)
     assert ledger.steps == len(kinds)
 
 
@@ -444,4 +444,4 @@ def test_ranks_together_have_the_sum_of_their_steps_in_any_order(kinds, ranks, d
         merged.learn(key, PRICES[key])
     assert merged.steps == len(kinds)
     if len(set(kinds)) <= MOST_KEYS:
-        assert (merged.hw_flops, merged.estimated) == (sum(PRICES[key].hw_flops for key in kinds), 0)
+        assert (merged.flops, merged.estimated) == (sum(PRICES[key].flops for key in kinds), 0)

@@ -170,14 +170,14 @@ def test_costs_are_those_that_are_known_when_it_is_read(throughput, clock):
     step(throughput, clock, key=1_000)  # what the user's function says
     costs = {kind(7): StepCost(10, 3, 1), kind(9): StepCost(100, 30, 20)}
     work = work_of(throughput.read(), costs.__getitem__)
-    assert (work.hw_flops, work.recompute) == (2 * 10 + 100 + 1_000, 2 * 1 + 20)
+    assert (work.flops, work.recompute) == (2 * 10 + 100 + 1_000, 2 * 1 + 20)
 
 
 # --- Rates and totals -------------------------------------------------------------------------------------------------
 
 
-def work(seconds=4.0, waited_s=1.0, steps=2, hw_flops=12_000, recompute=0, samples=6, tokens=None):
-    return Work(seconds, waited_s, steps, hw_flops, recompute, samples, tokens)
+def work(seconds=4.0, waited_s=1.0, steps=2, flops=12_000, recompute=0, samples=6, tokens=None):
+    return Work(seconds, waited_s, steps, flops, recompute, samples, tokens)
 
 
 def test_rates_of_one_device_by_hand():
@@ -186,7 +186,7 @@ def test_rates_of_one_device_by_hand():
         "perf/step_time_ms": 2_000.0,
         "perf/samples_per_sec": 1.5,
         "perf/tokens_per_sec": 15.0,
-        "perf/hw_tflops_per_sec": 3e-9,
+        "perf/tflops_per_sec": 3e-9,
         "perf/mfu_pct": 50.0,
         "perf/data_wait_pct": 25.0,
     }
@@ -202,9 +202,9 @@ def test_without_a_peak_there_is_neither():
 
 
 def test_samples_are_those_of_all_ranks_and_flops_the_mean_of_devices():
-    values = rates([work(samples=6, hw_flops=12_000), work(samples=2, hw_flops=4_000, seconds=2.0)], 6_000.0)
+    values = rates([work(samples=6, flops=12_000), work(samples=2, flops=4_000, seconds=2.0)], 6_000.0)
     assert values["perf/samples_per_sec"] == (6 + 2) / 4.0
-    assert values["perf/hw_tflops_per_sec"] * 1e12 == pytest.approx((12_000 / 4.0 + 4_000 / 2.0) / 2)
+    assert values["perf/tflops_per_sec"] * 1e12 == pytest.approx((12_000 / 4.0 + 4_000 / 2.0) / 2)
     assert values["perf/mfu_pct"] == pytest.approx(100 * 2_500 / 6_000)
 
 
@@ -215,12 +215,12 @@ def test_where_nothing_was_timed_there_is_no_rate(nothing):
 
 
 def test_numbers_that_are_not_known_have_no_rate():
-    assert set(rates([work(samples=None)], None)) == {"perf/step_time_ms", "perf/hw_tflops_per_sec"}
+    assert set(rates([work(samples=None)], None)) == {"perf/step_time_ms", "perf/tflops_per_sec"}
 
 
 def test_totals_are_sums_over_ranks():
     assert totals([Totals(2**63, 5, 7, 70), Totals(2**63, 0, 11, 110)]) == {
-        "compute/hw_flops_total": 2**64,
+        "compute/flops_total": 2**64,
         "compute/samples_total": 18,
         "compute/tokens_total": 180,
         "compute/estimated_pct": 100 * 5 / 2**64,
@@ -229,7 +229,7 @@ def test_totals_are_sums_over_ranks():
 
 def test_a_total_that_one_rank_does_not_know_is_left_out():
     assert totals([Totals(8, 2, 7, None), Totals(0, 0, None, 3)]) == {
-        "compute/hw_flops_total": 8,
+        "compute/flops_total": 8,
         "compute/estimated_pct": 25.0,
     }
     assert totals([Totals(0, 0, 0, 0)])["compute/estimated_pct"] == 0.0
@@ -278,10 +278,10 @@ def numbers_of_a_training(monkeypatch, clock, *, steps, peak_flops):
 def test_flops_a_second_times_the_time_of_a_step_are_the_steps(monkeypatch, clock):
     numbers = numbers_of_a_training(monkeypatch, clock, steps=30, peak_flops=2_000.0)
     cost = FORWARD + AGAIN + BACKWARD
-    assert numbers["flops/train_step_hw"] == cost
-    assert numbers["flops/train_step_recompute_hw"] == AGAIN
-    assert numbers["compute/hw_flops_total"] == 30 * cost
-    flops_per_s = numbers["perf/hw_tflops_per_sec"] * 1e12
+    assert numbers["flops/train_step"] == cost
+    assert numbers["flops/recompute"] == AGAIN
+    assert numbers["compute/flops_total"] == 30 * cost
+    flops_per_s = numbers["perf/tflops_per_sec"] * 1e12
     assert flops_per_s * numbers["perf/step_time_ms"] / 1e3 == pytest.approx(cost)
     assert numbers["perf/hfu_pct"] == pytest.approx(100 * flops_per_s / 2_000)
     assert numbers["perf/mfu_pct"] / numbers["perf/hfu_pct"] == pytest.approx((FORWARD + BACKWARD) / cost)
@@ -301,4 +301,4 @@ def test_a_meter_without_steps_has_no_numbers(clock):
     meter.end_step()  # of a step that never began
     meter.leave_out()
     meter.pause()
-    assert meter.numbers("log")["compute/hw_flops_total"] == 0
+    assert meter.numbers("log")["compute/flops_total"] == 0

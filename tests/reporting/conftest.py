@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def example_profile() -> ModelProfile:
     """conv(1→6, 3×3), pool, conv(6→16, 3×3), pool, three linear layers, on one 1×32×32 image."""
-    conv1 = 30 * 30 * 6 * 1 * 3 * 3
-    conv2 = 13 * 13 * 16 * 6 * 3 * 3
-    fc1, fc2, fc3 = 576 * 120, 120 * 84, 84 * 10
+    conv1 = 2 * (30 * 30 * 6 * 1 * 3 * 3)
+    conv2 = 2 * (13 * 13 * 16 * 6 * 3 * 3)
+    fc1, fc2, fc3 = 2 * (576 * 120), 2 * (120 * 84), 2 * (84 * 10)
     total = conv1 + conv2 + fc1 + fc2 + fc3
     rows = [
         layer(
@@ -35,11 +35,10 @@ def example_profile() -> ModelProfile:
         phase="train",
         modules=(root("LeNet", rows), *rows),
         operators=(
-            OperatorRow("aten::linear", 3, fc1 + fc2 + fc3, "matmul"),
-            OperatorRow("aten::_convolution", 2, conv1 + conv2, "convolution"),
+            OperatorRow("aten::linear", 3, fc1 + fc2 + fc3, "matmul", macs=(fc1 + fc2 + fc3) // 2),
+            OperatorRow("aten::_convolution", 2, conv1 + conv2, "convolution", macs=(conv1 + conv2) // 2),
         ),
         config={
-            "flops.fma": 1,
             "flops.elementwise": False,
             "flops.engine": "trace",
             "flops.device": "cpu",
@@ -51,14 +50,14 @@ def example_profile() -> ModelProfile:
         },
         batch_size=1,
         forward_flops=total,
-        forward_hw_flops=2 * total,
+        forward_macs=total // 2,
     )
 
 
 def measured(profile: ModelProfile) -> ModelProfile:
-    """The profile with a time for each row: 0.1 ms for a leaf and 0.2 us more per thousand FLOPs, sums above."""
+    """The profile with a time for each row: 0.1 ms for a leaf and 0.1 us more per thousand FLOPs, sums above."""
     parents = {row.parent for row in profile.modules}
-    times = {row.path: 0.1 + 0.0002 * row.flops / 1000 for row in profile.modules if row.path not in parents}
+    times = {row.path: 0.1 + 0.0001 * row.flops / 1000 for row in profile.modules if row.path not in parents}
     for row in reversed(profile.modules):
         if row.parent is not None:
             times[row.parent] = times.get(row.parent, 0.0) + times[row.path]
@@ -69,9 +68,16 @@ def measured(profile: ModelProfile) -> ModelProfile:
 
 
 def layer(
-    path: str, kind: str, *, params: int = 0, flops: int = 0, activations: int = 0, shape: str | None = None
+    path: str,
+    kind: str,
+    *,
+    params: int = 0,
+    flops: int = 0,
+    macs: int | None = None,
+    activations: int = 0,
+    shape: str | None = None,
 ) -> ModuleRow:
-    """A leaf whose work is all multiply-adds, at the depth that its dots say."""
+    """A leaf whose work is all multiply-adds unless `macs` says otherwise, at the depth that its dots say."""
     return ModuleRow(
         path=path,
         parent=path.rpartition(".")[0],
@@ -82,7 +88,7 @@ def layer(
         params_trainable=params,
         flops=flops,
         own_flops=flops,
-        hw_flops=2 * flops,
+        macs=flops // 2 if macs is None else macs,
         activations=activations,
         output_shape=shape,
     )
@@ -101,7 +107,7 @@ def container(path: str, kind: str, rows: list[ModuleRow], *, own_flops: int = 0
         params_trainable=sum(row.params_trainable for row in below),
         flops=own_flops + sum(row.flops for row in below),
         own_flops=own_flops,
-        hw_flops=2 * own_flops + sum(row.hw_flops for row in below),
+        macs=own_flops // 2 + sum(row.macs for row in below),
         activations=sum(row.activations for row in below),
     )
 
@@ -124,29 +130,29 @@ def decoder_profile(layers: int = 24, *, name: str = "Llama") -> ModelProfile:
     blocks: list[ModuleRow] = []
     for index in range(layers):
         path = f"model.layers.{index}"
-        project = tokens * width * width
+        project = 2 * (tokens * width * width)
         heads = [layer(f"{path}.self_attn.{name}", "Linear", params=width * width, flops=project) for name in "qkvo"]
-        attention = container(f"{path}.self_attn", "Attention", heads, own_flops=2 * tokens * tokens * width)
-        feed = tokens * width * hidden
+        attention = container(f"{path}.self_attn", "Attention", heads, own_flops=2 * (2 * tokens * tokens * width))
+        feed = 2 * (tokens * width * hidden)
         gates = [
             layer(f"{path}.mlp.{name}_proj", "Linear", params=width * hidden, flops=feed)
             for name in ("gate", "up", "down")
         ]
         mlp = container(f"{path}.mlp", "MLP", [*gates, layer(f"{path}.mlp.act_fn", "SiLU")])
-        norm = layer(f"{path}.input_layernorm", "RMSNorm", params=width, flops=4 * tokens * width)
+        norm = layer(f"{path}.input_layernorm", "RMSNorm", params=width, macs=4 * tokens * width)
         inside = [norm, attention, *heads, mlp, *gates, layer(f"{path}.mlp.act_fn", "SiLU")]
         blocks += [container(path, "DecoderLayer", inside), *inside]
     stack = container("model.layers", "ModuleList", blocks)
-    norm = layer("model.norm", "RMSNorm", params=width, flops=4 * tokens * width)
+    norm = layer("model.norm", "RMSNorm", params=width, macs=4 * tokens * width)
     model = container("model", "LlamaModel", [*rows, stack, norm])
-    head = layer("lm_head", "Linear", params=vocabulary * width, flops=tokens * vocabulary * width)
+    head = layer("lm_head", "Linear", params=vocabulary * width, flops=2 * (tokens * vocabulary * width))
     return profile_of(name, [model, *rows, stack, *blocks, norm, head])
 
 
 def profile_of(name: str, rows: list[ModuleRow], **more: object) -> ModelProfile:
     """The rows under a root, all their FLOPs in one operator."""
     top = root(name, rows)
-    operators = (OperatorRow("aten::linear", len(rows), top.flops, "matmul"),)
+    operators = (OperatorRow("aten::linear", len(rows), top.flops, "matmul", macs=top.macs),)
     return ModelProfile(
         name=name,
         phase="train",
@@ -154,7 +160,7 @@ def profile_of(name: str, rows: list[ModuleRow], **more: object) -> ModelProfile
         operators=operators,
         batch_size=8,
         forward_flops=top.flops,
-        forward_hw_flops=top.hw_flops,
+        forward_macs=top.macs,
         **more,  # type: ignore[arg-type]
     )
 

@@ -14,8 +14,8 @@ NO_ROOM = (0.0, 0.0, 0.0, 0.0)
 
 @pytest.fixture
 def timed(layer):
-    """A module of that many hardware FLOPs and milliseconds; `layer` takes multiply-adds."""
-    return lambda hw_flops, ms: dataclasses.replace(layer("m", "Linear", flops=hw_flops // 2), forward_ms=ms)
+    """A module of that many FLOPs and milliseconds."""
+    return lambda flops, ms: dataclasses.replace(layer("m", "Linear", flops=flops), forward_ms=ms)
 
 
 @pytest.mark.parametrize(

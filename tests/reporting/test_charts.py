@@ -29,10 +29,10 @@ def bars_above_time(figure):
 
 def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
     figure = module_chart(lenet)
-    assert bars(figure) == pytest.approx([flops / 146_016 for flops in (146_016, 69_120, 48_600, 10_080, 840)])
+    assert bars(figure) == pytest.approx([flops / 292_032 for flops in (292_032, 138_240, 97_200, 20_160, 1_680)])
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["conv2", "fc1", "conv1", "fc2", "fc3"]
-    assert "146 k   53.2 %" in texts(figure)
+    assert "292 k   53.2 %" in texts(figure)
 
 
 def test_thin_bars_are_the_shares_of_the_time_on_the_scale_of_the_flops(model_of, layer):
@@ -89,7 +89,7 @@ def test_a_rest_that_dwarfs_the_named_modules_is_cut_and_says_so(flat):
 
 def test_a_lower_bound_is_marked_at_its_bar(lenet):
     rows = [dataclasses.replace(row, unknown_calls=1) if row.path == "fc1" else row for row in lenet.modules]
-    assert ">= 69.1 k   25.2 %" in texts(module_chart(dataclasses.replace(lenet, modules=tuple(rows))))
+    assert ">= 138 k   25.2 %" in texts(module_chart(dataclasses.replace(lenet, modules=tuple(rows))))
 
 
 @pytest.mark.parametrize("name", ["a$b_{c", "卷积层", "x" * 300, "a\nb", "\\frac{1}", "🙂"])
@@ -107,7 +107,7 @@ def test_the_scatter_has_a_point_per_innermost_measured_module(lenet, measured):
     figure = latency_chart(measured(lenet))
     points = figure.axes[0].collections[0].get_offsets()
     assert len(points) == 7
-    assert [2 * 48_600, pytest.approx(0.1 + 0.0002 * 48.6)] in points.tolist()
+    assert [97_200, pytest.approx(0.1 + 0.0001 * 97.2)] in points.tolist()
 
 
 def test_a_module_is_innermost_if_nothing_below_it_was_measured(container, layer, model_of):
@@ -117,7 +117,7 @@ def test_a_module_is_innermost_if_nothing_below_it_was_measured(container, layer
     times = {"": 3.0, "stack.0": 1.0}
     timed = [dataclasses.replace(row, forward_ms=times.get(row.path)) for row in profile.modules]
     figure = latency_chart(dataclasses.replace(profile, modules=tuple(timed)))
-    assert figure.axes[0].collections[0].get_offsets().tolist() == [[22.0, 1.0]]
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[11.0, 1.0]]
 
 
 def test_modules_without_flops_stand_at_a_zero_left_of_all_others(lenet, measured):
@@ -125,7 +125,7 @@ def test_modules_without_flops_stand_at_a_zero_left_of_all_others(lenet, measure
     points = figure.axes[0].collections[0].get_offsets().tolist()
     least = min(place for place, _ in points)
     assert [place for place, _ in points].count(least) == 2
-    assert least < 2 * 840
+    assert least < 1_680
     assert "0" in texts(figure)
 
 

@@ -156,11 +156,10 @@ def test_a_mode_that_is_given_counts_more_than_the_name():
     assert [row.name for row in compare_runs(runs, metric="loss", mode="max").rows if row.is_on_front] == ["2.0"]
 
 
-def test_conventions_and_batches_that_differ_are_said():
-    one = run(figures={"flops/forward": 8 * 7, "flops/forward_per_sample": 7}, config={"flops.fma": 1})
-    other = run(figures={"flops/forward": 4 * 14, "flops/forward_per_sample": 14}, config={"flops.fma": 2})
+def test_batches_that_differ_are_said():
+    one = run(figures={"flops/forward": 8 * 7, "flops/forward_per_sample": 7}, config={"flops.elementwise": True})
+    other = run(figures={"flops/forward": 4 * 14, "flops/forward_per_sample": 14}, config={"flops.elementwise": False})
     assert compare_runs([one, other]).notes == (
-        "FLOPs are not comparable: flops.fma (FLOPs of a multiply-add) is 1 here and 2 there",
         "FLOPs and times are of the counted batch, whose size differs: 4, 8 samples",
     )
     assert compare_runs([one, one]).notes == ()
@@ -176,10 +175,12 @@ def test_runs_of_one_name_are_told_apart_by_where_they_are():
 @pytest.mark.parametrize(("phase", "prefix"), [*product(["", "validate/"], ["", "mine/", "val"])])
 def test_a_prefix_is_found_and_taken_off_what_is_ours_alone(phase, prefix):
     ours = f"{prefix}{phase}flops/forward"
-    record = run(figures={ours: 7, f"{prefix}loss": 1.0}, config={f"{prefix}{phase}flops.fma": 2, f"{prefix}lr": 0.1})
+    record = run(
+        figures={ours: 7, f"{prefix}loss": 1.0}, config={f"{prefix}{phase}flops.dtype": "half", f"{prefix}lr": 0.1}
+    )
     assert record.prefixes() == [prefix]
     bare = record.without_prefix(prefix)
     assert bare.figures == {f"{phase}flops/forward": 7, f"{prefix}loss": 1.0}
     assert bare.own_metrics() == set()
     if not phase:
-        assert bare.config == {"flops.fma": 2, f"{prefix}lr": 0.1}
+        assert bare.config == {"flops.dtype": "half", f"{prefix}lr": 0.1}

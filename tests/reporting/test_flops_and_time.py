@@ -19,14 +19,12 @@ from flopcallback.reporting import (
 
 
 def side_by_side(flops, times, **config):
-    """Layers `a`, `b`, ... with these FLOPs, all multiply-adds, and these times in milliseconds."""
+    """Layers `a`, `b`, ... with these FLOPs and these times in milliseconds."""
     names = "abcdefgh"[: len(flops)]
-    rows = [ModuleRow(name, "", 1, "Linear", flops=each, own_flops=each, hw_flops=2 * each, bytes=4 * each)
+    rows = [ModuleRow(name, "", 1, "Linear", flops=each, own_flops=each, bytes=4 * each)
             for name, each in zip(names, flops, strict=True)]  # fmt: skip
-    top = ModuleRow("", None, 0, "Net", flops=sum(flops), hw_flops=2 * sum(flops))
-    profile = ModelProfile(
-        "Net", modules=(top, *rows), forward_flops=sum(flops), forward_hw_flops=2 * sum(flops), config=config
-    )
+    top = ModuleRow("", None, 0, "Net", flops=sum(flops))
+    profile = ModelProfile("Net", modules=(top, *rows), forward_flops=sum(flops), config=config)
     measured = {name: time for name, time in zip(names, times, strict=True) if time is not None}
     whole = sum(measured.values())
     return profile.with_latency(LatencySummary(whole, whole, 20, "CPU clock"), {"": whole, **measured})
@@ -95,18 +93,23 @@ def test_time_outside_of_innermost_modules_is_said_where_it_is_much():
     assert not any(line.startswith("outside") for line in footer(profile))
 
 
-def test_arithmetic_intensity_is_hardware_flops_per_byte_and_absent_without_bytes():
+def test_arithmetic_intensity_is_flops_per_byte_and_absent_without_bytes():
     profile = side_by_side([3, 5, 7], [1.0, 1.0, 1.0])
-    assert [record["hw_flops_per_byte"] for record in profile.module_records()] == [None, 0.5, 0.5, 0.5]
+    assert [record["flops_per_byte"] for record in profile.module_records()] == [
+        None,
+        0.25,
+        0.25,
+        0.25,
+    ]  # four bytes for each
 
 
 def test_flops_per_second_above_the_peak_are_flagged_and_never_shown_as_true():
-    # 2 * 3e9 FLOPs in 1 ms are 6 TFLOP/s, 2 * 2e9 are 4; the device does 5.
+    # 6e9 FLOPs in 1 ms are 6 TFLOP/s, 4e9 are 4; the device does 5.
     peak = {"flops.peak_tflops": 5.0, "flops.peak_source": "given"}
-    profile = side_by_side([2 * 10**9, 3 * 10**9], [1.0, 1.0], **peak)
+    profile = side_by_side([4 * 10**9, 6 * 10**9], [1.0, 1.0], **peak)
     fine, beyond = profile.module_records()[1:]
-    assert (fine["achieved_hw_flops_per_s"], fine["note"]) == (pytest.approx(4e12), "")
-    assert (beyond["achieved_hw_flops_per_s"], beyond["note"]) == (None, "above peak")
+    assert (fine["achieved_flops_per_s"], fine["note"]) == (pytest.approx(4e12), "")
+    assert (beyond["achieved_flops_per_s"], beyond["note"]) == (None, "above peak")
     table = plain_table(profile)
     assert "4.00 T" in table
     assert "6.00 T" not in table

@@ -72,24 +72,23 @@ def replaced(profile, path, **values):
 def test_the_tiles_say_what_was_counted_short_and_exactly(lenet):
     text = read(lenet).text
     conv, linear = 30 * 30 * 6 * 9 + 13 * 13 * 16 * 6 * 9, 576 * 120 + 120 * 84 + 84 * 10
-    assert conv + linear == 274_656
-    assert "FLOPs 275 k 274,656" in text
-    assert "Hardware FLOPs 549 k 549,312: 2 per multiply-add" in text
+    assert 2 * (conv + linear) == 549_312
+    assert "FLOPs 549 k 549,312" in text
     assert "Parameters 81.2 k 81,194, all trainable" in text
     assert "Unknown calls 0" in text
 
 
 def test_times_add_their_tiles_and_what_was_achieved(lenet, measured):
     profile = measured(lenet)
-    forward_ms = 7 * 0.1 + 0.0002 * 274.656
+    forward_ms = 7 * 0.1 + 0.0001 * 549.312
     text = read(profile).text
     assert f"Forward {forward_ms:.3f} ms median of 20 steps" in text
     assert f"Step 3.50 ms forward is {100 * forward_ms / 3.5:.1f} % of it" in text
-    assert f"Achieved FLOP/s {2 * 274_656 / forward_ms / 1e3:.0f} M" in text
+    assert f"Achieved FLOP/s {549_312 / forward_ms / 1e3:.0f} M" in text
 
 
 def test_per_sample_stands_beside_the_batch(lenet):
-    assert "274,656, 39.2 k per sample" in read(dataclasses.replace(lenet, batch_size=7)).text
+    assert "549,312, 78.5 k per sample" in read(dataclasses.replace(lenet, batch_size=7)).text
 
 
 def test_integers_of_any_size_are_exact(model_of, layer):
@@ -139,31 +138,31 @@ def test_a_lower_bound_is_marked_wherever_its_figure_stands(lenet):
     config = {**lenet.config, "flops.is_lower_bound": True}
     profile = replaced(replaced(lenet, "fc1", unknown_calls=3), "", unknown_calls=3)
     page = read(dataclasses.replace(profile, operators=operators, unknown={"my::op": "it is ours"}, config=config))
-    assert "FLOPs >= 275 k >= 274,656" in page.text
+    assert "FLOPs >= 549 k >= 549,312" in page.text
     assert "my::op it is ours" in page.text
     assert "Unknown calls 3" in page.text
     by_name = dict(zip(page.data["names"], page.texts_of("flops"), strict=True))
-    assert by_name["fc1"] == ">= 69.1 k"
-    assert by_name["fc2"] == "10.1 k"
+    assert by_name["fc1"] == ">= 138 k"
+    assert by_name["fc2"] == "20.2 k"
 
 
 def test_bars_are_as_long_as_the_shares(lenet, measured):
     profile = measured(lenet)
     page = read(profile)
-    conv2, total = 13 * 13 * 16 * 6 * 9, 274_656
+    conv2, total = 2 * (13 * 13 * 16 * 6 * 9), 549_312
     assert page.cells("flops")[3] == [
-        "146 k",
-        "146,016 · 53.2 %",
+        "292 k",
+        "292,032 · 53.2 %",
         pytest.approx(100 * conv2 / total, abs=0.01),
         "53.2 %",
     ]
-    ms, whole = 0.1 + 0.0002 * conv2 / 1000, 0.7 + 0.0002 * total / 1000
+    ms, whole = 0.1 + 0.0001 * conv2 / 1000, 0.7 + 0.0001 * total / 1000
     assert page.cells("time")[3][2] == pytest.approx(100 * ms / whole, abs=0.01)
 
 
 def test_time_that_is_no_work_is_named_by_module_and_by_type(lenet, measured):
     text = read(measured(lenet)).text
-    whole = 0.7 + 0.0002 * 274.656
+    whole = 0.7 + 0.0001 * 549.312
     pool = f"{100 * 0.1 / whole:.1f} %"
     assert f"pool1 MaxPool2d {pool} 0.0 %" in text
     assert f"MaxPool2d 2 0.0 % {100 * 0.2 / whole:.1f} %" in text
@@ -197,7 +196,7 @@ def test_what_timing_includes_stands_on_the_page(lenet, measured):
 def test_flops_that_the_device_cannot_do_are_flagged_and_not_shown(lenet, measured):
     config = {**lenet.config, "flops.peak_tflops": 0.002, "flops.peak_source": "given"}
     page = read(measured(dataclasses.replace(lenet, config=config)))
-    # At most 2 * 10^9 a second: conv2, 292,032 hardware FLOPs in 0.129 ms, cannot be.
+    # At most 2 * 10^9 a second: conv2, 292,032 FLOPs in 0.129 ms, cannot be.
     rates = dict(zip(page.data["names"], page.cells("rate"), strict=True))
     assert rates["conv2"] == ["above peak", "above the device's peak of 2.00 GFLOP/s: not believable"]
     assert rates["fc1"][1] == f"1.21 GFLOP/s · {100 * 138_240 / 0.113824e-3 / 2e9:.1f} % of peak"
@@ -288,11 +287,11 @@ def test_a_decade_of_flops_is_as_long_for_points_and_ticks(lenet, measured):
 
 
 def test_a_line_of_equal_rate_goes_through_the_module_that_has_it(model_of, layer):
-    rows = [layer("slow", "Linear", flops=500_000), layer("fast", "Linear", flops=50_000_000)]
+    rows = [layer("slow", "Linear", flops=1_000_000), layer("fast", "Linear", flops=100_000_000)]
     profile = model_of("Net", rows).with_latency(LatencySummary(1.1), {"slow": 1.0, "fast": 0.1, "": 1.1})
     picture = scatter(profile, 7)
     point = next(point for point in picture.points if profile.modules[point.index].path == "slow")
-    line = next(line for line in picture.lines if line.label == "1 GFLOP/s")  # 2 * 500,000 in a millisecond
+    line = next(line for line in picture.lines if line.label == "1 GFLOP/s")  # 1,000,000 in a millisecond
     along = (point.x - line.x1) / (line.x2 - line.x1)
     assert line.y1 + along * (line.y2 - line.y1) == pytest.approx(point.y, abs=0.05)
 

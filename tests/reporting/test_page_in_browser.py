@@ -104,11 +104,11 @@ def test_exact_figures_take_no_width_from_the_columns(show, lenet, measured):
 
 def test_a_bar_stands_beside_its_share(show, lenet, measured):
     browser = show(measured(lenet))
-    ms, whole = 0.1 + 0.0002 * 146.016, 0.7 + 0.0002 * 274.656
+    ms, whole = 0.1 + 0.0001 * 292.032, 0.7 + 0.0001 * 549.312
     shares = browser.run(
         """[...document.querySelectorAll("#body tr:has([title=conv2]) small")].map(s => s.textContent)"""
     )
-    assert shares == [f"{100 * 146_016 / 274_656:.1f} %", f"{100 * ms / whole:.1f} %"]
+    assert shares == [f"{100 * 292_032 / 549_312:.1f} %", f"{100 * ms / whole:.1f} %"]
 
 
 def test_the_tree_opens_and_closes(show, decoder):
@@ -150,10 +150,10 @@ def test_sorting_keeps_modules_below_the_one_that_contains_them(show, decoder):
     browser.click(row("model.layers.0.mlp"))
     before = browser.run(NAMES)
     browser.click('[data-key="flops"]')
-    # Per block: MLP 3 * 64 * 176, attention 4 * 64 * 64 + 2 * 128 * 64, norm 4 * 64, all times 128 tokens.
+    # Per block: MLP 3 * 64 * 176, attention 4 * 64 * 64 + 2 * 128 * 64, norm 0, all times 2 * 128 tokens.
     first = ["0", "mlp", "gate_proj", "up_proj", "down_proj", "act_fn", "self_attn", "input_layernorm"]
     others = [str(index) for index in range(1, 8)]
-    assert browser.run(NAMES) == ["Llama", "model", "layers", *first, *others, "norm", "embed_tokens", "lm_head"]
+    assert browser.run(NAMES) == ["Llama", "model", "layers", *first, *others, "embed_tokens", "norm", "lm_head"]
     assert browser.run("document.querySelector('[aria-sort=descending]').textContent") == "FLOPs"
     browser.click('[data-key="flops"]')
     assert browser.run(NAMES)[:3] == ["Llama", "lm_head", "model"]

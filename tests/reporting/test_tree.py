@@ -28,7 +28,7 @@ def test_the_parts_of_a_fold_are_sums_over_all_of_its_blocks(decoder):
     profile = decoder(layers=7)
     gate = next(line.node for line in lines(profile) if line.node.label == "gate_proj")
     assert gate.modules == 7
-    assert gate.flops == 7 * 128 * 64 * 176
+    assert gate.flops == 7 * 2 * (128 * 64 * 176)
     assert gate.path == "model.layers.0 … 6.mlp.gate_proj"
 
 
@@ -36,7 +36,7 @@ def test_children_add_up_to_their_parent_with_its_own_operators_among_them(decod
     for line in lines(decoder(), max_depth=DEEP):
         if line.node.children:
             assert sum(child.flops for child in line.node.children) == line.node.flops
-            assert sum(child.row.hw_flops for child in line.node.children) == line.node.row.hw_flops
+            assert sum(child.row.macs for child in line.node.children) == line.node.row.macs
 
 
 def test_own_operators_have_the_time_that_the_modules_inside_leave(container, layer, model_of):

@@ -66,8 +66,8 @@ def test_json_says_the_same_with_its_own_escapes(content):
 
 def profile(flops=7):
     rows = (
-        ModuleRow("", None, 0, BAD, 1, flops=flops, hw_flops=2 * flops),
-        ModuleRow(BAD, "", 1, BAD, 1, flops=flops, own_flops=flops, hw_flops=2 * flops, output_shape=BAD, note=BAD),
+        ModuleRow("", None, 0, BAD, 1, flops=flops, macs=2 * flops),
+        ModuleRow(BAD, "", 1, BAD, 1, flops=flops, own_flops=flops, macs=2 * flops, output_shape=BAD, note=BAD),
     )
     texts = ("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version", "flops.peak_source")
     return ModelProfile(
@@ -89,8 +89,8 @@ def tables():
     yield from (rich_text(before, width=width) for width in (60, 100, 1000))
     yield from (diff_text(difference), markdown_diff(difference))
     runs = [
-        RunRecord(f"{BAD} {fma}", BAD, {COMPUTE: 7, f"{BAD}/loss": 0.5}, config={"flops.fma": f"{BAD}{fma}"})
-        for fma in (1, 2)
+        RunRecord(f"{BAD} {batch}", BAD, {COMPUTE: 7, f"{BAD}/loss": 0.5}, config={"flops.dtype": BAD})
+        for batch in (1, 2)
     ]
     yield text_of(rich_comparison(compare_runs(runs, metric=f"{BAD}/loss")))
 

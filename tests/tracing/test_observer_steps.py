@@ -9,7 +9,7 @@ import torch
 from observed_steps import BATCH, INNER, OUT, STEPS, WIDE
 
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _HardwareFlops
+from flopcallback.profiling.build import _Flops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import PHASES
 from flopcallback.tracing.whole_step import StepObserver
@@ -27,7 +27,7 @@ def observed(observer_class, name):
         step(observer.on)
     if observer.failure is not None:
         raise observer.failure
-    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observer.runs().items()}
+    counts = {phase: _Flops.of_run(run, model) for phase, run in observer.runs().items()}
     unknown = {phase: dict(analysis.unknown_ops()) for phase, analysis in counts.items()}
     flops = {(phase, module): flops for phase in PHASES for module, flops in counts[phase].by_module().items() if flops}
     return flops, unknown, list(model.parameters())
@@ -68,7 +68,7 @@ def test_a_step_that_begins_inside_its_optimizer_has_that_ones_work_as_the_optim
     plain = optimizer.step
     optimizer.step = watched
     step(lambda: observers[0].on())
-    counts = {phase: _HardwareFlops.of_run(run, model) for phase, run in observers[0].runs().items()}
+    counts = {phase: _Flops.of_run(run, model) for phase, run in observers[0].runs().items()}
     calls = counts["forward"].module_calls()["0"]
     first, second = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT
     assert counts["forward"].total() == calls * (first + second)

@@ -47,7 +47,7 @@ NEEDED_BY_TORCH = {
 
 ROWS, INPUTS, OUTPUTS, STEPS = 2, 3, 5, 2
 PRODUCTS = ROWS * INPUTS * OUTPUTS
-FORWARD = 2 * PRODUCTS  # hardware FLOPs: two for a multiply-add
+FORWARD = 2 * PRODUCTS  # two for a multiply-add
 STEP = FORWARD + 2 * INPUTS * ROWS * OUTPUTS  # and the gradient of the weight; that of the input nobody asks for
 
 
@@ -85,14 +85,14 @@ def test_any_one_name_may_be_gone_that_torch_does_without(torch_without, path):
     assert engine == ("dispatch" if for_tracer else "trace")
     assert all(name in reason for name in for_tracer)
     numbers = seen["numbers"]
-    assert numbers["flops/forward"] == PRODUCTS
+    assert numbers["flops/forward"] == FORWARD
     for_steps = [private.path for private in lost if private.needed_by == RECORDS]
     if for_steps:  # never a number that is called exact
         assert numbers["compute/estimated_pct"] == 100
-        assert numbers["compute/hw_flops_total"] == STEPS * 3 * FORWARD
+        assert numbers["compute/flops_total"] == STEPS * 3 * FORWARD
     else:
         assert numbers["compute/estimated_pct"] == 0
-        assert numbers["compute/hw_flops_total"] == STEPS * STEP
+        assert numbers["compute/flops_total"] == STEPS * STEP
     if for_steps:
         (text,) = seen["warnings"]
         assert all(name in text for name in ("no whole step could be observed", *for_steps))
@@ -188,7 +188,7 @@ def test_a_step_without_numbers_of_nodes_is_like_none_that_another_process_obser
     monkeypatch.setattr(meter_file, "can_count_nodes", False)
     monkeypatch.setattr(meter_file, "nodes_so_far", lambda: 0)
     totals = booked(state).live_totals()
-    assert totals["compute/hw_flops_total"] == 2 * STEP
+    assert totals["compute/flops_total"] == 2 * STEP
     assert totals["compute/estimated_pct"] == 50
 
 

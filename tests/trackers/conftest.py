@@ -18,19 +18,20 @@ def net(flops: Sequence[int], names: Sequence[str] = (), **more: object) -> Mode
     """A net of linear layers side by side with these FLOPs; without names they are `layer0`, `layer1`, ..."""
     named = names or [f"layer{index}" for index in range(len(flops))]
     rows = [
-        ModuleRow(name, "", 1, "Linear", calls=1, params=each, flops=each, own_flops=each, hw_flops=2 * each)
+        ModuleRow(name, "", 1, "Linear", calls=1, params=each, flops=each, own_flops=each, macs=each // 2)
         for name, each in zip(named, flops, strict=True)
     ]
     total = sum(flops)
-    top = ModuleRow("", None, 0, "Net", calls=1, params=total, flops=total, hw_flops=2 * total)
+    macs = sum(row.macs for row in rows)
+    top = ModuleRow("", None, 0, "Net", calls=1, params=total, flops=total, macs=macs)
     content: dict[str, object] = {
         "name": "Net",
         "phase": "train",
         "modules": (top, *rows),
-        "operators": (OperatorRow("aten::linear", len(rows), total, "matmul"),),
+        "operators": (OperatorRow("aten::linear", len(rows), total, "matmul", macs=macs),),
         "batch_size": 4,
         "forward_flops": total,
-        "forward_hw_flops": 2 * total,
+        "forward_macs": macs,
         **more,
     }
     return ModelProfile(**content)  # type: ignore[arg-type]

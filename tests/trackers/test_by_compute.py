@@ -170,11 +170,11 @@ def test_wandb_draws_the_metric_itself_by_compute_and_gets_no_copy(fit, flavour,
         name: metric.get("step_metric") for name, metric in read.metrics.items() if name != "trainer/global_step"
     } == {
         "*": "trainer/global_step",
-        "val/loss": "compute/hw_flops_total",
-        "train/mean": "compute/hw_flops_total",
+        "val/loss": "compute/flops_total",
+        "train/mean": "compute/flops_total",
     }
     rows = [row for row in read.rows if "val/loss" in row]
-    assert [(row["compute/hw_flops_total"], row["val/loss"]) for row in rows] == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
+    assert [(row["compute/flops_total"], row["val/loss"]) for row in rows] == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
     assert not any(name.endswith("_by_compute") for row in read.rows for name in row)
 
 
@@ -379,10 +379,10 @@ def test_a_run_of_wandbs_has_the_axis_and_compute_beside_the_loss(tmp_path):
     loop(run, by_compute=["val/v1.2\\loss", "val/loss"], log=log, prefix="mine/")
     run.finish()
     read = places.RunFiles(Path(run.dir).parent)
-    assert read.metrics[r"val/v1\.2\\loss"]["step_metric"] == "mine/compute/hw_flops_total"
+    assert read.metrics[r"val/v1\.2\\loss"]["step_metric"] == "mine/compute/flops_total"
     assert read.metrics["val/*"]["step_metric"] == "epoch"
     rows = [row for row in read.rows if "val/v1.2\\loss" in row]
-    drawn = [(row["mine/compute/hw_flops_total"], row["val/v1.2\\loss"]) for row in rows]
+    drawn = [(row["mine/compute/flops_total"], row["val/v1.2\\loss"]) for row in rows]
     assert drawn == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
     assert not any(name.endswith("_by_compute") for row in read.rows for name in row)
 
@@ -402,7 +402,7 @@ def test_wandb_adds_compute_to_a_row_of_the_named_metric_alone(tmp_path):
     loop(run, log=lambda hook, step: run.log({"val/loss": 1.0}))
     run.finish()
     rows = [row for row in places.RunFiles(Path(run.dir).parent).rows if "val/loss" in row]
-    assert [row["compute/hw_flops_total"] for row in rows] == [4 * FLOPS, 10 * FLOPS]
+    assert [row["compute/flops_total"] for row in rows] == [4 * FLOPS, 10 * FLOPS]
 
 
 def test_a_tracker_of_ones_own_is_asked_for_the_axis_once_and_gets_no_copy():
@@ -426,7 +426,7 @@ def test_a_tracker_that_cannot_make_the_axis_is_one_warning():
     own = Own()
     with pytest.warns(FlopCallbackWarning, match="no route to the tracker"):
         loop(own, log=validated, strict=False)
-    assert own.scalars[-1][1]["compute/hw_flops_total"] == 10 * FLOPS
+    assert own.scalars[-1][1]["compute/flops_total"] == 10 * FLOPS
 
 
 @pytest.mark.parametrize("name", ["val/los", "val/loss_by_compute"])
@@ -437,7 +437,7 @@ def test_a_name_that_the_option_does_not_have_is_refused_with_the_way_out(name):
     memory = MemoryTracker()
     with pytest.warns(FlopCallbackWarning, match=message):
         loop(memory, strict=False, log=lambda hook, step: hook.log_by_compute({name: 1.0}))
-    assert memory.scalars[-1][1]["compute/hw_flops_total"] == 10 * FLOPS
+    assert memory.scalars[-1][1]["compute/flops_total"] == 10 * FLOPS
 
 
 def test_before_the_first_step_there_is_no_compute_to_log_at():

@@ -123,10 +123,10 @@ NOTHING = ModelProfile("Nothing", phase="test")
 SINGLE = ModelProfile(
     "Linear",
     phase="predict",
-    modules=(ModuleRow("", None, 0, "Linear", calls=1, flops=2 * 3 * 5, own_flops=2 * 3 * 5, hw_flops=4 * 3 * 5),),
-    operators=(OperatorRow("aten::linear", 1, 2 * 3 * 5, "matmul"),),
-    forward_flops=2 * 3 * 5,
-    forward_hw_flops=4 * 3 * 5,
+    modules=(ModuleRow("", None, 0, "Linear", calls=1, flops=2 * 30, own_flops=2 * 30, macs=2 * 3 * 5),),
+    operators=(OperatorRow("aten::linear", 1, 2 * 30, "matmul", macs=2 * 3 * 5),),
+    forward_flops=2 * (2 * 3 * 5),
+    forward_macs=2 * 3 * 5,
 )
 
 
@@ -134,14 +134,14 @@ def with_times(profile, forward_ms=0.5):
     """What the profile is when the measuring window has closed: with times, and with a whole step."""
     times = {row.path: forward_ms for row in profile.modules[1:]}
     latency = LatencySummary(forward_ms * len(times), step_ms=9.0, steps=20)
-    steps = {row.path: StepFlops(row.hw_flops, 2 * row.hw_flops) for row in profile.modules}
+    steps = {row.path: StepFlops(row.flops, 2 * row.flops) for row in profile.modules}
     return profile.with_latency(latency, times).with_step(steps)
 
 
 @pytest.fixture(scope="module")
 def profiles(net):
     """Those of one training: counted, with times, and those of a validation, a test and a prediction."""
-    config = {"flops.fma": 1, "flops.peak_tflops": None, "flops.input_shapes": [[4, 3]]}
+    config = {"flops.dtype": "float32", "flops.peak_tflops": None, "flops.input_shapes": [[4, 3]]}
     counted = net(list(AWKWARD.values()), names=list(AWKWARD), config=config)
     validated = dataclasses.replace(net([17, 19], names=["a/b", "__init__"]), phase="validate")
     return counted, with_times(counted), validated, NOTHING, SINGLE
@@ -195,13 +195,13 @@ def test_numbers_are_there_once_at_their_step(found):
     assert found.scalars["flops/forward"] == [(0, pytest.approx(TOTAL, rel=1e-6))]
     assert found.scalars["model/params"] == [(0, pytest.approx(TOTAL, rel=1e-6))]
     assert found.scalars["latency/step_ms"] == [(25, 9.0)]
-    assert found.scalars["flops/train_step_backward_hw"] == [(25, pytest.approx(4 * TOTAL, rel=1e-6))]
+    assert found.scalars["flops/backward"] == [(25, pytest.approx(2 * TOTAL, rel=1e-6))]
 
 
 def test_evaluations_stand_beside_the_training(found):
     assert found.scalars["validate/flops/forward"] == [(25, 17 + 19)]
     assert found.scalars["test/flops/forward"] == [(25, 0)]
-    assert found.scalars["predict/flops/forward"] == [(25, 30)]
+    assert found.scalars["predict/flops/forward"] == [(25, 2 * 30)]
 
 
 def test_what_is_no_number_takes_nothing_else_with_it(found):

@@ -178,10 +178,10 @@ def test_a_value_that_repeats_within_a_fit_is_a_point_each_time(run):
 
 
 def test_conditions_are_tags(run, net):
-    config = {"flops.fma": 1, "flops.elementwise": False, "flops.device": "cpu", "flops.input_shapes": [[4, 3]]}
+    config = {"flops.dtype": "half", "flops.elementwise": False, "flops.device": "cpu", "flops.input_shapes": [[4, 3]]}
     run.tracker().log_profile(net([3, 5], config=config), 0)
     conditions = {
-        "flops.fma": "1",
+        "flops.dtype": "half",
         "flops.elementwise": "false",
         "flops.device": "cpu",
         "flops.input_shapes": "[[4, 3]]",
@@ -208,10 +208,10 @@ def test_a_condition_that_is_too_long_for_a_tag_says_that_it_is_cut(run, net):
 
 
 def test_prefix_and_phase_stand_in_front_of_tags_and_paths(run, net):
-    profile = dataclasses.replace(net([3, 5], config={"flops.fma": 1}), phase="validate")
+    profile = dataclasses.replace(net([3, 5], config={"flops.dtype": "half"}), phase="validate")
     run.tracker(prefix="student/").log_profile(profile, 0)
     assert run.files("student/validate/flops") == FILES
-    assert run.tags()["student.validate.flops.fma"] == "1"
+    assert run.tags()["student.validate.flops.dtype"] == "half"
     assert run.tags()["student.validate.flops.forward"] == "8"
     assert run.shown_as_tables()[0]["path"] == "student/validate/flops/modules.json"
 

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 BATCH, WIDE, HIDDEN, OUT = 2, 7, 5, 3
-FORWARD = BATCH * WIDE * HIDDEN + BATCH * HIDDEN * OUT
+FORWARD = 2 * (BATCH * WIDE * HIDDEN + BATCH * HIDDEN * OUT)
 
 
 @pytest.fixture
@@ -100,12 +100,13 @@ def test_the_run_has_the_very_integers_that_an_analysis_gives(flavour, run):
     model = make_model(flavour)
     trainer_of(flavour, logger_of(flavour, run)).fit(model)
     analysis = FlopCountAnalysis(model, torch.ones(BATCH, WIDE))
-    assert FORWARD == 2 * 7 * 5 + 2 * 5 * 3 == analysis.total()
+    assert FORWARD == 2 * (2 * 7 * 5 + 2 * 5 * 3) == analysis.hardware_flops()[""]
     assert run.tags()["flops.forward"] == str(FORWARD)
     rows = {row["path"]: row["flops"] for row in run.rows()}
-    assert {path: flops for path, flops in rows.items() if path != "(training_step)"} == dict(analysis.by_module())
+    assert {path: flops for path, flops in rows.items() if path != "(training_step)"} == dict(analysis.hardware_flops())
     operators = {row["operator"]: row["flops"] for row in run.rows("operators")}
-    assert operators == dict(analysis.by_operator())
+    assert operators == {"linear": FORWARD}
+    assert {row["operator"]: row["macs"] for row in run.rows("operators")} == dict(analysis.by_operator())
     assert ModelProfile.from_json(run.file("flops/report.json")).forward_flops == FORWARD
 
 

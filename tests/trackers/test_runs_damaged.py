@@ -21,7 +21,7 @@ from flopcallback.trackers import LocalTracker, tracker_for
 
 pytestmark = pytest.mark.slow
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 
 # A folder of the test's is written anew for each example.
 EXAMPLES = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 LARGE = 2**60 + 1
 """FLOPs that MLflow's float64 rounds."""
 
@@ -52,7 +52,7 @@ def train(net, tmp_path):
         run_id = client.create_run(home, run_name=name).info.run_id
         client.log_param(run_id, "lr", 0.1)
         tracker = tracker_for((client, run_id), prefix=prefix)
-        profile = net((LARGE, 11), phase="train", config={"flops.fma": 2, "flops.is_lower_bound": False})
+        profile = net((LARGE, 11), phase="train", config={"flops.peak_tflops": 2, "flops.is_lower_bound": False})
         tracker.log_scalars({prefix + key: value for key, value in profile.scalars().items()}, 0)
         tracker.log_profile(profile, 0)
         for step in (10, 20):
@@ -77,7 +77,7 @@ def test_a_run_is_read_with_histories_and_the_exact_integers_of_its_tags(train, 
     assert isinstance(run.figures[COMPUTE], float)  # 20 * 2**50 is beyond what a float64 tells apart
     assert run.series[COMPUTE] == ((10, 2**50 * 10), (20, 2**50 * 20))
     assert run.series["val/loss"] == ((10, 1 / 10), (20, 1 / 20))
-    assert run.config["flops.fma"] == 2
+    assert run.config["flops.peak_tflops"] == 2
     assert run.config["flops.is_lower_bound"] is False
     assert run.own_metrics() == {"val/loss"}
 
@@ -107,7 +107,7 @@ def test_a_prefix_is_found_in_metrics_and_tags(train, database):
     run = found.read()
     assert run.prefixes() == ["mine/"]
     bare = run.without_prefix("mine/")
-    assert (bare.figures["flops/forward"], bare.config["flops.fma"]) == (LARGE + 11, 2)
+    assert (bare.figures["flops/forward"], bare.config["flops.peak_tflops"]) == (LARGE + 11, 2)
 
 
 def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path):

@@ -9,7 +9,7 @@ from flopcallback.trackers import tracker_for
 
 pytestmark = pytest.mark.tensorboard
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def train(net):
     def trained(folder, *, prefix=""):
         writer = SummaryWriter(str(folder))
         tracker = tracker_for(writer, prefix=prefix)
-        profile = net((2**25 + 1, 11), phase="train", config={"flops.fma": 2})
+        profile = net((2**25 + 1, 11), phase="train", config={"flops.peak_tflops": 2})
         tracker.log_scalars({prefix + name: value for name, value in profile.scalars().items()}, 0)
         tracker.log_profile(profile, 0)
         for step in (10, 20):
@@ -39,7 +39,7 @@ def test_a_run_has_its_scalars_and_the_exact_integers_of_the_file_beside_them(tr
     assert run.figures["flops/forward"] == 2**25 + 1 + 11  # a float32 would be 4 less
     assert run.series[COMPUTE] == ((10, 2**20 * 10), (20, 2**20 * 20))
     assert run.series["val/loss"] == ((10, 1 / 2**10), (20, 1 / 2**20))
-    assert run.config["flops.fma"] == 2
+    assert run.config["flops.peak_tflops"] == 2
 
 
 def test_every_folder_with_events_is_a_run_and_is_found_once(train, tmp_path):
@@ -55,7 +55,7 @@ def test_a_prefix_is_found_in_events_and_file(train, tmp_path, prefix):
     assert run.prefixes() == [prefix]
     bare = run.without_prefix(prefix)
     assert bare.figures["flops/forward"] == 2**25 + 1 + 11
-    assert bare.config["flops.fma"] == 2
+    assert bare.config["flops.peak_tflops"] == 2
     assert bare.own_metrics() == {"val/loss"}
 
 

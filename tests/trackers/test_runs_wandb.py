@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 
-COMPUTE = "compute/hw_flops_total"
+COMPUTE = "compute/flops_total"
 STEP = 2**53 + 1
-"""Hardware FLOPs of a step: more than a browser keeps exactly."""
+"""FLOPs of a step: more than a browser keeps exactly."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def train(start, net):
     def trained(name=None, *, prefix=""):
         run = start(name)
         tracker = tracker_for(run, prefix=prefix)
-        profile = net((7, 11), phase="train", config={"flops.fma": 2})
+        profile = net((7, 11), phase="train", config={"flops.peak_tflops": 2})
         tracker.log_scalars({prefix + key: value for key, value in profile.scalars().items()}, 0)
         tracker.log_profile(profile, 0)
         for step in (1, 2, 3):
@@ -73,7 +73,7 @@ def test_an_offline_run_is_read_with_history_summary_and_config(train):
     assert run.series[COMPUTE] == ((0, STEP), (1, STEP * 2))
     assert [value for _, value in run.series["val/loss"][:2]] == [1.0, 0.5]
     assert math.isnan(run.figures["val/loss"])
-    assert (run.config["flops.fma"], run.config["lr"]) == (2, 0.1)
+    assert (run.config["flops.peak_tflops"], run.config["lr"]) == (2, 0.1)
     assert run.own_metrics() == {"val/loss"}
 
 
@@ -97,7 +97,7 @@ def test_a_prefix_is_found(train):
     run = found.read()
     assert run.prefixes() == ["mine/"]
     bare = run.without_prefix("mine/")
-    assert (bare.figures["flops/forward"], bare.config["flops.fma"]) == (7 + 11, 2)
+    assert (bare.figures["flops/forward"], bare.config["flops.peak_tflops"]) == (7 + 11, 2)
     assert bare.figures[COMPUTE] == STEP * 2
 
 

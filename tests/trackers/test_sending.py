@@ -593,8 +593,8 @@ def test_a_slow_server_has_it_all_in_order_at_the_end(served, tmp_path, monkeypa
         hook = loop([(run.client, run.id), local])
         proxy.delay_s = 0.0
         found = places.in_mlflow(run.client, run.id)
-        logged = [row["compute/hw_flops_total"] for _, row in local.scalars if "compute/hw_flops_total" in row]
-        assert [value for _, value in run.points("compute/hw_flops_total")] == logged
+        logged = [row["compute/flops_total"] for _, row in local.scalars if "compute/flops_total" in row]
+        assert [value for _, value in run.points("compute/flops_total")] == logged
     assert found.profiles == {"train": hook.profile}
 
 

@@ -96,7 +96,7 @@ def test_a_tensorboardx_writer_is_written_to_as_well(tmp_path, net):
 
 
 def test_scalars_are_the_float32_of_their_integers(writer):
-    values = {"flops/forward": 1_234_567_891, "compute/hw_flops_total": 2**70 + 1, "perf/mfu_pct": 41.7}
+    values = {"flops/forward": 1_234_567_891, "compute/flops_total": 2**70 + 1, "perf/mfu_pct": 41.7}
     tracker = tracker_for(writer)
     tracker.log_scalars(values, 3)
     tracker.log_scalars({"perf/mfu_pct": math.nan}, 4)

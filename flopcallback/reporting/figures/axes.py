@@ -115,7 +115,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class FlopsAndTime(Frame):
-    """Logarithmic axes for timed modules: hardware FLOPs and milliseconds.
+    """Logarithmic axes for timed modules: FLOPs and milliseconds.
 
     Attributes:
         least: place of the fewest FLOPs above 0; None if no module has any.
@@ -133,7 +133,7 @@ class FlopsAndTime(Frame):
             rows: modules to show.
             room: decades to leave free to the left of the points, to the right, below and above.
         """
-        powers = [math.log10(row.hw_flops) for row in rows if row.hw_flops > 0]
+        powers = [math.log10(row.flops) for row in rows if row.flops > 0]
         times = [math.log10(row.forward_ms or 1.0) for row in rows]
         least = min(powers, default=None)
         zero = (least or 0.0) - ZERO_BAND if len(powers) < len(rows) else None

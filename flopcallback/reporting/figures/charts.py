@@ -123,7 +123,7 @@ def _kind(node: Node) -> str:
 
 
 def latency_chart(profile: ModelProfile) -> Figure:
-    """Draw the time of each innermost module against its hardware FLOPs.
+    """Draw the time of each innermost module against its FLOPs.
 
     Both axes are logarithmic; modules without FLOPs are at the left edge. Pale lines are equal FLOP/s. The modules with
     the most time, and with the most time for their FLOPs, are named.
@@ -139,7 +139,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
     times = [row.forward_ms or 0.0 for row in rows]
     colours = _colours(zip(kinds, times, strict=True))
     frame = FlopsAndTime.around(rows, ROOM)
-    places = [float(row.hw_flops) if row.hw_flops > 0 else 10 ** (frame.zero or 0.0) for row in rows]
+    places = [float(row.flops) if row.flops > 0 else 10 ** (frame.zero or 0.0) for row in rows]
     with _style():
         figure, axes = _canvas(width=9, height=6.2)
         _title(axes, "FLOPs against time, module by module", headline(profile))
@@ -150,7 +150,7 @@ def latency_chart(profile: ModelProfile) -> Figure:
         axes.scatter(places, times, s=size, c=drawn, alpha=0.75, edgecolors="white", linewidths=0.6, zorder=3)
         _draw_equal_rates(axes, frame)
         _name_outliers(axes, rows, places)
-        axes.set_xlabel("hardware FLOPs (2 per multiply-add)", color=PALE)
+        axes.set_xlabel("FLOPs (2 per multiply-add)", color=PALE)
         axes.set_ylabel("forward, ms (median)", color=PALE)
         _legend(axes, colours, kinds, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
     return figure
@@ -201,18 +201,18 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
     from matplotlib.patheffects import withStroke
 
     timed = [(row.forward_ms or 0.0, row, place) for row, place in zip(rows, places, strict=True)]
-    rates = sorted(time / row.hw_flops for time, row, _ in timed if row.hw_flops > 0)
+    rates = sorted(time / row.flops for time, row, _ in timed if row.flops > 0)
     ms_per_flop = rates[len(rates) // 2] if rates else 0.0
     slowest = sorted(timed, key=lambda point: -point[0])
-    slowest_for_flops = sorted(timed, key=lambda point: ms_per_flop * point[1].hw_flops - point[0])
+    slowest_for_flops = sorted(timed, key=lambda point: ms_per_flop * point[1].flops - point[0])
     chosen: dict[tuple[str, int], tuple[float, ModuleRow, float]] = {}
     for ranking in (slowest, slowest_for_flops):
-        new = [point for point in ranking if (point[1].type, point[1].hw_flops) not in chosen]
+        new = [point for point in ranking if (point[1].type, point[1].flops) not in chosen]
         for point in new:
             if len(chosen) >= (LABELLED // 2 if ranking is slowest else LABELLED):
                 break
             # One name for equal modules, whose points are close together.
-            chosen.setdefault((point[1].type, point[1].hw_flops), point)
+            chosen.setdefault((point[1].type, point[1].flops), point)
     middle = math.sqrt(math.prod(axes.get_xlim()))
     names = []
     for time, row, place in chosen.values():

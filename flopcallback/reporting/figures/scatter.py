@@ -73,7 +73,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Time against hardware FLOPs of the innermost modules, on logarithmic axes.
+    """Time against FLOPs of the innermost modules, on logarithmic axes.
 
     All places are in percent, from the left and from the top.
 
@@ -131,7 +131,7 @@ def scatter(profile: ModelProfile, colours: int) -> Scatter | None:
 
 
 def _point(profile: ModelProfile, row: ModuleRow, index: int, frame: FlopsAndTime, legend: Sequence[str]) -> Point:
-    x = math.log10(row.hw_flops) if row.hw_flops > 0 else frame.zero or 0.0
+    x = math.log10(row.flops) if row.flops > 0 else frame.zero or 0.0
     colour = legend.index(row.type) if row.type in legend else None
     return Point(index, *frame.percent(x, math.log10(row.forward_ms or 1.0)), colour, profile.is_above_peak(row))
 

@@ -18,10 +18,10 @@ __all__ = ["comparison_page"]
 MOST_NUMBERED = 40
 
 MEANINGS = {
-    "FLOPs": "Of one forward of the counted batch, under the run's convention for a multiply-add.",
-    "compute": "Hardware FLOPs, 2 per multiply-add, of all training steps together: forward, backward, recomputation, "
+    "FLOPs": "Of one forward of the counted batch, 2 per multiply-add.",
+    "compute": "FLOPs of all training steps together: forward, backward, recomputation, "
     "optimizer; validation is not in it.",
-    "MFU": "Hardware FLOPs per second without recomputation, over the device's peak; the median of what was logged.",
+    "MFU": "FLOPs per second without recomputation, over the device's peak; the median of what was logged.",
     "front": "The Pareto front of the metric against compute: whoever wants a better one has to spend more.",
     "fwd ms, step ms": "Medians over the measured window at the beginning of the training, on the device.",
 }

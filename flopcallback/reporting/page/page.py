@@ -97,8 +97,6 @@ class _Tile:
 def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
     bound, root, latency = at_least(profile.is_lower_bound), profile.root, profile.latency
     yield _Tile("FLOPs", bound + si(profile.forward_flops), _flops_note(profile))
-    hw_flops = profile.forward_hw_flops
-    yield _Tile("Hardware FLOPs", bound + si(hw_flops), f"{bound}{hw_flops:,}: 2 per multiply-add")
     if root is not None:
         trainable = "all" if root.params_trainable == root.params else si(root.params_trainable)
         yield _Tile("Parameters", si(root.params), f"{root.params:,}, {trainable} trainable")
@@ -108,12 +106,12 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
     if latency is not None and latency.step_ms is not None:
         yield _Tile("Step", f"{milliseconds(latency.step_ms)} ms", _forward_share(profile, latency.step_ms))
     if profile.step is not None:
-        note = profile.step_note or f"hardware FLOPs: {step_parts(profile.step)}"
+        note = profile.step_note or f"FLOPs: {step_parts(profile.step)}"
         yield _Tile("Training step", si(profile.step.total), note, is_warning=bool(profile.step_note))
     yield from _training_tiles(profile)
     yield from _rate_tile(profile)
-    if root is not None and root.hw_flops and root.bytes:
-        intensity = si(profile.hw_flops_per_byte(root))
+    if root is not None and root.flops and root.bytes:
+        intensity = si(profile.flops_per_byte(root))
         yield _Tile("FLOPs per byte", intensity, f"{si(root.bytes, 'B')} read and written by operators")
     unknown = profile.unknown_calls
     yield _Tile(
@@ -128,7 +126,7 @@ def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
     training = profile.training
     spent, estimated = training.get(metrics.COMPUTE.name), training.get(metrics.ESTIMATED.name) or 0
     if spent is not None:
-        note = f"{estimated:.2g} % estimated" if estimated else f"hardware FLOPs of the whole training: {spent:,}"
+        note = f"{estimated:.2g} % estimated" if estimated else f"FLOPs of the whole training: {spent:,}"
         yield _Tile("Compute spent", si(spent), note, is_warning=bool(estimated))
     mfu = training.get(metrics.MFU.name)
     if mfu is not None:
@@ -153,8 +151,8 @@ def _rate_tile(profile: ModelProfile) -> Iterator[_Tile]:
 
     If the peak is known, the tile compares the two.
     """
-    rate = achieved_flops_per_s(profile.forward_hw_flops, profile.forward_ms)
-    # A rate of 0 is that of a model without hardware FLOPs, not of a slow one.
+    rate = achieved_flops_per_s(profile.forward_flops, profile.forward_ms)
+    # A rate of 0 is that of a model without FLOPs, not of a slow one.
     if rate is None or not rate:
         return
     peak = profile.peak_flops_per_s
@@ -203,7 +201,7 @@ class _Work:
 
     Attributes:
         modules: number of modules; None for work between modules.
-        flops: FLOPs under the profile's convention.
+        flops: FLOPs.
         forward_ms: milliseconds of their forwards.
     """
 
@@ -282,7 +280,7 @@ def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
 
 def _operator(record: dict[str, Any]) -> dict[str, Any]:
     # The 0 of an unknown operator is no figure, so it is never shown.
-    is_unknown, part = record["status"] == "unknown", record["flops_share"]
+    is_unknown, part = record["status"] == "unknown" or record["flops"] is None, record["flops_share"]
     return {
         "name": record["operator"],
         "family": record["family"],
@@ -297,13 +295,13 @@ def _operator(record: dict[str, Any]) -> dict[str, Any]:
 
 def _meanings(profile: ModelProfile) -> dict[str, str]:
     """Return explanations of the page's terms, as they apply to this profile."""
-    fma = profile.config.get("flops.fma", 1)
-    elementwise = "count" if profile.config.get("flops.elementwise") else "do not count"
+    elementwise = "with" if profile.config.get("flops.elementwise") else "without"
     meanings = {
-        "FLOPs": f"A multiply-add counts as {fma}. Elementwise operators {elementwise}.",
-        "hardware FLOPs": "2 per multiply-add of matrix products, convolutions, attention and recurrent layers, and "
-        "nothing else: what a clock and a peak are compared with.",
-        "FLOPs per byte": "Hardware FLOPs over the bytes that operators read and write, as if nothing stayed in a "
+        "FLOPs": "2 per multiply-add of matrix products, convolutions, attention, recurrent layers and operators of "
+        "your own, and nothing else: what a clock and a peak are compared with.",
+        "MACs": "The count of fvcore: 1 per multiply-add, with normalization and resampling, and "
+        f"{elementwise} elementwise operators. It stands in an open row of the table.",
+        "FLOPs per byte": "FLOPs over the bytes that operators read and write, as if nothing stayed in a "
         "cache. Where it is low, memory sets the pace.",
     }
     if profile.latency is not None:

@@ -176,8 +176,8 @@ def _exact(rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any], texts
 
 def _rates(profile: ModelProfile) -> list[_Cell]:
     peak = profile.peak_flops_per_s
-    done = [(row.hw_flops or None, row.forward_ms) for row in profile.modules]
-    rates = [achieved_flops_per_s(hw_flops, forward_ms) for hw_flops, forward_ms in done]
+    done = [(row.flops or None, row.forward_ms) for row in profile.modules]
+    rates = [achieved_flops_per_s(flops, forward_ms) for flops, forward_ms in done]
     return [_Cell() if rate is None else _rate(rate, peak) for rate in rates]
 
 

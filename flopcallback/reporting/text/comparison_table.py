@@ -96,7 +96,7 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
         better = "lower" if comparison.mode == "min" else "higher"
         as_good = f"as good a {comparison.metric} ({better} is better)"
         lines.append(f"{front_mark} no other run has {as_good} for as little compute")
-    lines.append("compute: hardware FLOPs that the training spent; MFU: median over the training")
+    lines.append("compute: FLOPs that the training spent; MFU: median over the training")
     if estimated := [row.estimated_pct for row in rows if row.estimated_pct > 0]:
         lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
     if any(row.is_lower_bound for row in rows):

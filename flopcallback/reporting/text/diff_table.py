@@ -69,7 +69,7 @@ def diff_record(diff: ProfileDiff) -> dict[str, Any]:
     It has the totals of both profiles and every change with the figures of both sides. Integers are exact.
     """
     return {
-        "flopcallback_diff": 1,  # version of this format
+        "flopcallback_diff": 2,  # version of this format
         "before": _record(diff.before),
         "after": _record(diff.after),
         "changes": [
@@ -85,11 +85,11 @@ def _record(profile: ModelProfile) -> dict[str, Any]:
     return {
         "name": profile.name,
         "flops": profile.forward_flops,
-        "hw_flops": profile.forward_hw_flops,
+        "macs": profile.forward_macs,
         "params": _root_count(profile, "params"),
         "activations": _root_count(profile, "activations"),
         "bytes": _root_count(profile, "bytes"),
-        "train_step_hw_flops": None if profile.step is None else profile.step.total,
+        "train_step_flops": None if profile.step is None else profile.step.total,
         "forward_ms": profile.forward_ms,
         "is_lower_bound": profile.is_lower_bound,
         "input_shapes": profile.config.get("flops.input_shapes"),
@@ -116,7 +116,7 @@ def _totals(diff: ProfileDiff) -> list[str]:
         lines.append(f"{word}: {old:,}{ARROW}{new:,}{_diff(old, new)}" if old != new else f"{word}: {old:,}, as before")
     if before.step is not None and after.step is not None:
         steps = before.step.total, after.step.total
-        lines.append(f"train step: {steps[0]:,}{ARROW}{steps[1]:,} hardware FLOPs{_diff(*steps)}")
+        lines.append(f"train step: {steps[0]:,}{ARROW}{steps[1]:,} FLOPs{_diff(*steps)}")
     if before.forward_ms is not None and after.forward_ms is not None:
         times = f"{milliseconds(before.forward_ms)}{ARROW}{milliseconds(after.forward_ms)}"
         lines.append(f"forward ms: {times} ({signed_percent(before.forward_ms, after.forward_ms)})")

@@ -87,8 +87,8 @@ def markdown_operators(profile: ModelProfile) -> str:
             row.operator,
             row.family,
             f"{row.calls:,}",
-            "?" if row.status == "unknown" else f"{row.flops:,}",
-            "?" if row.status == "unknown" else percent(profile.flops_share(row)),
+            "?" if row.status == "unknown" or row.flops is None else f"{row.flops:,}",
+            "?" if row.status == "unknown" or row.flops is None else percent(profile.flops_share(row)),
             f"{row.status}: {profile.unknown[row.operator]}" if row.operator in profile.unknown else row.status,
         ]
         for row in profile.operators

@@ -19,7 +19,7 @@
     point.classList.add("chosen");
     const row = Number(point.dataset.row), figures = make("div"), show = make("button", "", "Show in the table");
     figures.append(make("b", "", moduleTable.nameOf(row)), ` ${moduleTable.exact("type", row)}`);
-    for (const [key, name] of [["time", ""], ["hw_flops", "hardware FLOPs: "], ["rate", ""]]) {
+    for (const [key, name] of [["time", ""], ["flops", "FLOPs: "], ["rate", ""]]) {
       const exact = moduleTable.exact(key, row);
       if (exact) figures.append(make("div", "", name + exact));
     }
