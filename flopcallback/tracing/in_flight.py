@@ -21,8 +21,8 @@ from flopcallback.modules.outermost import CallSite, is_compiled, outermost_call
 from flopcallback.modules.snapshot import Snapshot
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import observe_records
-from flopcallback.tracing.run import OBSERVER, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
-from flopcallback.tracing.torch_private import RAISING_PACKAGES, tree_leaves
+from flopcallback.tracing.run import DISPATCH, OBSERVER, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
+from flopcallback.tracing.torch_private import RAISING_PACKAGES, is_tracing, tree_leaves
 
 __all__ = [
     "observe_beside",
@@ -256,7 +256,10 @@ def _attempts(names: ModuleNames, arguments: Any, engine: str, reason: str) -> l
     """Return the engines to try, each with the reason against the tracer."""
     if engine == TRACE and not (reason := untraceable_reason(names, arguments)):
         return [(TRACE, ""), (OBSERVER, "")]
-    return [(OBSERVER if engine == TRACE else engine, reason)]
+    if engine == TRACE:
+        # Under somebody's tracer, the end of a recording would be traced.
+        engine = DISPATCH if is_tracing() else OBSERVER
+    return [(engine, reason)]
 
 
 def _because(reason: str, first: Exception | None) -> str:

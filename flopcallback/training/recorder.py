@@ -17,7 +17,7 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
 from flopcallback.profiling.build import profile_of, with_step
 from flopcallback.profiling.conditions import Conditions
-from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
 
@@ -135,7 +135,8 @@ class ProfileRecorder:
         """
         profile = self.profile_of(observed, model, conditions)
         if observed.failure is not None:
-            manner = "in part" if observed.unseen else "by PyTorch's dispatcher, since the tracer could not"
+            engine = "dispatcher" if observed.runs[0].engine == DISPATCH else "records"
+            manner = "in part" if observed.unseen else f"by PyTorch's {engine}, since the tracer could not"
             self._failures.report(f"{what} was counted {manner}", observed.failure)
         self._keep(profile)
         if is_timed and self._latency_steps > 0:

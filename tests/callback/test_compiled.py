@@ -239,7 +239,7 @@ def test_a_compiled_function_or_optimizer_in_the_step_runs_as_it_is(
     # The whole step has the compiled product, too; of the images no gradient is asked.
     if do == "fit":
         assert profile.step == StepFlops(forward=head + mix, backward=2 * head + mix)
-    told = f"its forward has {head + mix:,} hardware FLOPs, 1 counted call would have {head:,}"
+    told = f"its forward has {head + mix:,} FLOPs, 1 counted call would have {head:,}"
     assert profile.step_note.startswith(told if do == "fit" and what is compiled_function else "")
     assert not profile.step_note or what is compiled_function
 

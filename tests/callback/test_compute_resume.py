@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.training.ledger import ComputeLedger
+from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey
 from flopcallback.training.saved_state import check_state
 
 WIDE, HIDDEN, OUT = 5, 7, 3
@@ -297,9 +297,9 @@ def test_a_state_that_was_loaded_is_in_the_next_before_any_step():
 
 
 def test_a_kind_that_was_never_observed_is_booked_when_it_is():
-    """The only step before is the counted one, of which the forward alone is known."""
+    """The only step before is the counted one, which no later one is like in its nodes."""
     state = train([3]).state_dict()
-    assert state["compute"]["ledger"]["booked"] == 0
+    assert state["compute"]["ledger"]["booked"] == 3 * ROW
     assert numbers(train([3, 3], state).metrics()) == (9 * ROW, 9)
 
 
@@ -355,10 +355,21 @@ def replacing(value):
     return replace
 
 
+def ledger_of(*, is_observed=True):
+    """Books with a kind that was observed, if it was, and one that was counted only and waits."""
+    ledger = ComputeLedger()
+    observed, counted = (StepKey((((rows, WIDE),),), "4 of 4", 1, (0,), 7) for rows in (3, 4))
+    if is_observed:
+        ledger.learn(observed, StepCost(3 * ROW, 3 * (FIRST + SECOND), 0), 2)
+        ledger.add(observed)
+    ledger.learn_forward(counted, 4 * (FIRST + SECOND), 2)
+    ledger.add(counted)
+    return ledger
+
+
 def test_of_a_state_every_part_is_checked():
     """With a kind that was observed, one that was only counted, and one that is unseen."""
-    merged = ComputeLedger.merged(train(lengths).state_dict()["compute"]["ledger"] for lengths in ([3, 3], [4]))
-    state = json.loads(json.dumps({"version": 1, "ledger": merged.state(), "samples": 10, "tokens": None}))
+    state = json.loads(json.dumps({"version": 1, "ledger": ledger_of().state(), "samples": 10, "tokens": None}))
     assert all(state["ledger"][part] for part in ("costs", "counted", "unseen"))
     check_state(state, 1)
     tried = 0
@@ -380,7 +391,8 @@ def test_of_a_state_every_part_is_checked():
 
 
 def test_totals_that_cannot_be_are_refused():
-    observed, counted = (train(lengths).state_dict()["compute"] for lengths in ([3, 3], [4]))
+    observed = train([3, 3]).state_dict()["compute"]
+    counted = {"version": 1, "ledger": ledger_of(is_observed=False).state(), "samples": 4, "tokens": None}
     for state, said in (
         (observed, "FLOPs cannot come from 0 steps"),
         (counted, "1 steps of unseen kinds cannot be"),

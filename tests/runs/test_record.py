@@ -42,7 +42,7 @@ def test_an_integer_that_python_writes_no_digits_of_is_refused(value):
 
 
 @pytest.mark.parametrize("prefix", ["", "mine/", "mine/validate/"])
-@pytest.mark.parametrize("name", ["compute/hw_flops_total", "compute/samples_total", "compute/tokens_total"])
+@pytest.mark.parametrize("name", ["compute/flops_total", "compute/samples_total", "compute/tokens_total"])
 def test_a_total_below_0_is_refused(prefix, name):
     said = rf"^net: {prefix}{name} is -7, and a total is 0 or more$"
     with pytest.raises(RunsError, match=said):

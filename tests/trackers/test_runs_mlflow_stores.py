@@ -214,8 +214,8 @@ BAD = [
     ("UPDATE tags SET value = x'ff' WHERE run_uuid = {}", r"is b'\xff', which is no text"),
     (
         "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) "
-        "VALUES ('compute/hw_flops_total', -7, 1, 1, 0, {})",
-        "compute/hw_flops_total is -7, and a total is 0 or more",
+        "VALUES ('compute/flops_total', -7, 1, 1, 0, {})",
+        "compute/flops_total is -7, and a total is 0 or more",
     ),
 ]
 
