@@ -136,7 +136,8 @@ class Training:
         if not self._recorder.has_training:
             self._leave_out()
             if meter is not None and not why_no_records():
-                self._steps.begin_counted(self._model, inputs, optimizers)
+                with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
+                    self._steps.begin_counted(self._model, inputs, optimizers)
             return Plan.COUNT
         steps = self._steps
         if steps.model is not None:
