@@ -96,7 +96,9 @@ def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], cal
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
     differing = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.flops]
-    if differing:
+    # Work inside compiled code is that of the module around it: rows then differ, and the whole does not.
+    is_compiled = any(row.note == COMPILED for row in profile.modules)
+    if differing and not (is_compiled and steps[""].forward == calls * profile.forward_flops):
         names = f"{', '.join(differing[:_NAMED])}{', ...' * (len(differing) > _NAMED)}"
         notes.append(
             f"its forward has {steps[''].forward:,} FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
@@ -106,6 +108,9 @@ def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], cal
 
 
 _NAMED = 4  # rows that a note names
+
+COMPILED = "compiled"
+"""Note of a row of compiled code."""
 
 
 def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> int:
@@ -230,7 +235,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
             own_flops=0 if is_split else flops[name] - children_flops[name],
             unknown_calls=counts.unknown_calls[name],
             output_shape=None if shape is None or is_split else str(shape),
-            note="compiled" if name in compiled else "",
+            note=COMPILED if name in compiled else "",
             **_of_module(counts, name),
         )
     if conditions.step_row is not None:

@@ -19,8 +19,10 @@ from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Snapshot
+from flopcallback.tracing.marks import COMPILING, Marks
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import observe_records
+from flopcallback.tracing.profiler_broker import mark_here
 from flopcallback.tracing.run import DISPATCH, OBSERVER, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
 from flopcallback.tracing.torch_private import RAISING_PACKAGES, is_tracing, tree_leaves
 
@@ -194,7 +196,8 @@ def observe_beside(
     runs: tuple[ObservedRun, ...] = ()
     failure: Exception | None = None
     try:
-        runs = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),)
+        with mark_here(Marks.name_of(0, COMPILING)):  # no work of the step's, for whoever records it
+            runs = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),)
     except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
         failure = error
     return Observed(call(), runs, failure)

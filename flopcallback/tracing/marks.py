@@ -33,7 +33,7 @@ ON = "on"  # a call of the model
 STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
 REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
 CALL = "call"  # of one of several models under training, by no observer; the detail is the number of its owner
-COMPILING = "compiling"  # the compiler is at work, whose operators are not the step's
+COMPILING = "compiling"  # the compiler is at work, or a count beside the step: these operators are not the step's
 
 _PREFIX = "flopcallback"
 

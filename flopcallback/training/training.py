@@ -296,15 +296,20 @@ class Training:
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
-        if isinstance(observer.failure, (NotRecorded, CompiledCode)):
+        failure = observer.failure
+        if failure is None and observer.compiled and steps.may_hide_products():
+            failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
+            if self._meter is not None and self._meter.uses_counted_flops:
+                self._note = ESTIMATED
+        if isinstance(failure, (NotRecorded, CompiledCode)):
             if is_counted:
                 return
             if is_for_profile and steps.fail_profile():
-                self._recorder.add_step_note(f"not observed: {observer.failure}")
+                self._recorder.add_step_note(f"not observed: {failure}")
             return
         try:
-            if observer.failure is not None:
-                raise observer.failure
+            if failure is not None:
+                raise failure
             counts = step_counts(observer.runs(), model)
             flops = {phase: analysis.total() for phase, analysis in counts.items()}
             # A call that was counted beside the step, or in a second attempt, was recorded with it.

@@ -50,6 +50,7 @@ class WholeSteps:
         self._names = ModuleNames({})
         self.awaited: Shapes | None = None
         self.trusts_compiled = True
+        self._shapes: Shapes = ()  # of the inputs of the current step's first call
         self._attempts = 0  # steps that were observed for the profile, in vain
 
     def allow(self, observed: Observed, model: nn.Module, conditions: Conditions) -> None:
@@ -72,6 +73,7 @@ class WholeSteps:
             optimizers: optimizers that may step in it.
         """
         self.observer, self.calls = None, 0
+        self._shapes = shapes_of(inputs)
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
         if not why_no_recording() and not untraceable_reason(names, inputs):
@@ -92,7 +94,8 @@ class WholeSteps:
         self.observer, self.calls = None, 0
         if self.model is None:
             return False
-        self.is_for_profile = self.awaited is not None and self.awaited == shapes_of(inputs)
+        self._shapes = shapes_of(inputs)
+        self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
         if (self.is_for_profile or is_new) and not why_no_recording():
             self.observer = StepRecorder(self._names, optimizers, owner=self._owner)
         return self.observer is not None
@@ -105,6 +108,18 @@ class WholeSteps:
     def complete_profile(self) -> None:
         """Stop waiting for a step for the profile, which has one now."""
         self.awaited = None
+
+    def may_hide_products(self) -> bool:
+        """Return whether compiled code in the current step may have products without a record.
+
+        Inductor writes a product with a dimension of 1 as a loop: of one row, of one column, of one query. In a forward
+        it may leave a record, and in the backward none.
+        """
+        weights = () if self.model is None else (tuple(each.shape) for each in self.model.parameters())
+        if any(len(shape) == 2 and 1 in shape for shape in weights):
+            return True
+        # One row, or one query in each sequence; of an image a dimension of 1 is a channel.
+        return any(shape[:1] == (1,) or (len(shape) == 3 and shape[1] == 1) for shape in self._shapes)
 
     def distrust_compiled(self) -> None:
         """Book no more steps at what compiled code left records of."""
