@@ -66,7 +66,7 @@ def measure_latency(
             the device. `"measure"` measures it once by a matrix product.
         max_s: seconds after which no further round begins (half of it: no further warm-up call). The first round is
             made in any case; `profile.latency.steps` says how many were.
-        engine: counting engine, `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
+        engine: counting engine, `"auto"`, `"trace"`, `"dispatch"` or `"observer"`, as for `FlopCountAnalysis`.
         fma: deprecated, without effect. FLOPs are 2 per multiply-add.
 
     Raises:
