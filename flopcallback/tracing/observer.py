@@ -35,7 +35,7 @@ from flopcallback.tracing.records import Placed, read_records
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
 
-__all__ = ["NotRecorded", "StepRecorder", "observe_records"]
+__all__ = ["NotRecorded", "StepRecorder", "observe_records", "why_not_watched"]
 
 REASON = "what really ran is seen in PyTorch's own records"
 
@@ -45,6 +45,28 @@ class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
 
     def __init__(self, why: str) -> None:
         super().__init__(f"PyTorch's profiler was not to be had: {why}")
+
+
+class _Here(threading.local):
+    """State of this thread.
+
+    Attributes:
+        is_watched: True while a step is watched.
+    """
+
+    is_watched = False
+
+
+_here = _Here()
+
+
+def why_not_watched() -> str:
+    """Return why no step of this thread could be watched now; empty if one could.
+
+    Steps of several hooks take turns: what watches them stands in the place of functions of torch, and can only be
+    taken away in reverse order. A step that is watched may hold steps of others, but none that is.
+    """
+    return "another step is watched" if _here.is_watched else why_no_recording()
 
 
 class StepRecorder:
@@ -57,8 +79,6 @@ class StepRecorder:
     Attributes:
         failure: the error that kept the step from being observed, or None.
         compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
-        is_pending: True if the step has ended, and its records come when another observer's step ends.
-        on_read: called when records that were pending were read.
 
     Args:
         names: the modules.
@@ -85,8 +105,6 @@ class StepRecorder:
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
         self._placed: list[Placed] = []
-        self.is_pending = False
-        self.on_read: Callable[[], None] = lambda: None
         self.compiled: list[str] = []
 
     @contextmanager
@@ -99,7 +117,7 @@ class StepRecorder:
         """
         recording: Recording | None = None
         try:
-            recording = begin_recording(on_result=self._read_late)
+            recording = begin_recording()
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
         if recording is None:
@@ -107,6 +125,7 @@ class StepRecorder:
             yield
             return
         self._marks.recording = recording
+        _here.is_watched = True
         result: Any = None
         try:
             with ExitStack() as undo:
@@ -115,13 +134,12 @@ class StepRecorder:
                 yield
                 self._marks.at(END)
         finally:
+            _here.is_watched = False
             try:
                 result = end_recording(recording)
             except Exception as error:  # noqa: BLE001 - as above
                 self._note(error)
-        self.is_pending = result is None and not recording.is_lost and self.failure is None
-        if not self.is_pending:
-            self._read(result, recording)
+        self._read(result, recording)
 
     @contextmanager
     def on(self, *, is_forward: bool = True) -> Iterator[None]:
@@ -186,11 +204,6 @@ class StepRecorder:
             self._watch_compiler(undo)
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
-
-    def _read_late(self, recording: Recording) -> None:
-        self.is_pending = False
-        self._read(recording.result, recording)
-        self.on_read()
 
     def _read(self, result: Any, recording: Recording) -> None:
         if self.failure is not None:

@@ -35,6 +35,8 @@ class CallOwner:
     def __init__(self) -> None:
         self.number = next(self._numbers)
         self._calls = _Calls()
+        for owner in _owners if len(_owners) == 1 else ():
+            owner._calls.add(0, nodes_so_far())  # so far it was alone, and its calls were not noted
         _owners.add(self)
         weakref.finalize(self, _count).atexit = False
         _count()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from flopcallback.training.saved_state import check_state
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
-__all__ = ["ComputeMeter", "LastKey", "OpenStep", "merged_ledger"]
+__all__ = ["ComputeMeter", "OpenStep", "merged_ledger"]
 
 STATE = 1
 """Version of `ComputeMeter.state`; raised whenever an older version would misread it."""
@@ -65,13 +65,6 @@ class OpenStep:
     cost: StepCost | None = None
 
 
-class LastKey(NamedTuple):
-    """Kind of a step that has ended, and its autograd nodes made outside the counted calls."""
-
-    key: StepKey
-    outside: int
-
-
 class ComputeMeter:
     """Meter of compute and throughput over the steps of a training.
 
@@ -92,7 +85,6 @@ class ComputeMeter:
         ledger: compute booked by this rank.
         steps: number of steps that ended in this process.
         step: step in progress, or None; the caller updates its `backwards` and `stepped`.
-        last_key: kind of the last step that ended; None without one, or if the user gives its FLOPs.
     """
 
     def __init__(
@@ -120,7 +112,6 @@ class ComputeMeter:
         self._samples: int | None = 0  # since training began; None as soon as one step's number is unknown
         self._tokens: int | None = 0  # likewise
         self.step: OpenStep | None = None  # None between two steps
-        self.last_key: LastKey | None = None
         self.steps = 0
         self._trainable = TrainableFingerprint(model)
         if ranks is None and is_initialized():  # otherwise at the first step
@@ -220,16 +211,9 @@ class ComputeMeter:
             if self.step is not None:
                 self.step.nodes_inside += nodes_so_far() - before
 
-    def set_observed_cost(self, cost: StepCost, ended: LastKey | None = None) -> None:
-        """Set the observed cost of the current step, or of one that has ended.
-
-        Args:
-            cost: cost of the step.
-            ended: what `last_key` was behind that step.
-        """
-        if ended is not None:
-            self.ledger.learn(ended.key, cost, ended.outside)
-        elif self.step is not None:
+    def set_observed_cost(self, cost: StepCost) -> None:
+        """Set the observed cost of the current step."""
+        if self.step is not None:
             self.step.cost = cost
 
     def set_counted_forward(self, forward: int, device: torch.device, peak: float | None) -> None:
@@ -264,7 +248,6 @@ class ComputeMeter:
             if not can_count_nodes:  # no step is observed then; the key must not match one from another process
                 nodes = outside = UNKNOWN_NODES
             key = StepKey(tuple(step.calls), step.trainable, step.backwards, tuple(step.stepped), nodes)
-            self.last_key = LastKey(key, outside)
             if step.counted is not None:  # `counted` is one batch's; the others of an accumulated step are like it
                 self.ledger.learn_forward(key, step.counted * max(1, step.batches), outside)
                 if step.cost is not None:
@@ -273,7 +256,6 @@ class ComputeMeter:
                 self.ledger.learn(key, step.cost, outside)
             self.ledger.add(key)
         else:
-            self.last_key = None
             self.ledger.add_flops(given)
         if step.is_timed:
             # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.

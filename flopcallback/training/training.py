@@ -27,7 +27,7 @@ from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.ledger import StepCost
-from flopcallback.training.meter import ComputeMeter, LastKey
+from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
 from flopcallback.training.recorder import TRAINING, ProfileRecorder
@@ -239,14 +239,12 @@ class Training:
         """
         # First, since the meter books the step at its observed cost.
         observer = self._steps.end_step() if self._steps.observer is not None else None
-        if observer is not None and not observer.is_pending and self._steps.model is not None:
+        if observer is not None and self._steps.model is not None:
             self._keep_observed(observer)
         if self._recorder.window is not None:
             self._recorder.end_step(is_whole=is_whole)
         if self._meter is not None:
             self._meter.end_step(has_stepped=has_stepped)
-        if observer is not None and observer.is_pending:
-            self._keep_later(observer)
         self._last_step = step
         if self._recorder.has_news:
             # Trackers and figures take their time, which is not training's.
@@ -260,51 +258,24 @@ class Training:
         if self._meter is not None:
             self._meter.leave_out()
 
-    def _keep_later(self, observer: StepRecorder) -> None:
-        """Book an observed step once its records are there: another model's step is still being recorded."""
-        key = None if self._meter is None else self._meter.last_key
-        is_for_profile, calls = self._steps.is_for_profile, self._steps.calls
-
-        def keep() -> None:
-            self._keep_observed(
-                observer, key, is_for_profile=is_for_profile and self._steps.awaited is not None, calls=calls
-            )
-
-        observer.on_read = keep
-
-    def _keep_observed(
-        self,
-        observer: StepRecorder,
-        key: LastKey | None = None,
-        *,
-        is_for_profile: bool | None = None,
-        calls: int | None = None,
-    ) -> None:
-        """Book an observed step; add it to a profile that awaits one.
-
-        Args:
-            observer: the step's observer.
-            key: kind of the step if it has ended; None for the current step.
-            is_for_profile: whether it completes the profile; by default, whether the current step does.
-            calls: number of calls like the counted one; by default, that of the current step.
-        """
+    def _keep_observed(self, observer: StepRecorder) -> None:
+        """Book an observed step; add it to a profile that awaits one."""
         steps, model = self._steps, self._steps.model
-        is_for_profile = steps.is_for_profile if is_for_profile is None else is_for_profile
-        if model is None:  # observing ended meanwhile
-            return
+        assert model is not None
         is_counted = self._meter is not None and self._meter.is_in_counted_step
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         failure = observer.failure
-        if failure is None and observer.compiled and steps.may_hide_products():
+        is_hidden = steps.may_hide_products() or steps.has_thin_products(observer) if observer.compiled else False
+        if failure is None and is_hidden:
             failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
             if self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         if isinstance(failure, (NotRecorded, CompiledCode)):
             if is_counted:
                 return
-            if is_for_profile and steps.fail_profile():
+            if steps.is_for_profile and steps.fail_profile():
                 self._recorder.add_step_note(f"not observed: {failure}")
             return
         try:
@@ -315,14 +286,14 @@ class Training:
             # A call that was counted beside the step, or in a second attempt, was recorded with it.
             if is_counted and not self._recorder.is_step_alike(counts, steps.calls):
                 return
-            if is_for_profile:
-                is_whole = self._recorder.add_step(counts, steps.calls if calls is None else calls)
+            if steps.is_for_profile:
+                is_whole = self._recorder.add_step(counts, steps.calls)
                 steps.complete_profile()
                 if observer.compiled and not is_whole:
                     # Of products with a dimension of 1, compiled code leaves no records: all its steps may have some.
                     steps.distrust_compiled()
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
-                self._meter.set_observed_cost(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]), key)
+                self._meter.set_observed_cost(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]))
             elif self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step

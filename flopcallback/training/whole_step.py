@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from flopcallback.formulas.op_call import OpCall
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.observer import StepRecorder
+from flopcallback.tracing.observer import StepRecorder, why_not_watched
 from flopcallback.tracing.owners import CallOwner
-from flopcallback.tracing.profiler_broker import why_no_recording
 from flopcallback.tracing.run import untraceable_reason
 from flopcallback.training.ledger import USUAL_STEP
 
@@ -21,6 +21,9 @@ __all__ = ["ESTIMATED", "MOST_ATTEMPTS", "WholeSteps"]
 
 ESTIMATED = f"compute is estimated: {USUAL_STEP} forwards a step"
 """Note for the user if no whole step can be observed."""
+
+PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "aten::addmv"})
+"""Products that Inductor writes itself if a dimension is 1."""
 
 MOST_ATTEMPTS = 10
 """Steps that are observed in vain before the profile stays without a whole step."""
@@ -76,7 +79,7 @@ class WholeSteps:
         self._shapes = shapes_of(inputs)
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
-        if not why_no_recording() and not untraceable_reason(names, inputs):
+        if not why_not_watched() and not untraceable_reason(names, inputs):
             self.observer = StepRecorder(names, optimizers, owner=self._owner)
         self.is_for_profile = self.observer is not None
 
@@ -96,7 +99,7 @@ class WholeSteps:
             return False
         self._shapes = shapes_of(inputs)
         self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
-        if (self.is_for_profile or is_new) and not why_no_recording():
+        if (self.is_for_profile or is_new) and not why_not_watched():
             self.observer = StepRecorder(self._names, optimizers, owner=self._owner)
         return self.observer is not None
 
@@ -121,6 +124,16 @@ class WholeSteps:
         # One row, or one query in each sequence; of an image a dimension of 1 is a channel.
         return any(shape[:1] == (1,) or (len(shape) == 3 and shape[1] == 1) for shape in self._shapes)
 
+    @staticmethod
+    def has_thin_products(observer: StepRecorder) -> bool:
+        """Return whether a recorded product has a dimension of 1: in compiled code, its backward may have none."""
+        return any(
+            operation.operator in PRODUCTS and any(_is_thin(value.shape) for value in operation.inputs)
+            for run in observer.runs().values()
+            for operation in getattr(run.record, "calls", ())
+            if isinstance(operation, OpCall)
+        )
+
     def distrust_compiled(self) -> None:
         """Book no more steps at what compiled code left records of."""
         self.trusts_compiled = False
@@ -135,3 +148,7 @@ class WholeSteps:
     def forbid(self) -> None:
         """Observe no further steps."""
         self.model = self.awaited = self.observer = None
+
+
+def _is_thin(shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and len(shape) > 1 and 1 in shape[-2:]

@@ -67,6 +67,41 @@ def test_of_a_model_and_a_part_of_it_each_hook_has_its_own():
     assert inner.profile.forward_flops == SECOND
 
 
+def overlapping(one, two, first, second, x, steps):
+    """A step of each model begins before that of the other one has ended, as in a GAN."""
+    y = one(x)
+    for _ in range(steps):
+        z = two(x)
+        y.square().mean().backward()
+        first.step()
+        first.zero_grad()
+        y = one(x)
+        z.square().mean().backward()
+        second.step()
+        second.zero_grad()
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["both from the beginning", "one later"])
+def test_steps_that_overlap_have_their_own_work_however_many(is_late):
+    one, two = make_net(), make_net(out=2 * OUT)
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.01) for model in (one, two))
+    x, depth, many = torch.ones(BATCH, WIDE), [], 120
+    with FlopHook(one, first, **QUIET) as of_one:
+        if is_late:  # a call before the second hook is there is the first one's
+            one(x).square().mean().backward()
+            first.step()
+        with FlopHook(two, second, **QUIET) as of_two:
+            for _ in range(3):
+                overlapping(one, two, first, second, x, many // 3)
+                depth.append(torch.autograd.graph._engine_run_backward)
+    assert len({id(engine) for engine in depth}) == 1  # nothing piles up around it
+    assert of_two.profile.step.total == 2 * FIRST + 3 * 2 * SECOND
+    assert of_one.profile.step.total == STEP
+    total, estimated = spent(of_two)
+    assert total == pytest.approx(many * (2 * FIRST + 3 * 2 * SECOND), rel=estimated / 100)
+    assert estimated < 5
+
+
 def test_what_is_forgotten_owns_nothing():
     assert not owners.several.are_there
     first, second = CallOwner(), CallOwner()
@@ -103,6 +138,23 @@ def test_products_that_compiled_code_may_hide_are_not_called_exact(rows, out, is
     else:
         assert spent(hook) == (STEPS * 3 * forward, 100)
         assert hook.profile.step is None
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+# 2026-11, torch 2.13: Dynamo asks every input of a compiled function for its grad, with or without us.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_function_of_the_loop_that_may_hide_products_is_not_called_exact():
+    torch._dynamo.reset()
+    model, weight = make_net(), nn.Parameter(torch.ones(OUT, 1))
+    score = torch.compile(lambda y: y @ weight)  # its backward has a product with one column
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with FlopHook(model, optimizer, **QUIET) as hook:
+        for _ in range(STEPS):
+            score(model(torch.ones(BATCH, WIDE))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert spent(hook)[1] == 100
     torch._dynamo.reset()
 
 
