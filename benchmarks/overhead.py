@@ -28,6 +28,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,16 +187,16 @@ def in_a_plain_loop(case: Case, folder: str, *, with_us: bool, with_tracker: boo
         model = case.build()
         optimizer = torch.optim.AdamW(model.parameters())
         writer = SummaryWriter(folder) if with_tracker else None
-        if with_us:
-            FlopHook(model, optimizer, to=writer, summary=False, strict=True)
-        for step, (x, labels) in enumerate(training.batches(case)):
-            training.begin_step()
-            loss = F.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if writer is not None and (step + 1) % LOG_EVERY == 0:
-                writer.add_scalar("train/loss", loss.item(), step)
+        us = FlopHook(model, optimizer, to=writer, summary=False, strict=True) if with_us else nullcontext()
+        with us:
+            for step, (x, labels) in enumerate(training.batches(case)):
+                training.begin_step()
+                loss = F.cross_entropy(model(x), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if writer is not None and (step + 1) % LOG_EVERY == 0:
+                    writer.add_scalar("train/loss", loss.item(), step)
 
     return Training(train)
 
