@@ -138,7 +138,8 @@ json_values = st.recursive(
 @given(
     path=st.text(min_size=1),
     flops=st.integers(0, 2**200),
-    config=st.dictionaries(st.text(), json_values),
+    # Those of ours have types of their own; hypothesis takes their names from the source.
+    config=st.dictionaries(st.text().filter(lambda name: not name.startswith("flops.")), json_values),
     time=st.none() | st.floats(0, 1e300),
 )
 def test_json_keeps_any_name_any_integer_and_any_config(path, flops, config, time):
