@@ -96,9 +96,9 @@ class FlopCallback(Callback):
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
         log_every_n_steps: number of steps between two logs of compute and throughput. Default: the trainer's.
-        max_flops: budget of FLOPs, for all ranks together. Training stops at the end of the step that
-            spends it, but not before the trainer's `min_steps` and `min_epochs`. Several
-            ranks may exceed the budget by some steps if a step costs more than 16 times any step before.
+        max_flops: budget of FLOPs, for all ranks together. Training stops at the end of the step that spends it, but
+            not before the trainer's `min_steps` and `min_epochs`. Several ranks may exceed the budget by some steps if
+            a step costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
         batch_size_fn: function that returns the number of samples in a batch. Default: the common first dimension of

@@ -71,9 +71,8 @@ class FlopHook:
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
         log_every_n_steps: number of steps between two logs of compute and throughput. Default: 50.
-        max_flops: budget of FLOPs, for all ranks together. `should_stop` is True from the end of the step
-            that spends it. Several ranks may exceed the budget by some steps if a step
-            costs more than 16 times any step before.
+        max_flops: budget of FLOPs, for all ranks together. `should_stop` is True from the end of the step that spends
+            it. Several ranks may exceed the budget by some steps if a step costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
         batch_size_fn: function that returns the number of samples in a batch. The batch is the model's first positional

@@ -80,7 +80,7 @@ NAMES: tuple[Private, ...] = (
     Private("torch._tensor", "jit_trace", "methods of tensors written in Python show with what they ask of shapes"),
     Private("torch._C._is_any_autocast_enabled", "function_mode", "speed: no node is copied"),
     # --- What the tracer is led past ---
-    Private("torch.autograd._engine_run_backward", "regions, whole_step", _STEPS, WHOLE_STEP),
+    Private("torch.autograd._engine_run_backward", "regions, observer", _STEPS, WHOLE_STEP),
     Private("torch._functorch.apis.vmap_impl", "regions", f"for vmap in a forward, {_ALL}"),
     *_rows(
         "torch._functorch.eager_transforms.grad_impl torch._functorch.eager_transforms.grad_and_value_impl "

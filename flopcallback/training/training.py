@@ -266,9 +266,9 @@ class Training:
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
-        failure = observer.failure
-        is_hidden = steps.may_hide_products() or steps.has_thin_products(observer) if observer.compiled else False
-        if failure is None and is_hidden:
+        failure, runs = observer.failure, observer.runs()
+        hides = bool(observer.compiled) and (steps.may_hide_products() or steps.has_thin_products(runs.values()))
+        if failure is None and hides:
             failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
             if self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
@@ -281,7 +281,7 @@ class Training:
         try:
             if failure is not None:
                 raise failure
-            counts = step_counts(observer.runs(), model)
+            counts = step_counts(runs, model)
             flops = {phase: analysis.total() for phase, analysis in counts.items()}
             # A call that was counted beside the step, or in a second attempt, was recorded with it.
             if is_counted and not self._recorder.is_step_alike(counts, steps.calls):

@@ -11,7 +11,7 @@ from flopcallback.formulas.op_call import OpCall
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
-from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observed import Observed, ObservedRun
 from flopcallback.tracing.observer import StepRecorder, why_not_watched
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.run import untraceable_reason
@@ -125,11 +125,11 @@ class WholeSteps:
         return any(shape[:1] == (1,) or (len(shape) == 3 and shape[1] == 1) for shape in self._shapes)
 
     @staticmethod
-    def has_thin_products(observer: StepRecorder) -> bool:
+    def has_thin_products(runs: Iterable[ObservedRun]) -> bool:
         """Return whether a recorded product has a dimension of 1: in compiled code, its backward may have none."""
         return any(
             operation.operator in PRODUCTS and any(_is_thin(value.shape) for value in operation.inputs)
-            for run in observer.runs().values()
+            for run in runs
             for operation in getattr(run.record, "calls", ())
             if isinstance(operation, OpCall)
         )

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched_step import StepObserver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,7 +21,6 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _Flops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
-from flopcallback.tracing.whole_step import StepObserver
 
 ENGINES = ("trace", "dispatch", "observer")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched_step import StepObserver
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +14,6 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _Flops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
-from flopcallback.tracing.whole_step import StepObserver
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FIRST, SECOND = (

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from dispatched_step import StepObserver
 from observed_steps import BATCH, INNER, OUT, STEPS, WIDE
 
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _Flops
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import PHASES
-from flopcallback.tracing.whole_step import StepObserver
 
 # PyTorch says once that oneDNN has no LSTM with projections.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")

@@ -1,4 +1,4 @@
-"""Observation of a whole training step, by phase and module."""
+"""A whole training step from below, by PyTorch's dispatcher: what the observer of records is held against."""
 
 from __future__ import annotations
 
