@@ -78,12 +78,18 @@ COMPUTE = Metric("compute/flops_total", "FLOPs", "log", "min", "compute", "compu
 SAMPLES = Metric("compute/samples_total", "samples", "log", compared="last", text="{}")
 TOKENS = Metric("compute/tokens_total", "tokens", "log", compared="last", text="{}")
 ESTIMATED = Metric("compute/estimated_pct", "%", "log", "min", compared="last")
+ERROR = Metric("compute/error_pct", "%", "log", "min", compared="last")
+WITHOUT_GRAD = Metric("compute/without_grad_pct", "%", "log", compared="last")
+LOWER_BOUND = Metric("compute/lower_bound_pct", "%", "log", "min", compared="last")
+UPPER_BOUND = Metric("compute/upper_bound_pct", "%", "log", "min", compared="last")
+AUDITED = Metric("compute/audited_steps", "", "log", compared="last")
 # fmt: on
 
 METRICS: tuple[Metric, ...] = (
     *(PARAMS, PARAMS_TRAINABLE, ACTIVATIONS, FORWARD, FORWARD_PER_SAMPLE, UNKNOWN_CALLS, TRAIN_STEP),
     *(*TRAIN_STEP_PHASES.values(), FORWARD_MS, STEP_MS, STEP_TIME_MS, SAMPLES_PER_SEC, TOKENS_PER_SEC),
-    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED),
+    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
+    *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, AUDITED),
 )
 """All metrics, in the order of a comparison's columns."""
 

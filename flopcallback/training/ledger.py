@@ -3,264 +3,254 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["MOST_KEYS", "USUAL_STEP", "ComputeLedger", "StepCost", "StepKey", "StepStart"]
+from flopcallback.training.fit import CostFit
+from flopcallback.training.kinds import (
+    Kind,
+    StepCost,
+    StepKey,
+    StepStart,
+    Sums,
+    elements_in,
+    pattern_and_sizes,
+    sums_of,
+)
 
-MOST_KEYS = 32
-"""Number of kinds of steps that are observed; the cost of further kinds is estimated from these."""
+__all__ = ["UNKNOWN_KIND", "USUAL_STEP", "ComputeLedger", "StartOfKinds", "interpolated"]
 
-MOST_TRIES = 2
-"""Steps observed right after the first step of an unseen kind, in case the next one is of that kind, too."""
+MOST_KINDS = 4096
+"""Observed kinds that are remembered. Those not met for the longest time are forgotten first; their sums stay."""
 
-MOST_PREDICTIONS = 8
-"""Steps observed for an unseen kind because they are as far from its last step as that was from the one before."""
+MOST_UNSEEN = 1024
+"""Kinds without an observed step whose steps can still be booked exactly, once one is observed."""
 
-MOST_UNSEEN = 256
-"""Unseen kinds whose steps can still be booked exactly, once one of them is observed."""
+MOST_FITS = 64
+"""Fits of costs by sizes, one for all kinds that differ in sizes alone."""
+
+MOST_SAVED = 250
+"""Observed kinds in a checkpoint, and as many others: it stays below 100 kB."""
 
 USUAL_STEP = 3
 """Cost of a step in forwards, where no step was observed: a backward does two products for each of the forward's
 (Kaplan et al., "Scaling Laws for Neural Language Models", 2020, section 2.1)."""
 
-Shapes = tuple[tuple[int, ...], ...]
-
-
-class StepStart(NamedTuple):
-    """Part of a `StepKey` that is known when the step begins.
-
-    Attributes:
-        shapes: shapes of the tensors in the inputs of the first model call.
-        trainable: fingerprint of the parameters and of which ones require grad.
-    """
-
-    shapes: Shapes
-    trainable: str
-
-
-class StepKey(NamedTuple):
-    """Kind of a step: steps with equal keys have equal costs.
-
-    It is known when a step has ended.
-
-    Attributes:
-        calls: shapes of the input tensors of each model call.
-        trainable: fingerprint of the parameters and of which ones require grad.
-        backwards: number of backwards.
-        optimizers: numbers of the optimizers that stepped, in order.
-        nodes: number of autograd nodes made in the step, which differs with a gradient penalty or a skipped layer.
-    """
-
-    calls: tuple[Shapes, ...]
-    trainable: str
-    backwards: int
-    optimizers: tuple[int, ...]
-    nodes: int
-
-    @property
-    def start(self) -> StepStart:
-        """The part that was known when the step began."""
-        return StepStart(self.calls[0] if self.calls else (), self.trainable)
-
-    @property
-    def elements(self) -> int:
-        """Number of elements of all input tensors."""
-        return sum(math.prod(shape) for shapes in self.calls for shape in shapes)
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """Cost of a step, in FLOPs.
-
-    Attributes:
-        flops: the whole step.
-        forward: its forward.
-        recompute: its recomputation, as in gradient checkpointing.
-    """
-
-    flops: int
-    forward: int = 0
-    recompute: int = 0
+UNKNOWN_KIND = ""
+"""Digest of all steps of which nothing is known."""
 
 
 @dataclass(slots=True)
-class _Unseen:
-    """Steps of an unseen kind: one without an observed step.
+class StartOfKinds:
+    """Kinds of steps that begin alike.
 
     Attributes:
-        count: number of these steps.
-        last: number of the last one.
-        gap: number of steps between the last two; 0 after the first one.
-        tries: steps observed for this kind right after its first one, at most `MOST_TRIES`.
-        predictions: steps observed because `gap` predicted them, at most `MOST_PREDICTIONS`.
+        kinds: these kinds; an ordered set.
+        unseen: those without an observed step.
+        due: those whose audit is due.
     """
 
-    count: int
-    last: int
-    gap: int = 0
-    tries: int = 0
-    predictions: int = 0
+    kinds: dict[Kind, None] = field(default_factory=dict)
+    unseen: dict[Kind, None] = field(default_factory=dict)
+    due: dict[Kind, None] = field(default_factory=dict)
 
-    def is_due(self, step: int) -> bool:
-        """Return whether to observe a step for this kind; count the attempt.
 
-        Args:
-            step: number of the step.
-        """
-        if self.tries < MOST_TRIES:
-            self.tries += 1
-            return True
-        if step - self.last == self.gap and self.predictions < MOST_PREDICTIONS:
-            self.predictions += 1
-            return True
-        return False
+class _Place(NamedTuple):
+    """Place of a kind among those that this process has met; `fit` has the kinds that differ in sizes alone."""
+
+    key: StepKey
+    start: StartOfKinds
+    fit: CostFit
+    sizes: tuple[int, ...]
 
 
 class _Counted(NamedTuple):
-    """Counted step: forward FLOPs, and autograd nodes created outside the counted calls."""
+    """Step whose forward was counted, and which was not observed.
 
+    Attributes:
+        rest: what its kind has in common with that of an observed step of equal cost: all but autograd nodes and calls,
+            since counting makes nodes of its own.
+        forward: FLOPs of its forward.
+        outside: autograd nodes made in the step outside the counted calls.
+        elements: number of elements of its inputs.
+    """
+
+    rest: str
     forward: int
     outside: int
+    elements: int
 
 
 class ComputeLedger:
-    """Books of the FLOPs of all steps, as exact integers.
+    """Books of the FLOPs of all steps.
 
-    A step costs what an observed step of its kind (`StepKey`) cost; that step may come later. Until then, and beyond
-    `MOST_KEYS` kinds, its cost is estimated: interpolated between observed kinds, by the number of input elements.
+    An observed step is booked at its own cost, as an exact integer. Another step costs what observed steps of its kind
+    (`StepKey`) cost, also if these come later. Where observed steps of a kind do not agree, and where none was observed,
+    the cost is estimated.
 
     Attributes:
         steps: number of steps booked.
+        audited: number of observed steps among them.
     """
 
     def __init__(self) -> None:
         self.steps = 0
-        self._costs: dict[StepKey, StepCost] = {}  # of observed kinds
-        self._unseen: dict[StepKey, _Unseen] = {}
-        # Observed and unseen kinds by their start; the inner dict is an ordered set.
-        self._by_start: dict[StepStart, dict[StepKey, None]] = {}
-        self._booked = 0  # FLOPs of steps with a known cost
-        self._estimated = 0  # FLOPs of steps whose estimate is final; unseen kinds are estimated anew each time
-        self._counted_steps: dict[StepKey, _Counted] = {}
-        self._counted_costs: dict[StepKey, StepCost] = {}  # of counted steps that were observed, too
-        self._outside_nodes: dict[StepKey, int] = {}  # of observed kinds: autograd nodes outside the counted calls
+        self.audited = 0
+        self._sums = Sums()  # of all steps but those that `_plain` has, and those in `_counted`
+        self._plain = 0  # FLOPs of steps that were booked by an addition alone
+        self._largest = 0
+        self._kinds: dict[StepKey, Kind] = {}
+        self._places: dict[Kind, _Place] = {}  # of the kinds in `_kinds`
+        self._waiting: dict[str, Kind] = {}  # kinds of a loaded state that this process has not met yet, by digest
+        self._starts: dict[StepStart, StartOfKinds] = {}
+        self._unseen: dict[Kind, None] = {}  # those in `_kinds` without an observed step; an ordered set
+        self._are_guesses_old = False  # True once something was observed that may change the guesses of `_unseen`
+        self._fits: dict[Hashable, CostFit] = {}  # by what kinds have in common besides sizes
+        self._by_elements: dict[int, int] = {}  # FLOPs of observed steps by number of input elements
+        self._unknown = Kind(UNKNOWN_KIND)
+        self._counted: list[_Counted] = []
+
+    # --- Reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def sums(self) -> Sums:
+        """Sums over all steps so far."""
+        if self._are_guesses_old:
+            self._renew_guesses()
+        guessed = sum(map(self._guess_of, self._counted))
+        return self._sums.plus(Sums(exact=self._plain, estimated=guessed, unjudged=guessed))
 
     @property
     def flops(self) -> int:
         """FLOPs of all steps so far."""
-        return self._booked + self.estimated
+        return self.sums.flops
 
     @property
     def estimated(self) -> int:
         """The estimated part of `flops`."""
-        waiting = (unseen.count * self._estimate(key).flops for key, unseen in self._unseen.items())
-        return self._estimated + sum(waiting)
+        return self.sums.estimated
 
     @property
     def largest(self) -> int:
         """Largest observed cost of a step in FLOPs, or 0."""
-        return max((cost.flops for cost in self._costs.values()), default=0)
+        return self._largest
 
-    def cost_of(self, key: StepKey) -> StepCost:
-        """Return the cost of a step of this kind, observed or estimated."""
-        return self._observed_cost(key) or self._estimate(key)
+    def cost_of(self, kind: Kind) -> StepCost:
+        """Return the cost of a step of a kind, observed or estimated."""
+        if self._are_guesses_old:
+            self._renew_guesses()
+        return kind.usual_cost()
 
-    def learn_forward(self, key: StepKey, forward: int, outside: int) -> None:
-        """Learn the forward FLOPs of a counted step.
+    def start_of(self, start: StepStart) -> StartOfKinds | None:
+        """Return the kinds that begin so; None if no step did."""
+        return self._starts.get(start)
 
-        Estimates rest on them until a step is observed. Counting may make autograd nodes of its own. So the step gets
-        the cost of an observed kind with the same forward FLOPs and outside nodes, and with an equal key but for
-        `nodes`.
+    # --- Booking ------------------------------------------------------------------------------------------------------
 
-        Args:
-            key: kind of the step, as it was counted.
-            forward: FLOPs of the counted calls.
-            outside: autograd nodes made in the step outside the counted calls.
-        """
-        self._counted_steps[key] = _Counted(forward, outside)
-
-    def should_observe(self, start: StepStart) -> bool:
-        """Return whether to observe the step that begins.
-
-        Call it once per step: it counts the attempts. A step is observed if no known kind starts like it, or if it may
-        be of an unseen kind.
-        """
-        if len(self._costs) >= MOST_KEYS:
-            return False
-        keys = self._by_start.get(start)
-        if keys is None:  # no step began like this one
-            return True
-        if not self._unseen:
-            return False
-        return any(self._unseen[key].is_due(self.steps + 1) for key in keys if key in self._unseen)
-
-    def forget_attempt(self, start: StepStart) -> None:
-        """Forget one attempt of `should_observe`, since the step could not be observed."""
-        for key in self._by_start.get(start, ()):
-            if (unseen := self._unseen.get(key)) is not None:
-                if unseen.predictions:
-                    unseen.predictions -= 1
-                else:
-                    unseen.tries = max(0, unseen.tries - 1)
-
-    def learn(self, key: StepKey, cost: StepCost, outside: int = 0) -> None:
-        """Learn the cost of a kind, and book its earlier steps exactly.
+    def add(self, key: StepKey | None) -> Kind:
+        """Book a step that was not observed; return its kind.
 
         Args:
-            key: kind of the step.
-            cost: cost of the step.
+            key: its kind; None if nothing is known that tells it from other steps.
+        """
+        self.steps += 1
+        kind = self._unknown if key is None else self._kinds.get(key) or self._meet(key)
+        if kind.plain is not None:  # the usual step
+            kind.steps += 1
+            kind.open += 1
+            kind.last = self.steps
+            self._plain += kind.plain
+        else:
+            self._withdraw(kind)
+            kind.steps += 1
+            kind.open += 1
+            kind.meet(self.steps)
+            self._enter(kind)
+        if kind.steps >= kind.due and key is not None and kind.cost is not None:
+            self._places[kind].start.due[kind] = None
+        return kind
+
+    def add_observed(self, key: StepKey | None, cost: StepCost, outside: int = 0) -> Kind:
+        """Book an observed step at its cost, and learn from it; return its kind.
+
+        Args:
+            key: its kind, as in `add`.
+            cost: its cost.
             outside: autograd nodes made in the step outside the calls that would be counted.
         """
-        if key in self._costs or len(self._costs) >= MOST_KEYS:
-            return
-        self._costs[key] = cost
-        self._outside_nodes[key] = outside
-        self._of_start(key)[key] = None
-        for unseen in [kind for kind in self._of_start(key) if kind in self._unseen]:
-            if self._observed_cost(unseen) is not None:
-                self._booked += self._unseen.pop(unseen).count * cost.flops
+        self.add_exactly(cost)
+        kind = self._unknown if key is None else self._kinds.get(key) or self._meet(key)
+        self._withdraw(kind)
+        kind.steps += 1
+        kind.meet(self.steps)
+        kind.learn(cost, outside, varies=key is None)
+        self._enter(kind)
+        if key is not None:
+            self._learn_by_sizes(kind)
+            self._settle_counted(key, kind)
+        return kind
 
-    def learn_counted(self, key: StepKey, cost: StepCost) -> None:
-        """Learn the cost of a counted step, for itself alone.
+    def add_exactly(self, cost: StepCost) -> None:
+        """Book a step at its own cost, from which nothing is learned."""
+        self.steps += 1
+        self.audited += 1
+        self._sums = self._sums.plus(sums_of(cost))
+        self._largest = max(self._largest, cost.flops)
 
-        Later steps that begin alike are observed: they lack the nodes that counting has made.
+    def add_counted(self, key: StepKey | None, forward: int, outside: int) -> None:
+        """Book a step whose forward was counted, and which was not observed.
+
+        It costs what an observed step of an equal forward costs, also if that comes later.
+
+        Args:
+            key: its kind, as it was counted.
+            forward: FLOPs of the counted calls.
+            outside: autograd nodes made in the step outside of these.
         """
-        self._counted_costs[key] = cost
-
-    def add(self, key: StepKey, count: int = 1) -> None:
-        """Book `count` steps of a kind."""
-        self.steps += count
-        cost = self._costs.get(key) or self._observed_cost(key)
-        if cost is not None:
-            self._booked += count * cost.flops
-        elif len(self._costs) >= MOST_KEYS:  # no further kind is observed: the estimate is final
-            self._estimated += count * self._estimate(key).flops
+        self.steps += 1
+        rest, elements = ("", 0) if key is None else (_rest_of(key), elements_in((key.inputs, key.calls)))
+        counted = _Counted(rest, forward, outside, elements)
+        alike = (kind for other, kind in self._kinds.items() if key is not None and _rest_of(other) == rest)
+        cost = next((kind.cost for kind in alike if _is_alike(counted, kind)), None)
+        if cost is None:
+            self._counted.append(counted)
         else:
-            self._book_later(key, count)
+            self._sums = self._sums.plus(sums_of(cost))
 
     def add_flops(self, flops: int) -> None:
         """Book a step at the FLOPs that the user gives."""
         self.steps += 1
-        self._booked += flops
+        self._plain += flops
+
+    # --- States -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return the books as plain JSON, for `load` and `merged`."""
-        basis = self._unseen if self._costs else self._counted_steps  # counted steps that are still needed
+        """Return the books as plain JSON, for `load` and `merged`.
+
+        Only the kinds met last stay apart. The steps of others stay as they are booked.
+        """
+        for key, kind in self._kinds.items():
+            kind.digest = kind.digest or key.digest()
+        kinds = sorted((*self._waiting.values(), *self._kinds.values()), key=lambda kind: kind.last, reverse=True)
+        seen = [kind for kind in kinds if kind.cost is not None][:MOST_SAVED]
+        unseen = [kind for kind in kinds if kind.cost is None][:MOST_SAVED]
+        unknown = [self._unknown] if self._unknown.steps else []
+        if self._are_guesses_old:
+            self._renew_guesses()
         return {
             "steps": self.steps,
-            "booked": self._booked,
-            "guessed": self._estimated,
-            "costs": [
-                [_as_lists(key), list(astuple(cost)), self._outside_nodes[key]] for key, cost in self._costs.items()
-            ],
-            "counted": [[_as_lists(key), *counted] for key, counted in self._counted_steps.items() if key in basis],
-            "unseen": [
-                [_as_lists(key), unseen.count, self.steps - unseen.last, unseen.gap]
-                for key, unseen in self._unseen.items()
-            ],
+            "audited": self.audited,
+            "largest": self.largest,
+            "sums": list(self._sums.plus(Sums(exact=self._plain))),
+            "kinds": [kind.state(self.steps) for kind in (*unknown, *seen, *unseen)],
+            "counted": [list(counted) for counted in self._counted[-MOST_SAVED:]],
         }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the books without kinds, in the form of `state`: what a rank tells of itself on the way."""
+        sums = {"steps": self.steps, "audited": self.audited, "largest": self.largest, "sums": list(self.sums)}
+        return {**sums, "kinds": [], "counted": []}
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
         """Add the steps and costs of a saved ledger to this one.
@@ -269,23 +259,20 @@ class ComputeLedger:
             state: result of `state`.
             costs_only: learn the costs and leave out the steps, which another rank adds.
         """
-        for key, cost, outside in state["costs"]:
-            self.learn(_key_of(key), StepCost(*cost), outside)
-        for key, forward, outside in state["counted"]:
-            self.learn_forward(_key_of(key), forward, outside)
-        if costs_only:
-            return
-        self._booked += state["booked"]
-        self._estimated += state["guessed"]
-        steps = self.steps + state["steps"]
-        for unseen in self._unseen.values():  # their distance to the present step stays
-            unseen.last += state["steps"]
-        for key_lists, count, distance, gap in state["unseen"]:
-            key = _key_of(key_lists)
-            self.add(key, count)  # exact if its cost is known here; otherwise it stays unseen
-            if (loaded := self._unseen.get(key)) is not None:
-                loaded.last, loaded.gap = steps - distance, gap
-        self.steps = steps  # not what `add` made it: `state["steps"]` has the unseen ones, too
+        self._largest = max(self._largest, state["largest"])
+        if not costs_only:
+            for kind in self._kinds.values():  # their distance to the present step stays
+                kind.last += state["steps"]
+            self.steps += state["steps"]
+            self.audited += state["audited"]
+            self._sums = self._sums.plus(Sums(*state["sums"]))
+            self._counted += (_Counted(*row) for row in state["counted"])
+        for row in state["kinds"]:
+            kind = Kind.of(row, self.steps)
+            if costs_only:
+                kind.forget_steps()
+            if kind.steps or kind.cost is not None:
+                self._take_in(kind)
 
     @classmethod
     def merged(cls, states: Iterable[Mapping[str, Any]]) -> ComputeLedger:
@@ -297,94 +284,143 @@ class ComputeLedger:
 
     # --- Internals ----------------------------------------------------------------------------------------------------
 
-    def _of_start(self, key: StepKey) -> dict[StepKey, None]:
-        return self._by_start.setdefault(key.start, {})
+    def _withdraw(self, kind: Kind) -> None:
+        self._sums = self._sums.minus(kind.sums())
 
-    def _observed_cost(self, key: StepKey) -> StepCost | None:
-        """Return the cost of an observed step of this kind, or None."""
-        cost = self._costs.get(key) or self._counted_costs.get(key)
-        if cost is not None or key not in self._counted_steps:
-            return cost
-        # A counted step may have nodes of its own: all else has to match, and what was counted.
-        alike = (kind for kind in self._of_start(key) if kind[:-1] == key[:-1] and kind in self._costs)
-        counted = self._counted_steps[key]
-        same = (kind for kind in alike if (self._costs[kind].forward, self._outside_nodes[kind]) == counted)
-        return next((self._costs[kind] for kind in same), None)
+    def _enter(self, kind: Kind) -> None:
+        self._sums = self._sums.plus(kind.sums())
 
-    def _book_later(self, key: StepKey, count: int) -> None:
-        """Keep steps of an unseen kind until one of them is observed."""
-        unseen = self._unseen.get(key)
-        if unseen is not None:
-            unseen.count, unseen.gap, unseen.last = unseen.count + count, self.steps - unseen.last, self.steps
-            return
-        self._unseen[key] = _Unseen(count, self.steps)
-        self._of_start(key)[key] = None
+    def _meet(self, key: StepKey) -> Kind:
+        """Return the kind of a key that this process has not met before."""
+        kind = self._waiting.pop(key.digest(), None) if self._waiting else None
+        kind = kind or Kind("")
+        start = self._starts.setdefault(key.start, StartOfKinds())
+        name, sizes = pattern_and_sizes(key)
+        place = _Place(key, start, self._fits.setdefault(name, CostFit()), sizes)
+        self._kinds[key], self._places[kind] = kind, place
+        start.kinds[kind] = None
+        if kind.cost is None:
+            start.unseen[kind] = self._unseen[kind] = None
+            self._guess(kind)
+        self._make_room()
+        return kind
+
+    def _make_room(self) -> None:
+        """Forget kinds beyond the largest numbers, and the oldest fits."""
         if len(self._unseen) > MOST_UNSEEN:
-            oldest = next(iter(self._unseen))  # its estimate becomes final
-            self._estimated += self._unseen[oldest].count * self._estimate(oldest).flops
-            self._forget(oldest)
+            self._forget(next(iter(self._unseen)))
+        if len(self._kinds) - len(self._unseen) > MOST_KINDS:
+            seen = [kind for kind in self._kinds.values() if kind.cost is not None]
+            for kind in sorted(seen, key=lambda kind: kind.last)[: MOST_KINDS // 4]:
+                self._forget(kind)
+        if len(self._fits) > MOST_FITS:
+            del self._fits[next(iter(self._fits))]
 
-    def _forget(self, key: StepKey) -> None:
-        """Remove an unseen kind; its steps can no longer be booked exactly."""
-        del self._unseen[key]
-        of_start = self._of_start(key)
-        del of_start[key]
-        if not of_start:
-            del self._by_start[key.start]
+    def _forget(self, kind: Kind) -> None:
+        """Forget a kind; its steps stay as they are booked."""
+        key, start, _, _ = self._places.pop(kind)
+        del self._kinds[key], start.kinds[kind]
+        for kinds in (start.unseen, start.due, self._unseen):
+            kinds.pop(kind, None)
+        if not start.kinds:
+            del self._starts[key.start]
 
-    def _estimate(self, key: StepKey) -> StepCost:
-        """Estimate the cost of a step of an unseen kind.
+    # --- Estimates ----------------------------------------------------------------------------------------------------
 
-        It rests on observed kinds that are as similar as possible; without any, on the counted forward.
-        """
-        points = next(filter(None, self._reference_costs(key)), None)
-        if points is not None:
-            return _interpolated(points, key.elements)
-        if not self._counted_steps:
-            return StepCost(0)
-        forwards = {kind.elements: counted.forward for kind, counted in self._counted_steps.items()}
-        costs = {elements: StepCost(USUAL_STEP * forward, forward) for elements, forward in forwards.items()}
-        return _interpolated(costs, key.elements)
+    def _learn_by_sizes(self, kind: Kind) -> None:
+        """Take in an observed step for the estimates of other kinds."""
+        key, start, fit, sizes = self._places[kind]
+        for kinds in (start.unseen, start.due, self._unseen):
+            kinds.pop(kind, None)
+        flops = kind.usual_cost().flops
+        fit.add(sizes, flops)
+        self._by_elements[elements_in((key.inputs, key.calls))] = flops
+        if len(self._by_elements) > MOST_UNSEEN:
+            del self._by_elements[next(iter(self._by_elements))]
+        self._are_guesses_old = True
 
-    def _reference_costs(self, key: StepKey) -> Iterator[dict[int, StepCost]]:
-        """Yield observed costs by number of input elements, most similar kinds first."""
-        similarities: tuple[Callable[[StepKey], bool], ...] = (
-            lambda kind: kind[1:] == key[1:],  # only the shapes differ
-            lambda kind: (kind.backwards, kind.optimizers) == (key.backwards, key.optimizers),
-            lambda _: True,
-        )
-        for is_similar in similarities:
-            yield {kind.elements: cost for kind, cost in self._costs.items() if is_similar(kind)}
+    def _renew_guesses(self) -> None:
+        """Estimate kinds without an observed step by all that was observed so far."""
+        self._are_guesses_old = False
+        for kind in self._unseen:
+            self._withdraw(kind)
+            self._guess(kind)
+            self._enter(kind)
+
+    def _guess(self, kind: Kind) -> None:
+        """Estimate the cost of a kind without an observed step."""
+        key, _, fit, sizes = self._places[kind]
+        guess = fit.predict(sizes)
+        if guess is None:
+            kind.guess, kind.guess_error = self._interpolated(elements_in((key.inputs, key.calls))), None
+        else:
+            kind.guess, kind.guess_error = guess, math.ceil(guess * fit.error)
+
+    def _interpolated(self, elements: int) -> int:
+        """Estimate a step by its number of input elements alone."""
+        if self._by_elements:
+            return interpolated(self._by_elements, elements)
+        forwards = {counted.elements: USUAL_STEP * counted.forward for counted in self._counted}
+        return interpolated(forwards, elements) if forwards else 0
+
+    def _guess_of(self, counted: _Counted) -> int:
+        """Estimate a counted step."""
+        return self._interpolated(counted.elements)
+
+    def _settle_counted(self, key: StepKey, kind: Kind) -> None:
+        """Book counted steps at the cost of an observed one that is like them."""
+        if not self._counted:
+            return
+        rest, cost = _rest_of(key), kind.cost
+        alike = [counted for counted in self._counted if counted.rest == rest and _is_alike(counted, kind)]
+        for counted in alike if cost is not None else ():
+            self._counted.remove(counted)
+            self._sums = self._sums.plus(sums_of(cost))
+
+    # --- States -------------------------------------------------------------------------------------------------------
+
+    def _take_in(self, kind: Kind) -> None:
+        """Add a loaded kind, whose steps are among the sums already."""
+        if kind.digest == UNKNOWN_KIND:
+            known: Kind | None = self._unknown
+        else:
+            known = self._waiting.get(kind.digest)
+            known = known or next((own for key, own in self._kinds.items() if key.digest() == kind.digest), None)
+        if known is None:
+            self._waiting[kind.digest] = kind
+            return
+        self._withdraw(kind)
+        self._withdraw(known)
+        if not known.absorb(kind):
+            self._enter(kind)  # its steps stay as they are booked
+        self._enter(known)
+        if known in self._places and known.cost is not None:
+            self._learn_by_sizes(known)
 
 
-def _interpolated(points: Mapping[int, StepCost], elements: int) -> StepCost:
+def _rest_of(key: StepKey) -> str:
+    return key._replace(calls=(), nodes=0).digest()
+
+
+def _is_alike(counted: _Counted, kind: Kind) -> bool:
+    """Return whether a counted step costs what an observed one of the same `rest` does."""
+    cost = kind.cost
+    return cost is not None and (cost.forward, kind.outside) == (counted.forward, counted.outside)
+
+
+def interpolated(points: Mapping[int, int], elements: int) -> int:
     """Interpolate linearly between the nearest points; scale the outermost point beyond them.
 
     Args:
-        points: costs by number of elements; at least one.
-        elements: number of elements to estimate the cost for.
+        points: FLOPs by number of elements; at least one.
+        elements: number of elements to estimate the FLOPs for.
     """
     below = max((point for point in points if point <= elements), default=None)
     above = min((point for point in points if point >= elements), default=None)
     if below is None or above is None:
         nearest = above if below is None else below
         assert nearest is not None
-        return StepCost(*(part * elements // nearest if nearest else part for part in astuple(points[nearest])))
+        return points[nearest] * elements // nearest if nearest else points[nearest]
     if below == above:
         return points[below]
-    ends = zip(astuple(points[below]), astuple(points[above]), strict=True)
-    return StepCost(*(low + (high - low) * (elements - below) // (above - below) for low, high in ends))
-
-
-def _as_lists(value: Any) -> Any:
-    """Turn nested tuples into the lists that JSON makes of them."""
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _key_of(key_lists: Any) -> StepKey:
-    """Return the key that `_as_lists` was applied to."""
-
-    def nested(value: Any) -> Any:
-        return tuple(nested(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-    return StepKey(*nested(key_lists))
+    return points[below] + (points[above] - points[below]) * (elements - below) // (above - below)

@@ -11,23 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import shapes_of
+from flopcallback.modules.structures import key_of, shapes_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
+from flopcallback.training.audits import ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Failures
-from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
+from flopcallback.training.kinds import Kind, ModelCall, StepCost, StepKey, StepStart
+from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
-from flopcallback.training.saved_state import check_state
+from flopcallback.training.saved_state import checked_state
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
 __all__ = ["ComputeMeter", "OpenStep", "merged_ledger"]
 
-STATE = 1
+STATE = 2
 """Version of `ComputeMeter.state`; raised whenever an older version would misread it."""
 
 MOST_CALLS = 1024
-"""Model calls whose shapes are kept for the key of a step: without an optimizer's step, a step may never end."""
+"""Model calls that are kept for the key of a step: without an optimizer's step, a step may never end."""
 
 
 @dataclass(slots=True)
@@ -35,11 +37,11 @@ class OpenStep:
     """Step in progress.
 
     Attributes:
-        trainable: fingerprint of the parameters that require grad.
+        start: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
-        calls: shapes of the input tensors of each model call, for the first `MOST_CALLS` calls.
+        calls: the first `MOST_CALLS` calls of the model.
         batches: number of batches; several calls may share one.
         samples: number of samples; None if it is unknown for any batch.
         tokens: number of tokens; None likewise.
@@ -50,11 +52,11 @@ class OpenStep:
         cost: cost of an observed step.
     """
 
-    trainable: str
+    start: StepStart
     nodes_before: int
     nodes_inside: int = 0
     is_timed: bool = True
-    calls: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
+    calls: list[ModelCall] = field(default_factory=list)
     batches: int = 0
     samples: int | None = 0
     tokens: int | None = 0
@@ -68,13 +70,14 @@ class OpenStep:
 class ComputeMeter:
     """Meter of compute and throughput over the steps of a training.
 
-    A step is `begin_step`, `add_call` for each model call, `end_step`. None of these waits for the device or for
+    A step is `begin_step`, `add_call` for each model call, `add_batch` for each batch, `end_step`. None of these waits for the device or for
     another rank; `leave_out` waits for the device.
 
     Args:
         model: model under training.
         sizes: samples and tokens of a batch.
         flops_fn: the user's function from a batch to the FLOPs of its step.
+        observe: which steps to observe; see `ObservationSchedule`.
         measures_waiting: whether the time between two steps is known to be a wait for data.
         failures: reports failures.
         clock: returns seconds.
@@ -93,6 +96,7 @@ class ComputeMeter:
         sizes: BatchSizes,
         *,
         flops_fn: Callable[[Any], int] | None = None,
+        observe: Observe = "auto",
         measures_waiting: bool = False,
         failures: Failures | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -113,37 +117,50 @@ class ComputeMeter:
         self._tokens: int | None = 0  # likewise
         self.step: OpenStep | None = None  # None between two steps
         self.steps = 0
+        self._number = 0  # of the next step among those of the training, the same on all ranks
+        self._schedule = ObservationSchedule(observe)
         self._trainable = TrainableFingerprint(model)
         if ranks is None and is_initialized():  # otherwise at the first step
             self._join_ranks()
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Begin a step; forget one that has not ended."""
+    def begin_step(self, inputs: Any) -> None:
+        """Begin a step; forget one that has not ended.
+
+        Args:
+            inputs: the batch, or the inputs of the step's first call.
+        """
         if self._ranks is None or self._loaded:
             self._join_ranks()
-        self.step = OpenStep(self._trainable.read(), nodes_so_far())
+        self.step = OpenStep(StepStart(key_of(inputs), self._trainable.read()), nodes_so_far())
         self._throughput.begin_step()
 
-    def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
-        """Add a model call to the step.
+    def add_call(self, site: str, inputs: Any, *, has_grad: bool = True, is_first: bool = False) -> None:
+        """Add a call of the model to the step.
+
+        Args:
+            site: name of the module.
+            inputs: all inputs of the call.
+            has_grad: whether autograd is on.
+            is_first: whether `begin_step` was given the same inputs.
+        """
+        step = self.step
+        if step is not None and len(step.calls) < MOST_CALLS:
+            step.calls.append(ModelCall(site, has_grad, step.start.inputs if is_first else key_of(inputs)))
+
+    def add_batch(self, inputs: Any, batch: Any) -> None:
+        """Add a batch to the step, which then has its samples and tokens.
 
         Args:
             inputs: all inputs of the call.
             batch: argument of the user's functions for samples, tokens and FLOPs.
-            is_new: False if the call reuses the batch of the previous call, as the second network of a GAN does.
         """
         step = self.step
         if step is None:
             return
-        shapes = shapes_of(inputs)
-        if len(step.calls) < MOST_CALLS:
-            step.calls.append(shapes)
-        if not is_new:
-            return
         step.batches += 1
-        samples, tokens = self._sizes.of(batch, inputs, shapes)
+        samples, tokens = self._sizes.of(batch, inputs, shapes_of(inputs))
         step.samples = None if samples is None or step.samples is None else step.samples + samples
         step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
         if self._flops_fn is not None:
@@ -186,17 +203,20 @@ class ComputeMeter:
     def decide_observation(self) -> bool:
         """Decide whether to observe the current step for its cost.
 
-        Call it once per step, after the first `add_call`: the ledger counts the attempts.
+        Call it once per step: attempts are counted.
         """
         step = self.step
-        if step is None or not step.calls or self._flops_fn is not None:
+        if step is None or self._flops_fn is not None:
             return False
-        return self.ledger.should_observe(StepStart(step.calls[0], step.trainable))
+        start, ledger = step.start, self.ledger
+        return self._schedule.should_observe(
+            ledger.start_of(start), self._number, ledger.steps, is_known=start.inputs is not None
+        )
 
     def take_back_observation(self) -> None:
         """Take back a decision to observe the current step, which could not be carried out."""
-        if self.step is not None and self.step.calls:
-            self.ledger.forget_attempt(StepStart(self.step.calls[0], self.step.trainable))
+        if self.step is not None:
+            self._schedule.take_back(self.ledger.start_of(self.step.start))
 
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
@@ -238,31 +258,45 @@ class ComputeMeter:
         if step is None:
             return
         self.steps += 1
+        self._number += 1
         samples, tokens, given = step.samples, step.tokens, step.flops
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
+        kind: Kind | int | None = given
         if given is None:
-            nodes = nodes_so_far() - step.nodes_before
-            outside = nodes - step.nodes_inside
-            if not can_count_nodes:  # no step is observed then; the key must not match one from another process
-                nodes = outside = UNKNOWN_NODES
-            key = StepKey(tuple(step.calls), step.trainable, step.backwards, tuple(step.stepped), nodes)
-            if step.counted is not None:  # `counted` is one batch's; the others of an accumulated step are like it
-                self.ledger.learn_forward(key, step.counted * max(1, step.batches), outside)
-                if step.cost is not None:
-                    self.ledger.learn_counted(key, step.cost)
-            elif step.cost is not None:
-                self.ledger.learn(key, step.cost, outside)
-            self.ledger.add(key)
+            kind = self._book(step)
         else:
             self.ledger.add_flops(given)
-        if step.is_timed:
+        if step.is_timed and kind is not None:
             # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
-            done = key if given is None else given
-            self._throughput.end_step(done, samples=samples, tokens=tokens, has_stepped=has_stepped)
+            seconds = self._throughput.end_step(kind, samples=samples, tokens=tokens, has_stepped=has_stepped)
         else:
-            self._throughput.end_left_out(has_stepped=has_stepped)
+            seconds = self._throughput.end_left_out(has_stepped=has_stepped)
+        if step.is_timed or (step.cost is not None and step.counted is None):
+            self._schedule.note_step(seconds, is_observed=step.cost is not None)
+
+    def _book(self, step: OpenStep) -> Kind | None:
+        """Book a step; return its kind, or None if it is of none."""
+        nodes = nodes_so_far() - step.nodes_before
+        outside = nodes - step.nodes_inside
+        if not can_count_nodes:  # no step is observed then; the key must not match one from another process
+            nodes = outside = UNKNOWN_NODES
+        start, ledger = step.start, self.ledger
+        key: StepKey | None = None
+        if start.inputs is not None or any(call.inputs is not None for call in step.calls):
+            key = StepKey(*start, tuple(step.calls), step.backwards, tuple(step.stepped), nodes)
+        if step.counted is not None:
+            if step.cost is not None:
+                ledger.add_exactly(step.cost)  # for itself alone: counting has made nodes that later steps lack
+            else:  # `counted` is one batch's; the others of an accumulated step are like it
+                ledger.add_counted(key, step.counted * max(1, step.batches), outside)
+            return None
+        if step.cost is None:
+            return ledger.add(key)
+        kind = ledger.add_observed(key, step.cost, outside)
+        self._schedule.plan_audit(kind)
+        return kind
 
     # --- Numbers ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +310,7 @@ class ComputeMeter:
             wait: whether to wait for ranks that are behind.
         """
         gathered = self.gather(topic, wait=wait)
-        return {} if gathered is None else totals([self._totals(gathered)])
+        return {} if gathered is None else totals(self._totals(gathered))
 
     def live_totals(self) -> dict[str, int | float]:
         """Return `compute/*` as of now, without asking other ranks.
@@ -284,7 +318,7 @@ class ComputeMeter:
         With several ranks it is an empty dict.
         """
         is_one_of_several = are_several() if self._ranks is None else self._ranks.are_several
-        return {} if is_one_of_several or not self.ledger.steps else totals([self._totals()])
+        return {} if is_one_of_several or not self.ledger.steps else totals(self._totals())
 
     def numbers(self, topic: str, *, wait: bool = True) -> dict[str, int | float]:
         """Return `compute/*` so far, and `perf/*` since the last call.
@@ -295,7 +329,7 @@ class ComputeMeter:
         gathered = self.gather(topic, {"work": asdict(work)}, wait=wait)
         if gathered is None:
             return {}
-        numbers = totals([self._totals(gathered)])
+        numbers = totals(self._totals(gathered))
         # Rates need the work of every rank. A late or ended rank may be represented by a message without it.
         if gathered.is_whole and all("work" in message for message in gathered.messages.values()):
             works = [Work(**message["work"]) for message in gathered.messages.values()]
@@ -312,10 +346,11 @@ class ComputeMeter:
 
         Every rank has to call it; those other than rank 0 get an empty dict.
         """
-        gathered = self.gather("state", wait=wait)
+        gathered = self.gather("state", {"ledger": self.ledger.state()}, wait=wait)
         if gathered is None:
             return {}
-        return {"version": STATE, "ledger": merged_ledger(gathered).state(), **self._sizes_of(gathered)}
+        ledger = self.ledger if len(gathered.messages) == 1 else merged_ledger(gathered)
+        return {"version": STATE, "step": self._number, "ledger": ledger.state(), **self._sizes_of(gathered)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a checkpoint.
@@ -328,8 +363,7 @@ class ComputeMeter:
         """
         if state == {}:  # a rank other than 0, or a training without steps
             return
-        check_state(state, STATE)
-        self._loaded = state
+        self._loaded = checked_state(state, STATE)
 
     def leave(self) -> None:
         """Stop taking part after a failure.
@@ -352,6 +386,7 @@ class ComputeMeter:
             is_first = ranks.rank == 0
             # Every rank learns the costs. The steps go to rank 0 alone, or the sum would have them once per rank.
             self.ledger.load(state["ledger"], costs_only=not is_first)
+            self._number += state["step"]
             if is_first:
                 self._samples = sum_of((self._samples, state["samples"]))
                 self._tokens = sum_of((self._tokens, state["tokens"]))
@@ -364,11 +399,11 @@ class ComputeMeter:
 
         Args:
             name: name of the occasion, the same on all ranks.
-            extra: further entries of this rank's message.
+            extra: further entries of this rank's message, or others in place of the usual ones.
             wait: whether to wait for ranks that are behind.
         """
         ranks = self.joined_ranks()
-        message = {"ledger": self.ledger.state(), "samples": self._samples, "tokens": self._tokens, **(extra or {})}
+        message = {"ledger": self.ledger.summary(), "samples": self._samples, "tokens": self._tokens, **(extra or {})}
         gathered = ranks.gather(name if name == END else f"{name}/{self.steps}", message, wait=wait)
         if gathered is not None and not gathered.is_whole:
             self._failures.report("compute of all ranks is not complete", RuntimeError(gathered.missing))
@@ -376,10 +411,9 @@ class ComputeMeter:
 
     def _totals(self, gathered: Gathered | None = None) -> Totals:
         if gathered is None or len(gathered.messages) == 1:
-            return Totals(self.ledger.flops, self.ledger.estimated, self._samples, self._tokens)
-        # Not a sum of totals: the merged ledger knows exactly what one rank estimates and another has observed.
+            return Totals(self.ledger.sums, self.ledger.audited, self._samples, self._tokens)
         ledger = merged_ledger(gathered)
-        return Totals(ledger.flops, ledger.estimated, **self._sizes_of(gathered))
+        return Totals(ledger.sums, ledger.audited, **self._sizes_of(gathered))
 
     def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
         return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}

@@ -13,6 +13,7 @@ from torch import nn
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.profiling.checks import checked_options
 from flopcallback.profiling.conditions import Conditions, conditions_of
+from flopcallback.training.audits import Observe
 from flopcallback.training.batch_sizes import whole_number
 from flopcallback.training.failures import Failures
 
@@ -42,6 +43,7 @@ class Options:
     batch_size_fn: Callable[[Any], int] | None = None
     tokens_fn: Callable[[Any], int] | None = None
     flops_fn: Callable[[Any], int] | None = None
+    observe: Observe = "auto"
     by_compute: Sequence[str] = ()
     prefix: str = ""
     report_dir: str | Path | None = None

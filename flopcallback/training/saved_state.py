@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["check_state", "compute_in"]
+from flopcallback.training.kinds import BOUNDS, Sums
+from flopcallback.training.ledger import USUAL_STEP, interpolated
+
+__all__ = ["checked_state", "compute_in"]
 
 LARGEST = 10**100
 """Largest number that is taken; no training ever will have spent as many FLOPs, and a float holds it."""
@@ -23,25 +27,70 @@ def compute_in(state: Any) -> Any:
     return state.get("compute", {})
 
 
-def check_state(state: Any, version: int) -> None:
-    """Raise an error unless a value is a state of `ComputeMeter`.
+def checked_state(state: Any, version: int) -> Mapping[str, Any]:
+    """Return a state of `ComputeMeter`, in today's form, or raise an error.
 
     A checkpoint may come from anywhere, and a total that is wrong would stay wrong for good.
 
     Args:
         state: value from a checkpoint.
-        version: version of the states that can be read.
+        version: today's version. Version 1 is read, too.
 
     Raises:
         ValueError: with the part that is none, its value and what is expected.
     """
     _mapping(state, "state")
-    if state.get("version") != version or state["version"] is True:
+    if state.get("version") not in (1, version) or state["version"] is True:
         raise ValueError(f"state of compute has version {state.get('version')!r:.40}, expected {version}")
-    _parts(state, "state", samples=_amount_or_none, tokens=_amount_or_none, ledger=_ledger)
+    if state["version"] == 1:
+        _parts(state, "state", samples=_amount_or_none, tokens=_amount_or_none, ledger=_old_ledger)
+        return _upgraded(state, version)
+    _parts(state, "state", step=_amount, samples=_amount_or_none, tokens=_amount_or_none, ledger=_ledger)
+    return dict(state)
 
 
 def _ledger(ledger: Any, name: str) -> None:
+    amounts = dict.fromkeys(("steps", "audited", "largest"), _amount)
+    sums = _row(*[_amount] * len(Sums._fields))
+    counted = _row(_text, _amount, _whole, _amount)
+    _parts(ledger, name, **amounts, sums=sums, kinds=_list_of(_kind), counted=_list_of(counted))
+    steps = sum(row[3][0] for row in ledger["kinds"]) + len(ledger["counted"])
+    if steps > ledger["steps"] or ledger["audited"] > ledger["steps"]:
+        raise ValueError(f"{name}: {max(steps, ledger['audited'])} steps of kinds cannot be among {ledger['steps']}")
+    if not ledger["steps"] and any(ledger["sums"]):
+        raise ValueError(f"{name}: {sum(ledger['sums'][:2]):,} FLOPs cannot come from 0 steps")
+
+
+def _kind(row: Any, name: str) -> None:
+    """Check the list that a `Kind` was written as."""
+    numbers = _row(_amount, _amount, _whole, *[_amount] * 5)
+    _row(_text, _amount, _cost_or_none, numbers, _amount, _row(_amount, _whole), _audits_or_none)(row, name)
+    steps, observed, _, still_open, doubted, *_ = row[3]
+    if observed + still_open + doubted > steps:
+        raise ValueError(f"{name}: {observed + still_open + doubted} steps cannot be among {steps}")
+    if row[6] and not row[2]:
+        raise ValueError(f"{name} has audits and no cost")
+
+
+def _cost_or_none(cost: Any, name: str) -> None:
+    if cost != []:
+        _row(*[_amount] * 4, _bound)(cost, name)
+
+
+def _bound(bound: Any, name: str) -> None:
+    if bound not in ("", *BOUNDS):
+        raise _wrong(bound, name, f"one of {', '.join(BOUNDS)}, or empty")
+
+
+def _audits_or_none(audits: Any, name: str) -> None:
+    if audits != []:
+        _row(_amount_above_0, *[_amount] * 4, _flag, _flag, *[_amount] * 3)(audits, name)
+
+
+# --- States of version 1 ----------------------------------------------------------------------------------------------
+
+
+def _old_ledger(ledger: Any, name: str) -> None:
     rows = {"costs": _row(_key, _cost, _whole), "counted": _row(_key, _amount, _whole)}
     rows["unseen"] = _row(_key, _amount, _amount, _amount)
     amounts = dict.fromkeys(("steps", "booked", "guessed"), _amount)
@@ -54,12 +103,37 @@ def _ledger(ledger: Any, name: str) -> None:
 
 
 def _key(key: Any, name: str) -> None:
-    """Check the lists that a `StepKey` was written as."""
+    """Check the lists that a key of a kind was written as."""
     _row(_list_of(_list_of(_list_of(_amount))), _text, _amount, _list_of(_amount), _whole)(key, name)
 
 
 def _cost(cost: Any, name: str) -> None:
     _row(_amount, _amount, _amount)(cost, name)
+
+
+def _upgraded(state: Mapping[str, Any], version: int) -> Mapping[str, Any]:
+    """Return a state of version 1 in today's form.
+
+    Its sums are kept. Its kinds are not: they were told apart by less, and are observed anew.
+    """
+    old = state["ledger"]
+    points = {_elements(key): cost[0] for key, cost, _ in old["costs"]}
+    points = points or {_elements(key): USUAL_STEP * forward for key, forward, _ in old["counted"]}
+    waiting = sum(count * interpolated(points, _elements(key)) for key, count, *_ in old["unseen"] if points)
+    estimated = old["guessed"] + waiting
+    ledger = {
+        "steps": old["steps"],
+        "audited": 0,
+        "largest": max((cost[0] for _, cost, _ in old["costs"]), default=0),
+        "sums": list(Sums(exact=old["booked"], estimated=estimated, unjudged=estimated)),
+        "kinds": [],
+        "counted": [],
+    }
+    return {**state, "version": version, "step": old["steps"], "ledger": ledger}
+
+
+def _elements(key: Any) -> int:
+    return sum(math.prod(shape) for shapes in key[0] for shape in shapes)
 
 
 # --- Kinds of values --------------------------------------------------------------------------------------------------
@@ -111,6 +185,17 @@ def _whole(value: Any, name: str) -> None:
 def _amount(value: Any, name: str) -> None:
     if type(value) is not int or not 0 <= value <= LARGEST:
         raise _wrong(value, name, "a whole number, 0 or more")
+
+
+def _amount_above_0(value: Any, name: str) -> None:
+    _amount(value, name)
+    if not value:
+        raise _wrong(value, name, "1 or more")
+
+
+def _flag(value: Any, name: str) -> None:
+    if type(value) is not bool:
+        raise _wrong(value, name, "True or False")
 
 
 def _amount_or_none(value: Any, name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flopcallback.profile import metrics
 from flopcallback.profile.metrics import by_name
-from flopcallback.training.ledger import StepCost, StepKey
+from flopcallback.training.kinds import Kind, StepCost, Sums
 
 __all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
 
@@ -25,7 +25,7 @@ class Interval:
         timed: number of timed steps.
         ended: number of all steps, including those left out.
         stepped: number of all steps that an optimizer's step ended.
-        keys: number of timed steps by kind.
+        kinds: number of timed steps by kind.
         flops: FLOPs of timed steps, as far as the user gives them.
         samples: samples in timed steps; None if unknown for any of them.
         tokens: tokens in timed steps; None likewise.
@@ -36,7 +36,7 @@ class Interval:
     timed: int = 0
     ended: int = 0
     stepped: int = 0
-    keys: Counter[StepKey] = field(default_factory=Counter)
+    kinds: Counter[Kind] = field(default_factory=Counter)
     flops: int = 0
     samples: int | None = 0
     tokens: int | None = 0
@@ -67,45 +67,48 @@ class Throughput:
         self._synchronize = synchronize
         self._stretch_began: float | None = None  # begin of the current stretch; None between two stretches
         self._step_ended: float | None = None  # end of the last step in it; None before its first step has ended
+        self._step_began = 0.0  # begin of the last step
         self._interval = Interval()
 
     def begin_step(self) -> None:
         """Begin a timed step, and a stretch if there is none."""
-        now = self._clock()
+        now = self._step_began = self._clock()
         if self._stretch_began is None:
             self._stretch_began = now
         elif self._step_ended is not None:
             self._interval.waited_s += now - self._step_ended
 
-    def end_step(self, key: StepKey | int, *, samples: int | None, tokens: int | None, has_stepped: bool) -> None:
-        """End a timed step.
+    def end_step(self, kind: Kind | int, *, samples: int | None, tokens: int | None, has_stepped: bool) -> float:
+        """End a timed step, and return its time in seconds.
 
         Args:
-            key: kind of the step, or its FLOPs if the user gives them.
+            kind: kind of the step, or its FLOPs if the user gives them.
             samples: number of samples; None if unknown.
             tokens: number of tokens; None if unknown.
             has_stepped: whether an optimizer stepped.
         """
         interval = self._interval
-        self._step_ended = self._clock()
-        if isinstance(key, int):
-            interval.flops += key
+        now = self._step_ended = self._clock()
+        if isinstance(kind, int):
+            interval.flops += kind
         else:
-            interval.keys[key] += 1
+            interval.kinds[kind] += 1
         interval.timed += 1
         interval.ended += 1
         interval.stepped += has_stepped
         interval.samples = None if samples is None or interval.samples is None else interval.samples + samples
         interval.tokens = None if tokens is None or interval.tokens is None else interval.tokens + tokens
+        return now - self._step_began
 
-    def end_left_out(self, *, has_stepped: bool) -> None:
-        """End a step that is not timed.
+    def end_left_out(self, *, has_stepped: bool) -> float:
+        """End a step that is left out, and return its time in seconds.
 
         Args:
             has_stepped: whether an optimizer stepped.
         """
         self._interval.ended += 1
         self._interval.stepped += has_stepped
+        return self._clock() - self._step_began
 
     def stop(self) -> None:
         """End the current stretch, if any, and wait for the device."""
@@ -134,17 +137,17 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Totals of one rank since training began.
+    """Totals since training began, of all ranks.
 
     Attributes:
-        flops: FLOPs.
-        estimated: estimated part of `flops`.
-        samples: number of samples; None if unknown.
-        tokens: number of tokens; None if unknown.
+        sums: FLOPs.
+        audited: number of observed steps.
+        samples: number of samples; None if unknown for any rank.
+        tokens: number of tokens; None likewise.
     """
 
-    flops: int
-    estimated: int
+    sums: Sums
+    audited: int
     samples: int | None
     tokens: int | None
 
@@ -172,9 +175,9 @@ class Work:
     tokens: int | None
 
 
-def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
+def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost]) -> Work:
     """Return the work of an interval, at present costs of steps."""
-    costs = [(count, cost_of(key)) for key, count in interval.keys.items()]
+    costs = [(count, cost_of(kind)) for kind, count in interval.kinds.items()]
     return Work(
         interval.seconds,
         interval.waited_s,
@@ -186,18 +189,27 @@ def work_of(interval: Interval, cost_of: Callable[[StepKey], StepCost]) -> Work:
     )
 
 
-def totals(ranks: Sequence[Totals]) -> dict[str, int | float]:
-    """Return `compute/*`: sums over ranks.
+def totals(spent: Totals) -> dict[str, int | float]:
+    """Return `compute/*`.
 
-    A sum is left out if any rank does not know its own number.
+    Left out are samples and tokens that are unknown, and shares that are 0, but for that of estimates.
     """
-    flops, estimated = sum(rank.flops for rank in ranks), sum(rank.estimated for rank in ranks)
+    sums = spent.sums
+
+    def share(part: int) -> float:
+        return 100 * part / sums.flops if sums.flops else 0.0
+
     return by_name(
         {
-            metrics.COMPUTE: flops,
-            metrics.SAMPLES: sum_of(rank.samples for rank in ranks),
-            metrics.TOKENS: sum_of(rank.tokens for rank in ranks),
-            metrics.ESTIMATED: 100 * estimated / flops if flops else 0.0,
+            metrics.COMPUTE: sums.flops,
+            metrics.SAMPLES: spent.samples,
+            metrics.TOKENS: spent.tokens,
+            metrics.ESTIMATED: share(sums.estimated),
+            metrics.ERROR: share(sums.error + sums.unjudged) or None,
+            metrics.WITHOUT_GRAD: share(sums.without_grad) or None,
+            metrics.LOWER_BOUND: share(sums.lower) or None,
+            metrics.UPPER_BOUND: share(sums.upper) or None,
+            metrics.AUDITED: spent.audited,
         }
     )
 

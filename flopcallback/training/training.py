@@ -26,7 +26,8 @@ from flopcallback.trackers import Tracker
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
-from flopcallback.training.ledger import StepCost
+from flopcallback.training.audits import NEVER
+from flopcallback.training.kinds import LOWER, StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
@@ -104,6 +105,7 @@ class Training:
             failures=failures,
         )
         self._steps = WholeSteps(owner)
+        self._observes = options.observe != NEVER
         self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
@@ -113,29 +115,47 @@ class Training:
         if samples is not None:
             sizes = BatchSizes(options.batch_size_fn, options.tokens_fn, samples, failures)
             self._meter = ComputeMeter(
-                model, sizes, flops_fn=options.flops_fn, measures_waiting=measures_waiting, failures=failures
+                model,
+                sizes,
+                flops_fn=options.flops_fn,
+                observe=options.observe,
+                measures_waiting=measures_waiting,
+                failures=failures,
             )
             if options.max_flops is not None:
                 self._budget = Budget(options.max_flops, self._meter)
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, inputs: Any, batch: Any, optimizers: Iterable[Any] = ()) -> Plan:
-        """Begin a step with its first model call, and return its plan.
+    def begin_step(
+        self,
+        inputs: Any,
+        batch: Any,
+        optimizers: Iterable[Any] = (),
+        *,
+        site: str | None = None,
+        has_grad: bool = True,
+    ) -> Plan:
+        """Begin a step, and return its plan.
 
         Args:
-            inputs: all inputs of the call.
+            inputs: the batch, or all inputs of the step's first model call.
             batch: argument of the user's functions for samples, tokens and FLOPs.
             optimizers: optimizers that may step in it.
+            site: name of the module that is called first; None if calls are noted one by one.
+            has_grad: whether that call is made with autograd.
         """
         meter = self._meter
         self._process = os.getpid()
         if meter is not None:
-            meter.begin_step()
-            meter.add_call(inputs, batch)
+            meter.begin_step(inputs)
+            if site is not None:
+                meter.add_call(site, inputs, has_grad=has_grad, is_first=True)
+            if has_grad:  # else the batch is that of the next call
+                meter.add_batch(inputs, batch)
         if not self._recorder.has_training:
             self._leave_out()
-            if meter is not None and not why_no_records():
+            if meter is not None and self._observes and not why_no_records():
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
                     self._steps.begin_counted(self._model, inputs, optimizers)
             return Plan.COUNT
@@ -155,16 +175,26 @@ class Training:
             return Plan.TIME
         return Plan.PASS
 
-    def add_call(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
-        """Add a further model call to the step.
+    def note_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
+        """Note a call of the model, or of a part of it, in the current step.
 
         Args:
+            site: name of the module.
             inputs: all inputs of the call.
-            batch: argument of the user's functions for samples, tokens and FLOPs.
-            is_new: False if the call reuses the batch of the previous call, as the second network of a GAN does.
+            has_grad: whether it is made with autograd.
         """
         if self._meter is not None:
-            self._meter.add_call(inputs, batch, is_new=is_new)
+            self._meter.add_call(site, inputs, has_grad=has_grad)
+
+    def add_batch(self, inputs: Any, batch: Any) -> None:
+        """Add a further batch to the step.
+
+        Args:
+            inputs: all inputs of the call that takes it.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
+        """
+        if self._meter is not None:
+            self._meter.add_batch(inputs, batch)
 
     def note_backward(self) -> None:
         """Note a backward in the current step."""
@@ -206,7 +236,9 @@ class Training:
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return
-        if reason := why_no_records():  # this version of torch lacks a private name that observing needs
+        if not self._observes:
+            pass
+        elif reason := why_no_records():  # this version of torch lacks a private name that observing needs
             self.stop_observing(RuntimeError(reason))
         else:
             self._steps.allow(observed, model, conditions)
@@ -293,7 +325,9 @@ class Training:
                     # Of products with a dimension of 1, compiled code leaves no records: all its steps may have some.
                     steps.distrust_compiled()
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
-                self._meter.set_observed_cost(StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE]))
+                bound = LOWER if any(analysis.is_lower_bound for analysis in counts.values()) else ""
+                cost = StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE], bound=bound)
+                self._meter.set_observed_cost(cost)
             elif self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step

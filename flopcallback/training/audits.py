@@ -1,0 +1,150 @@
+"""ObservationSchedule: which steps of a training are observed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from itertools import islice
+from typing import Literal
+
+from flopcallback.training.kinds import Kind
+from flopcallback.training.ledger import StartOfKinds
+
+__all__ = ["ALWAYS", "AUTO", "NEVER", "Observe", "ObservationSchedule"]
+
+Observe = Literal["auto", "always", "never"]
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
+FREE_SIGHTS = 32
+"""Steps that are observed for the sake of an unseen kind, whatever they cost."""
+
+SIGHTS_SHARE = 0.05
+"""Share of the time of all steps that further ones may take."""
+
+MOST_TRIES = 2
+"""Steps observed right after the first step of an unseen kind, in case the next one is of that kind, too."""
+
+FREE_AUDITS = 16
+"""Audits of a training that do not wait for their share of the time."""
+
+AUDITS_SHARE = 0.01
+"""Share of the time of all steps that further ones may take."""
+
+RAREST = 500
+"""Number of steps of a kind after which one is audited, whatever it costs."""
+
+NEAR = 16
+"""Steps after which a kind that is overdue is not awaited any more."""
+
+MOST_ASKED = 8
+"""Unseen kinds of one beginning that are awaited: the latest."""
+
+MOST_LEVEL = 8
+"""Further audits take place at one of 2**8 steps, or more often."""
+
+DICE = 1
+"""Half of all steps are as good as any: a kind that is due is not audited in step with what alternates."""
+
+
+class ObservationSchedule:
+    """Choice of the steps that are observed.
+
+    Those are the first steps of every kind, as far as their share of the time allows, and audits: about the 2nd, 4th,
+    8th step and so on of a kind, then as often as their share allows, but at least each 500th. At which steps an audit
+    may be is decided by the number of the step alone, through a hash: it is the same on all ranks and after a resume,
+    and in step with nothing that is periodic.
+
+    Args:
+        observe: "auto"; or "always" or "never".
+    """
+
+    def __init__(self, observe: Observe = AUTO) -> None:
+        self._observe = observe
+        self._plain_s = 0.0  # time of steps that nothing stood in
+        self._plain = 0  # their number
+        self._observed_s = 0.0  # time of observed steps
+        self._observed = 0  # their number
+        self._sights = 0  # steps observed for the sake of unseen kinds
+        self._audits = 0  # steps observed for the sake of known ones
+        self.level = 7  # audits take place at one of 2**level steps; as long as observing doubles the time of a step
+
+    @property
+    def price(self) -> float | None:
+        """What observing a step takes, in times of a plain step; None if not known yet."""
+        if not (self._plain_s and self._observed):
+            return None
+        return max(0.0, self._observed_s / self._observed / (self._plain_s / self._plain) - 1)
+
+    def note_step(self, seconds: float, *, is_observed: bool) -> None:
+        """Note the time of a step that was observed, or that nothing stood in."""
+        if is_observed:
+            self._observed_s += seconds
+            self._observed += 1
+        else:
+            self._plain_s += seconds
+            self._plain += 1
+
+    def should_observe(self, start: StartOfKinds | None, step: int, steps: int, *, is_known: bool = True) -> bool:
+        """Return whether to observe the step that begins.
+
+        Args:
+            start: kinds that begin so; None if no step did.
+            step: number of the step among those of the training.
+            steps: number of booked steps, for the distance of kinds.
+            is_known: False if nothing is known that tells the step from others.
+        """
+        if self._observe != AUTO:
+            return self._observe == ALWAYS
+        if start is None or not is_known:
+            return self._may_see()
+        if start.unseen and any(self._is_awaited(kind, step, steps) for kind in islice(reversed(start.unseen), MOST_ASKED)):
+            return self._may_see()
+        return bool(start.due) and self._may_audit(start.due, step, steps)
+
+    def take_back(self, start: StartOfKinds | None) -> None:
+        """Take back the last decision to observe, since the step could not be observed."""
+        for kind in () if start is None else islice(reversed(start.unseen), MOST_ASKED):
+            kind.tries = max(0, kind.tries - 1)
+
+    def plan_audit(self, kind: Kind) -> None:
+        """Decide when a kind is audited next, after a step of it was observed."""
+        if (price := self.price) is not None:
+            self.level = min(MOST_LEVEL, max(0, math.ceil(math.log2(price / AUDITS_SHARE))) if price else 0)
+        kind.due = kind.steps + min(kind.steps, 2**self.level)
+
+    def _is_awaited(self, kind: Kind, step: int, steps: int) -> bool:
+        """Return whether this step may be of a kind without an observed one."""
+        is_near = kind.tries < MOST_TRIES or steps + 1 - kind.last == kind.gap
+        if is_near or _level(step) >= kind.tries:  # each further try is rarer
+            kind.tries += 1
+            return True
+        return False
+
+    def _may_see(self) -> bool:
+        """Return whether there is time left for an unseen kind; take it."""
+        price = self.price
+        spent = self._sights * (1.0 if price is None else price)
+        if self._sights >= FREE_SIGHTS and spent > SIGHTS_SHARE * (self._plain + self._observed):
+            return False
+        self._sights += 1
+        return True
+
+    def _may_audit(self, due: Iterable[Kind], step: int, steps: int) -> bool:
+        """Return whether to audit this step; take the time for it."""
+        needed = DICE if self._audits < FREE_AUDITS else max(DICE, self.level)
+        if _level(step) < needed and not any(_is_overdue(kind, steps) for kind in due):
+            return False
+        self._audits += 1
+        return True
+
+
+def _is_overdue(kind: Kind, steps: int) -> bool:
+    """Return whether a kind was not audited for long, and is still met."""
+    return kind.steps - kind.seen >= RAREST and steps - kind.last <= NEAR
+
+
+def _level(step: int) -> int:
+    """Return a number that is at least n for one of 2**n steps, in no order."""
+    number = int.from_bytes(hashlib.blake2b(step.to_bytes(8, "big"), digest_size=8).digest(), "big")
+    return (number & -number).bit_length() - 1 if number else 64
