@@ -1,59 +1,143 @@
-"""Tensors and their shapes in nested structures."""
+"""Tensors, their shapes and plain numbers in anything that a call is given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+import functools
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, repeat
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from flopcallback.tracing.torch_private import tree_leaves
+from flopcallback.tracing.torch_private import stored_values
 
-__all__ = ["Shapes", "first_dimension", "shapes_of", "tensors_in"]
+__all__ = ["MOST_VALUES", "CallKey", "Shapes", "first_dimension", "key_of", "shapes_of", "tensors_in"]
 
 
 Shapes = tuple[tuple[int, ...], ...]
 
+MOST_VALUES = 1_000
+"""Values that are looked at in plain containers, and as many in objects; with more, nothing is known."""
 
-PLAIN = (bool, int, float, str, bytes, type(None))
+LONG = 8
+"""Items of a plain list up to which each number in it counts; longer ones are data, known by their length."""
+
+PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
+"""Types of values that hold no others."""
+
+CLOSED = (
+    nn.Module,
+    Dataset,
+    DataLoader,
+    torch.optim.Optimizer,
+    Iterator,
+    type,
+    ModuleType,
+    FunctionType,
+    MethodType,
+    BuiltinFunctionType,
+    functools.partial,
+)
+"""Types of objects that are no inputs, whatever they hold."""
+
+STRIDED = torch.strided
+Tensor = torch.Tensor  # looked up for each value of each call
+
+_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()  # what `_slots_of` answered
 
 
-def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a batch or a result.
+class CallKey(NamedTuple):
+    """What is known of the inputs of a call: calls with different keys may differ in cost.
 
-    Searched are nested lists, tuples, dicts, dataclasses, and mappings such as a tokenizer returns.
+    Attributes:
+        shapes: shapes of the tensors and NumPy arrays.
+        numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values.
+        with_grad: positions in `shapes` of the tensors that require grad, since backward works for these, too.
     """
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif isinstance(leaf, Mapping):
-            yield from tensors_in(dict(leaf))
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from tensors_in([getattr(leaf, item.name) for item in fields(leaf)])
+
+    shapes: Shapes
+    numbers: tuple[int, ...] = ()
+    with_grad: tuple[int, ...] = ()
+
+
+def key_of(inputs: Any) -> CallKey | None:
+    """Return the key of a call's inputs, or None if nothing is known.
+
+    Objects are searched for tensors through `__dict__` and `__slots__`, which runs no code of theirs. Numbers in them
+    are left out: many count something that has no cost. Values of tensors are not read, and no device is waited for.
+
+    Args:
+        inputs: a batch, or `(args, kwargs)`.
+
+    Returns:
+        None if there is no tensor or array, more than `MOST_VALUES` values, or a tensor that cannot be asked.
+    """
+    try:
+        return _key_of(inputs)
+    except Exception:  # noqa: BLE001 - a tensor's class, or its metaclass, may refuse: then nothing is known
+        return None
+
+
+def _key_of(inputs: Any) -> CallKey | None:
+    # This runs in every step: the usual types come first, and objects are left for later.
+    shapes: list[tuple[int, ...]] = []
+    numbers: list[int] = []
+    with_grad: list[int] = []
+    objects: list[Any] = []
+    containers: list[Any] = [(inputs,)]  # grows as it is walked through
+    left = MOST_VALUES
+    for parts in containers:
+        left -= len(parts) + 1
+        if left < 0:
+            return None
+        for part in parts:
+            kind = type(part)
+            if kind is Tensor and part.layout is STRIDED:
+                try:
+                    shapes.append(part.shape)
+                except RuntimeError:  # nested tensors of this layout have none
+                    objects.append(part)
+                    continue
+                if part.requires_grad:
+                    with_grad.append(len(shapes) - 1)
+            elif kind is dict:
+                containers.append(part.values())
+            elif kind is tuple or kind is list:
+                if len(part) > LONG and _is_plain(part):
+                    numbers.append(len(part))
+                else:
+                    containers.append(part)
+            elif kind is int or kind is bool:
+                numbers.append(part)
+            elif kind not in PLAIN:
+                objects.append(part)
+    if objects:
+        found = _search(objects)
+        if found is None:
+            return None
+        with_grad += [len(shapes) + i for i, each in enumerate(found) if getattr(each, "requires_grad", False)]
+        shapes += map(_shape, found)
+    return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad)) if shapes else None
 
 
 def shapes_of(structure: Any) -> Shapes:
-    """Return the shapes of the tensors that `tensors_in` finds."""
-    # An explicit stack, and the usual types first: this runs in every step.
-    shapes: list[tuple[int, ...]] = []
-    stack = [structure]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, torch.Tensor):
-            shapes.append(_shape(part) if part.is_nested else tuple(part.shape))
-        elif type(part) in (tuple, list):
-            stack += part[::-1]  # reversed, since the last one is taken first
-        elif type(part) is dict:
-            stack += [*part.values()][::-1]
-        elif not isinstance(part, PLAIN):
-            shapes += map(_shape, tensors_in(part))
-    return tuple(shapes)
+    """Return the shapes of `key_of`; none if nothing is known."""
+    key = key_of(structure)
+    return () if key is None else tuple(map(tuple, key.shapes))
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return a tensor's shape; a nested one's length and packed shape."""
-    return (tensor.size(0), *tensor.values().shape) if tensor.is_nested else tuple(tensor.shape)
+def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a batch or a result; none if it has more than `MOST_VALUES` values.
+
+    Searched are plain containers, and objects through `__dict__` and `__slots__`.
+    """
+    yield from (each for each in _search([structure]) or () if isinstance(each, Tensor))
 
 
 def first_dimension(structure: Any) -> int | None:
@@ -61,5 +145,72 @@ def first_dimension(structure: Any) -> int | None:
 
     Tensors without dimensions are left out.
     """
-    sizes = {tensor.shape[0] for tensor in tensors_in(structure) if tensor.dim()}
+    sizes = {tensor.size(0) for tensor in tensors_in(structure) if tensor.dim()}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _search(values: Iterable[Any]) -> list[Any] | None:
+    """Return the tensors and arrays in any values; None after `MOST_VALUES` of these."""
+    found: list[Any] = []
+    stack = [*values][::-1]
+    entered: set[int] = set()  # ids of objects, which may hold each other
+    for _ in repeat(None, MOST_VALUES):
+        if not stack:
+            return found
+        value = stack.pop()
+        kind = type(value)
+        if issubclass(kind, Tensor) or _is_array(kind):
+            found.append(value)
+        elif kind not in PLAIN and id(value) not in entered and not issubclass(kind, CLOSED):
+            entered.add(id(value))
+            stack += [*islice(_parts_of(value, kind), MOST_VALUES)][::-1]
+    return found if not stack else None
+
+
+def _parts_of(value: Any, kind: type) -> Iterator[Any]:
+    """Yield what a container or an object holds, without running code of its class."""
+    # The methods of the base class: a subclass may define its own.
+    if issubclass(kind, dict):
+        yield from dict.values(value)
+        if dict.__len__(value):  # such as transformers' ModelOutput, whose attributes are its items once more
+            return
+    for base in (tuple, list, deque):
+        if issubclass(kind, base):
+            yield from () if _is_plain(items := [*islice(base.__iter__(value), MOST_VALUES + 1)]) else items
+    if kind.__dictoffset__:
+        yield from object.__getattribute__(value, "__dict__").values()
+    for name in _slots_of(kind):
+        try:
+            yield object.__getattribute__(value, name)
+        except AttributeError:  # a slot that was never filled
+            continue
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    names = _slots.get(kind)
+    if names is None:
+        # Names, not descriptors: these would keep the class. Of several of a name, the most derived one.
+        members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
+        members.pop("__dict__", None)
+        names = tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
+        _slots[kind] = names
+    return names
+
+
+def _is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
+    return PLAIN.issuperset(map(type, islice(items, MOST_VALUES)))
+
+
+def _is_array(kind: type) -> bool:
+    numpy = sys.modules.get("numpy")  # no array without it
+    return numpy is not None and issubclass(kind, numpy.ndarray)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return a shape; of nested and sparse tensors also the number of what is stored."""
+    if not isinstance(value, Tensor) or (value.layout is STRIDED and not value.is_nested):
+        return tuple(value.shape)
+    with torch.no_grad():  # a step's autograd nodes are counted, and a look at values would make one
+        values = stored_values(value) if value.layout is torch.sparse_coo else value.values()
+    sizes = (value.size(0),) if value.is_nested else value.shape
+    return (*sizes, *(() if values is None else values.shape))

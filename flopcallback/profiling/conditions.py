@@ -22,7 +22,7 @@ class Conditions:
         phase: one of `flopcallback.profile.model_profile.PHASES`.
         device: device of the call.
         dtype: dtype of its matrix products and convolutions: autocast's, or the parameters'.
-        input_shapes: shapes of all tensors in its inputs.
+        input_shapes: shapes of all tensors and NumPy arrays in its inputs.
         batch_size: number of samples; None if unknown.
         step_row: path of a row for work outside of any submodule; None books it on the root.
         peak: peak rates of the device in that dtype; None if unknown.
@@ -64,4 +64,4 @@ def conditions_of(
         dtype = torch.get_autocast_dtype(device.type)
     if batch_size is None:
         batch_size = first_dimension(tensors)
-    return Conditions(phase, device, dtype, shapes_of(tensors), batch_size, step_row)
+    return Conditions(phase, device, dtype, shapes_of(inputs), batch_size, step_row)
