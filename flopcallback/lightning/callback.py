@@ -18,6 +18,7 @@ from flopcallback.modules.structures import first_dimension
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
+from flopcallback.training.audits import Observe
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.saved_state import compute_in
@@ -107,6 +108,9 @@ class FlopCallback(Callback):
             `input_ids`, if there is one.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
+        observe: which steps to observe as a whole for their cost: `"auto"` the first ones of each kind, and audits;
+            `"always"` every step, for models whose steps of equal shapes differ in cost; `"never"` none, and compute is
+            estimated.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
             Other trackers get a copy, `val/loss_by_compute`; its step is FLOPs in millions.
         prefix: prefix of every logged name.
@@ -143,6 +147,7 @@ class FlopCallback(Callback):
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
         flops_fn: Callable[[Any], int] | None = None,
+        observe: Observe = "auto",
         by_compute: Sequence[str] = (),
         prefix: str = "",
         report_dir: str | Path | None = None,
@@ -163,6 +168,7 @@ class FlopCallback(Callback):
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
             flops_fn=flops_fn,
+            observe=observe,
             by_compute=by_compute,
             prefix=prefix,
             report_dir=report_dir,

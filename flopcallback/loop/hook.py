@@ -21,6 +21,7 @@ from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.trackers import Tracker, new_name, tracker_for
+from flopcallback.training.audits import Observe
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
@@ -82,6 +83,9 @@ class FlopHook:
             `input_ids`, if there is one.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
+        observe: which steps to observe as a whole for their cost: `"auto"` the first ones of each kind, and audits;
+            `"always"` every step, for models whose steps of equal shapes differ in cost; `"never"` none, and compute is
+            estimated.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.
             Other trackers get a copy, `val/loss_by_compute`, of the values given to `log_by_compute`; its step is
             FLOPs in millions.
@@ -127,6 +131,7 @@ class FlopHook:
         batch_size_fn: Callable[[Any], int] | None = None,
         tokens_fn: Callable[[Any], int] | None = None,
         flops_fn: Callable[[Any], int] | None = None,
+        observe: Observe = "auto",
         by_compute: Sequence[str] = (),
         prefix: str = "",
         report_dir: str | Path | None = None,
@@ -147,6 +152,7 @@ class FlopHook:
             batch_size_fn=batch_size_fn,
             tokens_fn=tokens_fn,
             flops_fn=flops_fn,
+            observe=observe,
             by_compute=by_compute,
             prefix=prefix,
             report_dir=report_dir,

@@ -212,10 +212,13 @@ class LoopWatch:
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
-        if not (site.module.training and torch.is_grad_enabled()):
+        if not (site.module.training or self._model.training):
             if site.module is self._model and self._step.plan is None:
                 self._training.pause()  # evaluation between two steps
             call()
+            return
+        if not torch.is_grad_enabled():
+            self._run_without_grad(site, call, args, kwargs)
             return
         self._has_begun = True
         self._called_sites.add(site.name)
@@ -228,7 +231,7 @@ class LoopWatch:
         if self._call.is_added:
             self._call.is_added = False
         else:
-            self._add_call(args, kwargs)
+            self._add_call(site, args, kwargs)
         try:
             with self._owner.calling():
                 result = self._run_call(site, call, args, kwargs)
@@ -256,13 +259,32 @@ class LoopWatch:
             # that share a backward are rarer.
             self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
-        self._add_call(args, kwargs)
+        self._add_call(site, args, kwargs)
         if self._step.plan is Plan.OBSERVE:
             self._call.is_added = True
             return False
         self._call.has_called = True
         self._call.modules_called = 1
         return True
+
+    def _run_without_grad(
+        self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Run a module call without autograd, such as a teacher's, as part of the step."""
+        is_first = self._step.plan is None
+        self._step.is_in_first_call = is_first
+        self._has_single_calls = False
+        if is_first:
+            self._begin_step(site, args, kwargs, has_grad=False)
+        else:
+            self._training.note_call(site.name, (args, kwargs), has_grad=False)
+        observer = self._training.observer
+        try:
+            with self._owner.calling(), nullcontext() if observer is None else observer.on():
+                call()
+        except BaseException:
+            self._call_raised()
+            raise
 
     def _call_raised(self) -> None:
         """Discard the current step if its first call raised.
@@ -373,21 +395,31 @@ class LoopWatch:
                 if part is not None and part.grad_fn is not None:
                     part.grad_fn.register_prehook(began)
 
-    def _add_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _add_call(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Report a call to the training; the first one begins a step."""
-        inputs, batch, call = (args, kwargs), args[0] if args else kwargs, self._call
+        call = self._call
         is_first = self._step.plan is None
         self._step.is_in_first_call = is_first
         if is_first:
-            self._step.plan = self._training.begin_step(inputs, batch, self._optimizers)
+            self._begin_step(site, args, kwargs)
         else:
-            # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
-            self._training.add_call(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
+            inputs, batch = (args, kwargs), args[0] if args else kwargs
+            self._training.note_call(site.name, inputs)
+            if not call.has_called and not self._is_in_optimizer:
+                self._training.add_batch(inputs, batch)  # a closure that is called again, as by L-BFGS, reuses its own
             self._has_single_calls = False
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
-        if is_first and self._step.plan is not Plan.PASS and self._training.observer is not None:
-            observing = self._training.observer.watching(is_in_optimizer=self._is_in_optimizer)
+
+    def _begin_step(
+        self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any], *, has_grad: bool = True
+    ) -> None:
+        """Begin a step with a module call, and watch it if it is observed."""
+        training, batch = self._training, args[0] if args else kwargs
+        plan = training.begin_step((args, kwargs), batch, self._optimizers, site=site.name, has_grad=has_grad)
+        self._step.plan = plan
+        if plan is not Plan.PASS and training.observer is not None:
+            observing = training.observer.watching(is_in_optimizer=self._is_in_optimizer)
             self._step_watch.enter_context(observing)
 
     def _end_call(self) -> None:

@@ -137,6 +137,7 @@ _ROWS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_is_whole(value) and value > 0),
         "1 or more, or None",
     ),
+    "observe": (lambda value: value in ("auto", "always", "never"), '"auto", "always" or "never"'),
     "max_flops": (lambda value: value is None or _is_amount(value), "FLOPs above 0, or None"),
     "peak_flops": (
         lambda value: value is None or value == "measure" or _is_amount(value),
