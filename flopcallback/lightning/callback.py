@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flopcallback.lightning.census import CallCensus
 from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
@@ -58,7 +59,7 @@ UNSEEN = (
     "and not looked into. With a compiled optimizer, optimize by hand: `automatic_optimization = False`."
 )
 
-LIVE = frozenset({"_training", "_files", "_watch", "log", "log_dict"})
+LIVE = frozenset({"_training", "_files", "_watch", "_census", "log", "log_dict"})
 """What of a callback belongs to the training under way; the last two are the module's, which Lightning lends."""
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
@@ -195,6 +196,7 @@ class FlopCallback(Callback):
         self._training: Training | None = None  # None between two runs of a trainer, and after a failure
         self._files: dict[Path, LocalTracker] = {}  # report folders of the present training, by path
         self._watch = StepWatch()
+        self._census = CallCensus()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and profiles: a copy does not watch the training under way."""
@@ -249,6 +251,9 @@ class FlopCallback(Callback):
         training = self._training
         if training is None:
             return
+        if TRAINING in training.profiles and not self._census.is_open:
+            give_up = functools.partial(self._give_up, "the calls of a training step could not be noted")
+            self._census.open(pl_module, training, training.called, give_up)
         plan = training.begin_step(batch, batch, trainer.optimizers)
         if plan is Plan.COUNT:
             self._count_next(pl_module, TRAINING, training)
@@ -432,6 +437,7 @@ class FlopCallback(Callback):
         """Detach from the module and the training; keep its profiles."""
         training, self._training = self._training, None  # first: giving up after an error in here ends here again
         self._watch.close()
+        self._census.close()
         if training is not None:
             self._profiles.update(training.profiles)
 

@@ -173,6 +173,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("step_flops", "step FLOPs", "amount", lambda _, rows: _of_step(rows, "total")),
     Column("step_backward_flops", "backward FLOPs", "amount", lambda _, rows: _of_step(rows, "backward")),
     Column("step_recompute_flops", "recomputed FLOPs", "amount", lambda _, rows: _of_step(rows, "recompute")),
+    Column("step_without_grad_flops", "FLOPs without grad", "amount", lambda _, rows: _of_step(rows, "without_grad")),
     Column("activations", "activations", "amount", adds_up=True, page=Place(7, order=2), diff=Place(1, order=1)),
     Column("bytes", "bytes", "amount", adds_up=True, help="read and written by its operators",
            page=Place(7, order=1), diff=Place(order=1)),

@@ -63,6 +63,7 @@ TRAIN_STEP = Metric("flops/train_step", "FLOPs", "window", "min", compared="last
 TRAIN_STEP_PHASES = {
     phase: Metric(f"flops/{phase}", "FLOPs", "window") for phase in ("backward", "recompute", "optimizer")
 }
+STEP_WITHOUT_GRAD = Metric("flops/without_grad", "FLOPs", "window")
 FORWARD_MS = Metric("latency/forward_ms", "ms", "window", "min", "forward_ms", "fwd ms", "last")
 STEP_MS = Metric("latency/step_ms", "ms", "window", "min", "step_ms", "step ms", "last")
 STEP_TIME_MS = Metric("perf/step_time_ms", "ms", "log", "min", compared="median", text="{} a step")
@@ -87,7 +88,15 @@ AUDITED = Metric("compute/audited_steps", "", "log", compared="last")
 
 METRICS: tuple[Metric, ...] = (
     *(PARAMS, PARAMS_TRAINABLE, ACTIVATIONS, FORWARD, FORWARD_PER_SAMPLE, UNKNOWN_CALLS, TRAIN_STEP),
-    *(*TRAIN_STEP_PHASES.values(), FORWARD_MS, STEP_MS, STEP_TIME_MS, SAMPLES_PER_SEC, TOKENS_PER_SEC),
+    *(
+        *TRAIN_STEP_PHASES.values(),
+        STEP_WITHOUT_GRAD,
+        FORWARD_MS,
+        STEP_MS,
+        STEP_TIME_MS,
+        SAMPLES_PER_SEC,
+        TOKENS_PER_SEC,
+    ),
     *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
     *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, AUDITED),
 )

@@ -271,6 +271,7 @@ class ModelProfile:
                 metrics.TRAIN_STEP: step.total if step else None,
                 **{row: getattr(step, phase, None) for phase, row in metrics.TRAIN_STEP_PHASES.items()},
                 metrics.FORWARD_MS: self.forward_ms,
+                metrics.STEP_WITHOUT_GRAD: (step.without_grad or None) if step else None,
                 metrics.STEP_MS: latency.step_ms if latency else None,
             }
         )

@@ -34,18 +34,24 @@ DEEPEST_TREE = 100
 class StepFlops:
     """FLOPs of a training step by phase, as it ran.
 
-    `recompute` is the forward work that activation checkpointing repeats.
+    Attributes:
+        forward: forward with autograd.
+        backward: backward.
+        recompute: forward work that activation checkpointing repeats.
+        optimizer: optimizers' steps.
+        without_grad: forward without autograd, as of a teacher.
     """
 
     forward: int = 0
     backward: int = 0
     recompute: int = 0
     optimizer: int = 0
+    without_grad: int = 0
 
     @property
     def total(self) -> int:
         """FLOPs of all phases."""
-        return self.forward + self.backward + self.recompute + self.optimizer
+        return self.forward + self.backward + self.recompute + self.optimizer + self.without_grad
 
     def __add__(self, other: StepFlops) -> StepFlops:
         return StepFlops(*(getattr(self, phase.name) + getattr(other, phase.name) for phase in fields(self)))

@@ -30,7 +30,7 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import TRACE, ObservedRun
 
-__all__ = ["profile_of", "step_counts", "with_step"]
+__all__ = ["is_step_alike", "profile_of", "step_counts", "with_step"]
 
 
 def profile_of(
@@ -95,16 +95,41 @@ def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], cal
     unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
-    differing = [row.path or profile.name for row in profile.modules if steps[row.path].forward != calls * row.flops]
+    forwards = _forwards_like(profile, steps, calls)
+    differing = [row.path or profile.name for row in profile.modules if forwards[row.path] != calls * row.flops]
     # Work inside compiled code is that of the module around it: rows then differ, and the whole does not.
     is_compiled = any(row.note == COMPILED for row in profile.modules)
-    if differing and not (is_compiled and steps[""].forward == calls * profile.forward_flops):
+    if differing and not (is_compiled and forwards[""] == calls * profile.forward_flops):
         names = f"{', '.join(differing[:_NAMED])}{', ...' * (len(differing) > _NAMED)}"
         notes.append(
-            f"its forward has {steps[''].forward:,} FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
+            f"its forward has {forwards['']:,} FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
             f"{calls * profile.forward_flops:,}: {names} differ"
         )
     return profile.with_step(steps, "; ".join(notes))
+
+
+def _forwards_like(profile: ModelProfile, steps: Mapping[str, StepFlops], calls: int) -> dict[str, int]:
+    """Return the forward of each module, to be compared with that of so many counted calls.
+
+    Work without autograd is part of it where the counted calls have it inside, as a `training_step` has.
+    """
+    forwards = {row.path: steps[row.path].forward for row in profile.modules}
+    if forwards[""] == calls * profile.forward_flops:
+        return forwards
+    return {path: flops + steps[path].without_grad for path, flops in forwards.items()}
+
+
+def is_step_alike(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
+    """Return whether a step's forward has the FLOPs of so many counted calls, module by module.
+
+    Args:
+        profile: the profile of one call.
+        counts: the counts of each phase, from `step_counts`.
+        calls: number of calls like the counted one in the step.
+    """
+    steps = {row.path: row.step or StepFlops() for row in with_step(profile, counts, calls).modules}
+    forwards = _forwards_like(profile, steps, calls)
+    return all(forwards[row.path] == calls * row.flops for row in profile.modules)
 
 
 _NAMED = 4  # rows that a note names

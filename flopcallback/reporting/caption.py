@@ -76,7 +76,7 @@ def _whole_step(profile: ModelProfile) -> str:
 def step_parts(step: StepFlops) -> str:
     """List the phases of a training step that have FLOPs."""
     parts = [("forward", step.forward), ("backward", step.backward), ("recomputed", step.recompute)]
-    parts.append(("optimizer", step.optimizer))
+    parts += [("optimizer", step.optimizer), ("without grad", step.without_grad)]
     return ", ".join(f"{phase} {si(flops)}" for phase, flops in parts if flops) or "none"
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "CLOSURE",
     "COMPILING",
     "END",
+    "NO_GRAD",
     "ON",
     "OPTIMIZER_MARK",
     "REGION",
@@ -26,7 +27,8 @@ __all__ = [
 
 # Kinds of marks. Those without a duration of their own are BEGIN, END and STOPPED.
 BEGIN, END = "begin", "end"  # of what an observer watches: several may share the records of one profiler
-SCOPE = "scope"  # a module is at work; the detail is the number of its scope
+SCOPE = "scope"  # a module is at work; the detail is the number of its scope, and NO_GRAD if autograd is off
+NO_GRAD = "-"
 BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph
 OPTIMIZER_MARK, CLOSURE = "optimizer", "closure"  # an optimizer's step, and what it calls of the user's
 ON = "on"  # a call of the model

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flopcallback.formulas.op_call import ROOT, Scope
-from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, ON, OPTIMIZER_MARK, SCOPE, Mark
+from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, NO_GRAD, ON, OPTIMIZER_MARK, SCOPE, Mark
 
 __all__ = [
     "BACKWARD",
@@ -16,6 +16,7 @@ __all__ = [
     "OPTIMIZER",
     "PHASES",
     "RECOMPUTE",
+    "WITHOUT_GRAD",
     "Backward",
     "Nodes",
     "Place",
@@ -25,7 +26,10 @@ __all__ = [
     "recomputed",
 ]
 
-PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = "forward", "backward", "recompute", "optimizer"
+PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER, WITHOUT_GRAD = (
+    *("forward", "backward", "recompute", "optimizer"),
+    "without_grad",
+)
 
 
 class Backward(NamedTuple):
@@ -49,6 +53,8 @@ class Place(NamedTuple):
         backward: the innermost backward under way, if any.
         is_others: True in a call of another model under training, outside of calls of the observed one.
         is_ours: False in other threads, outside of what a mark says is work of the observed call.
+        has_grad: whether autograd was on when the innermost module was called.
+        is_in_function: True in an autograd function, where autograd is off and its work is not without it.
     """
 
     phase: str = FORWARD
@@ -56,6 +62,8 @@ class Place(NamedTuple):
     backward: Backward | None = None
     is_ours: bool = True
     is_others: bool = False
+    has_grad: bool = True
+    is_in_function: bool = False
 
 
 class Span(NamedTuple):
@@ -121,7 +129,9 @@ class Placing:
         if mark.kind == SCOPE:
             # A module that was called in a backward runs once more.
             phase = {BACKWARD: RECOMPUTE, OPTIMIZER: FORWARD}.get(place.phase, place.phase)
-            return Place(phase, self._scopes[int(mark.detail)], place.backward)
+            has_grad = place.has_grad if place.is_in_function else not mark.detail.endswith(NO_GRAD)
+            scope = self._scopes[int(mark.detail.removesuffix(NO_GRAD))]
+            return Place(phase, scope, place.backward, has_grad=has_grad, is_in_function=place.is_in_function)
         if mark.kind == BACKWARD_MARK:
             if place.backward is not None:  # reentrant checkpointing: the phase is the outer backward's
                 phase = BACKWARD if place.phase == RECOMPUTE else place.phase
@@ -171,6 +181,18 @@ class Placing:
             if span.start <= time <= span.end:
                 return span
         return None
+
+
+def without_grad(place: Place, number: int) -> Place:
+    """Return the place of an operator in a forward, by whether autograd was on.
+
+    Args:
+        place: where it ran.
+        number: its sequence number, without which autograd was off; an autograd function turns it off for itself.
+    """
+    if place.phase != FORWARD or (place.has_grad if place.is_in_function else number >= 0):
+        return place
+    return place._replace(phase=WITHOUT_GRAD)
 
 
 def recomputed(place: Place, number: int) -> Place:

@@ -15,7 +15,7 @@ from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.owners import CallOwner, several
-from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed
+from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed, without_grad
 from flopcallback.tracing.record import Region, leaves_memory_empty
 from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
 from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs, refuses
@@ -206,8 +206,13 @@ class _Reading:
             number = event.extra_fields.sequence_number
             if number >= 0:
                 self._placing.nodes.begin(event.start_tid, number, place.scope)
+        number = event.extra_fields.sequence_number
         if place.backward is not None:
-            place = recomputed(place, event.extra_fields.sequence_number)
+            place = recomputed(place, number)
+        if is_top:
+            if kind.region and not place.is_in_function:
+                place = place._replace(is_in_function=True)
+            place = without_grad(place, number)
         if not (kind.region or kind.is_composite or kind.rank is Rank.UNKNOWN):
             inputs = own_inputs(name, event.extra_fields.inputs)
             if are_real(inputs):

@@ -11,10 +11,12 @@ from typing import Literal
 from flopcallback.training.kinds import Kind
 from flopcallback.training.ledger import StartOfKinds
 
-__all__ = ["ALWAYS", "AUTO", "NEVER", "Observe", "ObservationSchedule"]
+__all__ = ["ALWAYS", "AUTO", "NEVER", "ObservationSchedule", "Observe"]
 
 Observe = Literal["auto", "always", "never"]
-AUTO, ALWAYS, NEVER = "auto", "always", "never"
+AUTO: Observe = "auto"
+ALWAYS: Observe = "always"
+NEVER: Observe = "never"
 
 FREE_SIGHTS = 32
 """Steps that are observed for the sake of an unseen kind, whatever they cost."""
@@ -98,7 +100,9 @@ class ObservationSchedule:
             return self._observe == ALWAYS
         if start is None or not is_known:
             return self._may_see()
-        if start.unseen and any(self._is_awaited(kind, step, steps) for kind in islice(reversed(start.unseen), MOST_ASKED)):
+        if start.unseen and any(
+            self._is_awaited(kind, step, steps) for kind in islice(reversed(start.unseen), MOST_ASKED)
+        ):
             return self._may_see()
         return bool(start.due) and self._may_audit(start.due, step, steps)
 

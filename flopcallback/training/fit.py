@@ -96,7 +96,8 @@ class _Polynomial(NamedTuple):
                 varying[column] = size
             elif varying[column] != size:  # two sizes that always were equal
                 return None
-        return max(0, round(sum(map(mul, self.weights, _products(varying, self.scales, self.terms)))))
+        value: float = sum(map(mul, self.weights, _products(varying, self.scales, self.terms)))
+        return max(0, round(value))
 
 
 def _fitted(points: Points, degree: int) -> _Polynomial | None:
@@ -104,16 +105,17 @@ def _fitted(points: Points, degree: int) -> _Polynomial | None:
     if not points:
         return None
     order: dict[Sizes, int] = {}  # the values of each varying size, without those equal to an earlier one's
-    columns = []
-    for values in zip(*(sizes for sizes, _ in points), strict=True):
-        columns.append(order.setdefault(values, len(order)) if len(set(values)) > 1 else None)
+    columns = tuple(
+        order.setdefault(values, len(order)) if len(set(values)) > 1 else None
+        for values in zip(*(sizes for sizes, _ in points), strict=True)
+    )
     terms = tuple(term for size in range(degree + 1) for term in combinations_with_replacement(range(len(order)), size))
     if len(points) <= len(terms) and order:
         return None
     scales = tuple(float(max(values)) for values in order)
     rows = [_products(varying, scales, terms) for varying in zip(*order, strict=True)] if order else [[1.0]]
     weights = _least_squares(rows, [float(flops) for _, flops in points])
-    return _Polynomial(points[0][0], tuple(columns), scales, terms, tuple(weights))
+    return _Polynomial(points[0][0], columns, scales, terms, tuple(weights))
 
 
 def _products(sizes: Sequence[int], scales: Sequence[float], terms: Sequence[tuple[int, ...]]) -> list[float]:

@@ -114,8 +114,8 @@ class StepCost(NamedTuple):
         """Return the cost times `part / whole`, rounded down."""
         if not whole:
             return self._replace(flops=part)
-        parts = (value * part // whole for value in self[:-1])
-        return StepCost(*parts, self.bound)
+        flops, forward, recompute, without_grad = (value * part // whole for value in self[:4])
+        return StepCost(flops, forward, recompute, without_grad, self.bound)
 
 
 @dataclass(slots=True)

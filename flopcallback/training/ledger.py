@@ -86,7 +86,7 @@ class ComputeLedger:
     """Books of the FLOPs of all steps.
 
     An observed step is booked at its own cost, as an exact integer. Another step costs what observed steps of its kind
-    (`StepKey`) cost, also if these come later. Where observed steps of a kind do not agree, and where none was observed,
+    (`StepKey`) cost, also if these come later. Where observed steps of a kind do not agree, or where none was observed,
     the cost is estimated.
 
     Attributes:
@@ -373,7 +373,9 @@ class ComputeLedger:
             return
         rest, cost = _rest_of(key), kind.cost
         alike = [counted for counted in self._counted if counted.rest == rest and _is_alike(counted, kind)]
-        for counted in alike if cost is not None else ():
+        if cost is None:
+            return
+        for counted in alike:
             self._counted.remove(counted)
             self._sums = self._sums.plus(sums_of(cost))
 
@@ -405,7 +407,9 @@ def _rest_of(key: StepKey) -> str:
 def _is_alike(counted: _Counted, kind: Kind) -> bool:
     """Return whether a counted step costs what an observed one of the same `rest` does."""
     cost = kind.cost
-    return cost is not None and (cost.forward, kind.outside) == (counted.forward, counted.outside)
+    # Of a `training_step` the count has the calls without autograd, too.
+    forwards = () if cost is None else (cost.forward, cost.forward + cost.without_grad)
+    return counted.forward in forwards and kind.outside == counted.outside
 
 
 def interpolated(points: Mapping[int, int], elements: int) -> int:

@@ -15,7 +15,7 @@ from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
-from flopcallback.profiling.build import profile_of, with_step
+from flopcallback.profiling.build import is_step_alike, profile_of, with_step
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.training.failures import Failures
@@ -170,7 +170,7 @@ class ProfileRecorder:
             phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
         step = phase.profile.step
-        return step is not None and step.forward >= calls * phase.profile.forward_flops
+        return step is not None and step.forward + step.without_grad >= calls * phase.profile.forward_flops
 
     def is_step_alike(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
         """Return whether the forward of a step has the FLOPs of so many counted calls, module by module.
@@ -179,8 +179,7 @@ class ProfileRecorder:
             counts: FLOPs by phase of the step, from `step_counts`.
             calls: number of calls like the counted one in the step.
         """
-        profile = with_step(self._phases[TRAINING].profile, counts, calls)
-        return all(row.step is not None and row.step.forward == calls * row.flops for row in profile.modules)
+        return is_step_alike(self._phases[TRAINING].profile, counts, calls)
 
     def add_step_note(self, note: str) -> None:
         """Add the reason for a missing whole step to the training's profile."""

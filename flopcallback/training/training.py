@@ -20,13 +20,13 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import NotRecorded, StepRecorder
 from flopcallback.tracing.owners import CallOwner
-from flopcallback.tracing.phases import FORWARD, RECOMPUTE
+from flopcallback.tracing.phases import FORWARD, RECOMPUTE, WITHOUT_GRAD
 from flopcallback.tracing.torch_private import why_no_records
 from flopcallback.trackers import Tracker
+from flopcallback.training.audits import NEVER
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
-from flopcallback.training.audits import NEVER
 from flopcallback.training.kinds import LOWER, StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
@@ -110,6 +110,7 @@ class Training:
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
         self._was_spent = False  # of a copy: the budget of the training that was copied was spent
+        self.called: frozenset[str] = frozenset()  # names of the modules that the counted call has called
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
         self._last_step = 0  # step of the last `end_step`, for the final numbers
         if samples is not None:
@@ -196,6 +197,11 @@ class Training:
         if self._meter is not None:
             self._meter.add_batch(inputs, batch)
 
+    @property
+    def is_in_step(self) -> bool:
+        """True between `begin_step` and `end_step`."""
+        return self._meter is not None and self._meter.step is not None
+
     def note_backward(self) -> None:
         """Note a backward in the current step."""
         if self._meter is not None and (open_step := self._meter.step) is not None:
@@ -233,6 +239,7 @@ class Training:
         is_timed: bool = False,
     ) -> None:
         """Keep the profile of a counted call; see `ProfileRecorder.record`."""
+        self.called = frozenset(name for run in observed.runs for name in run.calls)
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return
@@ -326,8 +333,10 @@ class Training:
                     steps.distrust_compiled()
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
                 bound = LOWER if any(analysis.is_lower_bound for analysis in counts.values()) else ""
-                cost = StepCost(sum(flops.values()), flops[FORWARD], flops[RECOMPUTE], bound=bound)
-                self._meter.set_observed_cost(cost)
+                total = sum(flops.values())
+                self._meter.set_observed_cost(
+                    StepCost(total, flops[FORWARD], flops[RECOMPUTE], flops[WITHOUT_GRAD], bound)
+                )
             elif self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step
