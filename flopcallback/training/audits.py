@@ -27,7 +27,7 @@ SIGHTS_SHARE = 0.05
 MOST_TRIES = 2
 """Steps observed right after the first step of an unseen kind, in case the next one is of that kind, too."""
 
-FREE_AUDITS = 16
+FREE_AUDITS = 32
 """Audits of a training that do not wait for their share of the time."""
 
 AUDITS_SHARE = 0.01
@@ -115,7 +115,8 @@ class ObservationSchedule:
         """Decide when a kind is audited next, after a step of it was observed."""
         if (price := self.price) is not None:
             self.level = min(MOST_LEVEL, max(0, math.ceil(math.log2(price / AUDITS_SHARE))) if price else 0)
-        kind.due = kind.steps + min(kind.steps, 2**self.level)
+        varies = kind.audits is not None and self._audits < FREE_AUDITS  # the mean of more audits is a better one
+        kind.due = kind.steps + (1 if varies else min(kind.steps, 2**self.level))
 
     def _is_awaited(self, kind: Kind, step: int, steps: int) -> bool:
         """Return whether this step may be of a kind without an observed one."""
@@ -145,7 +146,7 @@ class ObservationSchedule:
 
 def _is_overdue(kind: Kind, steps: int) -> bool:
     """Return whether a kind was not audited for long, and is still met."""
-    return kind.steps - kind.seen >= RAREST and steps - kind.last <= NEAR
+    return kind.steps - kind.seen >= RAREST - 1 and steps - kind.last <= NEAR
 
 
 def _level(step: int) -> int:

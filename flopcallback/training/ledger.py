@@ -343,18 +343,18 @@ class ComputeLedger:
         """Estimate kinds without an observed step by all that was observed so far."""
         self._are_guesses_old = False
         for kind in self._unseen:
-            self._withdraw(kind)
             self._guess(kind)
-            self._enter(kind)
 
     def _guess(self, kind: Kind) -> None:
         """Estimate the cost of a kind without an observed step."""
         key, _, fit, sizes = self._places[kind]
         guess = fit.predict(sizes)
+        self._withdraw(kind)
         if guess is None:
             kind.guess, kind.guess_error = self._interpolated(elements_in((key.inputs, key.calls))), None
         else:
             kind.guess, kind.guess_error = guess, math.ceil(guess * fit.error)
+        self._enter(kind)
 
     def _interpolated(self, elements: int) -> int:
         """Estimate a step by its number of input elements alone."""

@@ -70,8 +70,8 @@ class OpenStep:
 class ComputeMeter:
     """Meter of compute and throughput over the steps of a training.
 
-    A step is `begin_step`, `add_call` for each model call, `add_batch` for each batch, `end_step`. None of these waits for the device or for
-    another rank; `leave_out` waits for the device.
+    A step is `begin_step`, `add_batch` for each batch, `add_call` for each model call, `end_step`. None of these waits
+    for the device or for another rank; `leave_out` waits for the device.
 
     Args:
         model: model under training.
