@@ -83,6 +83,7 @@ ERROR = Metric("compute/error_pct", "%", "log", "min", compared="last")
 WITHOUT_GRAD = Metric("compute/without_grad_pct", "%", "log", compared="last")
 LOWER_BOUND = Metric("compute/lower_bound_pct", "%", "log", "min", compared="last")
 UPPER_BOUND = Metric("compute/upper_bound_pct", "%", "log", "min", compared="last")
+STEPS = Metric("compute/steps_total", "", "log", compared="last")
 AUDITED = Metric("compute/audited_steps", "", "log", compared="last")
 # fmt: on
 
@@ -98,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
         TOKENS_PER_SEC,
     ),
     *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
-    *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, AUDITED),
+    *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, STEPS, AUDITED),
 )
 """All metrics, in the order of a comparison's columns."""
 

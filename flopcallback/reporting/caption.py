@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.rows import StepFlops
 
-__all__ = ["at_least", "footer", "headline", "in_words", "step_parts", "timing_includes"]
+__all__ = [
+    "at_least",
+    "bound_of",
+    "estimate_of",
+    "footer",
+    "headline",
+    "in_words",
+    "step_parts",
+    "timing_includes",
+]
 
 # Modules that the footer names for one reason. Tables name all.
 NAMED = 3
@@ -154,9 +164,30 @@ def _compute(profile: ModelProfile) -> str:
     spent = training.get(metrics.COMPUTE.name)
     if spent is None:
         return ""
-    estimated = training.get(metrics.ESTIMATED.name) or 0
-    total = f"{spent:,} FLOPs" + (f", of which {estimated:.2g} % are estimated" if estimated else "")
-    return f"the whole training: {', '.join([total, *_metric_texts(profile, 'compute')])}"
+    parts = [f"{bound_of(training)}{spent:,} FLOPs", estimate_of(training), *_metric_texts(profile, "compute")]
+    steps, audited = training.get(metrics.STEPS.name), training.get(metrics.AUDITED.name)
+    if steps and audited:
+        parts.append(f"audited {audited:,} of {steps:,} steps")
+    without_grad = training.get(metrics.WITHOUT_GRAD.name)
+    if without_grad:
+        parts.append(f"{without_grad:.2g} % without autograd")
+    return f"the whole training: {', '.join(filter(None, parts))}"
+
+
+def bound_of(training: Mapping[str, int | float]) -> str:
+    """Return the sign in front of a training's compute, if its true value is larger or smaller."""
+    is_lower, is_upper = training.get(metrics.LOWER_BOUND.name), training.get(metrics.UPPER_BOUND.name)
+    if is_lower and is_upper:
+        return "~ "
+    return ">= " if is_lower else "<= " if is_upper else ""
+
+
+def estimate_of(training: Mapping[str, int | float]) -> str:
+    """Say what of a training's compute is estimated, and how well; empty if nothing is."""
+    estimated, error = training.get(metrics.ESTIMATED.name) or 0, training.get(metrics.ERROR.name)
+    if not estimated:
+        return ""
+    return f"{estimated:.2g} % estimated" + (f", off by at most {error:.2g} %" if error is not None else "")
 
 
 def _throughput(profile: ModelProfile) -> str:

@@ -411,9 +411,12 @@ class ComputeMeter:
 
     def _totals(self, gathered: Gathered | None = None) -> Totals:
         if gathered is None or len(gathered.messages) == 1:
-            return Totals(self.ledger.sums, self.ledger.audited, self._samples, self._tokens)
-        ledger = merged_ledger(gathered)
-        return Totals(ledger.sums, ledger.audited, **self._sizes_of(gathered))
+            return self._totals_of(self.ledger, self._samples, self._tokens)
+        return self._totals_of(merged_ledger(gathered), **self._sizes_of(gathered))
+
+    @staticmethod
+    def _totals_of(ledger: ComputeLedger, samples: int | None, tokens: int | None) -> Totals:
+        return Totals(ledger.sums, ledger.steps, ledger.audited, samples, tokens)
 
     def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
         return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}

@@ -141,12 +141,14 @@ class Totals:
 
     Attributes:
         sums: FLOPs.
-        audited: number of observed steps.
+        steps: number of steps.
+        audited: number of observed steps among them.
         samples: number of samples; None if unknown for any rank.
         tokens: number of tokens; None likewise.
     """
 
     sums: Sums
+    steps: int
     audited: int
     samples: int | None
     tokens: int | None
@@ -209,6 +211,7 @@ def totals(spent: Totals) -> dict[str, int | float]:
             metrics.WITHOUT_GRAD: share(sums.without_grad) or None,
             metrics.LOWER_BOUND: share(sums.lower) or None,
             metrics.UPPER_BOUND: share(sums.upper) or None,
+            metrics.STEPS: spent.steps,
             metrics.AUDITED: spent.audited,
         }
     )

@@ -94,7 +94,7 @@ def test_what_alternates_is_found_out(period):
 
 def test_a_switch_in_the_middle_is_found_out_and_little_of_it_is_wrong():
     training = Training().run(alike(3000, 100) + alike(3000, 40))
-    assert 0 < training.ledger.estimated
+    assert training.ledger.estimated > 0
     assert training.error < 0.05
 
 

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile import metrics
 from flopcallback.profile.rows import achieved_flops_per_s, share
-from flopcallback.reporting.caption import at_least, footer, headline, in_words, step_parts, timing_includes
+from flopcallback.reporting.caption import (
+    at_least,
+    bound_of,
+    estimate_of,
+    footer,
+    headline,
+    in_words,
+    step_parts,
+    timing_includes,
+)
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.scatter import scatter
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
@@ -124,10 +133,13 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
 
 def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
     training = profile.training
-    spent, estimated = training.get(metrics.COMPUTE.name), training.get(metrics.ESTIMATED.name) or 0
+    spent = training.get(metrics.COMPUTE.name)
     if spent is not None:
-        note = f"{estimated:.2g} % estimated" if estimated else f"FLOPs of the whole training: {spent:,}"
-        yield _Tile("Compute spent", si(spent), note, is_warning=bool(estimated))
+        estimate, bound = estimate_of(training), bound_of(training)
+        steps, audited = training.get(metrics.STEPS.name), training.get(metrics.AUDITED.name)
+        audits = f"; audited {audited:,} of {steps:,} steps" if steps and audited else ""
+        note = f"{estimate or f'FLOPs of the whole training: {spent:,}'}{audits}"
+        yield _Tile("Compute spent", f"{bound}{si(spent)}", note, is_warning=bool(estimate or bound))
     mfu = training.get(metrics.MFU.name)
     if mfu is not None:
         yield _Tile("MFU", percent(mfu / 100), "of the device's peak, at the training's end; recomputation left out")

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
-from flopcallback.reporting.caption import at_least
+from flopcallback.reporting.caption import at_least, bound_of
 from flopcallback.reporting.units import milliseconds, one_line, si, visible
 from flopcallback.runs.comparison import Comparison, RunRow
 
@@ -85,8 +85,10 @@ def run_cell(row: RunRow, column: str) -> str:
         return milliseconds(value)
     if metric.unit == "%":
         return f"{value:.1f}"
-    estimated = ESTIMATED if metric == metrics.COMPUTE and row.estimated_pct > 0 else ""
-    return f"{at_least(row.is_lower_bound and metric.is_bound)}{estimated}{si(value)}"
+    if metric == metrics.COMPUTE:
+        bound = bound_of(row.figures) or at_least(row.is_lower_bound)
+        return f"{bound}{ESTIMATED if row.estimated_pct > 0 else ''}{si(value)}"
+    return f"{at_least(row.is_lower_bound and metric.is_bound)}{si(value)}"
 
 
 def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
@@ -98,9 +100,14 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
         lines.append(f"{front_mark} no other run has {as_good} for as little compute")
     lines.append("compute: FLOPs that the training spent; MFU: median over the training")
     if estimated := [row.estimated_pct for row in rows if row.estimated_pct > 0]:
-        lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
-    if any(row.is_lower_bound for row in rows):
+        errors = [row.figures.get(metrics.ERROR.name, 0.0) for row in rows]
+        error = f", off by at most {max(errors):.3g} %" if any(errors) else ""
+        lines.append(f"{ESTIMATED} partly estimated, up to {max(estimated):.3g} % of it{error}")
+    bounds = {bound_of(row.figures) for row in rows}
+    if any(row.is_lower_bound for row in rows) or ">= " in bounds:
         lines.append(">= a lower bound: operators without a count are in it")
+    if "<= " in bounds:
+        lines.append("<= an upper bound: something in it did less than its shapes say")
     figures = [column for column in comparison.columns if column != "run"]
     if any(row.value(column) is None for row in rows for column in figures):
         lines.append(f"{MISSING} not logged by that run")
