@@ -78,13 +78,6 @@ def key_of(inputs: Any) -> CallKey | None:
     Returns:
         None if there is no tensor or array, more than `MOST_VALUES` values, or a tensor that cannot be asked.
     """
-    try:
-        return _key_of(inputs)
-    except Exception:  # noqa: BLE001 - a tensor's class, or its metaclass, may refuse: then nothing is known
-        return None
-
-
-def _key_of(inputs: Any) -> CallKey | None:
     # This runs in every step: the usual types come first, and objects are left for later.
     shapes: list[tuple[int, ...]] = []
     numbers: list[int] = []
@@ -118,11 +111,11 @@ def _key_of(inputs: Any) -> CallKey | None:
             elif kind not in PLAIN:
                 objects.append(part)
     if objects:
-        found = _search(objects)
-        if found is None:
+        facts = _facts_of(objects)
+        if facts is None:
             return None
-        with_grad += [len(shapes) + i for i, each in enumerate(found) if getattr(each, "requires_grad", False)]
-        shapes += map(_shape, found)
+        with_grad += [len(shapes) + position for position, (_, requires_grad) in enumerate(facts) if requires_grad]
+        shapes += [shape for shape, _ in facts]
     return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad)) if shapes else None
 
 
@@ -206,11 +199,22 @@ def _is_array(kind: type) -> bool:
     return numpy is not None and issubclass(kind, numpy.ndarray)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return a shape; of nested and sparse tensors also the number of what is stored."""
-    if not isinstance(value, Tensor) or (value.layout is STRIDED and not value.is_nested):
-        return tuple(value.shape)
+def _facts_of(values: Iterable[Any]) -> list[tuple[tuple[int, ...], bool]] | None:
+    """Return shape and `requires_grad` of the tensors and arrays in any values; None if any is not known."""
+    found = _search(values)
+    if found is None:
+        return None
+    try:
+        return [(_shape(value), isinstance(value, Tensor) and value.requires_grad) for value in found]
+    except (RuntimeError, TypeError):  # a subclass of tensors may refuse
+        return None
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor or array; of nested and sparse tensors also that of what is stored."""
+    if not isinstance(tensor, Tensor) or (tensor.layout is STRIDED and not tensor.is_nested):
+        return tuple(tensor.shape)
     with torch.no_grad():  # a step's autograd nodes are counted, and a look at values would make one
-        values = stored_values(value) if value.layout is torch.sparse_coo else value.values()
-    sizes = (value.size(0),) if value.is_nested else value.shape
+        values = stored_values(tensor) if tensor.layout is torch.sparse_coo else tensor.values()
+    sizes = (tensor.size(0),) if tensor.is_nested else tensor.shape
     return (*sizes, *(() if values is None else values.shape))
