@@ -6,6 +6,7 @@ import functools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice, repeat
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -46,10 +47,30 @@ CLOSED = (
 )
 """Types of objects that are no inputs, whatever they hold."""
 
+CONTAINERS = (dict, tuple, list, deque)
+"""Types whose items are looked at, also in subclasses."""
+
 STRIDED = torch.strided
 Tensor = torch.Tensor  # looked up for each value of each call
 
-_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()  # what `_slots_of` answered
+
+class _Layout(NamedTuple):
+    """What instances of a type hold, and where.
+
+    Attributes:
+        is_wanted: whether they are tensors or arrays.
+        container: the type whose methods give their items; None if they have none.
+        has_dict: whether they have a `__dict__`.
+        slots: names of their slots.
+    """
+
+    is_wanted: bool = False
+    container: type[Any] | None = None
+    has_dict: bool = False
+    slots: tuple[str, ...] = ()
+
+
+_layouts: WeakKeyDictionary[type, _Layout] = WeakKeyDictionary()  # what `_layout_of` answered
 
 
 class CallKey(NamedTuple):
@@ -152,42 +173,53 @@ def _search(values: Iterable[Any]) -> list[Any] | None:
             return found
         value = stack.pop()
         kind = type(value)
-        if issubclass(kind, Tensor) or _is_array(kind):
+        if kind in PLAIN:
+            continue
+        layout = _layouts.get(kind) or _layout_of(kind)
+        if layout.is_wanted:
             found.append(value)
-        elif kind not in PLAIN and id(value) not in entered and not issubclass(kind, CLOSED):
+        elif id(value) not in entered:
             entered.add(id(value))
-            stack += [*islice(_parts_of(value, kind), MOST_VALUES)][::-1]
+            stack += _parts_of(value, layout)[::-1]
     return found if not stack else None
 
 
-def _parts_of(value: Any, kind: type) -> Iterator[Any]:
-    """Yield what a container or an object holds, without running code of its class."""
-    # The methods of the base class: a subclass may define its own.
-    if issubclass(kind, dict):
-        yield from dict.values(value)
-        if dict.__len__(value):  # such as transformers' ModelOutput, whose attributes are its items once more
-            return
-    for base in (tuple, list, deque):
-        if issubclass(kind, base):
-            yield from () if _is_plain(items := [*islice(base.__iter__(value), MOST_VALUES + 1)]) else items
-    if kind.__dictoffset__:
-        yield from object.__getattribute__(value, "__dict__").values()
-    for name in _slots_of(kind):
-        try:
-            yield object.__getattribute__(value, name)
-        except AttributeError:  # a slot that was never filled
-            continue
+def _parts_of(value: Any, layout: _Layout) -> list[Any]:
+    """Return what a container or an object holds, without running code of its class."""
+    parts: list[Any] = []
+    if layout.container is dict:
+        parts += islice(dict.values(value), MOST_VALUES + 1)
+        if parts:  # such as transformers' ModelOutput, whose attributes are its items once more
+            return parts
+    elif layout.container is not None:
+        parts += islice(layout.container.__iter__(value), MOST_VALUES + 1)
+        if _is_plain(parts):
+            parts.clear()
+    if layout.has_dict:
+        parts += islice(object.__getattribute__(value, "__dict__").values(), MOST_VALUES + 1)
+    for name in layout.slots:
+        with suppress(AttributeError):  # of a slot that was never filled
+            parts.append(object.__getattribute__(value, name))
+    return parts
+
+
+def _layout_of(kind: type) -> _Layout:
+    if issubclass(kind, Tensor) or _is_array(kind):
+        layout = _Layout(is_wanted=True)
+    elif issubclass(kind, CLOSED):
+        layout = _Layout()
+    else:
+        container = next((base for base in CONTAINERS if issubclass(kind, base)), None)
+        layout = _Layout(container=container, has_dict=bool(kind.__dictoffset__), slots=_slots_of(kind))
+    _layouts[kind] = layout
+    return layout
 
 
 def _slots_of(kind: type) -> tuple[str, ...]:
-    names = _slots.get(kind)
-    if names is None:
-        # Names, not descriptors: these would keep the class. Of several of a name, the most derived one.
-        members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
-        members.pop("__dict__", None)
-        names = tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
-        _slots[kind] = names
-    return names
+    # Names, not descriptors: these would keep the class. Of several of a name, the most derived one.
+    members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
+    members.pop("__dict__", None)
+    return tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
 
 
 def _is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
