@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from flopcallback import FlopCallbackWarning
-from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
+from flopcallback.modules.batches import samples_in, tokens_in
+from flopcallback.modules.structures import shapes_of, tensors_in
 from flopcallback.training.batch_sizes import BatchSizes, whole_number
 from flopcallback.training.failures import Failures
 
@@ -47,14 +48,14 @@ def test_tensors_are_found_wherever_they_are(structure):
 @pytest.mark.parametrize("structure", [None, [], {}, "text", 3, Pair, Pair(None), object()])
 def test_where_there_are_none_there_are_no_shapes(structure):
     assert shapes_of(structure) == ()
-    assert first_dimension(structure) is None
+    assert samples_in(structure) is None
 
 
-def test_samples_are_the_first_dimension_that_all_agree_on():
-    assert first_dimension([A, torch.ones(3)]) == 3
-    assert first_dimension([A, torch.tensor(2.0)]) == 3
-    assert first_dimension([A, B]) is None
-    assert first_dimension(torch.tensor(2.0)) is None
+def test_samples_are_the_samples_in_that_all_agree_on():
+    assert samples_in([A, torch.ones(3)]) == 3
+    assert samples_in([A, torch.tensor(2.0)]) == 3
+    assert samples_in([A, B]) is None
+    assert samples_in(torch.tensor(2.0)) is None
 
 
 @pytest.mark.parametrize(("value", "number"), [(3, 3), (0, 0), (2**70, 2**70), (torch.tensor(5), 5)])
@@ -77,7 +78,7 @@ def test_or_an_error_that_names_it(value, error, text):
         whole_number(lambda batch: value, "tokens_fn", A)
 
 
-def sizes(samples=None, tokens=None, default=first_dimension, *, strict=False):
+def sizes(samples=None, tokens=None, default=samples_in, *, strict=False):
     return BatchSizes(samples, tokens, default, Failures(strict=strict))
 
 

@@ -14,7 +14,7 @@ from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
@@ -224,7 +224,7 @@ class FlopCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
-        training = self._training = self._training_of(trainer, pl_module, samples=first_dimension)
+        training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
         earlier = self._spent if self._loaded == {} and trainer.global_step else self._loaded
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)

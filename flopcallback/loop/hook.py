@@ -15,7 +15,7 @@ from torch import nn
 
 from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
 from flopcallback.loop.watch import LoopWatch
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
@@ -163,7 +163,7 @@ class FlopHook:
             options,
             self._trackers(to) if is_logging else {},
             owner=owner,
-            samples=first_dimension,
+            samples=samples_in,
             show=_print if summary and is_logging else None,
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,

@@ -18,7 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from flopcallback.tracing.torch_private import stored_values
 
-__all__ = ["MOST_VALUES", "CallKey", "Shapes", "first_dimension", "key_of", "shapes_of", "tensors_in"]
+__all__ = [
+    "MOST_VALUES",
+    "PLAIN",
+    "CallKey",
+    "Shapes",
+    "holds_tensors",
+    "is_plain",
+    "is_wanted",
+    "key_of",
+    "parts_of",
+    "shapes_of",
+    "tensors_in",
+]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -123,7 +135,7 @@ def key_of(inputs: Any) -> CallKey | None:
             elif kind is dict:
                 containers.append(part.values())
             elif kind is tuple or kind is list:
-                if len(part) > LONG and _is_plain(part):
+                if len(part) > LONG and is_plain(part):
                     numbers.append(len(part))
                 else:
                     containers.append(part)
@@ -154,13 +166,25 @@ def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
     yield from (each for each in _search([structure]) or () if isinstance(each, Tensor))
 
 
-def first_dimension(structure: Any) -> int | None:
-    """Return the size of the common first dimension, or None.
+def holds_tensors(value: Any) -> bool:
+    """Return whether an object holds tensors or arrays, or too many values to tell."""
+    return _search([value]) != []
 
-    Tensors without dimensions are left out.
-    """
-    sizes = {tensor.size(0) for tensor in tensors_in(structure) if tensor.dim()}
-    return sizes.pop() if len(sizes) == 1 else None
+
+def is_wanted(kind: type) -> bool:
+    """Return whether values of a type are tensors or arrays."""
+    return (_layouts.get(kind) or _layout_of(kind)).is_wanted
+
+
+def parts_of(value: Any) -> list[Any]:
+    """Return what a container or an object holds, up to `MOST_VALUES` and more, without running code of its class."""
+    kind = type(value)
+    return _parts_of(value, _layouts.get(kind) or _layout_of(kind))
+
+
+def is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
+    """Return whether the items hold nothing: the first `MOST_VALUES` of them decide."""
+    return PLAIN.issuperset(map(type, islice(items, MOST_VALUES)))
 
 
 def _search(values: Iterable[Any]) -> list[Any] | None:
@@ -193,7 +217,7 @@ def _parts_of(value: Any, layout: _Layout) -> list[Any]:
             return parts
     elif layout.container is not None:
         parts += islice(layout.container.__iter__(value), MOST_VALUES + 1)
-        if _is_plain(parts):
+        if is_plain(parts):
             parts.clear()
     if layout.has_dict:
         parts += islice(object.__getattribute__(value, "__dict__").values(), MOST_VALUES + 1)
@@ -220,10 +244,6 @@ def _slots_of(kind: type) -> tuple[str, ...]:
     members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
     members.pop("__dict__", None)
     return tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
-
-
-def _is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
-    return PLAIN.issuperset(map(type, islice(items, MOST_VALUES)))
 
 
 def _is_array(kind: type) -> bool:

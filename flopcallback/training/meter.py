@@ -13,7 +13,7 @@ from torch import nn
 
 from flopcallback.modules.structures import shapes_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
-from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
@@ -41,8 +41,7 @@ class OpenStep:
         is_timed: False once the step is left out of throughput.
         calls: shapes of the input tensors of each model call, for the first `MOST_CALLS` calls.
         batches: number of batches; several calls may share one.
-        samples: number of samples; None if it is unknown for any batch.
-        tokens: number of tokens; None likewise.
+        sizes: samples and tokens of the batches.
         backwards: number of backwards.
         stepped: numbers of the optimizers that stepped, in order.
         flops: sum of the results of the user's `flops_fn`; None without one.
@@ -56,8 +55,7 @@ class OpenStep:
     is_timed: bool = True
     calls: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
     batches: int = 0
-    samples: int | None = 0
-    tokens: int | None = 0
+    sizes: StepSizes = field(default_factory=StepSizes)
     backwards: int = 0
     stepped: list[int] = field(default_factory=list)
     flops: int | None = None
@@ -140,12 +138,10 @@ class ComputeMeter:
         shapes = shapes_of(inputs)
         if len(step.calls) < MOST_CALLS:
             step.calls.append(shapes)
+        self._sizes.add(step.sizes, batch, inputs, is_new=is_new)
         if not is_new:
             return
         step.batches += 1
-        samples, tokens = self._sizes.of(batch, inputs, shapes)
-        step.samples = None if samples is None or step.samples is None else step.samples + samples
-        step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
         if self._flops_fn is not None:
             try:
                 step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
@@ -238,7 +234,7 @@ class ComputeMeter:
         if step is None:
             return
         self.steps += 1
-        samples, tokens, given = step.samples, step.tokens, step.flops
+        samples, tokens, given = step.sizes.samples, step.sizes.tokens, step.flops
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
