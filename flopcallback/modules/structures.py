@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice, repeat
@@ -92,11 +92,15 @@ class CallKey(NamedTuple):
         shapes: shapes of the tensors and NumPy arrays.
         numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values.
         with_grad: positions in `shapes` of the tensors that require grad, since backward works for these, too.
+        names: names in each plain dict, such as those of arguments: a model may do other work for another task.
+        objects: number of values that are no tensors, plain containers or plain values, outside of each other.
     """
 
     shapes: Shapes
     numbers: tuple[int, ...] = ()
     with_grad: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    objects: int = 0
 
 
 def key_of(inputs: Any) -> CallKey | None:
@@ -115,6 +119,7 @@ def key_of(inputs: Any) -> CallKey | None:
     shapes: list[tuple[int, ...]] = []
     numbers: list[int] = []
     with_grad: list[int] = []
+    names: list[str] = []
     objects: list[Any] = []
     containers: list[Any] = [(inputs,)]  # grows as it is walked through
     left = MOST_VALUES
@@ -133,7 +138,9 @@ def key_of(inputs: Any) -> CallKey | None:
                 if part.requires_grad:
                     with_grad.append(len(shapes) - 1)
             elif kind is dict:
-                containers.append(part.values())
+                if part:
+                    names.append(_names_of(part))
+                    containers.append(part.values())
             elif kind is tuple or kind is list:
                 if len(part) > LONG and is_plain(part):
                     numbers.append(len(part))
@@ -141,7 +148,11 @@ def key_of(inputs: Any) -> CallKey | None:
                     containers.append(part)
             elif kind is int or kind is bool:
                 numbers.append(part)
-            elif kind not in PLAIN:
+            elif kind in PLAIN:
+                continue
+            elif UserDict in kind.__mro__:  # such as transformers' BatchEncoding
+                containers.append((object.__getattribute__(part, "__dict__").get("data"),))
+            else:
                 objects.append(part)
     if objects:
         facts = _facts_of(objects)
@@ -149,7 +160,16 @@ def key_of(inputs: Any) -> CallKey | None:
             return None
         with_grad += [len(shapes) + position for position, (_, requires_grad) in enumerate(facts) if requires_grad]
         shapes += [shape for shape, _ in facts]
-    return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad)) if shapes else None
+    if not shapes:
+        return None
+    return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad), tuple(names), len(objects))
+
+
+def _names_of(named: dict[Any, Any]) -> str:
+    try:
+        return " ".join(named)
+    except TypeError:  # other keys may count the samples, and are not kept
+        return ""
 
 
 def shapes_of(structure: Any) -> Shapes:

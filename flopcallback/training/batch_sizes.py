@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flopcallback.modules.batches import tokens_in
+from flopcallback.modules.structures import CallKey
 from flopcallback.training.failures import Failures
 
 __all__ = ["BatchSizes", "StepSizes", "whole_number"]
@@ -36,6 +37,10 @@ def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
     if number < 0:
         raise ValueError(f"{name} returned {number}, expected 0 or more")
     return number
+
+
+MOST_CACHED = 4096
+"""Entries of the cache; when it is full, it is emptied."""
 
 
 @dataclass(slots=True)
@@ -86,21 +91,35 @@ class BatchSizes:
         self._functions: dict[str, Callable[[Any], int] | None] = {"batch_size_fn": samples, "tokens_fn": tokens}
         self._defaults = {"batch_size_fn": default, "tokens_fn": tokens_in}
         self._failures = failures
+        self._cache: dict[CallKey | None, tuple[int | None, int | None]] = {}  # of inputs without objects
         self._counts_calls = tokens is None  # the user's function knows the tokens of a batch, not of each call
 
-    def add(self, step: StepSizes, batch: Any, inputs: Any, *, is_new: bool = True) -> None:
+    def add(self, step: StepSizes, batch: Any, inputs: Any, key: CallKey | None = None, *, is_new: bool = True) -> None:
         """Add a model call to a step: a batch counts once, and the tokens of each call.
 
         Args:
             step: the step.
             batch: argument of the user's functions.
             inputs: all inputs of the call.
+            key: key of `inputs`; None if nothing is known of them.
             is_new: False if the call reuses the batch of the previous call.
         """
         if is_new:
-            step.add_batch(self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs))
+            samples, tokens = self._sizes_of(batch, inputs, key)
+            step.add_batch(samples, tokens)
         elif self._counts_calls:
             step.add_tokens(tokens_in(inputs))
+
+    def _sizes_of(self, batch: Any, inputs: Any, key: CallKey | None) -> tuple[int | None, int | None]:
+        sizes = self._cache.get(key)
+        if sizes is None:
+            sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
+            # The user's functions may look at values, and objects say what no shape tells.
+            if key is not None and not key.objects and not any(self._functions.values()):
+                if len(self._cache) >= MOST_CACHED:
+                    self._cache.clear()
+                self._cache[key] = sizes
+        return sizes
 
     def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:
         function = self._functions[name]

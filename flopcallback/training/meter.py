@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import shapes_of
+from flopcallback.modules.structures import key_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.failures import Failures
@@ -135,10 +135,10 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        shapes = shapes_of(inputs)
+        key = key_of(inputs)
         if len(step.calls) < MOST_CALLS:
-            step.calls.append(shapes)
-        self._sizes.add(step.sizes, batch, inputs, is_new=is_new)
+            step.calls.append(() if key is None else key.shapes)
+        self._sizes.add(step.sizes, batch, inputs, key, is_new=is_new)
         if not is_new:
             return
         step.batches += 1
