@@ -90,14 +90,15 @@ class CallKey(NamedTuple):
 
     Attributes:
         shapes: shapes of the tensors and NumPy arrays.
-        numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values.
+        numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values. None
+            stands for one that a user of the key left out.
         with_grad: positions in `shapes` of the tensors that require grad, since backward works for these, too.
         names: names in each plain dict, such as those of arguments: a model may do other work for another task.
         objects: number of values that are no tensors, plain containers or plain values, outside of each other.
     """
 
     shapes: Shapes
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[int | None, ...] = ()
     with_grad: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     objects: int = 0

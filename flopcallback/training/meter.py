@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import key_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
+from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey, StepStart
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
@@ -98,6 +98,7 @@ class ComputeMeter:
     ) -> None:
         self._model = model
         self._sizes = sizes
+        self._keys = CallKeys()
         self._flops_fn = flops_fn
         self._measures_waiting = measures_waiting
         self._failures = failures or Failures()
@@ -135,7 +136,7 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        key = key_of(inputs)
+        key = self._keys.of(inputs)
         if len(step.calls) < MOST_CALLS:
             step.calls.append(() if key is None else key.shapes)
         self._sizes.add(step.sizes, batch, inputs, key, is_new=is_new)
