@@ -101,10 +101,10 @@ class FlopCallback(Callback):
             a step costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
-        batch_size_fn: function that returns the number of samples in a batch. Default: the common first dimension of
-            its tensors; unknown where these disagree.
-        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
-            `input_ids`, if there is one.
+        batch_size_fn: function that returns the number of samples in a batch. Default: what it says in
+            `num_graphs` or `batch_size`, or the common first dimension of its tensors; unknown where it is not certain.
+        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of all
+            `input_ids` in it, if there are any.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.

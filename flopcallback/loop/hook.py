@@ -76,10 +76,11 @@ class FlopHook:
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
         batch_size_fn: function that returns the number of samples in a batch. The batch is the model's first positional
-            argument, or the dict of its keyword arguments if it has none. Default: the common first dimension of all
-            tensors given to the model.
+            argument, or the dict of its keyword arguments if it has none. Default: what the inputs say in
+            `num_graphs` or `batch_size`, or the common first dimension of their tensors; unknown where it is not
+            certain.
         tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
-            `input_ids`, if there is one.
+            `input_ids` in all calls of the step, if there are any.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         by_compute: metrics to plot against compute, by name, such as `["val/loss"]`. W&B uses compute as their x-axis.

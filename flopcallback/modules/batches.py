@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -21,6 +22,8 @@ TOKENS = "input_ids"
 
 CHANNELS = (1, 3)
 """Numbers of channels by which images are told from batches."""
+
+_columns: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # what `_has_columns` answered
 
 Tensor = torch.Tensor  # looked up for each value of each step
 
@@ -54,12 +57,12 @@ def samples_in(inputs: Any) -> int | None:
         elif kind not in PLAIN:
             if (number := _said_by(part)) is not None:
                 said.add(number)
+            elif _has_columns(kind):
+                parts += parts_of(part)
             elif is_wanted(kind):
                 if (shape := _shape_of(part)) is None:
                     return None
                 found |= {*shape[:1]}
-            elif _has_columns(kind):
-                parts += parts_of(part)
             elif holds_tensors(part):
                 return None
         if len(parts) > MOST_VALUES:
@@ -114,7 +117,10 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def _has_columns(kind: type) -> bool:
-    return issubclass(kind, (tuple, list, Mapping)) or is_dataclass(kind)
+    answer = _columns.get(kind)
+    if answer is None:
+        answer = _columns[kind] = issubclass(kind, (tuple, list, Mapping)) or is_dataclass(kind)
+    return answer
 
 
 def _are_samples(parts: Any, kind: type) -> bool:
@@ -122,8 +128,11 @@ def _are_samples(parts: Any, kind: type) -> bool:
 
     PyTorch's `default_collate` makes lists of columns. A list of tuples is what it was given.
     """
-    if type(parts[0]) is Tensor:
-        return all(type(part) is Tensor and part.dim() == 3 and part.size(0) in CHANNELS for part in parts)
+    first = parts[0]
+    if type(first) is Tensor:
+        return first.dim() == 3 and all(
+            type(part) is Tensor and part.dim() == 3 and part.size(0) in CHANNELS for part in parts
+        )
     kinds = [*map(type, parts)]
     if kind is list and all(issubclass(each, tuple) for each in kinds):
         return True

@@ -286,7 +286,7 @@ def _facts_of(values: Iterable[Any]) -> list[tuple[tuple[int, ...], bool]] | Non
 def _shape(tensor: Any) -> tuple[int, ...]:
     """Return the shape of a tensor or array; of nested and sparse tensors also that of what is stored."""
     if not isinstance(tensor, Tensor) or (tensor.layout is STRIDED and not tensor.is_nested):
-        return tuple(tensor.shape)
+        return tensor.shape  # type: ignore[no-any-return]
     with torch.no_grad():  # a step's autograd nodes are counted, and a look at values would make one
         values = stored_values(tensor) if tensor.layout is torch.sparse_coo else tensor.values()
     sizes = (tensor.size(0),) if tensor.is_nested else tensor.shape
