@@ -15,7 +15,7 @@ from flopcallback.lightning.loggers import report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import LocalTracker
@@ -103,10 +103,10 @@ class FlopCallback(Callback):
             a step costs more than 16 times any step before.
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
-        batch_size_fn: function that returns the number of samples in a batch. Default: the common first dimension of
-            its tensors; unknown where these disagree.
-        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
-            `input_ids`, if there is one.
+        batch_size_fn: function that returns the number of samples in a batch. Default: what it says in
+            `num_graphs` or `batch_size`, or the common first dimension of its tensors; unknown where it is not certain.
+        tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of all
+            `input_ids` in it, if there are any.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         observe: which steps to observe as a whole for their cost: `"auto"` the first ones of each kind, and audits;
@@ -232,7 +232,7 @@ class FlopCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
-        training = self._training = self._training_of(trainer, pl_module, samples=first_dimension)
+        training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
         earlier = self._spent if self._loaded == {} and trainer.global_step else self._loaded
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)

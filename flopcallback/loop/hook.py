@@ -15,7 +15,7 @@ from torch import nn
 
 from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
 from flopcallback.loop.watch import LoopWatch
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
@@ -77,10 +77,11 @@ class FlopHook:
         peak_flops: dense peak of the device in FLOP/s, the basis of MFU. Default: the data sheet's value, if the device
             is known. `"measure"` measures it once, by a matrix product.
         batch_size_fn: function that returns the number of samples in a batch. The batch is the model's first positional
-            argument, or the dict of its keyword arguments if it has none. Default: the common first dimension of all
-            tensors given to the model.
+            argument, or the dict of its keyword arguments if it has none. Default: what the inputs say in
+            `num_graphs` or `batch_size`, or the common first dimension of their tensors; unknown where it is not
+            certain.
         tokens_fn: function that returns the number of tokens in a batch. Default: the number of elements of
-            `input_ids`, if there is one.
+            `input_ids` in all calls of the step, if there are any.
         flops_fn: function that returns the FLOPs of a step with a batch, to be used for compute and throughput
             in place of counted ones.
         observe: which steps to observe as a whole for their cost: `"auto"` the first ones of each kind, and audits;
@@ -169,7 +170,7 @@ class FlopHook:
             options,
             self._trackers(to) if is_logging else {},
             owner=owner,
-            samples=first_dimension,
+            samples=samples_in,
             show=_print if summary and is_logging else None,
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,

@@ -405,8 +405,8 @@ class LoopWatch:
         else:
             inputs, batch = (args, kwargs), args[0] if args else kwargs
             self._training.note_call(site.name, inputs)
-            if not call.has_called and not self._is_in_optimizer:
-                self._training.add_batch(inputs, batch)  # a closure that is called again, as by L-BFGS, reuses its own
+            # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
+            self._training.add_batch(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
             self._has_single_calls = False
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked

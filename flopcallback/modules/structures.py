@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice, repeat
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -17,7 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from flopcallback.tracing.torch_private import stored_values
 
-__all__ = ["MOST_VALUES", "CallKey", "Shapes", "first_dimension", "key_of", "shapes_of", "tensors_in"]
+__all__ = [
+    "MOST_VALUES",
+    "PLAIN",
+    "CallKey",
+    "Shapes",
+    "holds_tensors",
+    "is_plain",
+    "is_wanted",
+    "key_of",
+    "parts_of",
+    "shapes_of",
+    "tensors_in",
+]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -46,10 +59,30 @@ CLOSED = (
 )
 """Types of objects that are no inputs, whatever they hold."""
 
+CONTAINERS = (dict, tuple, list, deque)
+"""Types whose items are looked at, also in subclasses."""
+
 STRIDED = torch.strided
 Tensor = torch.Tensor  # looked up for each value of each call
 
-_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()  # what `_slots_of` answered
+
+class _Layout(NamedTuple):
+    """What instances of a type hold, and where.
+
+    Attributes:
+        is_wanted: whether they are tensors or arrays.
+        container: the type whose methods give their items; None if they have none.
+        has_dict: whether they have a `__dict__`.
+        slots: names of their slots.
+    """
+
+    is_wanted: bool = False
+    container: type[Any] | None = None
+    has_dict: bool = False
+    slots: tuple[str, ...] = ()
+
+
+_layouts: WeakKeyDictionary[type, _Layout] = WeakKeyDictionary()  # what `_layout_of` answered
 
 
 class CallKey(NamedTuple):
@@ -57,13 +90,18 @@ class CallKey(NamedTuple):
 
     Attributes:
         shapes: shapes of the tensors and NumPy arrays.
-        numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values.
+        numbers: plain ints and bools in plain tuples, lists and dicts; lengths of longer lists of plain values. None
+            stands for one that a user of the key left out.
         with_grad: positions in `shapes` of the tensors that require grad, since backward works for these, too.
+        names: names in each plain dict, such as those of arguments: a model may do other work for another task.
+        objects: number of values that are no tensors, plain containers or plain values, outside of each other.
     """
 
     shapes: Shapes
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[int | None, ...] = ()
     with_grad: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    objects: int = 0
 
 
 def key_of(inputs: Any) -> CallKey | None:
@@ -78,17 +116,11 @@ def key_of(inputs: Any) -> CallKey | None:
     Returns:
         None if there is no tensor or array, more than `MOST_VALUES` values, or a tensor that cannot be asked.
     """
-    try:
-        return _key_of(inputs)
-    except Exception:  # noqa: BLE001 - a tensor's class, or its metaclass, may refuse: then nothing is known
-        return None
-
-
-def _key_of(inputs: Any) -> CallKey | None:
     # This runs in every step: the usual types come first, and objects are left for later.
     shapes: list[tuple[int, ...]] = []
     numbers: list[int] = []
     with_grad: list[int] = []
+    names: list[str] = []
     objects: list[Any] = []
     containers: list[Any] = [(inputs,)]  # grows as it is walked through
     left = MOST_VALUES
@@ -107,23 +139,38 @@ def _key_of(inputs: Any) -> CallKey | None:
                 if part.requires_grad:
                     with_grad.append(len(shapes) - 1)
             elif kind is dict:
-                containers.append(part.values())
+                if part:
+                    names.append(_names_of(part))
+                    containers.append(part.values())
             elif kind is tuple or kind is list:
-                if len(part) > LONG and _is_plain(part):
+                if len(part) > LONG and is_plain(part):
                     numbers.append(len(part))
                 else:
                     containers.append(part)
             elif kind is int or kind is bool:
                 numbers.append(part)
-            elif kind not in PLAIN:
+            elif kind in PLAIN:
+                continue
+            elif UserDict in kind.__mro__:  # such as transformers' BatchEncoding
+                containers.append((object.__getattribute__(part, "__dict__").get("data"),))
+            else:
                 objects.append(part)
     if objects:
-        found = _search(objects)
-        if found is None:
+        facts = _facts_of(objects)
+        if facts is None:
             return None
-        with_grad += [len(shapes) + i for i, each in enumerate(found) if getattr(each, "requires_grad", False)]
-        shapes += map(_shape, found)
-    return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad)) if shapes else None
+        with_grad += [len(shapes) + position for position, (_, requires_grad) in enumerate(facts) if requires_grad]
+        shapes += [shape for shape, _ in facts]
+    if not shapes:
+        return None
+    return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad), tuple(names), len(objects))
+
+
+def _names_of(named: dict[Any, Any]) -> str:
+    try:
+        return " ".join(named)
+    except TypeError:  # other keys may count the samples, and are not kept
+        return ""
 
 
 def shapes_of(structure: Any) -> Shapes:
@@ -140,13 +187,25 @@ def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
     yield from (each for each in _search([structure]) or () if isinstance(each, Tensor))
 
 
-def first_dimension(structure: Any) -> int | None:
-    """Return the size of the common first dimension, or None.
+def holds_tensors(value: Any) -> bool:
+    """Return whether an object holds tensors or arrays, or too many values to tell."""
+    return _search([value]) != []
 
-    Tensors without dimensions are left out.
-    """
-    sizes = {tensor.size(0) for tensor in tensors_in(structure) if tensor.dim()}
-    return sizes.pop() if len(sizes) == 1 else None
+
+def is_wanted(kind: type) -> bool:
+    """Return whether values of a type are tensors or arrays."""
+    return (_layouts.get(kind) or _layout_of(kind)).is_wanted
+
+
+def parts_of(value: Any) -> list[Any]:
+    """Return what a container or an object holds, up to `MOST_VALUES` and more, without running code of its class."""
+    kind = type(value)
+    return _parts_of(value, _layouts.get(kind) or _layout_of(kind))
+
+
+def is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
+    """Return whether the items hold nothing: the first `MOST_VALUES` of them decide."""
+    return PLAIN.issuperset(map(type, islice(items, MOST_VALUES)))
 
 
 def _search(values: Iterable[Any]) -> list[Any] | None:
@@ -159,46 +218,53 @@ def _search(values: Iterable[Any]) -> list[Any] | None:
             return found
         value = stack.pop()
         kind = type(value)
-        if issubclass(kind, Tensor) or _is_array(kind):
+        if kind in PLAIN:
+            continue
+        layout = _layouts.get(kind) or _layout_of(kind)
+        if layout.is_wanted:
             found.append(value)
-        elif kind not in PLAIN and id(value) not in entered and not issubclass(kind, CLOSED):
+        elif id(value) not in entered:
             entered.add(id(value))
-            stack += [*islice(_parts_of(value, kind), MOST_VALUES)][::-1]
+            stack += _parts_of(value, layout)[::-1]
     return found if not stack else None
 
 
-def _parts_of(value: Any, kind: type) -> Iterator[Any]:
-    """Yield what a container or an object holds, without running code of its class."""
-    # The methods of the base class: a subclass may define its own.
-    if issubclass(kind, dict):
-        yield from dict.values(value)
-        if dict.__len__(value):  # such as transformers' ModelOutput, whose attributes are its items once more
-            return
-    for base in (tuple, list, deque):
-        if issubclass(kind, base):
-            yield from () if _is_plain(items := [*islice(base.__iter__(value), MOST_VALUES + 1)]) else items
-    if kind.__dictoffset__:
-        yield from object.__getattribute__(value, "__dict__").values()
-    for name in _slots_of(kind):
-        try:
-            yield object.__getattribute__(value, name)
-        except AttributeError:  # a slot that was never filled
-            continue
+def _parts_of(value: Any, layout: _Layout) -> list[Any]:
+    """Return what a container or an object holds, without running code of its class."""
+    parts: list[Any] = []
+    if layout.container is dict:
+        parts += islice(dict.values(value), MOST_VALUES + 1)
+        if parts:  # such as transformers' ModelOutput, whose attributes are its items once more
+            return parts
+    elif layout.container is not None:
+        parts += islice(layout.container.__iter__(value), MOST_VALUES + 1)
+        if is_plain(parts):
+            parts.clear()
+    if layout.has_dict:
+        parts += islice(object.__getattribute__(value, "__dict__").values(), MOST_VALUES + 1)
+    for name in layout.slots:
+        with suppress(AttributeError):  # of a slot that was never filled
+            parts.append(object.__getattribute__(value, name))
+    return parts
+
+
+def _layout_of(kind: type) -> _Layout:
+    if issubclass(kind, Tensor) or _is_array(kind):
+        layout = _Layout(is_wanted=True)
+    elif issubclass(kind, CLOSED):
+        layout = _Layout()
+    else:
+        container = next((base for base in CONTAINERS if issubclass(kind, base)), None)
+        layout = _Layout(container=container, has_dict=bool(kind.__dictoffset__), slots=_slots_of(kind))
+    _layouts[kind] = layout
+    return layout
 
 
 def _slots_of(kind: type) -> tuple[str, ...]:
-    names = _slots.get(kind)
-    if names is None:
-        # Names, not descriptors: these would keep the class. Of several of a name, the most derived one.
-        members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
-        members.pop("__dict__", None)
-        names = tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
-        _slots[kind] = names
-    return names
-
-
-def _is_plain(items: tuple[Any, ...] | list[Any]) -> bool:
-    return PLAIN.issuperset(map(type, islice(items, MOST_VALUES)))
+    # Names, not descriptors: these would keep the class. Of several of a name, the most derived one.
+    members = {name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()}
+    members.pop("__dict__", None)
+    return tuple(name for name, member in members.items() if type(member) is MemberDescriptorType)
 
 
 def _is_array(kind: type) -> bool:
@@ -206,11 +272,22 @@ def _is_array(kind: type) -> bool:
     return numpy is not None and issubclass(kind, numpy.ndarray)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return a shape; of nested and sparse tensors also the number of what is stored."""
-    if not isinstance(value, Tensor) or (value.layout is STRIDED and not value.is_nested):
-        return tuple(value.shape)
+def _facts_of(values: Iterable[Any]) -> list[tuple[tuple[int, ...], bool]] | None:
+    """Return shape and `requires_grad` of the tensors and arrays in any values; None if any is not known."""
+    found = _search(values)
+    if found is None:
+        return None
+    try:
+        return [(_shape(value), isinstance(value, Tensor) and value.requires_grad) for value in found]
+    except (RuntimeError, TypeError):  # a subclass of tensors may refuse
+        return None
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor or array; of nested and sparse tensors also that of what is stored."""
+    if not isinstance(tensor, Tensor) or (tensor.layout is STRIDED and not tensor.is_nested):
+        return tensor.shape  # type: ignore[no-any-return]
     with torch.no_grad():  # a step's autograd nodes are counted, and a look at values would make one
-        values = stored_values(value) if value.layout is torch.sparse_coo else value.values()
-    sizes = (value.size(0),) if value.is_nested else value.shape
+        values = stored_values(tensor) if tensor.layout is torch.sparse_coo else tensor.values()
+    sizes = (tensor.size(0),) if tensor.is_nested else tensor.shape
     return (*sizes, *(() if values is None else values.shape))

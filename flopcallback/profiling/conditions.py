@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flopcallback.measuring.hardware import Peak
-from flopcallback.modules.structures import first_dimension, shapes_of, tensors_in
+from flopcallback.modules.batches import samples_in
+from flopcallback.modules.structures import shapes_of, tensors_in
 
 __all__ = ["Conditions", "conditions_of"]
 
@@ -51,7 +52,7 @@ def conditions_of(
         phase: one of `flopcallback.profile.model_profile.PHASES`.
         model: module under call.
         inputs: inputs of the call, of any structure.
-        batch_size: number of samples; by default the common first dimension of all tensors in `inputs`.
+        batch_size: number of samples; by default what `samples_in` finds in `inputs`.
         step_row: path of a row for work outside of any submodule.
     """
     tensors = list(tensors_in(inputs))
@@ -63,5 +64,5 @@ def conditions_of(
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if batch_size is None:
-        batch_size = first_dimension(tensors)
+        batch_size = samples_in(inputs)
     return Conditions(phase, device, dtype, shapes_of(inputs), batch_size, step_row)

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from flopcallback.modules.structures import Shapes
+from flopcallback.modules.batches import tokens_in
+from flopcallback.modules.structures import CallKey
 from flopcallback.training.failures import Failures
 
-__all__ = ["BatchSizes", "whole_number"]
-
-
-Sizes = tuple[int | None, int | None]
-"""Numbers of samples and tokens; None if unknown."""
+__all__ = ["BatchSizes", "StepSizes", "whole_number"]
 
 
 UNITS = {"batch_size_fn": "samples", "tokens_fn": "tokens"}
-
-MOST_CACHED = 4096
-"""Entries of the cache; when it is full, it is emptied."""
-
-TOKENS = "input_ids"
-"""Name of the tokens in the batches of `transformers`."""
 
 
 def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
@@ -49,13 +39,45 @@ def whole_number(function: Callable[[Any], int], name: str, batch: Any) -> int:
     return number
 
 
+MOST_CACHED = 4096
+"""Entries of the cache; when it is full, it is emptied."""
+
+
+@dataclass(slots=True)
+class StepSizes:
+    """Samples and tokens of the batches of a step so far.
+
+    Attributes:
+        samples: number of samples; None once it is unknown for any batch.
+    """
+
+    samples: int | None = 0
+    _before: int | None = 0  # tokens of all batches but the last; None once unknown for any of them
+    _last: int | None = 0  # tokens of the last batch; None while none of its calls had any
+
+    @property
+    def tokens(self) -> int | None:
+        """Number of tokens; None if it is unknown for any batch."""
+        return None if self._before is None or self._last is None else self._before + self._last
+
+    def add_batch(self, samples: int | None, tokens: int | None) -> None:
+        """Add a batch, with the tokens of its first call."""
+        self.samples = None if samples is None or self.samples is None else self.samples + samples
+        self._before, self._last = self.tokens, tokens
+
+    def add_tokens(self, tokens: int | None) -> None:
+        """Add the tokens of a further call of the last batch, which may have none."""
+        if tokens is not None:
+            self._last = (self._last or 0) + tokens
+
+
 class BatchSizes:
     """Counter of the samples and tokens in batches.
 
     Args:
         samples: the user's function from a batch to its number of samples; None selects `default`.
         tokens: the user's function from a batch to its number of tokens; None counts the elements of `input_ids`.
-        default: function from all inputs of the model to the number of samples; called once for equal shapes.
+        default: function from all inputs of the model to the number of samples.
         failures: reports failures of the user's functions. A function that failed is not called again.
     """
 
@@ -67,28 +89,36 @@ class BatchSizes:
         failures: Failures,
     ) -> None:
         self._functions: dict[str, Callable[[Any], int] | None] = {"batch_size_fn": samples, "tokens_fn": tokens}
-        self._defaults = {"batch_size_fn": default, "tokens_fn": _elements_of_tokens}
+        self._defaults = {"batch_size_fn": default, "tokens_fn": tokens_in}
         self._failures = failures
-        # A user's function may look at values, not only at shapes: then nothing is taken from the cache.
-        self._has_functions = samples is not None or tokens is not None
-        self._cache: dict[tuple[Shapes, tuple[Any, ...]], Sizes] = {}
+        self._cache: dict[CallKey | None, tuple[int | None, int | None]] = {}  # of inputs without objects
+        self._counts_calls = tokens is None  # the user's function knows the tokens of a batch, not of each call
 
-    def of(self, batch: Any, inputs: Any, shapes: Shapes) -> Sizes:
-        """Return the samples and tokens of a batch; None if unknown.
+    def add(self, step: StepSizes, batch: Any, inputs: Any, key: CallKey | None = None, *, is_new: bool = True) -> None:
+        """Add a model call to a step: a batch counts once, and the tokens of each call.
 
         Args:
+            step: the step.
             batch: argument of the user's functions.
-            inputs: all inputs of the model.
-            shapes: shapes of the tensors in `inputs`.
+            inputs: all inputs of the call.
+            key: key of `inputs`; None if nothing is known of them.
+            is_new: False if the call reuses the batch of the previous call.
         """
-        named = inputs[-1] if type(inputs) is tuple and inputs else inputs  # of `(args, kwargs)`, the keyword arguments
-        key = shapes, tuple(named) if isinstance(named, Mapping) else ()
+        if is_new:
+            samples, tokens = self._sizes_of(batch, inputs, key)
+            step.add_batch(samples, tokens)
+        elif self._counts_calls:
+            step.add_tokens(tokens_in(inputs))
+
+    def _sizes_of(self, batch: Any, inputs: Any, key: CallKey | None) -> tuple[int | None, int | None]:
         sizes = self._cache.get(key)
-        if sizes is None or self._has_functions:
+        if sizes is None:
             sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
-            if len(self._cache) >= MOST_CACHED:
-                self._cache.clear()
-            self._cache[key] = sizes
+            # The user's functions may look at values, and objects say what no shape tells.
+            if key is not None and not key.objects and not any(self._functions.values()):
+                if len(self._cache) >= MOST_CACHED:
+                    self._cache.clear()
+                self._cache[key] = sizes
         return sizes
 
     def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:
@@ -106,15 +136,3 @@ class BatchSizes:
 
 def _unknown(_: Any) -> None:
     return None
-
-
-def _elements_of_tokens(inputs: Any) -> int | None:
-    """Return the number of elements of `input_ids`, or None.
-
-    It is looked up in a mapping or an object, or in the parts of a list or tuple.
-    """
-    if isinstance(inputs, (list, tuple)):
-        numbers = (_elements_of_tokens(part) for part in inputs)
-        return next((number for number in numbers if number is not None), None)
-    tokens = inputs.get(TOKENS) if isinstance(inputs, Mapping) else getattr(inputs, TOKENS, None)
-    return tokens.numel() if isinstance(tokens, torch.Tensor) else None

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import key_of, shapes_of
+from flopcallback.modules.structures import CallKey
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import ObservationSchedule, Observe
-from flopcallback.training.batch_sizes import BatchSizes, whole_number
+from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
+from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
 from flopcallback.training.kinds import Kind, ModelCall, StepCost, StepKey, StepStart
 from flopcallback.training.ledger import ComputeLedger
@@ -39,12 +40,12 @@ class OpenStep:
     Attributes:
         start: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
+        key: what tells the inputs of the last call apart, as in `start`.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
         calls: the first `MOST_CALLS` calls of the model.
         batches: number of batches; several calls may share one.
-        samples: number of samples; None if it is unknown for any batch.
-        tokens: number of tokens; None likewise.
+        sizes: samples and tokens of the batches.
         backwards: number of backwards.
         stepped: numbers of the optimizers that stepped, in order.
         flops: sum of the results of the user's `flops_fn`; None without one.
@@ -54,12 +55,12 @@ class OpenStep:
 
     start: StepStart
     nodes_before: int
+    key: CallKey | None
     nodes_inside: int = 0
     is_timed: bool = True
     calls: list[ModelCall] = field(default_factory=list)
     batches: int = 0
-    samples: int | None = 0
-    tokens: int | None = 0
+    sizes: StepSizes = field(default_factory=StepSizes)
     backwards: int = 0
     stepped: list[int] = field(default_factory=list)
     flops: int | None = None
@@ -104,6 +105,7 @@ class ComputeMeter:
     ) -> None:
         self._model = model
         self._sizes = sizes
+        self._keys = CallKeys()
         self._flops_fn = flops_fn
         self._measures_waiting = measures_waiting
         self._failures = failures or Failures()
@@ -133,7 +135,8 @@ class ComputeMeter:
         """
         if self._ranks is None or self._loaded:
             self._join_ranks()
-        self.step = OpenStep(StepStart(key_of(inputs), self._trainable.read()), nodes_so_far())
+        key = self._keys.of(inputs)
+        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), key)
         self._throughput.begin_step()
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True, is_first: bool = False) -> None:
@@ -146,23 +149,28 @@ class ComputeMeter:
             is_first: whether `begin_step` was given the same inputs.
         """
         step = self.step
-        if step is not None and len(step.calls) < MOST_CALLS:
-            step.calls.append(ModelCall(site, has_grad, step.start.inputs if is_first else key_of(inputs)))
+        if step is None:
+            return
+        if not is_first:
+            step.key = self._keys.of(inputs)
+        if len(step.calls) < MOST_CALLS:
+            step.calls.append(ModelCall(site, has_grad, step.key))
 
-    def add_batch(self, inputs: Any, batch: Any) -> None:
-        """Add a batch to the step, which then has its samples and tokens.
+    def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
+        """Add the batch of the last call to the step, which then has its samples and tokens.
 
         Args:
             inputs: all inputs of the call.
             batch: argument of the user's functions for samples, tokens and FLOPs.
+            is_new: False if the call reuses the batch of the one before, as the second network of a GAN does.
         """
         step = self.step
         if step is None:
             return
+        self._sizes.add(step.sizes, batch, inputs, step.key, is_new=is_new)
+        if not is_new:
+            return
         step.batches += 1
-        samples, tokens = self._sizes.of(batch, inputs, shapes_of(inputs))
-        step.samples = None if samples is None or step.samples is None else step.samples + samples
-        step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
         if self._flops_fn is not None:
             try:
                 step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
@@ -259,7 +267,7 @@ class ComputeMeter:
             return
         self.steps += 1
         self._number += 1
-        samples, tokens, given = step.samples, step.tokens, step.flops
+        samples, tokens, given = step.sizes.samples, step.sizes.tokens, step.flops
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens

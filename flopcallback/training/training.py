@@ -187,15 +187,16 @@ class Training:
         if self._meter is not None:
             self._meter.add_call(site, inputs, has_grad=has_grad)
 
-    def add_batch(self, inputs: Any, batch: Any) -> None:
-        """Add a further batch to the step.
+    def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
+        """Add the batch of the last call to the step.
 
         Args:
-            inputs: all inputs of the call that takes it.
+            inputs: all inputs of the call.
             batch: argument of the user's functions for samples, tokens and FLOPs.
+            is_new: False if the call reuses the batch of the one before, as the second network of a GAN does.
         """
         if self._meter is not None:
-            self._meter.add_batch(inputs, batch)
+            self._meter.add_batch(inputs, batch, is_new=is_new)
 
     @property
     def is_in_step(self) -> bool:

@@ -307,7 +307,17 @@ def plain_loop(folder=None):
         "loop/watch",
         *(
             f"training/{file}"
-            for file in ["options", "training", "recorder", "whole_step", "meter", "trainable", "sinks"]
+            for file in [
+                "options",
+                "training",
+                "recorder",
+                "whole_step",
+                "meter",
+                "batch_sizes",
+                "call_keys",
+                "trainable",
+                "sinks",
+            ]
         ),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.failures import Failures
 from flopcallback.training.ledger import StepCost, StepKey
@@ -295,7 +295,7 @@ def test_the_time_of_a_step_holds_what_lies_between_steps_and_no_step_that_was_o
 
 def test_a_meter_without_steps_has_no_numbers(clock):
     model = nn.Linear(3, 2)
-    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Failures()), clock=clock)
+    meter = ComputeMeter(model, BatchSizes(None, None, samples_in, Failures()), clock=clock)
     assert meter.live_totals() == {}
     assert not meter.is_in_use
     meter.end_step()  # of a step that never began

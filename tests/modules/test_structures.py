@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flopcallback.modules.structures import LONG, MOST_VALUES, CallKey, key_of, shapes_of, tensors_in
+from flopcallback.modules.structures import LONG, MOST_VALUES, CallKey, shapes_of, tensors_in
+from flopcallback.modules.structures import key_of as whole_key_of
 from flopcallback.tracing.torch_private import nodes_so_far
 
 A, B = torch.ones(3, 5), torch.ones(7)
@@ -116,6 +117,12 @@ class LoadingList(list):
 def test_shapes_are_found_in_anything(inputs):
     assert key_of(inputs) == CallKey(BOTH)
     assert shapes_of(inputs) == BOTH
+
+
+def key_of(inputs):
+    """The key, without names and the number of objects, which have tests of their own."""
+    key = whole_key_of(inputs)
+    return key and key._replace(names=(), objects=0)
 
 
 def test_no_code_of_an_object_runs():
@@ -224,6 +231,20 @@ def test_plain_numbers_are_part_of_the_key():
     assert key(A, full=True) != key(A, full=False)
     assert key(A, size=(224, 224)) != key(A, size=(96, 96))
     assert key({"x": A, "depth": 3}) != key({"x": A, "depth": 4})
+
+
+def test_names_are_part_of_the_key():
+    assert whole_key_of({"cats": A, "size": 3}).names == ("cats size",)
+    assert whole_key_of(((), {"text": {"cats": A}})).names == ("text", "cats")
+    assert whole_key_of({"cats": A}) != whole_key_of({"dogs": A})
+    assert whole_key_of({17: A}) == whole_key_of({18: A})  # numbers of samples, say
+
+
+def test_a_key_says_whether_objects_were_searched():
+    assert [whole_key_of(inputs).objects for inputs in (A, {"a": [A]}, UserDict(a=A), Pair(A), [A, Pair(B)])] == [
+        *(0, 0, 0, 1, 1)
+    ]
+    assert whole_key_of(UserDict(a=A)) == whole_key_of({"a": A})
 
 
 def test_numbers_of_objects_floats_and_long_lists_are_not():

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
 import flopcallback
-from flopcallback.modules.structures import first_dimension
+from flopcallback.modules.batches import samples_in
 from flopcallback.tracing import torch_private
 from flopcallback.tracing.torch_private import ATTRIBUTES, NAMES, RECORDS, TRACER, WHOLE_STEP
 from flopcallback.training import meter as meter_file
@@ -167,7 +167,7 @@ def booked(state=None, *, cost=None):
     """A meter after one step, whose model makes all nodes of the graph: the loss is inside."""
     model = torch.nn.Linear(INPUTS, OUTPUTS)
     x = torch.ones(ROWS, INPUTS)
-    meter = ComputeMeter(model, BatchSizes(None, None, first_dimension, Failures()))
+    meter = ComputeMeter(model, BatchSizes(None, None, samples_in, Failures()))
     meter.load(state or {})
     meter.begin_step()
     meter.add_call((x,), x)
