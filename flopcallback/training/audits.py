@@ -36,6 +36,9 @@ AUDITS_SHARE = 0.01
 RAREST = 500
 """Number of steps of a kind after which one is audited, whatever it costs."""
 
+YOUNG = 8
+"""Steps of a kind before which it is not audited while steps are timed: a short measuring window would be drawn out."""
+
 NEAR = 16
 """Steps after which a kind that is overdue is not awaited any more."""
 
@@ -87,7 +90,15 @@ class ObservationSchedule:
             self._plain_s += seconds
             self._plain += 1
 
-    def should_observe(self, start: StartOfKinds | None, step: int, steps: int, *, is_known: bool = True) -> bool:
+    def should_observe(
+        self,
+        start: StartOfKinds | None,
+        step: int,
+        steps: int,
+        *,
+        is_known: bool = True,
+        is_timing: bool = False,
+    ) -> bool:
         """Return whether to observe the step that begins.
 
         Args:
@@ -95,6 +106,7 @@ class ObservationSchedule:
             step: number of the step among those of the training.
             steps: number of booked steps, for the distance of kinds.
             is_known: False if nothing is known that tells the step from others.
+            is_timing: whether steps are being timed; then young kinds are not audited.
         """
         if self._observe != AUTO:
             return self._observe == ALWAYS
@@ -104,7 +116,8 @@ class ObservationSchedule:
             self._is_awaited(kind, step, steps) for kind in islice(reversed(start.unseen), MOST_ASKED)
         ):
             return self._may_see()
-        return bool(start.due) and self._may_audit(start.due, step, steps)
+        due = [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
+        return bool(due) and self._may_audit(due, step, steps)
 
     def take_back(self, start: StartOfKinds | None) -> None:
         """Take back the last decision to observe, since the step could not be observed."""

@@ -267,6 +267,11 @@ class Kind:
         """Note that a step is of this kind."""
         self.gap, self.last = step - self.last if self.last else 0, step
 
+    def know(self, cost: StepCost) -> None:
+        """Take over a cost from a step that is booked elsewhere."""
+        self.cost, self.due = cost, 1
+        self.plain = self.plain_flops()
+
     def learn(self, cost: StepCost, outside: int, *, varies: bool = False) -> None:
         """Take in an observed step, which is already among `steps`.
 

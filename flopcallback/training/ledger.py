@@ -110,6 +110,7 @@ class ComputeLedger:
         self._by_elements: dict[int, int] = {}  # FLOPs of observed steps by number of input elements
         self._unknown = Kind(UNKNOWN_KIND)
         self._counted: list[_Counted] = []
+        self._both: tuple[StepKey, StepCost] | None = None  # of the step that was counted and observed at once
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class ComputeLedger:
             cost: its cost.
             outside: autograd nodes made in the step outside the calls that would be counted.
         """
-        self.add_exactly(cost)
+        self._add_exactly(cost)
         kind = self._unknown if key is None else self._kinds.get(key) or self._meet(key)
         self._withdraw(kind)
         kind.steps += 1
@@ -191,8 +192,16 @@ class ComputeLedger:
             self._settle_counted(key, kind)
         return kind
 
-    def add_exactly(self, cost: StepCost) -> None:
-        """Book a step at its own cost, from which nothing is learned."""
+    def add_both(self, key: StepKey | None, cost: StepCost) -> None:
+        """Book a step at its cost, which was counted and observed at once.
+
+        Counting may have made autograd nodes that later steps lack: only a step of an equal key costs the same.
+        """
+        self._add_exactly(cost)
+        if key is not None:
+            self._both = key, cost
+
+    def _add_exactly(self, cost: StepCost) -> None:
         self.steps += 1
         self.audited += 1
         self._sums = self._sums.plus(sums_of(cost))
@@ -294,6 +303,8 @@ class ComputeLedger:
         """Return the kind of a key that this process has not met before."""
         kind = self._waiting.pop(key.digest(), None) if self._waiting else None
         kind = kind or Kind("")
+        if kind.cost is None and self._both is not None and self._both[0] == key:
+            kind.know(self._both[1])
         start = self._starts.setdefault(key.start, StartOfKinds())
         name, sizes = pattern_and_sizes(key)
         place = _Place(key, start, self._fits.setdefault(name, CostFit()), sizes)

@@ -208,17 +208,24 @@ class ComputeMeter:
         """True if FLOPs are counted, False if the user's `flops_fn` gives them."""
         return self._flops_fn is None
 
-    def decide_observation(self) -> bool:
+    def decide_observation(self, *, is_timing: bool = False) -> bool:
         """Decide whether to observe the current step for its cost.
 
         Call it once per step: attempts are counted.
+
+        Args:
+            is_timing: whether steps are being timed.
         """
         step = self.step
         if step is None or self._flops_fn is not None:
             return False
         start, ledger = step.start, self.ledger
         return self._schedule.should_observe(
-            ledger.start_of(start), self._number, ledger.steps, is_known=start.inputs is not None
+            ledger.start_of(start),
+            self._number,
+            ledger.steps,
+            is_known=start.inputs is not None,
+            is_timing=is_timing,
         )
 
     def take_back_observation(self) -> None:
@@ -296,7 +303,7 @@ class ComputeMeter:
             key = StepKey(*start, tuple(step.calls), step.backwards, tuple(step.stepped), nodes)
         if step.counted is not None:
             if step.cost is not None:
-                ledger.add_exactly(step.cost)  # for itself alone: counting has made nodes that later steps lack
+                ledger.add_both(key, step.cost)
             else:  # `counted` is one batch's; the others of an accumulated step are like it
                 ledger.add_counted(key, step.counted * max(1, step.batches), outside)
             return None

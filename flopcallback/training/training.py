@@ -162,7 +162,8 @@ class Training:
             return Plan.COUNT
         steps = self._steps
         if steps.model is not None:
-            is_new = meter is not None and meter.decide_observation()
+            is_timing = self._recorder.window is not None
+            is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
             if is_new or steps.awaited is not None:
                 if steps.begin_step(inputs, optimizers, is_new=is_new):

@@ -181,7 +181,7 @@ def test_accumulation_and_a_last_window_that_no_optimizer_ends(model, optimizer)
         assert spent(hook) == (4 * 6 * BATCH * PLAIN, 4 * 6 * BATCH, 0)
     flops, samples, estimated = spent(hook)
     assert (flops, samples) == (26 * BATCH * PLAIN, 26 * BATCH)
-    assert estimated == pytest.approx(100 * 2 / 26)
+    assert estimated <= 100 * 2 / 26 + 1e-9  # unless it was audited
 
 
 def test_the_last_step_of_a_loop_that_nothing_ends(model):
@@ -219,7 +219,7 @@ class Attention(nn.Module):
         return self.out((q @ k.mT).softmax(-1) @ v)
 
 
-def test_more_lengths_than_32_are_estimated_within_a_few_percent():
+def test_many_lengths_are_observed_or_estimated_closely():
     model = Attention()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(5)
@@ -231,9 +231,8 @@ def test_more_lengths_than_32_are_estimated_within_a_few_percent():
     exact = sum(map(attention_cost, lengths))
     flops, samples, estimated = spent(hook)
     assert samples == 300
-    assert 0 < estimated < 100
-    assert flops != exact
-    assert flops == pytest.approx(exact, rel=0.03)
+    assert 0 <= estimated < 100  # how many there is time to observe depends on the machine
+    assert abs(flops - exact) <= min(0.01, estimated / 100) * exact
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -567,4 +566,5 @@ def test_no_step_between_two_logs_waits_for_the_device(model, optimizer, monkeyp
             steps.append(number)
             step(model, optimizer)
         after_window = [at for at in waits if at > 5]
-    assert after_window == [25, 50, 75, 100]
+    assert {25, 50, 75, 100} <= set(after_window)
+    assert len(after_window) - 4 <= hook.metrics()["compute/audited_steps"]  # an audit is left out of throughput
