@@ -288,7 +288,7 @@ class FlopHook:
                 raise RuntimeError("this is a copy of a hook, which watches no loop")
             compute = compute_in(state)
             self._training.load(compute)
-            self._training.poll_loaded_budget(compute)
+            self._training.poll_loaded_budget()
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.meter import ComputeMeter, merged_ledger
 from flopcallback.training.ranks import Gathered, are_several, is_initialized
@@ -55,19 +52,16 @@ class Budget:
             self._next_check = steps + pause
         return self.is_spent
 
-    def poll_at_load(self, state: Mapping[str, Any]) -> None:
-        """Decide whether a loaded checkpoint has already spent the budget.
+    def poll_at_load(self) -> None:
+        """Decide whether a checkpoint that the meter has loaded has already spent the budget.
 
         Every rank has to call it. Several processes without a process group decide after their first step instead.
-
-        Args:
-            state: result of `ComputeMeter.state`; may be empty on ranks other than 0.
         """
         if is_initialized():
             self.poll(is_settling=False)
-        elif state and not are_several():
+        elif self._meter.loaded and not are_several():
             ledger = ComputeLedger()
-            ledger.load(state["ledger"])
+            ledger.load(self._meter.loaded["ledger"])
             self.is_spent = ledger.flops >= self._flops
 
     def _decision(self, gathered: Gathered, *, is_settling: bool) -> tuple[bool, int]:

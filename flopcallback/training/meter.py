@@ -88,6 +88,7 @@ class ComputeMeter:
     Attributes:
         ledger: compute booked by this rank.
         steps: number of steps that ended in this process.
+        loaded: state of a checkpoint until the first step adds it to the ledger; empty before and after.
         step: step in progress, or None; the caller updates its `backwards` and `stepped`.
     """
 
@@ -112,7 +113,7 @@ class ComputeMeter:
         self.ledger = ComputeLedger()
         self._throughput = Throughput(clock, self._synchronize)
         self._ranks = ranks  # None until the ranks are known, at the latest at the first step
-        self._loaded: Mapping[str, Any] = {}  # state of a checkpoint, until the first step adds it to the ledger
+        self.loaded: Mapping[str, Any] = {}
         self._device = torch.device("cpu")  # device of the counted call
         self._peak: float | None = None  # its peak in FLOP/s; None if unknown
         self._samples: int | None = 0  # since training began; None as soon as one step's number is unknown
@@ -133,7 +134,7 @@ class ComputeMeter:
         Args:
             inputs: the batch, or the inputs of the step's first call.
         """
-        if self._ranks is None or self._loaded:
+        if self._ranks is None or self.loaded:
             self._join_ranks()
         key = self._keys.of(inputs)
         self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), key)
@@ -378,7 +379,7 @@ class ComputeMeter:
         """
         if state == {}:  # a rank other than 0, or a training without steps
             return
-        self._loaded = checked_state(state, STATE)
+        self.loaded = checked_state(state, STATE)
 
     def leave(self) -> None:
         """Stop taking part after a failure.
@@ -392,11 +393,11 @@ class ComputeMeter:
 
     def joined_ranks(self) -> Ranks:
         """Return the ranks, after adding a loaded state to the totals."""
-        return self._join_ranks() if self._ranks is None or self._loaded else self._ranks
+        return self._join_ranks() if self._ranks is None or self.loaded else self._ranks
 
     def _join_ranks(self) -> Ranks:
         ranks = self._ranks = self._ranks or Ranks(type(self._model).__name__)
-        state, self._loaded = self._loaded, {}
+        state, self.loaded = self.loaded, {}
         if state:
             is_first = ranks.rank == 0
             # Every rank learns the costs. The steps go to rank 0 alone, or the sum would have them once per rank.

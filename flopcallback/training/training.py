@@ -452,14 +452,14 @@ class Training:
         self._numbers.update(numbers)
         self._was_spent = is_spent
 
-    def poll_loaded_budget(self, state: Mapping[str, Any]) -> None:
+    def poll_loaded_budget(self) -> None:
         """Decide whether a loaded checkpoint has already spent the budget.
 
         Every rank has to call it.
         """
         budget = self._budget
         if budget is not None and not budget.is_spent:
-            self._decide(lambda: budget.poll_at_load(state), 0, "training stops")
+            self._decide(budget.poll_at_load, 0, "training stops")
 
     def mute(self) -> None:
         """Log nothing from now on, since another rank logs."""

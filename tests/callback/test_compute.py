@@ -404,7 +404,7 @@ def test_a_closure_that_is_called_again_and_again_sees_its_samples_once(model):
     assert step_flops.forward + step_flops.backward == 4 * BATCH * PLAIN
     # Scalar products of gradients and steps, as long as all parameters together: a multiply-add for each element.
     assert step_flops.optimizer % (2 * sum(parameter.numel() for parameter in model.parameters())) == 0
-    assert estimated == 0
+    assert estimated > 0  # these products grow with the history: audits do not agree
 
 
 def test_a_scaler_that_skips_a_step_loses_nothing(model, optimizer):
@@ -561,7 +561,7 @@ def test_no_step_between_two_logs_waits_for_the_device(model, optimizer, monkeyp
     monkeypatch.setattr(ComputeMeter, "_synchronize", lambda meter: waits.append(len(steps)))
     for module in (torch.cuda, torch.accelerator):
         monkeypatch.setattr(module, "synchronize", lambda *_: pytest.fail("it waited"))
-    with hooked(model, optimizer, log_every_n_steps=25):
+    with hooked(model, optimizer, log_every_n_steps=25) as hook:
         for number in range(100):
             steps.append(number)
             step(model, optimizer)

@@ -293,7 +293,7 @@ def test_compute_is_the_sum_over_both_ranks(loops, name):
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in ("early", "join", "destroyed")])
 def test_the_first_rank_has_the_state_of_both(loops, name):
     first, second = loops[0][name]
-    assert first["state"]["compute"]["ledger"]["booked"] == EXPECTED[name] * ROW
+    assert first["state"]["compute"]["ledger"]["sums"][0] == EXPECTED[name] * ROW
     assert second["state"] == {"compute": {}}
 
 
@@ -365,7 +365,7 @@ def test_trainers_on_two_ranks(tmp_path: Path, strategy):
     first, second = found_in(tmp_path)
     rows = 2 * ((4 + 4 + 8 + 3) + (4 + 12 + 4 + 2))
     assert totals(first["2"]) == (rows * ROW, 2 * ((4 + 4 + 4 + 3) + (4 + 4 + 4 + 2)))
-    assert first["2"]["state"]["compute"]["ledger"]["booked"] == rows * ROW
+    assert first["2"]["state"]["compute"]["ledger"]["sums"][0] == rows * ROW
     assert second["2"]["state"] == {}
     lines = [json.loads(line) for line in (tmp_path / "2" / "scalars.jsonl").read_text().splitlines()]
     sums = {line["step"]: line["compute/flops_total"] for line in lines if "compute/flops_total" in line}

@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from flopcallback import FlopCallbackWarning, FlopHook
-from flopcallback.training.ledger import ComputeLedger, StepCost, StepKey
-from flopcallback.training.saved_state import check_state
+from flopcallback.modules.structures import CallKey
+from flopcallback.training.kinds import StepCost, StepKey
+from flopcallback.training.ledger import ComputeLedger
+from flopcallback.training.saved_state import checked_state
 
 WIDE, HIDDEN, OUT = 5, 7, 3
 FIRST, SECOND = 2 * WIDE * HIDDEN, 2 * HIDDEN * OUT
@@ -299,7 +301,7 @@ def test_a_state_that_was_loaded_is_in_the_next_before_any_step():
 def test_a_kind_that_was_never_observed_is_booked_when_it_is():
     """The only step before is the counted one, which no later one is like in its nodes."""
     state = train([3]).state_dict()
-    assert state["compute"]["ledger"]["booked"] == 3 * ROW
+    assert state["compute"]["ledger"]["sums"][0] == 3 * ROW
     assert numbers(train([3, 3], state).metrics()) == (9 * ROW, 9)
 
 
@@ -313,7 +315,7 @@ def test_every_cut_gives_the_same_integers(cut):
 def test_a_state_of_two_ranks_goes_on_with_one():
     """As rank 0 of two has it: with a kind that only the other one had, and never observed."""
     ledgers = [train(lengths).state_dict()["compute"]["ledger"] for lengths in ([3, 3], [4])]
-    state = {"version": 1, "ledger": ComputeLedger.merged(ledgers).state(), "samples": 10, "tokens": None}
+    state = {"version": 2, "step": 2, "ledger": ComputeLedger.merged(ledgers).state(), "samples": 10, "tokens": None}
     assert numbers(train([4, 4], {"compute": state}).metrics()) == (18 * ROW, 18)
 
 
@@ -355,52 +357,64 @@ def replacing(value):
     return replace
 
 
-def ledger_of(*, is_observed=True):
-    """Books with a kind that was observed, if it was, and one that was counted only and waits."""
+def kind(rows):
+    return StepKey(CallKey(((rows, WIDE),)), "4 of 4", (), 1, (0,), 7)
+
+
+def a_state():
+    """With a kind that varies, one that was counted only and waits, and one that is unseen."""
     ledger = ComputeLedger()
-    observed, counted = (StepKey((((rows, WIDE),),), "4 of 4", 1, (0,), 7) for rows in (3, 4))
-    if is_observed:
-        ledger.learn(observed, StepCost(3 * ROW, 3 * (FIRST + SECOND), 0), 2)
-        ledger.add(observed)
-    ledger.learn_forward(counted, 4 * (FIRST + SECOND), 2)
-    ledger.add(counted)
-    return ledger
+    ledger.add_counted(kind(5), 5 * (FIRST + SECOND), 2)
+    ledger.add_observed(kind(3), StepCost(3 * ROW, 3 * (FIRST + SECOND), 0, 1), 2)
+    ledger.add(kind(3))
+    ledger.add_observed(kind(3), StepCost(2 * ROW, 3 * (FIRST + SECOND), 0, 1), 2)
+    ledger.add(kind(4))
+    state = {"version": 2, "step": 5, "ledger": ledger.state(), "samples": 18, "tokens": None}
+    return json.loads(json.dumps(state))
+
+
+def any_whole_number(path):
+    """Whether a part may be below 0 or as large as one likes: -1 is "not known"."""
+    is_outside = path[1:2] == ("kinds",) and path[3:] == (3, 2)
+    is_error = path[1:2] == ("kinds",) and path[3:] == (5, 1)
+    return is_outside or is_error or (path[1:2] == ("counted",) and path[3:] == (2,))
+
+
+def any_text(path):
+    return (path[1:2] == ("kinds",) and path[3:] == (0,)) or (path[1:2] == ("counted",) and path[3:] == (0,))
 
 
 def test_of_a_state_every_part_is_checked():
-    """With a kind that was observed, one that was only counted, and one that is unseen."""
-    state = json.loads(json.dumps({"version": 1, "ledger": ledger_of().state(), "samples": 10, "tokens": None}))
-    assert all(state["ledger"][part] for part in ("costs", "counted", "unseen"))
-    check_state(state, 1)
+    state = a_state()
+    assert {bool(row[2]) for row in state["ledger"]["kinds"]} == {True, False}
+    assert any(row[6] for row in state["ledger"]["kinds"])
+    assert state["ledger"]["counted"]
+    checked_state(state, 2)
     tried = 0
     for path in filter(None, paths(state)):
-        is_trainable = len(path) == 5 and path[3:] == (0, 1)  # the text in a key
-        is_nodes = len(path) == 5 and path[3:] == (0, 4)  # -1 is "not known"
-        is_outside = len(path) == 4 and path[1] in ("costs", "counted") and path[3] == 2  # likewise
-        for value in (None, "x", -7, 1.5, math.nan, True, {}, [["x"]], 10**400):
+        for value in (None, "x", -7, 1.5, math.nan, {}, [["x"]], 10**400):
             is_unknown = value is None and path in (("samples",), ("tokens",))
-            if is_unknown or (is_trainable and value == "x") or ((is_nodes or is_outside) and value in (-7, 10**400)):
+            if is_unknown or (any_text(path) and value == "x"):
+                continue
+            if any_whole_number(path) and value in (-7, 10**400):
                 continue
             tried += 1
             with pytest.raises(ValueError, match="state"):
-                check_state(changed(state, path, replacing(value)), 1)
+                checked_state(changed(state, path, replacing(value)), 2)
         if isinstance(path[-1], str):
             with pytest.raises(ValueError, match="state"):
-                check_state(changed(state, path, lambda around, key: around.pop(key)), 1)
+                checked_state(changed(state, path, lambda around, key: around.pop(key)), 2)
     assert tried > 300
 
 
 def test_totals_that_cannot_be_are_refused():
-    observed = train([3, 3]).state_dict()["compute"]
-    counted = {"version": 1, "ledger": ledger_of(is_observed=False).state(), "samples": 4, "tokens": None}
-    for state, said in (
-        (observed, "FLOPs cannot come from 0 steps"),
-        (counted, "1 steps of unseen kinds cannot be"),
-    ):
-        check_state(state, 1)
+    alone = a_state()
+    alone["ledger"] |= {"kinds": [], "counted": [], "audited": 0}
+    for state, said in ((a_state(), "steps of kinds cannot be among 0"), (alone, "FLOPs cannot come from 0 steps")):
+        checked_state(state, 2)
         state["ledger"]["steps"] = 0
         with pytest.raises(ValueError, match=said):
-            check_state(state, 1)
+            checked_state(state, 2)
 
 
 # --- Under a Trainer --------------------------------------------------------------------------------------------------

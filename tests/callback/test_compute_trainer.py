@@ -325,10 +325,13 @@ def test_a_closure_that_is_called_again_and_again(lightning, trainer, callback):
     ours = callback()
     fit(trainer(ours), make(lightning, training_step, optimizers=optimizers), batches(*[BATCH] * 6))
     assert calls == 6 * 4
-    flops, samples, estimated = spent(ours)
-    assert (samples, estimated) == (6 * BATCH, 0)
+    _, samples, estimated = spent(ours)
+    assert samples == 6 * BATCH
+    assert estimated > 0  # the optimizer's own products grow with its history: audits do not agree
     parameters = WIDE * INNER + INNER + INNER * OUT + OUT
-    dots, rest = divmod(flops - calls * BATCH * PLAIN, 6 * 2 * parameters)  # the optimizer's own, in each step
+    step = ours.profiles["train"].step
+    assert step.total - step.optimizer == 4 * BATCH * PLAIN
+    dots, rest = divmod(step.optimizer, 2 * parameters)
     assert rest == 0
     assert dots > 0
 
@@ -455,7 +458,7 @@ def test_steps_that_are_observed_are_left_out_of_throughput(lightning, trainer, 
     monkeypatch.setattr(StepRecorder, "watching", slow)
     loop = trainer(callback(), log_every_n_steps=10)
     fit(loop, make(lightning), batches(*[BATCH] * 24, 7, *[BATCH] * 10))
-    assert len(observed) == 3  # the counted one, the first like it, and that of another kind
+    assert len(observed) >= 3  # the counted one, the first like it, that of another kind, and audits
     assert max(logged("perf/step_time_ms").values()) < LONG_S * 1e3 / 20
 
 
@@ -482,8 +485,12 @@ def test_no_step_between_two_logs_waits_for_the_device(lightning, trainer, callb
         steps.append(batch_idx)
         return self.net(batch).sum()
 
-    fit(trainer(callback(), log_every_n_steps=25), make(lightning, training_step), batches(*[BATCH] * 100))
-    assert [at for at in waits if at > 5] == [25, 50, 75, 100, 100]  # at log steps, and at the end
+    ours = callback()
+    fit(trainer(ours, log_every_n_steps=25), make(lightning, training_step), batches(*[BATCH] * 100))
+    after_window = [at for at in waits if at > 5]
+    assert {25, 50, 75, 100} <= set(after_window)
+    audited = ours.profiles["train"].training["compute/audited_steps"]
+    assert len(after_window) - 5 <= audited  # at log steps, at the end, and where an audit is left out of throughput
 
 
 # --- The promise --------------------------------------------------------------------------------------------------

@@ -22,16 +22,6 @@ def net():
     return nn.Sequential(nn.Linear(WIDE, OUT))
 
 
-def shapes_and_names():
-    """The part of a state that says of which kind the steps were, as today's version writes it."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with FlopHook(model, optimizer, **QUIET) as hook:
-        train(model, optimizer, 3)
-        (cost,) = hook.state_dict()["compute"]["ledger"]["costs"]
-    return cost[0]
-
-
 def train(model, optimizer, steps):
     for _ in range(steps):
         model(torch.ones(BATCH, WIDE)).sum().backward()
@@ -39,14 +29,14 @@ def train(model, optimizer, steps):
         optimizer.zero_grad()
 
 
-# As commit c7e9a42 wrote it after seven steps, but for the number that tells one set of parameters from another.
+# As commit c7e9a42 wrote it after seven steps.
 STATE = {
     "version": 1,
     "ledger": {
         "steps": 7,
         "booked": 7 * STEP,
         "guessed": 0,
-        "costs": [[None, [STEP, FORWARD, 0], 7]],
+        "costs": [[[[[[2, 5]]], "2 of 2, 18 elements: 36de2b6f", 1, [0], 7], [STEP, FORWARD, 0], 7]],
         "counted": [],
         "unseen": [],
     },
@@ -57,9 +47,7 @@ STATE = {
 
 @pytest.fixture
 def state():
-    key = shapes_and_names()
-    costs = [[key, [STEP, FORWARD, 0], key[-1]]]
-    return {"compute": {**STATE, "ledger": {**STATE["ledger"], "costs": costs}}}
+    return {"compute": STATE}
 
 
 def test_a_loop_goes_on_from_an_older_state(state):
@@ -107,12 +95,26 @@ def test_a_trainer_goes_on_from_an_older_checkpoint_whatever_its_fma_was(state, 
     before.fit(Line())
     before.save_checkpoint(tmp_path / "before.ckpt")
     checkpoint = torch.load(tmp_path / "before.ckpt", weights_only=False)
-    (compute,) = (state.pop("compute") for state in checkpoint["callbacks"].values() if "compute" in state)
-    assert compute["ledger"]["booked"] == 5 * STEP
-    checkpoint["callbacks"] = {key: {"compute": compute}}
+    assert [state.pop("compute") for state in checkpoint["callbacks"].values() if "compute" in state]
+    checkpoint["callbacks"] = {key: state}
     torch.save(checkpoint, tmp_path / "older.ckpt")
 
     callback = FlopCallback(**QUIET)
     trainer(8, callback).fit(Line(), ckpt_path=tmp_path / "older.ckpt", weights_only=False)
-    assert callback.profiles["train"].training["compute/flops_total"] == 8 * STEP
-    assert callback.profiles["train"].training["compute/samples_total"] == 8 * BATCH
+    # Seven steps of the older state, and the three that were left to do.
+    assert callback.profiles["train"].training["compute/flops_total"] == (7 + 3) * STEP
+    assert callback.profiles["train"].training["compute/samples_total"] == (7 + 3) * BATCH
+
+
+def test_kinds_that_an_older_state_waits_for_stay_estimates():
+    unseen = [[[[[3, 5]]], "2 of 2, 18 elements: 36de2b6f", 1, [0], 7], 2, 1, 1]
+    costs = STATE["ledger"]["costs"]
+    older = {**STATE, "ledger": {**STATE["ledger"], "steps": 9, "costs": costs, "unseen": [unseen]}}
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with FlopHook(model, optimizer, **QUIET) as hook:
+        hook.load_state_dict({"compute": older})
+        train(model, optimizer, 1)
+    waiting = 2 * STEP * 3 // 2  # three rows instead of two
+    assert hook.metrics()["compute/flops_total"] == 8 * STEP + waiting
+    assert hook.metrics()["compute/estimated_pct"] == pytest.approx(100 * waiting / (8 * STEP + waiting))
