@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.modules.structures import key_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.call_keys import CallKeys
@@ -136,10 +137,12 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        key = self._keys.of(inputs)
+        key = key_of(inputs)
+        self._sizes.add(step.sizes, batch, inputs, key, is_new=is_new)
+        if key is not None and (key.names or key.numbers):
+            key = self._keys.settled(key)
         if len(step.calls) < MOST_CALLS:
             step.calls.append(() if key is None else key.shapes)
-        self._sizes.add(step.sizes, batch, inputs, key, is_new=is_new)
         if not is_new:
             return
         step.batches += 1
