@@ -27,6 +27,8 @@ class CallKeys:
 
     def settled(self, key: CallKey) -> CallKey:
         """Return a key without what has had too many values. One without names and numbers is settled as it is."""
+        if key.names in self._names and not key.numbers:  # nearly all calls
+            return key
         names = key.names if _is_among(key.names, self._names) else ()
         numbers = tuple(self._number(names, *item) for item in enumerate(key.numbers))
         return key._replace(names=names, numbers=numbers)
