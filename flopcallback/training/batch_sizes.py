@@ -49,26 +49,19 @@ class StepSizes:
 
     Attributes:
         samples: number of samples; None once it is unknown for any batch.
+        tokens: number of tokens; None likewise, but as long as a batch goes on, a further call of it may have some.
+        earlier: tokens of all batches but the last.
     """
 
     samples: int | None = 0
-    _before: int | None = 0  # tokens of all batches but the last; None once unknown for any of them
-    _last: int | None = 0  # tokens of the last batch; None while none of its calls had any
-
-    @property
-    def tokens(self) -> int | None:
-        """Number of tokens; None if it is unknown for any batch."""
-        return None if self._before is None or self._last is None else self._before + self._last
-
-    def add_batch(self, samples: int | None, tokens: int | None) -> None:
-        """Add a batch, with the tokens of its first call."""
-        self.samples = None if samples is None or self.samples is None else self.samples + samples
-        self._before, self._last = self.tokens, tokens
+    tokens: int | None = 0
+    earlier: int | None = 0
 
     def add_tokens(self, tokens: int | None) -> None:
         """Add the tokens of a further call of the last batch, which may have none."""
-        if tokens is not None:
-            self._last = (self._last or 0) + tokens
+        known = self.earlier if self.tokens is None else self.tokens
+        if tokens is not None and known is not None:
+            self.tokens = known + tokens
 
 
 class BatchSizes:
@@ -104,21 +97,22 @@ class BatchSizes:
             key: key of `inputs`; None if nothing is known of them.
             is_new: False if the call reuses the batch of the previous call.
         """
-        if is_new:
-            samples, tokens = self._sizes_of(batch, inputs, key)
-            step.add_batch(samples, tokens)
-        elif self._counts_calls:
-            step.add_tokens(tokens_in(inputs))
+        if not is_new:
+            if self._counts_calls:
+                step.add_tokens(tokens_in(inputs))
+            return
+        samples, tokens = self._cache.get(key) or self._sizes_of(batch, inputs, key)
+        step.samples = None if samples is None or step.samples is None else step.samples + samples
+        step.earlier = step.tokens
+        step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
 
     def _sizes_of(self, batch: Any, inputs: Any, key: CallKey | None) -> tuple[int | None, int | None]:
-        sizes = self._cache.get(key)
-        if sizes is None:
-            sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
-            # The user's functions may look at values, and objects say what no shape tells.
-            if key is not None and not key.objects and not any(self._functions.values()):
-                if len(self._cache) >= MOST_CACHED:
-                    self._cache.clear()
-                self._cache[key] = sizes
+        sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)
+        # The user's functions may look at values, and objects say what no shape tells.
+        if key is not None and not key.objects and not any(self._functions.values()):
+            if len(self._cache) >= MOST_CACHED:
+                self._cache.clear()
+            self._cache[key] = sizes
         return sizes
 
     def _ask(self, name: str, batch: Any, inputs: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flopcallback.modules.structures import CallKey, key_of
+from flopcallback.modules.structures import CallKey
 
 __all__ = ["FEW", "CallKeys"]
 
@@ -25,23 +25,15 @@ class CallKeys:
         self._names: set[tuple[str, ...]] = set()
         self._numbers: dict[tuple[tuple[str, ...], int], set[int]] = {}  # values of a number by names and position
 
-    def of(self, inputs: Any) -> CallKey | None:
-        """Return the key of a call's inputs, or None if nothing is known.
+    def settled(self, key: CallKey) -> CallKey:
+        """Return a key without what has had too many values. One without names and numbers is settled as it is."""
+        if key.names in self._names and not key.numbers:  # nearly all calls
+            return key
+        names = key.names if _is_among(key.names, self._names) else ()
+        numbers = tuple(self._number(names, *item) for item in enumerate(key.numbers))
+        return key._replace(names=names, numbers=numbers)
 
-        Args:
-            inputs: a batch, or `(args, kwargs)`.
-        """
-        key = key_of(inputs)
-        if key is None:
-            return None
-        if key.names and not _is_among(key.names, self._names):
-            key = key._replace(names=())
-        if key.numbers:
-            numbers = [self._settled(key.names, *item) for item in enumerate(key.numbers)]
-            key = key._replace(numbers=tuple(numbers))
-        return key
-
-    def _settled(self, names: tuple[str, ...], position: int, number: int | None) -> int | None:
+    def _number(self, names: tuple[str, ...], position: int, number: int | None) -> int | None:
         values = self._numbers.setdefault((names, position), set())
         return number if number is None or _is_among(number, values) else None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import CallKey
+from flopcallback.modules.structures import CallKey, key_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
@@ -41,6 +41,7 @@ class OpenStep:
         start: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
         key: what tells the inputs of the last call apart, as in `start`.
+        raw_key: the same with all numbers and names, by which sizes are known.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
         calls: the first `MOST_CALLS` calls of the model.
@@ -56,6 +57,7 @@ class OpenStep:
     start: StepStart
     nodes_before: int
     key: CallKey | None
+    raw_key: CallKey | None
     nodes_inside: int = 0
     is_timed: bool = True
     calls: list[ModelCall] = field(default_factory=list)
@@ -136,8 +138,9 @@ class ComputeMeter:
         """
         if self._ranks is None or self.loaded:
             self._join_ranks()
-        key = self._keys.of(inputs)
-        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), key)
+        raw = key_of(inputs)
+        key = self._settled(raw)
+        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), key, raw)
         self._throughput.begin_step()
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True, is_first: bool = False) -> None:
@@ -153,9 +156,13 @@ class ComputeMeter:
         if step is None:
             return
         if not is_first:
-            step.key = self._keys.of(inputs)
+            step.raw_key = key_of(inputs)
+            step.key = self._settled(step.raw_key)
         if len(step.calls) < MOST_CALLS:
             step.calls.append(ModelCall(site, has_grad, step.key))
+
+    def _settled(self, key: CallKey | None) -> CallKey | None:
+        return self._keys.settled(key) if key is not None and (key.names or key.numbers) else key
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of the last call to the step, which then has its samples and tokens.
@@ -168,7 +175,7 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        self._sizes.add(step.sizes, batch, inputs, step.key, is_new=is_new)
+        self._sizes.add(step.sizes, batch, inputs, step.raw_key, is_new=is_new)
         if not is_new:
             return
         step.batches += 1

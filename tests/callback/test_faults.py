@@ -314,7 +314,6 @@ def plain_loop(folder=None):
                 "whole_step",
                 "meter",
                 "batch_sizes",
-                "call_keys",
                 "trainable",
                 "sinks",
             ]
