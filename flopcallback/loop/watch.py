@@ -163,6 +163,11 @@ class LoopWatch:
             self._end_step()
             self._reduce_to_booking()
 
+    @property
+    def optimizer_ids(self) -> set[int]:
+        """The optimizers that end its steps, by identity: theirs may define `==`."""
+        return set(map(id, self._optimizers))
+
     def close(self, *, wait: bool) -> bool:
         """End the current call and step, and remove all wrappers and hooks.
 

@@ -55,14 +55,15 @@ def test_two_models_in_one_loop_have_their_own_steps(are_crossed):
     assert spent(of_two) == (STEPS * (2 * FIRST + 3 * 2 * SECOND), 0)
 
 
-def test_of_a_model_and_a_part_of_it_each_hook_has_its_own():
+def test_of_a_model_and_a_part_of_it_with_an_optimizer_each_hook_has_its_own():
     model = make_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with FlopHook(model, optimizer, **QUIET) as outer, FlopHook(model[2], optimizer, **QUIET) as inner:
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.01) for part in (model[:2], model[2]))
+    with FlopHook(model, first, **QUIET) as outer, FlopHook(model[2], second, **QUIET) as inner:
         for _ in range(STEPS):
             model(torch.ones(BATCH, WIDE)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in (second, first):
+                optimizer.step()
+                optimizer.zero_grad()
     assert spent(outer) == (STEPS * STEP, 0)
     assert inner.profile.forward_flops == SECOND
 
