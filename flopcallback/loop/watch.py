@@ -310,9 +310,10 @@ class LoopWatch:
         restore_hooks, stepped = self._hooks.take_off(), self._hooks.watch_parameters()
 
         def report_steps() -> None:
-            if self._step.plan is not None and self._stage is not Stage.OVER:
-                for number in stepped():
-                    self._optimizer_stepped(number)
+            with self._guarded():
+                if self._step.plan is not None and self._stage is not Stage.OVER:
+                    for number in stepped():
+                        self._optimizer_stepped(number)
 
         def come_back(_: Any) -> After | None:
             restore_hooks()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flopcallback.formulas.op_call import ROOT, Scope
-from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, ON, OPTIMIZER_MARK, SCOPE, Mark
+from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, COMPILED, ON, OPTIMIZER_MARK, SCOPE, Mark
 
 __all__ = [
     "BACKWARD",
@@ -122,6 +122,8 @@ class Placing:
             # A module that was called in a backward runs once more.
             phase = {BACKWARD: RECOMPUTE, OPTIMIZER: FORWARD}.get(place.phase, place.phase)
             return Place(phase, self._scopes[int(mark.detail)], place.backward)
+        if mark.kind == COMPILED:
+            return place._replace(scope=self._scopes[int(mark.detail)])
         if mark.kind == BACKWARD_MARK:
             if place.backward is not None:  # reentrant checkpointing: the phase is the outer backward's
                 phase = BACKWARD if place.phase == RECOMPUTE else place.phase

@@ -119,6 +119,9 @@ class ModuleScopes:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def watched(*args: Any, **kwargs: Any) -> Any:
+                # First: where a compiler meets this after all, the rest is dead code to it.
+                if torch.compiler.is_compiling():
+                    return method(*args, **kwargs)
                 try:
                     is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
                     outer = self._entered(name, is_call=is_call)
