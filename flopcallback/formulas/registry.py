@@ -222,9 +222,11 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::instance_norm": normalization.batch_norm,
         "aten::native_batch_norm": normalization.batch_norm,
         "aten::_native_batch_norm_legit": normalization.batch_norm,
+        "aten::_native_batch_norm_legit_functional": normalization.batch_norm,  # what the compiler makes of it
         "aten::cudnn_batch_norm": normalization.batch_norm,
         "aten::miopen_batch_norm": normalization.batch_norm,
         "aten::_batch_norm_with_update": normalization.batch_norm_training,
+        "aten::_batch_norm_with_update_functional": normalization.batch_norm_training,
         "aten::_batch_norm_no_update": normalization.batch_norm_evaluation,
         "aten::_native_batch_norm_legit_no_training": normalization.batch_norm_evaluation,
         "aten::batch_norm_stats": normalization.batch_norm_statistics,

@@ -36,6 +36,11 @@ NOTHING_SEEN = (
     "what it returned."
 )
 
+REPLACED = (
+    "FlopHook: this one takes the place of an earlier one with the same optimizer and modules in common, which is now "
+    "closed: no step is counted twice. Close a hook before you make the next, or give each another optimizer."
+)
+
 DROPPED = (
     "FlopHook: it was dropped before a training call was seen, and counts nothing. Keep it until the training ends: "
     "`with FlopHook(model, optimizer) as hook:`."
@@ -55,8 +60,9 @@ class FlopHook:
 
     Create the hook after `torch.compile`, with the model that the loop calls, and in the thread that trains. Until
     `close`, the model calls that the loop makes pass through the hook, and so do the ends of optimizer steps. A hook
-    that is dropped without `close` detaches as well, and logs nothing more. A failure inside the hook becomes one
-    `FlopCallbackWarning`, and training goes on.
+    that is dropped without `close` detaches as well, and logs nothing more. A hook takes the place of an earlier one
+    with the same optimizer and modules in common: that one is closed, with a warning. A failure inside the hook becomes
+    one `FlopCallbackWarning`, and training goes on.
 
     A copy of a hook (`copy.deepcopy`, pickle) has the results so far, and watches nothing.
 
@@ -175,6 +181,7 @@ class FlopHook:
             fallback=options.report_dir or Path(REPORT),
             failures=self._failures,
         )
+        self._replace_earlier(optimizers)
         watch = LoopWatch(self._model, optimizers, options, self._training, owner, self._failures)
         self._watch: LoopWatch | EndedWatch = watch
         self._is_closed = False  # True from the first `close` on
@@ -182,6 +189,7 @@ class FlopHook:
         # model may hold its hook, and both have to be able to go.
         self._on_drop = weakref.finalize(self, _dropped, weakref.ref(watch))
         self._on_drop.atexit = False
+        _open.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options and the results so far: a copy watches no loop, and holds no model."""
@@ -319,14 +327,24 @@ class FlopHook:
         except Exception as failure:  # noqa: BLE001 - another error is being raised
             self._failures.log("the report of a training that ended early is not complete", failure)
 
-    def _close(self, *, wait: bool) -> None:
+    def _close(self, *, wait: bool, is_replaced: bool = False) -> None:
         if self._is_closed:
             return
         self._is_closed = True
+        _open.discard(self)
         self._on_drop.detach()
         has_seen_call = self._watch.close(wait=wait)
-        if wait and not has_seen_call:
+        if wait and not has_seen_call and not is_replaced:
             warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
+
+    def _replace_earlier(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Close earlier hooks that have one of the optimizers, and modules in common with this one."""
+        steppers, modules = set(map(id, optimizers)), set(map(id, self._model.modules()))
+        for hook in list(_open):
+            is_same = isinstance(hook._watch, LoopWatch) and steppers & hook._watch.optimizer_ids
+            if is_same and modules & set(map(id, hook._model.modules())):
+                warnings.warn(REPLACED, FlopCallbackWarning, stacklevel=3)
+                hook._close(wait=True, is_replaced=True)
 
     def _trackers(self, to: Any) -> dict[str, Tracker]:
         """Return a tracker for each target, by name."""
@@ -337,6 +355,9 @@ class FlopHook:
         for target in targets:
             trackers[new_name(target, trackers)] = tracker_for(target, prefix=self._options.prefix)
         return trackers
+
+
+_open: weakref.WeakSet[FlopHook] = weakref.WeakSet()  # those that watch a loop
 
 
 def _dropped(reference: weakref.ref[LoopWatch]) -> None:

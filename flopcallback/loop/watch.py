@@ -163,6 +163,11 @@ class LoopWatch:
             self._end_step()
             self._reduce_to_booking()
 
+    @property
+    def optimizer_ids(self) -> set[int]:
+        """The optimizers that end its steps, by identity: theirs may define `==`."""
+        return set(map(id, self._optimizers))
+
     def close(self, *, wait: bool) -> bool:
         """End the current call and step, and remove all wrappers and hooks.
 
@@ -327,9 +332,10 @@ class LoopWatch:
         restore_hooks, stepped = self._hooks.take_off(), self._hooks.watch_parameters()
 
         def report_steps() -> None:
-            if self._step.plan is not None and self._stage is not Stage.OVER:
-                for number in stepped():
-                    self._optimizer_stepped(number)
+            with self._guarded():
+                if self._step.plan is not None and self._stage is not Stage.OVER:
+                    for number in stepped():
+                        self._optimizer_stepped(number)
 
         def come_back(_: Any) -> After | None:
             restore_hooks()

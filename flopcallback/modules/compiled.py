@@ -45,12 +45,14 @@ class CompiledCall(NamedTuple):
         args: positional arguments.
         kwargs: keyword arguments.
         is_known: True if its FLOPs are counted elsewhere, as flex attention's are by its formula.
+        function: what was compiled, as it is written.
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     is_known: bool = False
+    function: Any = None
 
 
 class CompiledCode(Exception):  # noqa: N818 - nothing went wrong
@@ -217,7 +219,7 @@ def _replacement(original: Callable[[Any], Any], wrappers: frozenset[types.CodeT
     def set_eval_frame(callback: Any) -> Any:
         if type(callback) is _Prior:
             try:
-                _resume_observers(callback, sys._getframe(1))
+                _tell(callback, _resumed(callback, sys._getframe(1)))
             finally:
                 original(callback.callback)
             return None
@@ -228,44 +230,63 @@ def _replacement(original: Callable[[Any], Any], wrappers: frozenset[types.CodeT
         thread = threading.get_ident()
         if thread in _suspended or thread not in _observers or getattr(_depths, "as_written", 0) > 0:
             return prior
-        return _suspend_observers(prior, frame, thread)  # a failure in there is told after the call
+        suspended = _Prior(prior, [], [], sys.exc_info()[1])
+        _suspended.add(thread)
+        try:
+            _suspend_observers(suspended, frame, list(_observers[thread]))
+        except Exception as error:  # noqa: BLE001 - the call is the user's, and is made; the failure is told after it
+            suspended.failures.extend((failed, error) for _, failed in _observers[thread])
+        return suspended
 
     return set_eval_frame
 
 
-def _suspend_observers(callback: Any, frame: types.FrameType, thread: int) -> _Prior:
-    prior = _Prior(callback, [], [], sys.exc_info()[1])
-    _suspended.add(thread)
-    for leave, failed in reversed(list(_observers[thread])):
+def _suspend_observers(prior: _Prior, frame: types.FrameType, observers: list[tuple[Leave, Failed]]) -> None:
+    call = _call_in(frame)
+    for leave, failed in reversed(observers):
         try:
-            if (back := leave(_call_in(frame))) is not None:
+            if (back := leave(call)) is not None:
                 prior.returning.append((back, failed))
-        except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
+        except Exception as error:  # noqa: BLE001 - as above
             prior.failures.append((failed, error))
-    return prior
 
 
-def _resume_observers(prior: _Prior, frame: types.FrameType) -> None:
-    """Reinstall the observers that left, then report what failed."""
+def _resumed(prior: _Prior, frame: types.FrameType) -> list[After]:
+    """Reinstall the observers that left; return what is to be called now that all are back."""
+    try:
+        return _resume_observers(prior, frame)
+    except Exception as error:  # noqa: BLE001 - the call was the user's, and was made
+        prior.failures.extend((failed, error) for _, failed in prior.returning)
+        return []
+    finally:
+        _suspended.discard(threading.get_ident())
+
+
+def _resume_observers(prior: _Prior, frame: types.FrameType) -> list[After]:
     result, has_raised = frame.f_locals.get("result"), sys.exc_info()[1] is not prior.error
     afterwards = []
     for back, failed in reversed(prior.returning):
         try:
             if (after := back(result)) is not None:
                 afterwards.append(after)
-        except Exception as error:  # noqa: BLE001 - the call was the user's, and was made
+        except Exception as error:  # noqa: BLE001 - as above
             prior.failures.append((failed, error))
-    _suspended.discard(threading.get_ident())
+    return [] if has_raised else afterwards
+
+
+def _tell(prior: _Prior, afterwards: list[After]) -> None:
+    """Report what failed, and tell the observers that all are back; either may raise, if the user asked for that."""
     for failed, failure in prior.failures:
         failed(failure)
-    for after in () if has_raised else afterwards:
+    for after in afterwards:
         after()
 
 
 def _call_in(frame: types.FrameType) -> CompiledCall:
     variables = frame.f_locals  # of the function that `torch.compile` returned; it names them so (2.13, 2.14)
     is_known = bool(getattr(_depths, "known", 0))
-    return CompiledCall(_name_of(variables.get("fn")), variables.get("args", ()), variables.get("kwargs", {}), is_known)
+    function = variables.get("fn")
+    return CompiledCall(_name_of(function), variables.get("args", ()), variables.get("kwargs", {}), is_known, function)
 
 
 def _name_of(function: Any) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from flopcallback.modules.compiled import After, CompiledCall, Return, stepping_aside
 from flopcallback.tracing.torch_private import REPLICATE, SCRIPT_MODULE_PLACE, create_script_module, replicate
 
-__all__ = ["is_reached", "wrap_on_instance"]
+__all__ = ["is_reached", "without_wrappers", "wrap_on_instance"]
 
 _log = logging.getLogger("flopcallback")
 
@@ -148,7 +148,7 @@ def _forget(key: tuple[int, str], wrapper: _Wrapper) -> None:
 
 
 @contextmanager
-def _without_own_wrappers() -> Iterator[None]:
+def without_wrappers() -> Iterator[None]:
     """Remove this thread's wrappers for the time of the context."""
     try:
         lifted = _lift()
@@ -222,7 +222,7 @@ def _replicate_plainly(self: nn.Module) -> nn.Module:
 
 
 def _script_plainly(*args: Any, **kwargs: Any) -> Any:
-    with _without_own_wrappers():
+    with without_wrappers():
         return create_script_module(*args, **kwargs)
 
 

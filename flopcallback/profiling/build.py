@@ -30,7 +30,7 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import TRACE, ObservedRun
 
-__all__ = ["is_step_alike", "profile_of", "step_counts", "with_step"]
+__all__ = ["backward_as_written", "is_step_alike", "profile_of", "step_counts", "with_step"]
 
 
 def profile_of(
@@ -77,34 +77,60 @@ def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, 
     return {phase: _Flops.of_run(run, model) for phase, run in runs.items()}
 
 
-def with_step(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> ModelProfile:
+def backward_as_written(observed: Observed, model: nn.Module) -> Counter[str] | None:
+    """Count the FLOPs of the backwards that were counted beside a training, by module.
+
+    None if one of them is not known.
+
+    Args:
+        observed: the counted call.
+        model: the root of the modules.
+    """
+    if observed.backwards is None:
+        return None
+    flops: Counter[str] = Counter()
+    for run in observed.backwards:
+        flops.update(_Flops.of_run(run, model).by_module())
+    return flops
+
+
+def with_step(
+    profile: ModelProfile,
+    counts: Mapping[str, OperatorAnalysis],
+    calls: int,
+    as_written: Mapping[str, int] | None = None,
+) -> ModelProfile:
     """Return a profile with the FLOPs of a whole training step.
+
+    Of the modules inside compiled code nothing was observed: they get what they are written to do. So a row of compiled
+    code is what ran, and the rows inside it add up to that, or the profile says by how much they do not.
 
     Args:
         profile: the profile of one call of the model in training.
         counts: the counts of each phase, from `step_counts`.
         calls: number of calls in the step that should equal the counted one. If the step's forward has other FLOPs than
             so many calls, the profile says so.
+        as_written: FLOPs of the backward of one call by module, from `backward_as_written`.
     """
     by_module = {phase: analysis.by_module() for phase, analysis in counts.items()}
     steps = {
         row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_module.items()})
         for row in profile.modules
     }
+    steps.update(_inside_compiled(profile, steps, calls, as_written))
     incomplete = [analysis for analysis in counts.values() if analysis.is_lower_bound]
     unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
     forwards = _forwards_like(profile, steps, calls)
     differing = [row.path or profile.name for row in profile.modules if forwards[row.path] != calls * row.flops]
-    # Work inside compiled code is that of the module around it: rows then differ, and the whole does not.
-    is_compiled = any(row.note == COMPILED for row in profile.modules)
-    if differing and not (is_compiled and forwards[""] == calls * profile.forward_flops):
+    if differing:
         names = f"{', '.join(differing[:_NAMED])}{', ...' * (len(differing) > _NAMED)}"
         notes.append(
             f"its forward has {forwards['']:,} FLOPs, {calls} counted call{'s' * (calls > 1)} would have "
             f"{calls * profile.forward_flops:,}: {names} differ"
         )
+    notes += _differences_in_backward(profile, steps, calls, as_written)
     return profile.with_step(steps, "; ".join(notes))
 
 
@@ -119,15 +145,9 @@ def _forwards_like(profile: ModelProfile, steps: Mapping[str, StepFlops], calls:
     return {path: flops + steps[path].without_grad for path, flops in forwards.items()}
 
 
-def is_step_alike(profile: ModelProfile, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
-    """Return whether a step's forward has the FLOPs of so many counted calls, module by module.
-
-    Args:
-        profile: the profile of one call.
-        counts: the counts of each phase, from `step_counts`.
-        calls: number of calls like the counted one in the step.
-    """
-    steps = {row.path: row.step or StepFlops() for row in with_step(profile, counts, calls).modules}
+def is_step_alike(profile: ModelProfile, calls: int) -> bool:
+    """Return whether a profile's step has a forward of the FLOPs of so many counted calls, module by module."""
+    steps = {row.path: row.step or StepFlops() for row in profile.modules}
     forwards = _forwards_like(profile, steps, calls)
     return all(forwards[row.path] == calls * row.flops for row in profile.modules)
 
@@ -136,6 +156,34 @@ _NAMED = 4  # rows that a note names
 
 COMPILED = "compiled"
 """Note of a row of compiled code."""
+
+AS_WRITTEN = "as written"
+"""Note of a row inside compiled code, which is counted beside the training: what ran belongs to the row around it."""
+
+
+def _inside_compiled(
+    profile: ModelProfile, steps: Mapping[str, StepFlops], calls: int, as_written: Mapping[str, int] | None
+) -> Iterator[tuple[str, StepFlops]]:
+    backward = as_written or {}
+    for row in profile.modules:
+        # What the loop calls past the compiled code was observed.
+        if row.note == AS_WRITTEN and steps[row.path] == StepFlops():
+            yield row.path, StepFlops(calls * row.flops, calls * backward.get(row.path, 0))
+
+
+def _differences_in_backward(
+    profile: ModelProfile, steps: Mapping[str, StepFlops], calls: int, as_written: Mapping[str, int] | None
+) -> Iterator[str]:
+    """Say where the rows inside compiled code do not add up to what its backward ran."""
+    is_inside = {row.path: row.note in (COMPILED, AS_WRITTEN) for row in profile.modules}
+    for row in profile.modules:
+        if row.note != COMPILED or (row.parent is not None and is_inside[row.parent]):
+            continue
+        name = row.path or profile.name
+        if as_written is None:
+            yield f"{name} is compiled: its backward is not known by module, as its code asks for values of tensors"
+        elif (ran := steps[row.path].backward) != (written := calls * as_written.get(row.path, 0)):
+            yield f"{name} is compiled: its backward has {ran:,} FLOPs, that of its code as written {written:,}"
 
 
 def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> int:
@@ -244,7 +292,7 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     for name in names.unique:
         if name:
             children_flops[_parent(name)] += flops[name]
-    compiled = {name for name, module in names.unique.items() if is_compiled(module)}
+    notes = _notes_of_compiled(names)
     for name, module in names.unique.items():
         # The root's own work has a row of its own then: the step's.
         is_split = not name and conditions.step_row is not None
@@ -260,11 +308,22 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
             own_flops=0 if is_split else flops[name] - children_flops[name],
             unknown_calls=counts.unknown_calls[name],
             output_shape=None if shape is None or is_split else str(shape),
-            note=COMPILED if name in compiled else "",
+            note=notes.get(name, ""),
             **_of_module(counts, name),
         )
     if conditions.step_row is not None:
         yield _step_row(names, counts, conditions.step_row)
+
+
+def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
+    """Return the notes of compiled modules, and of all modules inside them."""
+    notes: dict[str, str] = {}
+    for name, module in names.unique.items():  # a module comes before those inside
+        if is_compiled(module):
+            notes[name] = COMPILED
+        elif name and _parent(name) in notes:
+            notes[name] = AS_WRITTEN
+    return notes
 
 
 def _step_row(names: ModuleNames, counts: _Counts, path: str) -> ModuleRow:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dis
+import logging
 import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Snapshot
+from flopcallback.tracing.beside import count_as_written
 from flopcallback.tracing.marks import COMPILING, Marks
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.observer import observe_records
@@ -34,6 +37,8 @@ __all__ = [
     "raised_by_tracing",
     "together",
 ]
+
+_log = logging.getLogger("flopcallback")
 
 # An error raised in one of these packages may come from observing: tracers, compilers, and ours.
 _MACHINERY = ("flopcallback", *RAISING_PACKAGES)
@@ -179,7 +184,16 @@ def together(seen: Sequence[tuple[str, Observed]], *, result: Any = None, failur
     runs = tuple(run for _, observed in seen for run in observed.runs)
     failures = [failure, *(observed.failure for _, observed in seen)]
     unseen = {name: _in_words(observed.failure) for name, observed in seen if not observed.runs}
-    return Observed(result, runs, next(filter(None, failures), None), unseen)
+    return Observed(result, runs, next(filter(None, failures), None), unseen, _backwards(seen))
+
+
+def _backwards(seen: Iterable[tuple[str, Observed]]) -> tuple[ObservedRun, ...] | None:
+    backwards: list[ObservedRun] = []
+    for _, observed in seen:
+        if observed.backwards is None:
+            return None
+        backwards += observed.backwards
+    return tuple(backwards)
 
 
 def observe_beside(
@@ -189,18 +203,29 @@ def observe_beside(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Observed:
-    """Count a run of `counted(*args, **kwargs)`, undo it, then make `call()`.
+    """Count `counted(*args, **kwargs)` on fake tensors, then make `call()`.
 
-    For compiled code: the real call runs as it would without us.
+    For compiled code: the real call runs as it would without us. If the count asks for values of tensors, its forward
+    is run on the real ones, and undone.
     """
-    runs: tuple[ObservedRun, ...] = ()
-    failure: Exception | None = None
+    seen = Observed(None)
     try:
         with mark_here(Marks.name_of(0, COMPILING)):  # no work of the step's, for whoever records it
-            runs = (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),)
+            seen = _count_beside(counted, ModuleNames({"": names.by_name[""]}), args, kwargs)
     except Exception as error:  # noqa: BLE001 - if it is the call's own error, the call shows it
-        failure = error
-    return Observed(call(), runs, failure)
+        seen = Observed(None, failure=error)
+    return replace(seen, result=call())
+
+
+def _count_beside(
+    counted: Callable[..., Any], names: ModuleNames, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Observed:
+    try:
+        written = count_as_written(counted, names, args, kwargs)
+    except Exception as error:  # noqa: BLE001 - many a call asks for values
+        _log.debug("compiled code could not be counted on fake tensors", exc_info=error)
+        return Observed(None, (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),), backwards=None)
+    return Observed(None, (written.forward,), backwards=() if written.backward is None else (written.backward,))
 
 
 def raised_by_tracing(error: BaseException, first: Exception | None = None) -> bool:

@@ -17,7 +17,7 @@ from flopcallback.formulas.op_call import ROOT, Scope, Value
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
 from flopcallback.tracing.dispatch import value_of
-from flopcallback.tracing.marks import NO_GRAD, REGION, SCOPE, Marks
+from flopcallback.tracing.marks import COMPILED, NO_GRAD, REGION, SCOPE, Marks
 from flopcallback.tracing.regions import replaced
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.torch_private import identity_of, is_backward_running, tree_leaves
@@ -58,6 +58,11 @@ class MarkedScopes(ModuleScopes):
             number = self._numbers[scope] = len(self.numbered)
             self.numbered.append(scope)
         return self._marks.over(SCOPE, number if torch.is_grad_enabled() else f"{number}{NO_GRAD}")
+
+    def over_compiled(self, scope: Scope) -> AbstractContextManager[Any]:
+        """Return a mark over a call of compiled code, whose scope is no other call's."""
+        self.numbered.append(scope)
+        return self._marks.over(COMPILED, len(self.numbered) - 1)
 
     def region(self, kind: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an autograd function exactly once, and keep what its results are."""

@@ -13,6 +13,7 @@ __all__ = [
     "BEGIN",
     "CALL",
     "CLOSURE",
+    "COMPILED",
     "COMPILING",
     "END",
     "NO_GRAD",
@@ -35,6 +36,7 @@ ON = "on"  # a call of the model
 STOPPED = "stopped"  # checkpointing has ended a recomputation in the middle of an operator
 REGION = "region"  # an autograd function is at work; the detail is the number under which its results are kept
 CALL = "call"  # of one of several models under training, by no observer; the detail is the number of its owner
+COMPILED = "compiled"  # a call of compiled code; the detail is the number of a scope that is its own
 COMPILING = "compiling"  # the compiler is at work, or a count beside the step: these operators are not the step's
 
 _PREFIX = "flopcallback"

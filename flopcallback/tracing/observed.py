@@ -51,9 +51,11 @@ class Observed:
         runs: the observed runs; empty if the call could not be observed.
         failure: the error that kept us from observing it, or from observing it by the tracer.
         unseen: why calls of modules in it could not be observed, by module name.
+        backwards: backwards of the calls that were counted beside the training; None if one of them is not known.
     """
 
     result: Any
     runs: tuple[ObservedRun, ...] = ()
     failure: Exception | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)
+    backwards: tuple[ObservedRun, ...] | None = ()

@@ -15,9 +15,10 @@ from typing import Any
 from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
-from flopcallback.modules.compiled import CompiledCall, CompiledCode, is_used, stepping_aside
+from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, is_used, stepping_aside
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.compiled_regions import CompiledRegions, Known
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
@@ -84,7 +85,9 @@ class StepRecorder:
         names: the modules.
         optimizers: the optimizers that may step.
         owner: who calls the model, if several models may be under training.
-        families: whether all families of operators are read, or those alone that multiply.
+        reads_all: whether all families of operators are read, or those alone that multiply.
+        known: calls of compiled code in earlier steps as they are written, for `reveal_hidden`; None where it is not
+            asked.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class StepRecorder:
         *,
         owner: CallOwner | None = None,
         reads_all: bool = False,
+        known: Known | None = None,
     ) -> None:
         self._names = names
         self._optimizers = tuple(optimizers)
@@ -101,6 +105,7 @@ class StepRecorder:
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks)
+        self._regions = CompiledRegions(names, self._scopes, self._marks, known)
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
@@ -155,6 +160,12 @@ class StepRecorder:
                 yield
         finally:
             self._forwards -= is_forward
+
+    def reveal_hidden(self) -> bool:
+        """Add the products that compiled code ran without a record; return False if they are not certain."""
+        revealed = self._regions.revealed(self._placed)
+        self._placed = self._placed if revealed is None else revealed
+        return revealed is not None
 
     def runs(self) -> Mapping[str, ObservedRun]:
         """Return the observed run of each phase."""
@@ -284,8 +295,9 @@ class StepRecorder:
 
     # --- Compiled code ------------------------------------------------------------------------------------------------
 
-    def _note_compiled(self, call: CompiledCall) -> None:
+    def _note_compiled(self, call: CompiledCall) -> Return | None:
         self.compiled.append(call.name)
+        return self._regions.enter(call)
 
     def _watch_compiler(self, undo: ExitStack) -> None:
         """Mark what the compiler does, whose operators look like the step's."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flopcallback.formulas.op_call import ROOT, Scope
-from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, NO_GRAD, ON, OPTIMIZER_MARK, SCOPE, Mark
+from flopcallback.tracing.marks import BACKWARD_MARK, CLOSURE, COMPILED, NO_GRAD, ON, OPTIMIZER_MARK, SCOPE, Mark
 
 __all__ = [
     "BACKWARD",
@@ -132,6 +132,8 @@ class Placing:
             has_grad = place.has_grad if place.is_in_function else not mark.detail.endswith(NO_GRAD)
             scope = self._scopes[int(mark.detail.removesuffix(NO_GRAD))]
             return Place(phase, scope, place.backward, has_grad=has_grad, is_in_function=place.is_in_function)
+        if mark.kind == COMPILED:
+            return place._replace(scope=self._scopes[int(mark.detail)])
         if mark.kind == BACKWARD_MARK:
             if place.backward is not None:  # reentrant checkpointing: the phase is the outer backward's
                 phase = BACKWARD if place.phase == RECOMPUTE else place.phase

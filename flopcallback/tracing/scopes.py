@@ -18,6 +18,7 @@ from torch import nn
 from flopcallback.formulas.op_call import ROOT, Scope
 from flopcallback.modules.names import ModuleNames, storage_of
 from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.torch_private import COMPILED_CALL, has_compiled_call
 
 __all__ = ["ModuleScopes"]
 
@@ -108,6 +109,8 @@ class ModuleScopes:
                 own_forward = vars(module).keys() & {"forward"}
                 for method in {*_watched_methods(type(module)), *own_forward}:  # type: ignore[arg-type]
                     wrap_on_instance(module, method, self._wrapper(name), undo)
+                if has_compiled_call(module):  # compiled in place: its calls do not come by `forward`
+                    wrap_on_instance(module, COMPILED_CALL, self._wrapper(name), undo)
                 if module._forward_hooks or module._forward_pre_hooks:  # work in hooks is the module's
                     wrap_on_instance(module, "_call_impl", self._wrapper(name), undo)
             yield
@@ -116,6 +119,9 @@ class ModuleScopes:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def watched(*args: Any, **kwargs: Any) -> Any:
+                # First: where a compiler meets this after all, the rest is dead code to it.
+                if torch.compiler.is_compiling():
+                    return method(*args, **kwargs)
                 try:
                     is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
                     outer = self._entered(name, is_call=is_call)

@@ -154,6 +154,11 @@ NAMES: tuple[Private, ...] = (
         "threads",
         "nothing: without the flags, nobody reads them",
     ),
+    Private(
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+        "beside",
+        "rows inside compiled code have no backward, and their forward is counted by a run of its own",
+    ),
     Private("torch._C._jit_get_schemas_for_operator", "analysis", "nothing: `torch.ops` has the schemas, too"),
     # --- Leaving things as they were found ---
     *_rows(
@@ -537,6 +542,7 @@ def compilation_callbacks() -> Any:
 _mode_of: Any = _found["torch._C._get_dispatch_mode"]
 _mode_keys: Any = _found["torch._C._TorchDispatchModeKey"]
 dispatch_modes: Any = _found["torch.utils._python_dispatch._get_current_dispatch_mode_stack"] or (lambda: ())
+_fake_mode: Any = _found["torch._subclasses.fake_tensor.FakeTensorMode"]
 _set_excluded: Any = _found["torch._C._SetExcludeDispatchKeyGuard"]
 _schemas_of: Any = _found["torch._C._jit_get_schemas_for_operator"]
 
@@ -560,6 +566,17 @@ def fake_mode() -> Any:
     if _mode_of is not None and _mode_keys is not None:
         return _mode_of(_mode_keys.FAKE)
     return next((mode for mode in reversed(dispatch_modes()) if type(mode).__name__ == "FakeTensorMode"), None)
+
+
+def new_fake_mode() -> Any:
+    """Return a new `FakeTensorMode`, which takes real tensors for fake ones.
+
+    Raises:
+        RuntimeError: this version of torch has none.
+    """
+    if _fake_mode is None:
+        raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode where it is looked for")
+    return _fake_mode(allow_non_fake_inputs=True)
 
 
 def views_are_marked() -> AbstractContextManager[Any]:

@@ -15,7 +15,7 @@ from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
-from flopcallback.profiling.build import is_step_alike, profile_of, with_step
+from flopcallback.profiling.build import backward_as_written, is_step_alike, profile_of, with_step
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.training.failures import Failures
@@ -88,6 +88,7 @@ class ProfileRecorder:
         self.window: LatencyWindow | None = None
         self.has_training = self.has_news = False
         self._timed_phase = ""  # phase of the profile that gets the times
+        self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
 
     @property
     def profiles(self) -> dict[str, ModelProfile]:
@@ -139,6 +140,8 @@ class ProfileRecorder:
             manner = "in part" if observed.unseen else f"by PyTorch's {engine}, since the tracer could not"
             self._failures.report(f"{what} was counted {manner}", observed.failure)
         self._keep(profile)
+        if conditions.phase == TRAINING:
+            self._as_written = backward_as_written(observed, model)
         if is_timed and self._latency_steps > 0:
             self._timed_phase = conditions.phase
             self.window = LatencyWindow(
@@ -165,7 +168,7 @@ class ProfileRecorder:
             Whether its forward has at least the FLOPs of these calls.
         """
         phase = self._phases[TRAINING]
-        phase.profile = with_step(phase.profile, counts, calls)
+        phase.profile = with_step(phase.profile, counts, calls, self._as_written)
         if phase.log is not _Log.NEW:  # a new profile is logged at once, with or without times
             phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True
@@ -179,7 +182,8 @@ class ProfileRecorder:
             counts: FLOPs by phase of the step, from `step_counts`.
             calls: number of calls like the counted one in the step.
         """
-        return is_step_alike(self._phases[TRAINING].profile, counts, calls)
+        profile = with_step(self._phases[TRAINING].profile, counts, calls, self._as_written)
+        return is_step_alike(profile, calls)
 
     def add_step_note(self, note: str) -> None:
         """Add the reason for a missing whole step to the training's profile."""

@@ -309,7 +309,9 @@ class Training:
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         failure, runs = observer.failure, observer.runs()
         hides = bool(observer.compiled) and (steps.may_hide_products() or steps.has_thin_products(runs.values()))
-        if failure is None and hides:
+        if failure is None and hides and observer.reveal_hidden():
+            runs = observer.runs()
+        elif failure is None and hides:
             failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
             if self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED

@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flopcallback.formulas.op_call import OpCall
+from flopcallback.modules.compiled import is_used
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
+from flopcallback.tracing.compiled_regions import Known, is_thin
 from flopcallback.tracing.observed import Observed, ObservedRun
 from flopcallback.tracing.observer import StepRecorder, why_not_watched
 from flopcallback.tracing.owners import CallOwner
@@ -21,9 +24,6 @@ __all__ = ["ESTIMATED", "MOST_ATTEMPTS", "WholeSteps"]
 
 ESTIMATED = f"compute is estimated: {USUAL_STEP} forwards a step"
 """Note for the user if no whole step can be observed."""
-
-PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "aten::addmv"})
-"""Products that Inductor writes itself if a dimension is 1."""
 
 MOST_ATTEMPTS = 10
 """Steps that are observed in vain before the profile stays without a whole step."""
@@ -53,6 +53,8 @@ class WholeSteps:
         self._names = ModuleNames({})
         self.awaited: Shapes | None = None
         self.trusts_compiled = True
+        self._has_thin = False  # whether the counted call has products with a dimension of 1
+        self._known: Known = {}  # compiled calls as they are written
         self._shapes: Shapes = ()  # of the inputs of the current step's first call
         self._attempts = 0  # steps that were observed for the profile, in vain
 
@@ -66,6 +68,7 @@ class WholeSteps:
         """
         self.model, self._names = model, observed.runs[0].names
         self.awaited = conditions.input_shapes
+        self._has_thin = self.has_thin_products(observed.runs)
 
     def begin_counted(self, model: nn.Module, inputs: Any, optimizers: Iterable[Any]) -> None:
         """Begin the step whose calls are counted, and observe it if the tracer is likely to count them.
@@ -80,7 +83,7 @@ class WholeSteps:
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
         if not why_not_watched() and not untraceable_reason(names, inputs):
-            self.observer = StepRecorder(names, optimizers, owner=self._owner)
+            self.observer = self._recorder(names, model, optimizers)
         self.is_for_profile = self.observer is not None
 
     def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
@@ -100,8 +103,13 @@ class WholeSteps:
         self._shapes = shapes_of(inputs)
         self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
         if (self.is_for_profile or is_new) and not why_not_watched():
-            self.observer = StepRecorder(self._names, optimizers, owner=self._owner)
+            self.observer = self._recorder(self._names, self.model, optimizers)
         return self.observer is not None
+
+    def _recorder(self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any]) -> StepRecorder:
+        # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.
+        known = self._known if is_used() and self._may_hide_products(model) else None
+        return StepRecorder(names, optimizers, owner=self._owner, known=known)
 
     def end_step(self) -> StepRecorder | None:
         """End the step; return its observer if it saw a call."""
@@ -118,7 +126,13 @@ class WholeSteps:
         Inductor writes a product with a dimension of 1 as a loop: of one row, of one column, of one query. In a forward
         it may leave a record, and in the backward none.
         """
-        weights = () if self.model is None else (tuple(each.shape) for each in self.model.parameters())
+        return self.model is not None and self._may_hide_products(self.model)
+
+    def _may_hide_products(self, model: nn.Module) -> bool:
+        if self._has_thin:
+            return True
+        parameters: Iterable[Any] = model.parameters()
+        weights = (tuple(each.shape) for each in parameters if not is_lazy(each))
         if any(len(shape) == 2 and 1 in shape for shape in weights):
             return True
         # One row, or one query in each sequence; of an image a dimension of 1 is a channel.
@@ -128,7 +142,7 @@ class WholeSteps:
     def has_thin_products(runs: Iterable[ObservedRun]) -> bool:
         """Return whether a recorded product has a dimension of 1: in compiled code, its backward may have none."""
         return any(
-            operation.operator in PRODUCTS and any(_is_thin(value.shape) for value in operation.inputs)
+            is_thin(operation)
             for run in runs
             for operation in getattr(run.record, "calls", ())
             if isinstance(operation, OpCall)
@@ -148,7 +162,3 @@ class WholeSteps:
     def forbid(self) -> None:
         """Observe no further steps."""
         self.model = self.awaited = self.observer = None
-
-
-def _is_thin(shape: tuple[int, ...] | None) -> bool:
-    return shape is not None and len(shape) > 1 and 1 in shape[-2:]

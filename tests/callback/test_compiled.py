@@ -119,6 +119,13 @@ def test_a_compiled_module_is_counted_beside_the_real_call(
         inside = {path for path in by_path if path.startswith("net.")}
         assert {path for path in inside if by_path[path].forward_ms is not None} == set()
         assert ("net._orig_mod.first" if how is as_a_wrapper else "net.first") in inside
+        steps = {path.rpartition(".")[2]: by_path[path].step for path in inside if by_path[path].step.total}
+        first, last = 2 * BATCH * PIXELS * 11, 2 * BATCH * 11 * 5
+        assert (steps["first"], steps["last"]) == (StepFlops(first, first), StepFlops(last, 2 * last))
+        assert {by_path[path].note for path in inside} == {"as written"}
+        assert by_path["net"].step == StepFlops(NET, first + 2 * last)
+        assert by_path["head"].step == StepFlops(HEAD, 2 * HEAD)
+        assert profile.step_note == ""
 
 
 def make_compiled_whole(backend):

@@ -153,6 +153,63 @@ def test_a_copy_of_a_callback_at_work_has_options_and_profiles(
     assert made[7][0].profiles["train"].forward_flops == watching.profiles["train"].forward_flops > 0
 
 
+IMAGES = torch.ones(2, 1, 7, 7)
+
+
+def scripted(net):
+    made = torch.jit.script(net.head)
+    return made(torch.ones(2, 28)).tolist(), str(made.graph)
+
+
+def exported(net):
+    made = torch.export.export(net, (IMAGES,))
+    return made.module()(IMAGES).shape, str(made.graph)
+
+
+def copied(net):
+    twins = [make_copy(net) for make_copy in (copy.deepcopy, pickled, saved)]
+    return [twin.eval()(IMAGES).tolist() for twin in twins], [sorted(vars(twin)) for twin in twins]
+
+
+@pytest.mark.lightning
+@pytest.mark.models
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [scripted, exported, copied], ids=lambda make: make.__name__)
+def test_a_model_is_scripted_exported_and_copied_at_each_event_as_it_would_be(
+    lightning, run, differences, leftovers, ours, make, tmp_path
+):
+    from flopcallback import FlopCallback
+
+    def making(made):
+        class Making(lightning.Callback):
+            def make(self, trainer, pl_module, *_):
+                with torch.random.fork_rng():  # what is exported is called, and draws numbers
+                    made.append(make(pl_module.net))
+
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                if batch_idx in (0, 1, 2, 4):  # counted and observed, warming up, timed, booked
+                    self.make(trainer, pl_module)
+
+            def on_before_backward(self, trainer, pl_module, loss):
+                if len(made) < 4:
+                    self.make(trainer, pl_module)
+
+            on_train_start = on_train_end = make
+
+        return Making()
+
+    without, with_us = [], []
+    watching = FlopCallback(warmup_steps=1, latency_steps=2, summary=False, report_dir=tmp_path, strict=True)
+    untouched = run(lightning, [making(without)], max_epochs=1)
+    left = run(lightning, [watching, making(with_us)], max_epochs=1)
+    assert differences(untouched, left) == []
+    assert with_us == without
+    assert len(without) > 5
+    assert ours(left) == []
+    assert leftovers(left.model) == []
+    assert watching.profiles["train"].step.total > 0
+
+
 @pytest.mark.lightning
 def test_a_module_whose_hyperparameters_have_the_callback_writes_checkpoints(lightning, tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint

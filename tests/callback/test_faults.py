@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import pickle
 import sys
+import time
+import traceback
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -343,6 +348,98 @@ def test_whatever_of_ours_raises_in_a_plain_loop_is_one_warning(tmp_path, differ
         wrong += [(code.co_name, line) for line in (*differences(untouched, left), *leftovers(model))]
         messages = [str(warning.message) for warning in told]
         if len(messages) != 1 or "injected" not in messages[0]:
+            wrong.append((code.co_name, messages))
+    assert wrong == []
+    assert broken
+
+
+# --- A plain loop with all that a training may do beside its steps ----------------------------------------------------
+
+
+class Threaded(nn.Module):
+    """A layer that gives a task to a pool, which does no work of the model."""
+
+    def forward(self, x):
+        with ThreadPoolExecutor(1) as pool:
+            return 2 * x if pool.submit(time.monotonic).result() else x
+
+
+def busy_loop(hook=None):
+    """What steps of a loop leave: with compiled code, and with copies that are made while all of it is watched."""
+    torch._dynamo.reset()
+    torch.manual_seed(2)
+    block = torch.compile(nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.5)), backend="aot_eager")
+    model = nn.Sequential(block, Threaded(), nn.BatchNorm1d(7), nn.Linear(7, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    loss = torch.compile(lambda scores: scores.square().sum(), backend="eager")
+    copies = []
+    with contextlib.nullcontext() if hook is None else hook(model, optimizer) as seen:
+        for step in range(5):
+            copies.append(copy.deepcopy(model[2:]).state_dict())
+            copies.append(pickle.loads(pickle.dumps(model[3])).state_dict())
+            torch.jit.script(model[3])
+            loss(model(torch.full((4, 5), float(step)) + torch.randn(4, 5))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    if seen is not None:
+        copies += [copy.deepcopy(seen).profile and None, pickle.loads(pickle.dumps(seen)).profile and None]
+    left = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    return {**left, "copies": [each for each in copies if each is not None]}, model
+
+
+def busy_hook(model, optimizer):
+    return flopcallback.FlopHook(model, optimizer, warmup_steps=0, latency_steps=2, summary=False)
+
+
+BUSY = [
+    "loop/watch",
+    "loop/objects",
+    "modules/compiled",
+    "modules/wrappers",
+    "modules/outermost",
+    "modules/snapshot",
+    "tracing/beside",
+    "tracing/dispatch",
+    "tracing/in_flight",
+    "tracing/marked_scopes",
+    "tracing/marks",
+    "tracing/observer",
+    "tracing/regions",
+    "tracing/scopes",
+]
+
+
+@pytest.mark.parametrize("where", BUSY)
+# Of scripting, and (2026-11, torch 2.13) of Dynamo, which asks every input of a compiled function for its grad.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
+def test_whatever_of_ours_raises_around_compiled_code_and_copies_is_one_warning_at_most(
+    differences, leftovers, where
+):
+    untouched, _ = busy_loop()
+    busy_loop(busy_hook)  # imports what it needs
+    wrong, broken = [], []
+    exempt = LAST_RESORTS.get(where, set()) | OF_THE_LOOP | (GUARDS if where == "loop/watch" else set())
+    for code in reached_by(lambda: busy_loop(busy_hook)):
+        if file_of(code) != where or code.co_name in exempt:
+            continue
+        broken.append(code.co_name)
+        with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", flopcallback.FlopCallbackWarning)
+            forget_what_is_cached()
+            assert break_function(code, monkeypatch), code
+            try:
+                left, model = busy_loop(busy_hook)
+            except LookupError as error:
+                frames = traceback.extract_tb(error.__traceback__)
+                wrong.append((code.co_name, "was raised", [(frame.filename[-30:], frame.lineno) for frame in frames[-5:]]))
+                continue
+            finally:
+                monkeypatch.undo()
+                end_what_was_left_on()
+        wrong += [(code.co_name, line) for line in (*differences(untouched, left), *leftovers(model))]
+        messages = [str(each.message) for each in told if each.category is flopcallback.FlopCallbackWarning]
+        if len(messages) > 1 or not all("injected" in message for message in messages):
             wrong.append((code.co_name, messages))
     assert wrong == []
     assert broken

@@ -335,6 +335,36 @@ def test_a_model_is_scripted_while_it_is_watched_as_it_would_be(how, differences
     assert torch.jit._recursive.create_script_module.__module__ == "torch.jit._recursive"
 
 
+EXPORTS = {
+    "export": lambda model: torch.export.export(model, (torch.ones(3, 5),)),
+    "strictly": lambda model: torch.export.export(model, (torch.ones(3, 5),), strict=True),
+    "a part": lambda model: torch.export.export(model[0], (torch.ones(3, 5),)),
+    "a copy": lambda model: torch.export.export(copy.deepcopy(model).eval(), (torch.ones(3, 5),)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", EXPORTS)
+def test_a_model_is_exported_while_it_is_watched_as_it_would_be(how, differences):
+    made = []
+
+    def between(model):
+        exported = EXPORTS[how](model)
+        made.append((exported.module()(torch.ones(3, 5)).tolist(), str(exported.graph)))
+
+    def watched(model, optimizer):
+        return FlopHook(model, optimizer, warmup_steps=0, latency_steps=4, summary=False, strict=True)
+
+    untouched, _ = small_loop(lambda *_: contextlib.nullcontext(), between)
+    made_without_us, made[:] = list(made), []
+    left, hook = small_loop(watched, between)
+    assert differences(left, untouched) == []
+    assert made == made_without_us
+    assert hook.profile.forward_flops == SMALL
+    assert hook._watch._steps == 9
+    assert hook.metrics()["compute/estimated_pct"] == 0
+
+
 def test_a_hook_that_was_closed_keeps_no_optimizer_alive():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -357,7 +387,7 @@ def few_steps(model, optimizer, number=3):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 9], ids=["unused", "counted", "measured", "booked"])
-@pytest.mark.filterwarnings("ignore:FlopHook. it was dropped:UserWarning")
+@pytest.mark.filterwarnings("ignore:FlopHook. (it was dropped|this one takes):UserWarning")
 def test_a_hook_that_is_dropped_takes_its_wrappers_along(leftovers, steps):
     model, before = Net(), nn.Module.__reduce_ex__
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

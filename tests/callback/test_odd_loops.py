@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flopcallback import FlopCountAnalysis, FlopHook, measure_latency
+from flopcallback import FlopCallbackWarning, FlopCountAnalysis, FlopHook, measure_latency
 from flopcallback.loop.watch import MOST_CALLS
 from flopcallback.measuring import hardware
+from flopcallback.trackers import MemoryTracker
 
 BATCH, WIDE, INNER, OUT, STEPS = 3, 5, 7, 2, 9
 ENCODER, HEAD = 2 * BATCH * WIDE * INNER, 2 * BATCH * INNER * OUT
@@ -83,14 +84,15 @@ def outcome_of_wrapping(at, call, hooks):
     torch.manual_seed(11)
     calls = []
     model = Net(calls)
-    optimizer = sgd(model)
-    hooks = [hook(model, optimizer) for hook in hooks]
+    optimizers = [sgd(model.encoder), sgd(model.head)]
+    hooks = [hook(model, optimizer) for hook, optimizer in zip(hooks, optimizers, strict=False)]
     module = model.get_submodule(at)
     mine = doubled(module, calls)
     for x in batches():
         call(model, x).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     for hook in hooks:
         hook.close()
     assert vars(module)["forward"] is mine
@@ -150,12 +152,110 @@ def test_counts_and_measurements_on_demand_are_not_the_hooks(engine):
     assert hook.profile.batch_size == BATCH
 
 
-def test_of_a_model_and_a_part_of_it_each_hook_counts_its_own():
+# --- Several hooks ----------------------------------------------------------------------------------------------------
+
+STEP = 2 * ENCODER + 3 * HEAD  # the inputs need no gradient
+REPLACED = "takes the place of an earlier one .* Close a hook before you make the next, or give each another optimizer"
+
+
+@pytest.mark.parametrize("part", [None, "head"], ids=["of the same model", "of a part of it"])
+@pytest.mark.parametrize("before", [0, 1, 2, 7], ids=lambda steps: f"after {steps} steps")
+def test_a_second_hook_on_an_optimizer_takes_the_place_of_the_first(part, before, differences, leftovers):
+    alone = Net()
+    twin = copy.deepcopy(alone)
+    optimizer = sgd(alone)
+    for steps in (before, STEPS):
+        train(alone, optimizer, steps)
+    optimizer, tracker = sgd(twin), MemoryTracker()
+    with hooked(twin, optimizer, to=tracker) as first:
+        train(twin, optimizer, before)
+        with pytest.warns(FlopCallbackWarning, match=REPLACED) as told:
+            second = hooked(twin if part is None else twin.head, optimizer)
+        assert len(told) == 1
+        assert tracker.closed
+        train(twin, optimizer)
+        assert len(optimizer._optimizer_step_post_hooks) == 1
+    second.close()
+    assert first.metrics().get("compute/flops_total", 0) == before * STEP
+    if before:
+        assert dict(pair for _, row in tracker.scalars for pair in row.items())["compute/flops_total"] == before * STEP
+    # The backward of a step goes on through the encoder, also where only the head has a hook.
+    forward, step = (ENCODER + HEAD, STEP) if part is None else (HEAD, STEP - ENCODER)
+    assert second.profile.forward_flops == forward
+    assert second.metrics()["compute/flops_total"] == STEPS * step
+    assert second.metrics()["compute/estimated_pct"] == 0
+    assert differences(dict(twin.state_dict()), dict(alone.state_dict())) == []
+    assert leftovers(twin) == []
+
+
+def test_a_hook_that_cannot_be_made_leaves_the_first_at_work():
     model = Net()
     optimizer = sgd(model)
-    with hooked(model, optimizer) as outer, hooked(model.head, optimizer) as inner:
+    with hooked(model, optimizer) as hook:
+        for options in ({"latency_steps": -1}, {"to": object()}):
+            with pytest.raises((TypeError, ValueError)):
+                hooked(model, optimizer, **options)
         train(model, optimizer)
-    assert (outer.profile.forward_flops, inner.profile.forward_flops) == (ENCODER + HEAD, HEAD)
+    assert hook.metrics()["compute/flops_total"] == STEPS * STEP
+
+
+def test_models_that_share_an_optimizer_and_no_module_have_a_hook_each():
+    one, two = Net(), Net()
+    optimizer = torch.optim.SGD([*one.parameters(), *two.parameters()], lr=0.01)
+    with hooked(one, optimizer) as of_one, hooked(two, optimizer) as of_two:
+        for x in batches():
+            (one(x) + two(x)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for hook in (of_one, of_two):
+        assert hook.metrics()["compute/flops_total"] == STEPS * STEP
+
+
+def test_each_network_of_a_gan_has_a_hook_where_each_has_an_optimizer():
+    generator, critic = nn.Linear(INNER, WIDE), Net()
+    first, second = sgd(generator), sgd(critic)
+    with hooked(generator, first) as of_generator, hooked(critic, second) as of_critic:
+        for _ in range(STEPS):
+            made = generator(torch.ones(BATCH, INNER))
+            critic(made.detach()).sum().backward()
+            second.step()
+            second.zero_grad()
+            (-critic(made).sum()).backward()
+            first.step()
+            first.zero_grad()
+            second.zero_grad()
+    assert of_generator.profile.forward_flops == 2 * BATCH * INNER * WIDE
+    assert of_critic.profile.forward_flops == ENCODER + HEAD
+
+
+def test_a_hook_that_was_closed_or_dropped_is_replaced_in_silence(recwarn):
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer):
+        train(model, optimizer, 1)
+    dropped = hooked(model, optimizer)
+    train(model, optimizer, 1)
+    del dropped
+    gc.collect()
+    with hooked(model, optimizer) as hook:
+        train(model, optimizer)
+    assert not [each for each in recwarn if each.category is FlopCallbackWarning]
+    assert hook.metrics()["compute/flops_total"] == STEPS * STEP
+
+
+def test_copies_of_a_hook_are_no_hooks_to_be_replaced(recwarn):
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        train(model, optimizer)
+    twin = copy.deepcopy(hook)
+    with hooked(model, optimizer):
+        train(model, optimizer)
+    twin.close()
+    assert not [each for each in recwarn if each.category is FlopCallbackWarning]
+
+
+# --- Around -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_peak_that_is_measured_is_counted_by_nobody():

@@ -123,8 +123,11 @@ class TestKernelsOfOtherDevices:
             (AT._native_batch_norm_legit, (C, C, C, C, True, 0.1, 1e-5), 5),
             (AT._native_batch_norm_legit, (None, None, C, C, False, 0.1, 1e-5), 1),
             (AT._native_batch_norm_legit, (C, C, True, 0.1, 1e-5), 5),
+            (AT._native_batch_norm_legit_functional, (C, C, C, C, True, 0.1, 1e-5), 5),
+            (AT._native_batch_norm_legit_functional, (C, C, C, C, False, 0.1, 1e-5), 2),
             (AT._native_batch_norm_legit_no_training, (C, C, C, C, 0.1, 1e-5), 2),
             (AT._batch_norm_with_update, (C, C, C, C, 0.1, 1e-5), 5),
+            (AT._batch_norm_with_update_functional, (C, C, C, C, 0.1, 1e-5), 5),
             (AT._batch_norm_no_update, (C, C, C, C, 0.1, 1e-5), 2),
         ],
     )
