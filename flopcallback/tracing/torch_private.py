@@ -124,6 +124,7 @@ NAMES: tuple[Private, ...] = (
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
     Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", _RECORDS, RECORDS),
+    Private("torch.autograd._enable_record_function", "plain_updates", "speed: plain updates leave records, too"),
     Private(
         "torch.utils.checkpoint._StopRecomputationError",
         "observer",
@@ -203,6 +204,7 @@ ATTRIBUTES: tuple[Private, ...] = (
     ),
     Private("callback_handler", "observer", "what the compiler does counts in a step that compiles"),
     Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
+    Private("_optimizer_step_code", "plain_updates", "speed: plain updates leave records, too"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
 """Attributes of instances, which cannot be looked up at import."""
@@ -348,6 +350,8 @@ EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
 CALLBACK_HANDLER = "callback_handler"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
+STEP_CODE = "_optimizer_step_code"
+"""Method that an optimizer calls between its update and the hooks after it."""
 COMPILED_CALL = "_compiled_call_impl"
 """Attribute that `module.compile()` sets; the module's calls go through it."""
 
@@ -467,6 +471,10 @@ def prepare_again(config: Any, activities: Any, *_: Any) -> None:
 def start_legacy_records() -> None:
     """Record the operators of this thread in the cheap state, without libkineto."""
     enable_legacy_profiler(_records_config(_autograd.ProfilerState.CPU))
+
+
+switch_records: Callable[[bool], None] | None = _found["torch.autograd._enable_record_function"]
+"""Switches all records of this thread off or on, whoever listens."""
 
 
 def record_range(name: str) -> AbstractContextManager[Any]:

@@ -41,8 +41,8 @@ class TensorBoardTracker:
     A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. The writer
     belongs to the caller and stays open.
 
-    Figures and page take longer than everything else, and show times: a profile of a training that has none yet gets them
-    with the next numbers of a later step or by `close`, unless the same profile with times comes first.
+    Figures and page take longer than everything else, and show times. A profile of a training that has none yet gets
+    them with the next numbers of a later step or by `close`, unless the same profile with times comes first.
 
     TensorBoard shows every text that was ever written under a tag. So a second fit or a resumed run adds its profile
     only if `flopcallback.json` beside the events has other counts, or has no times or no whole step yet. Without that
