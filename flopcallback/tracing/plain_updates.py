@@ -87,7 +87,7 @@ class PlainUpdates:
 
 def _is_plain(optimizer: Any) -> bool:
     """Return whether an optimizer's update is elementwise for certain, whatever was put around it."""
-    if type(optimizer) not in _PLAIN or switch_records is None or not hasattr(optimizer, STEP_CODE):
+    if type(optimizer) not in _PLAIN or not hasattr(optimizer, STEP_CODE):
         return False
     if is_used():  # the update may be compiled, and would be once more with a hook
         return False

@@ -102,7 +102,6 @@ NAMES: tuple[Private, ...] = (
     # --- The profiler ---
     *_rows(
         "torch.autograd._prepare_profiler torch.autograd._enable_profiler torch.autograd._disable_profiler "
-        "torch.autograd._enable_profiler_legacy torch.autograd._disable_profiler_legacy "
         "torch.autograd._profiler_enabled torch._C._profiler._ExperimentalConfig",
         "profiler_broker",
         _RECORDS,
@@ -110,17 +109,18 @@ NAMES: tuple[Private, ...] = (
     ),
     # Without one of them, nobody could say that the user's profiler is about to begin, and both would run.
     *_rows(
+        "torch.autograd._enable_profiler_legacy torch.autograd._disable_profiler_legacy "
         "torch.autograd.profiler._prepare_profiler torch.autograd.profiler._enable_profiler "
         "torch.autograd.profiler._disable_profiler torch.autograd.profiler._is_profiler_enabled "
         "torch.autograd.profiler_legacy._enable_profiler_legacy "
         "torch.autograd.profiler_legacy._disable_profiler_legacy",
-        "profiler_broker",
+        "users_profilers",
         _RECORDS,
         RECORDS,
     ),
     Private(
         "torch.autograd.profiler.KinetoStepTracker._step_dict",
-        "profiler_broker",
+        "users_profilers",
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
     Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", _RECORDS, RECORDS),
@@ -428,9 +428,6 @@ _autograd: Any = torch.autograd  # some of its public names are re-exports witho
 _record_range: Any = _found["torch._C._profiler._RecordFunctionFast"]
 
 enable_legacy_profiler: Any = _found["torch.autograd._enable_profiler_legacy"]
-stop_legacy_records: Callable[[], Any] = _found["torch.autograd._disable_profiler_legacy"]
-"""Ends what `start_legacy_records` began, in the same thread; returns lists of events."""
-
 stop_records: Callable[[], Any] = _disable_profiler
 """Ends what `start_records` began, in the same thread; returns a `_ProfilerResult`.
 
@@ -439,28 +436,22 @@ records (2.13).
 """
 
 
-def _records_config(state: Any) -> Any:
-    """Return a configuration: shapes, and neither stacks, FLOPs, modules nor memory."""
-    options = _found["torch._C._profiler._ExperimentalConfig"]()
-    return _autograd.ProfilerConfig(state, True, False, False, False, False, options)
-
-
-def prepare_records(*, cuda: bool = False) -> tuple[Any, set[Any]]:
+def prepare_records() -> tuple[Any, set[Any]]:
     """Prepare libkineto for a session, and return what it is started with.
 
     If it runs one, that is cancelled.
     """
     activities = {_autograd.ProfilerActivity.CPU}
-    if cuda:
-        activities.add(_autograd.ProfilerActivity.CUDA)
-    config = _records_config(_autograd.ProfilerState.KINETO)
+    options = _found["torch._C._profiler._ExperimentalConfig"]()
+    # Shapes, and neither stacks, FLOPs, modules nor memory.
+    config = _autograd.ProfilerConfig(_autograd.ProfilerState.KINETO, True, False, False, False, False, options)
     _prepare_profiler(config, activities)
     return config, activities
 
 
-def start_records(*, cuda: bool = False) -> None:
+def start_records() -> None:
     """Record the operators of this thread and of its backwards."""
-    _enable_profiler(*prepare_records(cuda=cuda))  # to enable what is not prepared ends the process (2.13)
+    _enable_profiler(*prepare_records())  # to enable what is not prepared ends the process (2.13)
 
 
 def prepare_again(config: Any, activities: Any, *_: Any) -> None:
@@ -468,12 +459,7 @@ def prepare_again(config: Any, activities: Any, *_: Any) -> None:
     _prepare_profiler(config, activities)
 
 
-def start_legacy_records() -> None:
-    """Record the operators of this thread in the cheap state, without libkineto."""
-    enable_legacy_profiler(_records_config(_autograd.ProfilerState.CPU))
-
-
-switch_records: Callable[[bool], None] | None = _found["torch.autograd._enable_record_function"]
+switch_records: Callable[[bool], Any] = _found["torch.autograd._enable_record_function"] or (lambda is_on: None)
 """Switches all records of this thread off or on, whoever listens."""
 
 
