@@ -45,8 +45,8 @@ __all__ = [
     "why_no_recording",
 ]
 
-MAX_RECORDS = 120_000
-"""Bound of a recording's records: 0.5 kB of memory each while recording, 4 kB once read."""
+MAX_RECORDS = 90_000
+"""Bound of a recording's records: 0.5 kB of memory each while recording, 5 kB once read."""
 
 # A step was seen to make 15 to 60 records for each autograd node of its forward, three or more of them in the forward;
 # a forward without grad 4 to 30 for each call of a module. There is no counter of records to ask.
