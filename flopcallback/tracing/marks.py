@@ -71,8 +71,11 @@ class Marks:
         self.recording: Recording | None = None
 
     def over(self, kind: str, detail: object = "") -> AbstractContextManager[Any]:
-        """Return a context; records inside it lie inside the mark."""
-        if self.recording is None:
+        """Return a context; records inside it lie inside the mark.
+
+        The recording ends before it has too many records, or if the user's profiler waits: it looks at each mark.
+        """
+        if self.recording is None or not self.recording.check():
             return nullcontext()
         return self.recording.mark(self.name_of(self.number, kind, detail))
 

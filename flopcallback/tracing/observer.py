@@ -9,7 +9,7 @@ import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from flopcallback.formulas.op_call import ROOT, OpCall
@@ -24,6 +24,7 @@ from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING,
 from flopcallback.tracing.observed import OBSERVER, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
+from flopcallback.tracing.plain_updates import PlainUpdates
 from flopcallback.tracing.profiler_broker import (
     Recording,
     abandon_here,
@@ -106,6 +107,7 @@ class StepRecorder:
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks)
         self._regions = CompiledRegions(names, self._scopes, self._marks, known)
+        self._updates: PlainUpdates | None = None  # None before the step, and where all families are read
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
@@ -130,6 +132,7 @@ class StepRecorder:
             yield
             return
         self._marks.recording = recording
+        self._updates = None if self._families is None else PlainUpdates(recording)
         _here.is_watched = True
         result: Any = None
         try:
@@ -211,7 +214,7 @@ class StepRecorder:
             for owner, name in stopped_recomputation():
                 undo.enter_context(replaced(owner, name, self._around_stop))
             for optimizer in self._optimizers:
-                wrap_on_instance(optimizer, "step", self._around_optimizer, undo)
+                wrap_on_instance(optimizer, "step", functools.partial(self._around_optimizer, optimizer), undo)
             self._watch_compiler(undo)
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
@@ -261,7 +264,9 @@ class StepRecorder:
 
         return stopped
 
-    def _around_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def _around_optimizer(self, optimizer: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+        updates = self._updates
+
         def closure_of(closure: Any) -> Any:
             """Wrap a closure: its work is forward and backward, not the optimizer's."""
             if not callable(closure):
@@ -269,7 +274,8 @@ class StepRecorder:
 
             @functools.wraps(closure)
             def outside(*args: Any, **kwargs: Any) -> Any:
-                return self._marked(CLOSURE, functools.partial(closure, *args, **kwargs))
+                within = nullcontext() if updates is None else updates.lifted()
+                return self._marked(CLOSURE, functools.partial(closure, *args, **kwargs), within)
 
             return outside
 
@@ -278,15 +284,16 @@ class StepRecorder:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            return self._marked(OPTIMIZER_MARK, functools.partial(step, *args, **kwargs))
+            within = nullcontext() if updates is None else updates.left_out(optimizer)
+            return self._marked(OPTIMIZER_MARK, functools.partial(step, *args, **kwargs), within)
 
         return optimizer_step
 
-    def _marked(self, kind: str, call: Callable[[], Any]) -> Any:
-        """Make a call of the training's once, inside a mark."""
+    def _marked(self, kind: str, call: Callable[[], Any], within: AbstractContextManager[None]) -> Any:
+        """Make a call of the training's once, in a context and a mark."""
 
         def around(attempt: Callable[[], Any]) -> None:
-            with self._marks.over(kind):
+            with within, self._marks.over(kind):
                 attempt()
 
         outcome = call_once(call, around)

@@ -1,39 +1,37 @@
-"""The one owner, in this process, of PyTorch's profiler on our behalf.
+"""The one owner, in this process, of a session of PyTorch's profiler on our behalf.
 
-Listeners ask for a recording; recordings of one thread that overlap share a session. The user's own profiler always
-wins: when it is prepared or started, ours is ended first, and our recordings are lost, with a reason.
+One recording at a time. The user's own profiler always wins (`users_profilers.py`): when it is prepared or started,
+ours is ended first, and the recording is lost, with a reason.
 
 What is built around (torch 2.13):
 
 - libkineto has one session for the process. Where a second one begins, the first is cancelled; who then ends the first
-  ends the process. So the functions by which torch's profilers begin and end are replaced while anybody listens.
+  ends the process.
 - A session belongs to the thread that began it, and records that thread and the threads of its backward. With
   `profile_all_threads` it could record others too, but an operator of theirs that runs while the session ends writes
   to memory that is not the session's any more: with threads at work, every hundredth session ended the process. So it
-  is not used. Other threads can have a recording of their own in the cheap mode, which knows no libkineto.
+  is not used.
 - For the same reason a record that is open when its session ends must be closed before another session begins, theirs
   included. Marks of ours are; ranges by `record_function`, as torch has one around each optimizer's step, are searched
   and closed. An operator cannot be closed: a profiler of the user's that begins within one, in a hook of a backward
   for example, and outlives it, is a danger that remains.
-- To begin and end an empty session takes 0.28 ms, in the cheap mode 0.005 ms.
+- To begin and end an empty session takes 0.28 ms.
 """
 
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
 from flopcallback.tracing import torch_private
 from flopcallback.tracing.torch_private import nodes_so_far
+from flopcallback.tracing.users_profilers import UsersProfilers
 
 __all__ = [
     "MAX_RECORDS",
@@ -47,8 +45,8 @@ __all__ = [
     "why_no_recording",
 ]
 
-MAX_RECORDS = 120_000
-"""Bound of a recording's records: 0.5 kB of memory each while recording, 4 kB once read."""
+MAX_RECORDS = 90_000
+"""Bound of a recording's records: 0.5 kB of memory each while recording, 5 kB once read."""
 
 # A step was seen to make 15 to 60 records for each autograd node of its forward, three or more of them in the forward;
 # a forward without grad 4 to 30 for each call of a module. There is no counter of records to ask.
@@ -69,37 +67,28 @@ SOMEBODY_ELSE = "its session was ended by somebody else"
 ELSEWHERE = "its step did not end in the thread in which it began"
 
 END = "flopcallback end"
-"""Name of a record that a full session ends with."""
+"""Name of a record that a session ends with."""
 
 END_IS_AMONG = 20
 """Among how many of the last outermost records it is, unless a record is open; a backward's threads may have others."""
 
 Result = Any
-"""What torch's `_disable_profiler` returns; in the cheap mode, the lists of `_disable_profiler_legacy`."""
+"""What torch's `_disable_profiler` returns."""
 
 
 class Recording:
-    """What one listener gets: a share of a session.
+    """What a listener gets: a session of the profiler.
 
     A recording that nobody holds any more ends by itself.
 
     Attributes:
-        is_legacy: True if recorded in the cheap mode: names, shapes and times, no dtypes and no constants.
-        start_ns: begin, by `time.time_ns`, which is the records' clock to within a few microseconds.
-        end_ns: end, by the same clock; 0 before.
         why: why the recording is lost; empty while it is not.
-        result: the session's result; None until the last of its recordings has ended, and if lost.
     """
 
-    def __init__(self, session: _Session, max_records: int, on_result: Callable[[Recording], None] | None) -> None:
-        self.is_legacy = session.is_legacy
-        self.start_ns = time.time_ns()
-        self.end_ns = 0
+    def __init__(self, session: _Session, max_records: int) -> None:
         self.why = ""
-        self.result: Result | None = None
         self._session = session
         self._max_records = max_records
-        self._on_result = on_result
         self._checks = 0
         self._nodes = nodes_so_far()
 
@@ -152,29 +141,32 @@ class _Session:
     """A session of the profiler, of one thread.
 
     Attributes:
+        recording: whom it is for; None before, and once it is lost.
         marks: records that are open, outermost first.
         must_end: its own thread is to end it, at its next call; no other thread can.
         is_taken: the user's profiler waited in vain, and made libkineto cancel it.
     """
 
-    def __init__(self, *, is_legacy: bool) -> None:
-        self.is_legacy = is_legacy
+    def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.owner = threading.current_thread()
-        self.open: list[weakref.ref[Recording]] = []
-        self.ended: list[Recording] = []  # which wait for the result
+        self.recording: weakref.ref[Recording] | None = None
         self.marks: list[Any] = []
         self.must_end = False
         self.is_taken = False
         self.has_ended = threading.Event()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is of this thread."""
+        return self.thread == threading.get_ident()
+
     def lose(self, why: str) -> None:
-        """Lose all recordings, and leave the session to its own thread."""
-        for recording in (*(reference() for reference in self.open), *self.ended):
-            if recording is not None:
-                recording.why = recording.why or why
-        self.open, self.ended = [], []
-        self.must_end = True
+        """Lose the recording, and leave the session to its own thread."""
+        recording = None if self.recording is None else self.recording()
+        if recording is not None:
+            recording.why = recording.why or why
+        self.recording, self.must_end = None, True
 
 
 class _Broker:
@@ -182,90 +174,63 @@ class _Broker:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: a recording may be garbage-collected within
-        self._sessions: dict[int, _Session] = {}  # by thread
-        self._kineto: _Session | None = None  # the one among them that libkineto runs
-        self._users = 0  # listeners and open sessions, for which the replacements stay
-        self._replaced: list[tuple[torch_private.Place, Any, Any]] = []  # each with its original and its replacement
-        # What the user's profilers did, as far as the replacements saw.
-        self._active = 0  # how many are started
-        self._is_prepared = False  # one warms up
-        self._is_stale = False  # a session of ours used up what a profiler prepared before we could see it
-        # Whether ranges may be open that an ended session has a record of, by the kind of session.
-        self._has_left_open = {False: False, True: False}
+        self._session: _Session | None = None
+        self._theirs = UsersProfilers(self._lock, self._give_way, self._end_for_them)
+        self._has_left_open = False  # whether ranges may be open that an ended session has a record of
         self._has_used_kineto = False
         self._is_watching_process = False
-        self._no_kineto = ""  # why there are cheap recordings only
         self._is_ending = False  # at exit: nobody would end another session
         self._unusable = ""  # why there is never a recording again
 
     # --- What listeners ask for ---
 
-    def begin(
-        self, *, legacy: bool, cuda: bool, max_records: int, on_result: Callable[[Recording], None] | None
-    ) -> Recording | None:
+    def begin(self, max_records: int) -> Recording | None:
         with self._lock:
             self.settle()
             self.install()  # before the question: it looks for profilers that are at work already
             try:
-                if self._why_not(legacy=legacy):
-                    return None
-                session = self._sessions.get(threading.get_ident()) or self._start(legacy=legacy, cuda=cuda)
+                session = None if self._why_not() else self._start()
             finally:
                 self.uninstall()
             if session is None:
                 return None
             try:
-                recording = Recording(session, max_records, on_result)
-                session.open.append(weakref.ref(recording, functools.partial(self._dropped, session)))
+                recording = Recording(session, max_records)
+                session.recording = weakref.ref(recording, lambda _: self._dropped(session))
             except BaseException:  # a KeyboardInterrupt, for one: the caller has no handle to end it with
-                if not session.open:
-                    self.abandon(session, "interrupted")
+                self.abandon(session, "interrupted")
                 raise
             return recording
 
     def end(self, recording: Recording) -> Result | None:
         with self._lock:
             session = recording._session
-            if recording.end_ns:
-                return recording.result
-            recording.end_ns = time.time_ns()
-            if recording.why:
+            if session.recording is None:  # it is lost, or has ended
                 self.settle()
                 return None
-            session.open = [each for each in session.open if each() not in (None, recording)]
-            if session.thread != threading.get_ident():
-                recording.why = ELSEWHERE
-            else:
-                session.ended.append(recording)
-            if session.open:
-                return None
-            if session.thread != threading.get_ident():
+            if not session.is_here:
                 session.lose(ELSEWHERE)
                 return None
-            done, result = session.ended, self._stop(session)
-            for each in done:
-                each.result = result
-                each.why = "" if result is not None else SOMEBODY_ELSE
-        for each in done:
-            if each._on_result is not None and each is not recording:
-                each._on_result(each)
+            result = self._stop(session)
+            recording.why = "" if result is not None else SOMEBODY_ELSE
         return result
 
     def session_here(self) -> _Session | None:
         """Return the session of this thread."""
-        return self._sessions.get(threading.get_ident())  # without the lock: no other thread changes this entry
+        session = self._session  # without the lock: no other thread begins or ends one of this thread
+        return session if session is not None and session.is_here else None
 
-    def why_not(self, *, legacy: bool) -> str:
+    def why_not(self) -> str:
         with self._lock:
             self.settle()
             self.install()
             try:
-                return self._why_not(legacy=legacy)
+                return self._why_not()
             finally:
                 self.uninstall()
 
     def abandon(self, session: _Session, why: str) -> None:
-        """Lose a session's recordings; it ends now, or in its own thread."""
+        """Lose a session's recording; it ends now, or in its own thread."""
         with self._lock:
             session.lose(why)
             self.settle()
@@ -273,85 +238,72 @@ class _Broker:
     def settle(self) -> None:
         """End what this thread has left to end."""
         with self._lock:
-            session = self._sessions.get(threading.get_ident())
-            # What libkineto cancelled stays until the user's profiler is out: to end it would end the user's.
-            if session is not None and session.must_end and not (session.is_taken and self._is_theirs()):
-                self._break_off(session)
-            kineto = self._kineto
-            # A thread that is gone cannot end its session.
-            if kineto is not None and not kineto.owner.is_alive() and not self._is_theirs():
-                self._take_over(kineto)
+            session = self._session
+            if session is None:
+                return
+            if session.is_here:
+                # What libkineto cancelled stays until the user's profiler is out: to end it would end the user's.
+                if session.must_end and not (session.is_taken and self._theirs.are_at_work):
+                    self._break_off(session)
+            elif not session.owner.is_alive() and not self._theirs.are_at_work:
+                self._take_over(session)  # a thread that is gone cannot end its session
 
     def install(self) -> None:
         with self._lock:
-            if self._users == 0:
-                self._replace()
-            self._users += 1
+            self._theirs.install()
 
     def uninstall(self) -> None:
         with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._put_back()
+            if self._has_left_open and self._theirs.listeners == 1:
+                self._close_ranges()  # while somebody is there who does
+            self._theirs.uninstall()
 
     # --- Sessions ---
 
-    def _why_not(self, *, legacy: bool) -> str:
-        here = self._sessions.get(threading.get_ident())
+    def _why_not(self) -> str:
         if missing := torch_private.why_no_records():
             return missing
         if self._unusable or self._is_ending:
             return self._unusable or ENDING
-        if self._is_theirs():
+        if self._theirs.are_at_work:
             return THEIRS
         if torch_private.is_backward_running():  # its records are open, and an ended session may have seen their begin
             return "a backward is running"
-        if here is not None:
-            if here.is_taken:
-                return THEIRS
-            return "a cheap recording is under way" if here.is_legacy and not legacy else ""
+        if self._session is not None:
+            return "another recording is under way" if self._session.is_here else "another thread records"
         if torch_private.is_profiling_here():
             return THEIRS
-        if not legacy and (self._no_kineto or self._sessions):
-            return self._no_kineto or "another thread records"
         # Somebody outside the process may start a profiler, which nothing here would see.
         return "KINETO_USE_DAEMON is set" if "KINETO_USE_DAEMON" in os.environ else ""
 
-    def _is_theirs(self) -> bool:
-        return bool(self._active or self._is_prepared or torch_private.is_profiler_started())
-
-    def _start(self, *, legacy: bool, cuda: bool) -> _Session | None:
+    def _start(self) -> _Session | None:
         self._watch_process()
-        if self._has_left_open[False] or (self._has_left_open[True] and not legacy):
+        if self._has_left_open:
             self._close_ranges()
         self.install()
-        session = _Session(is_legacy=legacy)
-        self._sessions[session.thread] = session
+        session = self._session = _Session()
         try:
-            if legacy:
-                torch_private.start_legacy_records()
-            else:
-                self._kineto, self._has_used_kineto, self._is_stale = session, True, True
-                torch_private.start_records(cuda=cuda)
+            self._has_used_kineto = True
+            self._theirs.note_ours()
+            torch_private.start_records()
         except RuntimeError as error:
-            self._forget(session)
+            self._session = None
             self.uninstall()
             self._unusable = f"torch's profiler does not start: {error}"
             return None
         except BaseException:
-            self._forget(session)
+            self._session = None
             self.uninstall()
             raise
         return session
 
     def _break_off(self, session: _Session) -> Result | None:
         """End a session in its own thread where ranges may be open, closing them."""
-        is_clean = not session.is_taken and len(self._sessions) == 1  # those of another thread's session are its own
-        if is_clean:
+        if not session.is_taken:
             torch_private.close_ranges()  # now, while they are recorded: torch logs a warning of one without an end
         result = self._stop(session)
-        if is_clean:
-            self._has_left_open = {False: False, True: False}
+        if not session.is_taken:
+            self._has_left_open = False
         return result
 
     def _stop(self, session: _Session) -> Result | None:
@@ -363,13 +315,11 @@ class _Broker:
             try:
                 while session.marks:
                     session.marks.pop().__exit__(None, None, None)
-                if not (session.is_legacy or session.is_taken):
+                if not session.is_taken:
                     with torch_private.record_range(END):
                         pass
             except Exception as error:  # noqa: BLE001 - raised below, once the profiler is off
                 failure = error
-            if session.is_legacy:
-                return torch_private.stop_legacy_records()
             if session.is_taken:
                 torch_private.prepare_records()  # to end what libkineto has not even prepared ends the process
                 return torch_private.stop_records()
@@ -381,7 +331,7 @@ class _Broker:
         except RuntimeError:  # it was ended behind our back, by a function of `torch._C`
             return None
         finally:
-            self._has_left_open[session.is_legacy] |= has_left_open
+            self._has_left_open |= has_left_open
             session.has_ended.set()
             self.uninstall()
 
@@ -391,130 +341,57 @@ class _Broker:
         At its end, a range of an ended session writes to what was that session's memory, if another session is on.
         """
         torch_private.close_ranges()
-        self._has_left_open = {False: False, True: False}
+        self._has_left_open = False
 
     def _forget(self, session: _Session) -> None:
-        session.must_end = False
-        session.open, session.ended = [], []
-        if self._sessions.get(session.thread) is session:
-            del self._sessions[session.thread]
-        if self._kineto is session:
-            self._kineto = None
+        session.must_end, session.recording = False, None
+        if self._session is session:
+            self._session = None
 
     def _take_over(self, session: _Session) -> None:
         """Have libkineto cancel a session of another thread; torch logs a warning."""
+        session.lose(ELSEWHERE)
         self._forget(session)
-        torch_private.start_records(cuda=False)
+        torch_private.start_records()
         torch_private.stop_records()
         self.uninstall()
 
-    def _dropped(self, session: _Session, reference: weakref.ref[Recording]) -> None:
+    def _dropped(self, session: _Session) -> None:
+        """End a session whose recording nobody holds any more."""
         with self._lock:
-            if reference not in session.open:
-                return
-            session.open = [each for each in session.open if each is not reference]
-            if not session.open:
+            if session.recording is not None:
                 self.abandon(session, "nobody holds it")
 
     # --- The user's profilers ---
 
-    def _give_way(self, *, is_second: bool) -> None:
-        """End our session before the user's profiler goes on.
-
-        Args:
-            is_second: whether another profiler of the user's is at work.
-        """
+    def _give_way(self, is_second: bool) -> None:
+        """End our session before a profiler of the user's goes on; a second one may already be at work."""
         with self._lock:
-            for session in self._sessions.values():
+            session = self._session
+            if session is not None:
                 session.lose(THEIRS)
-            here = self._sessions.get(threading.get_ident())
-            if here is not None and not (here.is_taken and is_second):
-                self._break_off(here)
-            if any(self._has_left_open.values()):
+                if session.is_here and not (session.is_taken and is_second):
+                    self._break_off(session)
+            if self._has_left_open:
                 self._close_ranges()
-            waits_for = self._kineto
-        if waits_for is None:
+            waits_for = self._session
+        if waits_for is None or waits_for.is_here:
             return
         if waits_for.owner.is_alive():
             waits_for.has_ended.wait(PATIENCE_S)
         waits_for.is_taken = not waits_for.has_ended.is_set()
 
-    def _around_prepare(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(prepare)
-        def prepared(*args: Any, **kwargs: Any) -> Any:
-            is_second = self._is_theirs()
-            self._is_prepared = True  # first: from now on nobody begins
-            try:
-                self._give_way(is_second=is_second)
-                result = prepare(*args, **kwargs)
-            except BaseException:
-                self._is_prepared = False
-                raise
-            self._is_stale = False
-            return result
+    def _end_for_them(self) -> tuple[bool, Result | None]:
+        """End our session of this thread, for somebody who ends whatever is on.
 
-        return prepared
-
-    def _around_enable(self, enable: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(enable)
-        def enabled(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                is_second = self._active > 0
-                self._active += 1
-            try:
-                self._give_way(is_second=is_second)
-                # It was prepared before the replacements were there; to start what is not prepared ends the process.
-                if self._is_stale and not self._is_prepared and enable is not torch_private.enable_legacy_profiler:
-                    torch_private.prepare_again(*args, **kwargs)
-                result = enable(*args, **kwargs)
-            except BaseException:
-                with self._lock:
-                    self._active -= 1
-                raise
-            self._is_prepared = False
-            return result
-
-        return enabled
-
-    def _around_disable(self, disable: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(disable)
-        def disabled(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                ours = self._sessions.get(threading.get_ident())
-                if ours is not None and not self._is_theirs():
-                    # Lightning's PyTorchProfiler, before it begins, ends whatever is on in its thread.
-                    ours.lose(THEIRS)
-                    return self._break_off(ours)
-            try:
-                return disable(*args, **kwargs)
-            finally:
-                with self._lock:
-                    self._active = max(0, self._active - 1)
-                    self._is_prepared = False
-
-        return disabled
-
-    def _replace(self) -> None:
-        # Else libkineto prints two lines at each use. It looks once, before its first use, be that ours or the user's.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        if torch_private.is_profiler_warming_up():
-            self._is_prepared = True
-        around = {"prepare": self._around_prepare, "enable": self._around_enable, "disable": self._around_disable}
-        for place, kind in torch_private.profiler_functions():
-            original = getattr(place.owner, place.name)
-            replacement = around[kind](original)
-            setattr(place.owner, place.name, replacement)
-            self._replaced.append((place, original, replacement))
-
-    def _put_back(self) -> None:
-        if any(self._has_left_open.values()):
-            self._close_ranges()  # while somebody is there who does
-        for place, original, replacement in self._replaced:
-            if getattr(place.owner, place.name, None) is replacement:  # else somebody has put theirs around it
-                setattr(place.owner, place.name, original)
-        self._replaced.clear()
-        # Nobody sees from now on what the user's profilers do.
-        self._active, self._is_prepared = 0, False
+        Returns:
+            Whether there was one, and its result.
+        """
+        session = self.session_here()
+        if session is None:
+            return False, None
+        session.lose(THEIRS)
+        return True, self._break_off(session)
 
     # --- The process ---
 
@@ -531,18 +408,18 @@ class _Broker:
             )
 
     def _at_exit(self) -> None:
-        """End sessions that are open: with one, the process would not end well."""
+        """End a session that is open: with one, the process would not end well."""
         with self._lock:
             self._is_ending = True
-            for session in list(self._sessions.values()):
-                session.lose(ENDING)
+            if self._session is not None:
+                self._session.lose(ENDING)
             self.settle()
-            kineto = self._kineto
-        if kineto is not None:
-            kineto.has_ended.wait(1)
+            session = self._session
+        if session is not None:
+            session.has_ended.wait(1)
             with self._lock:
-                if self._kineto is kineto and not self._is_theirs():
-                    self._take_over(kineto)
+                if self._session is session and not self._theirs.are_at_work:
+                    self._take_over(session)
 
     def _hold(self) -> None:
         self._lock.acquire()  # so that no session begins or ends in the middle of a fork
@@ -552,17 +429,16 @@ class _Broker:
 
     def _in_child(self) -> None:
         """End in a forked child what the parent records."""
-        self._lock = threading.RLock()  # the old one is held, by the thread that forked
-        here = self._sessions.get(threading.get_ident())
-        for session in list(self._sessions.values()):
+        self._lock = self._theirs.lock = threading.RLock()  # the old one is held, by the thread that forked
+        session = self._session
+        if session is not None:
             session.lose(FORKED)
-            if session is not here:
+            if session.is_here:
+                self._stop(session)
+            else:
                 self._forget(session)  # with its thread
                 self.uninstall()
-                if not session.is_legacy:
-                    self._no_kineto = "the process was forked while another thread was recording"
-        if here is not None:
-            self._stop(here)
+                self._unusable = "the process was forked while another thread was recording"
         if self._has_used_kineto:
             _end_without_destructors()
 
@@ -587,50 +463,33 @@ def _end_without_destructors() -> None:
 _broker = _Broker()
 
 
-def begin_recording(
-    *,
-    legacy: bool = False,
-    cuda: bool = False,
-    max_records: int = MAX_RECORDS,
-    on_result: Callable[[Recording], None] | None = None,
-) -> Recording | None:
+def begin_recording(*, max_records: int = MAX_RECORDS) -> Recording | None:
     """Begin a recording of this thread's operators.
 
-    Joins the session of this thread if there is one; a cheap recording joins a full one, too. Begin and end it outside
-    of operators and, for speed, of ranges by `record_function` that it would see only the begin of: one that is open at
-    the end makes the next session search for it, which takes 0.1 s for a million objects.
+    Begin and end it outside of operators and, for speed, of ranges by `record_function` that it would see only the
+    begin of: one that is open at the end makes the next session search for it, which takes 0.1 s for a million objects.
 
     Args:
-        legacy: record in the cheap mode, at a fifth of the time to read.
-        cuda: record what runs on CUDA devices, too, if this recording begins the session.
         max_records: bound of its records, estimated; see `Recording.check`.
-        on_result: called with the recording once there is a result, if its session outlives it.
 
     Returns:
         The recording, or None; `why_no_recording` then gives the reason.
     """
-    return _broker.begin(legacy=legacy, cuda=cuda, max_records=max_records, on_result=on_result)
+    return _broker.begin(max_records)
 
 
 def end_recording(recording: Recording) -> Result | None:
-    """End a recording, and return its session's result.
-
-    Records of other recordings may be among the result's: those between `start_ns` and `end_ns` are its own.
-
-    Returns:
-        The result; None if the recording is lost, or if another recording keeps the session on. It then comes as
-        `recording.result`, and `on_result` is called.
-    """
+    """End a recording, and return the session's result; None if the recording is lost."""
     return _broker.end(recording)
 
 
-def why_no_recording(*, legacy: bool = False) -> str:
+def why_no_recording() -> str:
     """Return why no recording could begin now; empty if one could."""
-    return _broker.why_not(legacy=legacy)
+    return _broker.why_not()
 
 
 def abandon_here(why: str) -> None:
-    """Lose the recordings of this thread, so that another one can have a session of its own."""
+    """Lose the recording of this thread, so that another one can begin."""
     session = _broker.session_here()
     if session is not None:
         _broker.abandon(session, why)

@@ -102,7 +102,6 @@ NAMES: tuple[Private, ...] = (
     # --- The profiler ---
     *_rows(
         "torch.autograd._prepare_profiler torch.autograd._enable_profiler torch.autograd._disable_profiler "
-        "torch.autograd._enable_profiler_legacy torch.autograd._disable_profiler_legacy "
         "torch.autograd._profiler_enabled torch._C._profiler._ExperimentalConfig",
         "profiler_broker",
         _RECORDS,
@@ -110,20 +109,22 @@ NAMES: tuple[Private, ...] = (
     ),
     # Without one of them, nobody could say that the user's profiler is about to begin, and both would run.
     *_rows(
+        "torch.autograd._enable_profiler_legacy torch.autograd._disable_profiler_legacy "
         "torch.autograd.profiler._prepare_profiler torch.autograd.profiler._enable_profiler "
         "torch.autograd.profiler._disable_profiler torch.autograd.profiler._is_profiler_enabled "
         "torch.autograd.profiler_legacy._enable_profiler_legacy "
         "torch.autograd.profiler_legacy._disable_profiler_legacy",
-        "profiler_broker",
+        "users_profilers",
         _RECORDS,
         RECORDS,
     ),
     Private(
         "torch.autograd.profiler.KinetoStepTracker._step_dict",
-        "profiler_broker",
+        "users_profilers",
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
     Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", _RECORDS, RECORDS),
+    Private("torch.autograd._enable_record_function", "plain_updates", "speed: plain updates leave records, too"),
     Private(
         "torch.utils.checkpoint._StopRecomputationError",
         "observer",
@@ -208,6 +209,7 @@ ATTRIBUTES: tuple[Private, ...] = (
     ),
     Private("callback_handler", "observer", "what the compiler does counts in a step that compiles"),
     Private("_optimizer_step_pre_hooks", "loop/objects", "as the next"),
+    Private("_optimizer_step_code", "plain_updates", "speed: plain updates leave records, too"),
     Private("_optimizer_step_post_hooks", "loop/objects", "`FlopHook` refuses all optimizers, and says what to do"),
 )
 """Attributes of instances, which cannot be looked up at import."""
@@ -353,6 +355,8 @@ EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
 CALLBACK_HANDLER = "callback_handler"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
+STEP_CODE = "_optimizer_step_code"
+"""Method that an optimizer calls between its update and the hooks after it."""
 COMPILED_CALL = "_compiled_call_impl"
 """Attribute that `module.compile()` sets; the module's calls go through it."""
 
@@ -429,9 +433,6 @@ _autograd: Any = torch.autograd  # some of its public names are re-exports witho
 _record_range: Any = _found["torch._C._profiler._RecordFunctionFast"]
 
 enable_legacy_profiler: Any = _found["torch.autograd._enable_profiler_legacy"]
-stop_legacy_records: Callable[[], Any] = _found["torch.autograd._disable_profiler_legacy"]
-"""Ends what `start_legacy_records` began, in the same thread; returns lists of events."""
-
 stop_records: Callable[[], Any] = _disable_profiler
 """Ends what `start_records` began, in the same thread; returns a `_ProfilerResult`.
 
@@ -440,28 +441,22 @@ records (2.13).
 """
 
 
-def _records_config(state: Any) -> Any:
-    """Return a configuration: shapes, and neither stacks, FLOPs, modules nor memory."""
-    options = _found["torch._C._profiler._ExperimentalConfig"]()
-    return _autograd.ProfilerConfig(state, True, False, False, False, False, options)
-
-
-def prepare_records(*, cuda: bool = False) -> tuple[Any, set[Any]]:
+def prepare_records() -> tuple[Any, set[Any]]:
     """Prepare libkineto for a session, and return what it is started with.
 
     If it runs one, that is cancelled.
     """
     activities = {_autograd.ProfilerActivity.CPU}
-    if cuda:
-        activities.add(_autograd.ProfilerActivity.CUDA)
-    config = _records_config(_autograd.ProfilerState.KINETO)
+    options = _found["torch._C._profiler._ExperimentalConfig"]()
+    # Shapes, and neither stacks, FLOPs, modules nor memory.
+    config = _autograd.ProfilerConfig(_autograd.ProfilerState.KINETO, True, False, False, False, False, options)
     _prepare_profiler(config, activities)
     return config, activities
 
 
-def start_records(*, cuda: bool = False) -> None:
+def start_records() -> None:
     """Record the operators of this thread and of its backwards."""
-    _enable_profiler(*prepare_records(cuda=cuda))  # to enable what is not prepared ends the process (2.13)
+    _enable_profiler(*prepare_records())  # to enable what is not prepared ends the process (2.13)
 
 
 def prepare_again(config: Any, activities: Any, *_: Any) -> None:
@@ -469,9 +464,8 @@ def prepare_again(config: Any, activities: Any, *_: Any) -> None:
     _prepare_profiler(config, activities)
 
 
-def start_legacy_records() -> None:
-    """Record the operators of this thread in the cheap state, without libkineto."""
-    enable_legacy_profiler(_records_config(_autograd.ProfilerState.CPU))
+switch_records: Callable[[bool], Any] = _found["torch.autograd._enable_record_function"] or (lambda is_on: None)
+"""Switches all records of this thread off or on, whoever listens."""
 
 
 def record_range(name: str) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flopcallback.profile.metrics import FORWARD_MS
 from flopcallback.profile.old_profiles import is_old
 from flopcallback.reporting import (
     ModelProfile,
@@ -40,6 +41,9 @@ class TensorBoardTracker:
     A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. The writer
     belongs to the caller and stays open.
 
+    Figures and page take longer than everything else, and show times. A profile of a training that has none yet gets
+    them with the next numbers of a later step or by `close`, unless the same profile with times comes first.
+
     TensorBoard shows every text that was ever written under a tag. So a second fit or a resumed run adds its profile
     only if `flopcallback.json` beside the events has other counts, or has no times or no whole step yet. Without that
     file, everything is written.
@@ -61,6 +65,9 @@ class TensorBoardTracker:
             )
         self.writer: Any = writer
         self.prefix = prefix
+        self._undrawn: tuple[ModelProfile, int] | None = (
+            None  # profile of a training that awaits its times, and its step
+        )
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Add one point to each chart.
@@ -69,6 +76,8 @@ class TensorBoardTracker:
         """
         for name, value in values.items():
             self.writer.add_scalar(name, float(value), step)
+        if self._undrawn is not None and step > self._undrawn[1] and not _are_times(values):
+            self._draw_undrawn()
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Add texts `flops/tree`, `flops/modules`, `flops/operators` and figures.
@@ -89,22 +98,40 @@ class TensorBoardTracker:
         operators = markdown_operators(profile)
         if shown is None or operators != markdown_operators(shown):
             self.writer.add_text(f"{tag}flops/operators", operators, step)
-        self._write_files(profile)
+        self._write_files(profile, ".json")
         self.writer.flush()
-        self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
-        if measured_leaves(profile):
-            self._add_figure(f"{tag}flops/latency", latency_chart(profile), step)
-        self.writer.flush()
+        if profile.phase == "train":
+            self._undrawn = profile, step
+        if profile.phase != "train" or profile.latency is not None:
+            self._draw(profile, step)
 
     def log_training(self, profile: ModelProfile) -> None:
         """Replace the files beside the events.
 
         The charts have the numbers as they were logged.
         """
-        self._write_files(profile)
+        self._write_files(profile, ".json", ".html")
 
     def close(self) -> None:
-        """Flush the writer, and leave it open for its owner."""
+        """Draw what waits, flush the writer, and leave it open for its owner."""
+        try:
+            self._draw_undrawn()
+        finally:
+            self.writer.flush()
+
+    def _draw_undrawn(self) -> None:
+        if self._undrawn is not None:
+            self._draw(*self._undrawn)
+
+    def _draw(self, profile: ModelProfile, step: int) -> None:
+        """Write the page, and add the figures."""
+        if profile.phase == "train":
+            self._undrawn = None  # even if it fails: it is reported, and not tried again
+        tag = self.prefix + profile.phase_prefix
+        self._write_files(profile, ".html")
+        self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
+        if measured_leaves(profile):
+            self._add_figure(f"{tag}flops/latency", latency_chart(profile), step)
         self.writer.flush()
 
     def _add_figure(self, tag: str, figure: Figure, step: int) -> None:
@@ -118,20 +145,21 @@ class TensorBoardTracker:
         What an older version showed was in other units, and counts as nothing.
         """
         folder = self._folder()
-        if folder is None or not (file := folder / f"{self._stem(profile)}.json").is_file():
+        if folder is None or not (folder / f"{self._stem(profile)}.html").is_file():  # the last that is written
             return None
+        file = folder / f"{self._stem(profile)}.json"
         try:
             content = file.read_bytes()
             return None if is_old(content) else ModelProfile.from_json(content)
         except (OSError, ValueError):  # unreadable, not one of ours, or of another schema
             return None
 
-    def _write_files(self, profile: ModelProfile) -> None:
+    def _write_files(self, profile: ModelProfile, *suffixes: str) -> None:
         folder = self._folder()
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for suffix, text in report_files(profile, suffixes=(".json", ".html")):
+        for suffix, text in report_files(profile, suffixes=suffixes):
             write_file(folder / f"{self._stem(profile)}{suffix}", text)
 
     def _folder(self) -> Path | None:
@@ -145,6 +173,11 @@ class TensorBoardTracker:
 
     def _stem(self, profile: ModelProfile) -> str:
         return re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
+
+
+def _are_times(values: Mapping[str, int | float]) -> bool:
+    """Return whether numbers are those of a profile that has got its times, and comes next."""
+    return any(name.endswith(FORWARD_MS.name) for name in values)
 
 
 def _is_shown(shown: ModelProfile, profile: ModelProfile) -> bool:

@@ -131,10 +131,10 @@ def loggers(folder):
 def end_what_was_left_on():
     """End a session of the profiler that a broken function has left, which later trainings would share."""
     broker = profiler_broker._broker
-    for session in list(broker._sessions.values()):
-        session.lose("it was left on")
+    if broker._session is not None:
+        broker._session.lose("it was left on")
     broker.settle()
-    while broker._users:
+    while broker._theirs.listeners:
         broker.uninstall()
 
 

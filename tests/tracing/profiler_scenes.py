@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import json
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from flopcallback.tracing import profiler_broker
 from flopcallback.tracing.profiler_broker import (
     Recording,
+    abandon_here,
     begin_recording,
     end_recording,
     install,
@@ -72,15 +72,14 @@ def ours(recording: Recording) -> Any:
     result = end_recording(recording)
     if result is None:
         return recording.why
-    events = itertools.chain(*result) if recording.is_legacy else result.events()
-    return products(events)
+    return products(result.events())
 
 
-def a_recording(**options: Any) -> Any:
+def a_recording() -> Any:
     """A recording of some work, from begin to end: what came of it."""
-    recording = begin_recording(**options)
+    recording = begin_recording()
     work()
-    return why_no_recording(**options) if recording is None else ours(recording)
+    return why_no_recording() if recording is None else ours(recording)
 
 
 def in_thread(function: Callable[[], Any]) -> Any:
@@ -102,7 +101,7 @@ def installed() -> Iterator[None]:
 
 @scene
 def alone() -> Any:
-    return [a_recording(), a_recording(legacy=True), a_recording()]
+    return [a_recording(), a_recording()]
 
 
 @scene
@@ -112,8 +111,7 @@ def what_a_record_holds() -> Any:
     result = end_recording(recording)
     (event,) = [each for each in result.events() if each.name() == "aten::mm"]
     tree = [each.name for each in result.experimental_event_tree()]
-    is_inside = recording.start_ns <= event.start_ns() <= event.end_ns() <= recording.end_ns
-    return [event.shapes(), event.dtypes(), tree, is_inside]
+    return [event.shapes(), event.dtypes(), tree]
 
 
 @scene
@@ -129,49 +127,27 @@ def none_begins_within_a_backward() -> Any:
     """Records of the backward are open there, that a session before may have seen begin."""
     seen: list[Any] = []
     x = A.clone().requires_grad_()
-    x.register_hook(lambda grad: seen.append([a_recording(), a_recording(legacy=True)]))
+    x.register_hook(lambda grad: seen.append(a_recording()))
     (x @ B).sum().backward()
     return [*seen, a_recording()]
 
 
 @scene
-def nested_and_overlapping() -> Any:
-    told: list[Any] = []
-
-    def own(recording: Recording) -> int:
-        events = recording.result.events()
-        return products(e for e in events if recording.start_ns <= e.start_ns() <= recording.end_ns)
-
+def one_at_a_time() -> Any:
     first = begun()
+    second = begin_recording(), why_no_recording()
     work()
-    second = begun(on_result=lambda recording: told.append(own(recording)))
-    work()
-    inner = begun()
-    work()
-    at_once = [end_recording(inner), end_recording(second), second.is_lost]
-    work()
-    last = end_recording(first)
-    is_same = last is first.result is second.result is inner.result
-    return [at_once, is_same, own(first), own(second), own(inner), told, a_recording()]
-
-
-@scene
-def cheap_and_full() -> Any:
-    cheap = begun(legacy=True)
-    full = begin_recording(), why_no_recording()
-    work()
-    seen = ours(cheap)
-    whole = begun()
-    joined = begun(legacy=True)
-    work()
-    return [*full, seen, joined.is_legacy, ours(joined), ours(whole)]
+    seen = ours(first)
+    ended_twice = ours(first)
+    abandoned = begun()
+    abandon_here("another one is wanted")
+    return [*second, seen, ended_twice, a_recording(), ours(abandoned)]
 
 
 @scene
 def two_threads() -> Any:
-    """A recording is its thread's; another thread can have a cheap one."""
     recording = begun()
-    others = in_thread(lambda: [a_recording(), a_recording(legacy=True)])
+    others = in_thread(a_recording)
     work()
     return [others, ours(recording)]
 
@@ -189,9 +165,8 @@ def others_at_work() -> Any:
         for _ in range(3):
             pool.submit(others)
         found = {a_recording() for _ in range(30)}
-        cheap = {a_recording(legacy=True) for _ in range(30)}
         is_over.set()
-    return [*found, *cheap]
+    return [*found]
 
 
 @scene
@@ -283,28 +258,19 @@ def nothing_stays() -> Any:
 @scene
 def theirs_before_ours() -> Any:
     with theirs() as profiler:
-        seen = a_recording(), a_recording(legacy=True), in_thread(a_recording)
+        seen = a_recording(), in_thread(a_recording)
     return [products(profiler.events()), *seen, a_recording()]
 
 
 @scene
 def theirs_begins_during_ours() -> Any:
-    recording, another = begun(), begun()
+    recording = begun()
     work()
     with theirs() as profiler:
         work()
         seen = ours(recording)
     work()
-    return [products(profiler.events()), seen, ours(another), a_recording()]
-
-
-@scene
-def theirs_begins_during_our_cheap_one() -> Any:
-    recording = begun(legacy=True)
-    work()
-    with theirs() as profiler:
-        work()
-    return [products(profiler.events()), ours(recording), a_recording()]
+    return [products(profiler.events()), seen, a_recording()]
 
 
 @scene
@@ -324,21 +290,20 @@ def theirs_inside_a_mark_of_ours() -> Any:
 def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
     """As a training step of Lightning's, which runs within `Optimizer.step`, may begin it, and a later one end it."""
     found = []
-    for legacy in (False, True, False):
-        for _ in range(3):
-            recording = begun(legacy=legacy)
-            ranges = [record_function(str(depth)) for depth in range(10)]
-            for each in ranges:
-                each.__enter__()
-            work()
-            profiler = theirs()
-            profiler.start()
-            memory = [bytearray(64 + size) for size in range(1000)]
-            for each in reversed(ranges):
-                each.__exit__(None, None, None)
-            work()
-            profiler.stop()
-            found.append([products(profiler.events()), ours(recording), any(map(any, memory))])
+    for _ in range(9):
+        recording = begun()
+        ranges = [record_function(str(depth)) for depth in range(10)]
+        for each in ranges:
+            each.__enter__()
+        work()
+        profiler = theirs()
+        profiler.start()
+        memory = [bytearray(64 + size) for size in range(1000)]
+        for each in reversed(ranges):
+            each.__exit__(None, None, None)
+        work()
+        profiler.stop()
+        found.append([products(profiler.events()), ours(recording), any(map(any, memory))])
     assert all(each == found[0] for each in found)
     return found[0]
 
@@ -346,20 +311,19 @@ def theirs_begins_in_ranges_that_ours_saw_begin() -> Any:
 @scene
 def a_range_from_recording_to_recording() -> Any:
     found = []
-    for first, second in itertools.product((False, True), repeat=2):
-        for _ in range(2):
-            recording = begun(legacy=first)
-            ranges = [record_function(str(depth)) for depth in range(10)]
-            for each in ranges:
-                each.__enter__()
-            work()
-            seen = ours(recording)
-            recording = begun(legacy=second)
-            memory = [bytearray(64 + size) for size in range(1000)]
-            for each in reversed(ranges):
-                each.__exit__(None, None, None)
-            work()
-            found.append([seen, ours(recording), any(map(any, memory))])
+    for _ in range(8):
+        recording = begun()
+        ranges = [record_function(str(depth)) for depth in range(10)]
+        for each in ranges:
+            each.__enter__()
+        work()
+        seen = ours(recording)
+        recording = begun()
+        memory = [bytearray(64 + size) for size in range(1000)]
+        for each in reversed(ranges):
+            each.__exit__(None, None, None)
+        work()
+        found.append([seen, ours(recording), any(map(any, memory))])
     assert all(each == found[0] for each in found)
     return found[0]
 
@@ -462,11 +426,7 @@ def legacy_profiler() -> Any:
     recording = begun()
     with installed(), profiler_legacy.profile() as profiler:
         seen = a_recording()
-    cheap = begun(legacy=True)
-    with profiler_legacy.profile() as another:
-        work()
-    found = [products(each.function_events) for each in (profiler, another)]
-    return [found, seen, ours(recording), ours(cheap), a_recording()]
+    return [products(profiler.function_events), seen, ours(recording), a_recording()]
 
 
 @scene
@@ -505,14 +465,11 @@ def an_itt_range() -> Any:
 @scene
 def ended_by_who_ends_whatever_is_on() -> Any:
     """As Lightning's profiler does before it begins."""
-    found = []
-    for legacy in (False, True):
-        recording = begun(legacy=legacy)
-        work()
-        if torch.autograd._profiler_enabled():
-            torch.autograd._disable_profiler()
-        found.append([torch.autograd._profiler_enabled(), ours(recording)])
-    return [*found, a_recording()]
+    recording = begun()
+    work()
+    if torch.autograd._profiler_enabled():
+        torch.autograd._disable_profiler()
+    return [torch.autograd._profiler_enabled(), ours(recording), a_recording()]
 
 
 @scene
@@ -620,11 +577,10 @@ def child_of(recording: Recording, end: Callable[[], Any]) -> int:
 @scene
 def forked() -> Any:
     found = []
-    for legacy in (False, True):
-        for end in (lambda: os._exit(0), lambda: sys.exit(0)):
-            recording = begun(legacy=legacy)
-            work()
-            found.append([child_of(recording, end), ours(recording)])
+    for end in (lambda: os._exit(0), lambda: sys.exit(0)):
+        recording = begun()
+        work()
+        found.append([child_of(recording, end), ours(recording)])
     if (child := os.fork()) == 0:  # nothing is recorded, but libkineto was in use
         sys.exit(3)
     return [found, os.waitstatus_to_exitcode(status_of(child))]
@@ -639,7 +595,7 @@ def forked_by_another_thread() -> Any:
         if (child := os.fork()) == 0:
             work()
             ok = recording.why == profiler_broker.FORKED and "forked" in a_recording()
-            os._exit(0 if ok and a_recording(legacy=True) == PRODUCTS else 9)
+            os._exit(0 if ok else 9)
         return status_of(child)
 
     return [in_thread(fork), ours(recording)]
@@ -689,13 +645,6 @@ def open_at_the_end() -> Any:
 
 
 @scene
-def cheap_and_open_at_the_end() -> Any:
-    KEPT.append(begun(legacy=True))
-    work()
-    return PRODUCTS
-
-
-@scene
 def open_at_the_end_in_a_daemon() -> Any:
     """It looks, as a training does at each call of a module."""
     alone()  # libkineto says an error where it is first used in another thread than torch was imported in
@@ -730,9 +679,9 @@ def open_at_the_end_in_a_daemon_that_hangs() -> Any:
 
 
 @scene
-def a_cheap_one_that_theirs_outlives() -> Any:
+def theirs_outlives_ours() -> Any:
     """An error leaves both open."""
-    KEPT.append(begun(legacy=True))
+    KEPT.append(begun())
     profiler = theirs()
     profiler.start()
     work()

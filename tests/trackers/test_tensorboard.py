@@ -48,6 +48,9 @@ class Read:
             for tag in self.events.Tags()["images"]
         }
 
+    def image_steps(self):
+        return {tag: [event.step for event in self.events.Images(tag)] for tag in self.events.Tags()["images"]}
+
 
 @pytest.fixture
 def writer(tmp_path):
@@ -224,6 +227,33 @@ def test_what_the_folder_shows_is_not_shown_again_and_more_of_it_is(writer, net,
     assert [step for step, _ in logged(writer, net([3, 7]), 9).texts("flops/tree")] == [0, 2, 5, 9]
 
 
+def test_figures_wait_for_the_times_so_that_the_first_step_does_not_wait_for_figures(writer, net, timed):
+    tracker = tracker_for(writer)
+    tracker.log_profile(net([3, 5]), 0)
+    assert Read(writer.get_logdir()).images() == {}
+    assert Read(writer.get_logdir()).text_tags() == {"flops/tree", "flops/modules", "flops/operators"}
+    tracker.log_scalars({"latency/forward_ms": 1.5}, 25)
+    tracker.log_profile(timed(net([3, 5])), 25)
+    assert Read(writer.get_logdir()).image_steps() == {"flops/by_module": [25], "flops/latency": [25]}
+    tracker.log_scalars({"compute/flops_total": 7}, 50)
+    tracker.close()
+    assert Read(writer.get_logdir()).image_steps() == {"flops/by_module": [25], "flops/latency": [25]}
+
+
+def test_figures_that_get_no_times_come_with_the_numbers_of_a_later_step(writer, net):
+    tracker = tracker_for(writer)
+    tracker.log_profile(net([3, 5]), 0)
+    tracker.log_scalars({"compute/flops_total": 7}, 0)
+    assert Read(writer.get_logdir()).images() == {}
+    tracker.log_scalars({"compute/flops_total": 8}, 1)
+    assert Read(writer.get_logdir()).image_steps() == {"flops/by_module": [0]}
+
+
+def test_a_profile_whose_page_was_never_written_is_not_taken_for_shown(writer, net):
+    tracker_for(writer).log_profile(net([3, 5]), 0)  # and the process is killed
+    assert set(logged(writer, net([3, 5]), 1).images()) == {"flops/by_module"}
+
+
 def test_operators_are_not_written_again_when_times_come(writer, net, timed):
     for step, profile in enumerate([net([3, 5]), timed(net([3, 5])), net([3, 7])]):
         read = logged(writer, profile, step)
@@ -269,8 +299,10 @@ def test_texts_and_files_are_there_even_where_figures_cannot_be_drawn(writer, ne
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    tracker = tracker_for(writer)
+    tracker.log_profile(net([3, 5]), 0)
     with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
-        tracker_for(writer).log_profile(net([3, 5]), 0)
+        tracker.close()
     read = Read(writer.get_logdir())
     assert read.text_tags() == {"flops/tree", "flops/modules", "flops/operators"}
     assert read.images() == {}
