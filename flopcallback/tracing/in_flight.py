@@ -101,7 +101,7 @@ def _observed(
 ) -> Observed:
     with _without_tracer_warnings():
         if engine == OBSERVER:
-            _, run = observe_records(attempt, names, reason)
+            _, run = observe_records(attempt, names, arguments, reason=reason)
         else:
             _, run = observe(attempt, names, arguments, engine=engine, reason=reason, snapshot=snapshot)
     return Observed(attempt.result, (run,), first)

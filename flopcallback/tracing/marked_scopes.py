@@ -36,9 +36,10 @@ class MarkedScopes(ModuleScopes):
     Args:
         names: the modules' names.
         marks: the observer's.
+        arguments: any structure that holds tensors which are used outside of modules, too.
     """
 
-    def __init__(self, names: ModuleNames, marks: Marks) -> None:
+    def __init__(self, names: ModuleNames, marks: Marks, arguments: Any = ()) -> None:
         super().__init__(names)
         self.numbered: list[Scope] = []
         self.stored: dict[int | None, int] = {}
@@ -47,6 +48,7 @@ class MarkedScopes(ModuleScopes):
         self._marks = marks
         self._open = OpenMarks()
         self._regions = itertools.count()
+        self._received(tuple(tree_leaves(arguments)), {})
         for module in names.unique.values():
             self._received((*module._parameters.values(), *module._buffers.values()), {})
 

@@ -84,7 +84,8 @@ class StepRecorder:
         names: the modules.
         optimizers: the optimizers that may step.
         owner: who calls the model, if several models may be under training.
-        families: whether all families of operators are read, or those alone that multiply.
+        arguments: any structure that holds tensors which the step will use.
+        reads_all: whether all families of operators are read, or those alone that multiply.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class StepRecorder:
         optimizers: Iterable[Any] = (),
         *,
         owner: CallOwner | None = None,
+        arguments: Any = (),
         reads_all: bool = False,
     ) -> None:
         self._names = names
@@ -100,7 +102,7 @@ class StepRecorder:
         self._owner = owner
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
-        self._scopes = MarkedScopes(names, self._marks)
+        self._scopes = MarkedScopes(names, self._marks, arguments)
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
@@ -317,12 +319,16 @@ class StepRecorder:
         undo.callback(remove)
 
 
-def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = REASON) -> tuple[Any, ObservedRun]:
+def observe_records(
+    call: Callable[[], Any], names: ModuleNames, arguments: Any = (), *, reason: str = REASON
+) -> tuple[Any, ObservedRun]:
     """Run a call once, and return its result and its operators.
 
     Args:
         call: the function to run.
         names: the modules to attribute work to.
+        arguments: any structure that holds the tensors which the call will use; of sparse ones no record has the
+            stored elements.
         reason: why the engine is not the tracer.
 
     Raises:
@@ -330,7 +336,7 @@ def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = R
         Exception: whatever the call raises.
     """
     abandon_here("a call in it had to be recorded by itself")  # its records are wanted now, not with those of a step
-    recorder = StepRecorder(names, reads_all=True)
+    recorder = StepRecorder(names, arguments=arguments, reads_all=True)
     with recorder.watching(), recorder.on():
         result = call()
     if recorder.failure is not None:

@@ -21,7 +21,7 @@ from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copie
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
 from flopcallback.tracing.observed import AUTO, DISPATCH, OBSERVER, TRACE, ObservedRun
-from flopcallback.tracing.observer import observe_records
+from flopcallback.tracing.observer import NotRecorded, observe_records
 from flopcallback.tracing.record import GraphLog, OperatorLog
 from flopcallback.tracing.regions import intercept_named, sees_functions, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
@@ -201,7 +201,11 @@ def _listened_to(
     with left_as_found(names.unique.values(), (args, kwargs)) as snapshot, without_fast_paths():
         snapshot.keep_all()  # nothing tells before a write
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
-        _, run = observe_records(functools.partial(call, *own_args, **own_kwargs), names)
+        try:
+            bound = functools.partial(call, *own_args, **own_kwargs)
+            _, run = observe_records(bound, names, (own_args, own_kwargs))
+        except NotRecorded as error:
+            raise RuntimeError(f"engine='observer' cannot count this call: {error}") from error
     return run
 
 
