@@ -20,7 +20,7 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
-from flopcallback.tracing.observed import OBSERVER, ObservedRun
+from flopcallback.tracing.observed import OBSERVER, NotNow, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
 from flopcallback.tracing.profiler_broker import (
@@ -40,7 +40,7 @@ __all__ = ["NotRecorded", "StepRecorder", "observe_records", "why_not_watched"]
 REASON = "what really ran is seen in PyTorch's own records"
 
 
-class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
+class NotRecorded(NotNow):
     """Reason for not observing a call: the profiler was not to be had."""
 
     def __init__(self, why: str) -> None:

@@ -264,7 +264,7 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         return "the tracer does not go through transforms of torch.func"
     if not sees_functions():  # after the question before: it runs a function, which transforms would refuse
         return "this version of torch does not let the tracer see autograd functions"
-    for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
+    for tensor in (*_parameters(names), *_buffers(names), *_attributes(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:
             return _loses(kind)
     return ""
@@ -307,6 +307,11 @@ def _parameters(names: ModuleNames) -> Iterator[torch.Tensor]:
 def _buffers(names: ModuleNames) -> Iterator[torch.Tensor]:
     for module in names.unique.values():
         yield from (buffer for buffer in module._buffers.values() if buffer is not None and not is_lazy(buffer))
+
+
+def _attributes(names: ModuleNames) -> Iterator[torch.Tensor]:
+    for module in names.unique.values():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor) and not is_lazy(value))
 
 
 def _tensors(structure: Any) -> Iterable[torch.Tensor]:
