@@ -35,15 +35,20 @@ class Holding(nn.Module):
         return self.layers(x)
 
 
-def train(net, after_step=lambda step: None, make_hook=FlopHook):
+def steps_of(net, optimizer):
+    for step in range(STEPS):
+        net(torch.ones(BATCH, WIDE)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield step
+
+
+def train(net, after_step=lambda step: None):
     """The hook of a training, its numbers after each step, and the weights."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen = []
-    with make_hook(net, optimizer, summary=False, warmup_steps=0, latency_steps=2) as hook:
-        for step in range(STEPS):
-            net(torch.ones(BATCH, WIDE)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    with FlopHook(net, optimizer, summary=False, warmup_steps=0, latency_steps=2) as hook:
+        for step in steps_of(net, optimizer):
             seen.append(hook.metrics())
             after_step(step)
     return hook, seen, [each.detach().clone() for each in net.parameters()]
@@ -76,8 +81,9 @@ def test_the_second_counts_a_later_step_and_nothing_warns(steps):
     assert second.metrics()["compute/estimated_pct"] == 0
     assert second.profile.step.total == STEP
     assert all("compute/flops_total" not in numbers for numbers in seen[:steps])  # not known yet is not zero
-    _, _, plain = train(make_net(), make_hook=FlopHook)
-    assert all(map(torch.equal, weights, plain))
+    plain = make_net()
+    assert len([*steps_of(plain, torch.optim.SGD(plain.parameters(), lr=0.01))]) == STEPS
+    assert all(map(torch.equal, weights, plain.parameters()))
 
 
 def test_a_training_that_never_had_its_turn_says_so_once_and_has_no_numbers():

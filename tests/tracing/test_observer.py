@@ -168,7 +168,6 @@ def test_one_that_nobody_saw_is_unknown_and_so_is_the_dense_product_that_lies_in
     assert "lower bound" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 class Propagation(nn.Module):
     def forward(self, graph, x):
         return torch.sparse.mm(graph, x)
@@ -209,6 +208,7 @@ def test_a_sparse_matrix_that_no_module_has_is_known_if_the_call_was_given_it():
     assert not analysis.is_lower_bound
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_count_by_the_rows_that_they_have():
     nested = torch.nested.nested_tensor([torch.ones(2, WIDE), torch.ones(4, WIDE)])
     assert count(nn.Linear(WIDE, OUT), nested).total() == 2 * (2 + 4) * WIDE * OUT
