@@ -272,7 +272,7 @@ def test_no_other_file_names_what_is_private():
         ("def f():\n    import torch._dynamo", "torch._dynamo"),
         ("from concurrent.futures.thread import _worker", "concurrent.futures.thread._worker"),
         ("x._is_view()", "_is_view"),
-        ("getattr(x, '_sequence_nr')", "_sequence_nr"),
+        ("getattr(x, '_is_view')", "_is_view"),
         ("'torch._dynamo' in modules", "torch._dynamo"),
     ],
 )
