@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import sys
@@ -51,12 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--zoo",
         type=int,
         metavar="SEED",
-        help="run all of tests/zoo, in every mode, with sizes drawn by this seed, instead of a slice of it",
+        help="run all of tests/zoo, in every mode, with sizes drawn by this seed, instead of the day's slice of it",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse an environment that would make the run say less than it seems to."""
+    # Set here, as all processes of a run must have the same; set by hand, it repeats the run of another day.
+    os.environ.setdefault("ZOO_DAY", str(datetime.date.today().toordinal()))
     packages = [package for group in OPTIONAL_PACKAGES.values() for package in group]
     if not config.getoption("--core-only"):
         if missing := [package for package in packages if not is_installed(package)]:
@@ -67,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
     spec = find_spec("flopcallback")
     if spec is None or spec.origin is None or Path(spec.origin).is_relative_to(config.rootpath / "flopcallback"):
         raise pytest.UsageError("--core-only tests the installed wheel, but flopcallback comes from the source tree")
+
+
+def pytest_report_header() -> str:
+    """Say which slice of the zoo is visited."""
+    return f"ZOO_DAY={os.environ['ZOO_DAY']}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

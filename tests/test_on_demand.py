@@ -56,8 +56,20 @@ def test_a_verdict_says_that_the_engines_agree():
     assert verify_call(nn.TransformerEncoderLayer(6, 2, 11), torch.rand(7, 2, 6)) == Verdict()
 
 
+def test_a_verdict_names_its_engines():
+    assert verify_call(nn.Linear(3, 5), x).engines == ("trace", "dispatch")
+    asked = ("observer", "trace")
+    assert verify_call(nn.Linear(3, 5), x, engines=asked) == Verdict(engines=asked)
+    sparse = torch.mm, (torch.eye(2).to_sparse(), x)
+    assert verify_call(*sparse, engines=("dispatch", "observer")) == Verdict(engines=("dispatch", "observer"))
+    why = "the tracer cannot count this call: the tracer loses operators on sparse tensors"
+    assert verify_call(*sparse, engines=asked) == Verdict(reason=why, engines=asked)
+    with pytest.raises(ValueError, match="verify_call: engines is 'trace', expected two different ones of 'trace', "):
+        verify_call(nn.Linear(3, 5), x, engines="trace")
+
+
 def test_a_verdict_lists_differences_as_plain_data(monkeypatch):
-    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis: (Difference("fc", "matmul", 60, 0),))
+    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis, **_: (Difference("fc", "matmul", 60, 0),))
     assert verify_call(nn.Linear(3, 5), x) == Verdict((EngineDifference("fc", "matmul", 60, 0),))
 
 
@@ -65,7 +77,7 @@ def test_a_verdict_says_which_engine_alone_can_count_and_why(monkeypatch):
     only = verify_call(torch.mm, (torch.eye(2).to_sparse(), x))
     assert only.reason == "only the dispatcher can count this call: the tracer loses operators on sparse tensors"
 
-    def refuse(analysis):
+    def refuse(analysis, **_):
         raise RuntimeError("a mode is in the way")
 
     monkeypatch.setattr(FlopCountAnalysis, "verify", refuse)

@@ -18,8 +18,10 @@ from flopcallback.cli.failures import COULD_NOT, FAILED, UsageError, user_code
 from flopcallback.cli.inputs import parse_arguments, parse_dtype, parse_inputs
 from flopcallback.cli.screen import say, screen
 from flopcallback.cli.sources import load_model
+from flopcallback.counting.verification import COMPARABLE, checked_engines
 from flopcallback.modules.errors import first_line
 from flopcallback.profile.old_names import OldNameWarning
+from flopcallback.profile.verdict import Verdict
 from flopcallback.profiling.checks import NO_FMA
 from flopcallback.profiling.measure import measure_latency
 from flopcallback.profiling.on_demand import profile_call, verify_call
@@ -90,8 +92,12 @@ def count(
     ] = Engine.AUTO,
     latency: Annotated[bool, typer.Option("--latency", help="Measure times by module as well.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Count with both engines; exit code 1 where they differ.")
+        bool, typer.Option("--verify", help="Count with tracer and dispatcher; exit code 1 where they differ.")
     ] = False,
+    verify_with: Annotated[
+        str | None,
+        typer.Option(metavar="ENGINE,ENGINE", help="As --verify, with two of trace, dispatch and observer."),
+    ] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Levels of modules in the table.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Print the HTML page in place of the table.")] = False,
@@ -105,6 +111,7 @@ def count(
 ) -> None:
     """Count the FLOPs of one call of a model, module by module."""
     form = _form(json=json, html=html, markdown=markdown)
+    engines = _engines_of(verify_with) if verify_with is not None else Verdict().engines if verify else None
     _check_files(output)
     _check_device(device)
     if fma is not None:
@@ -121,8 +128,8 @@ def count(
         engine_name = AUTO if engine.value == TRACE else engine.value
         profile = take(model, args, kwargs, elementwise=elementwise, engine=engine_name)
         _check_engine(engine.value, profile)
-        if verify:
-            profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs))
+        if engines is not None:
+            profile = dataclasses.replace(profile, verdict=verify_call(model, args, kwargs, engines=engines))
     for path in output:
         _write(path, FORMS[path.suffix](profile) + "\n")
     _print(profile, form, depth)
@@ -137,6 +144,14 @@ def _form(**flags: bool) -> str:
             f"--{' and --'.join(forms)}: only one form can be printed; --output writes any number of files"
         )
     return {"json": ".json", "html": ".html", "markdown": ".md"}[forms[0]] if forms else ""
+
+
+def _engines_of(text: str) -> tuple[str, str]:
+    try:
+        return checked_engines("--verify-with", [name.strip() for name in text.split(",")])
+    except ValueError:
+        expected = f"expected two different ones of {', '.join(COMPARABLE)}, such as trace,observer"
+        raise UsageError(f"--verify-with {text}: {expected}") from None
 
 
 def _check_files(paths: list[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -12,11 +12,11 @@ from torch import nn
 
 from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.counting.tally import Counting, Rule, Statistic, tally
-from flopcallback.counting.verification import Difference, differences, hardware_measure
+from flopcallback.counting.verification import Difference, checked_engines, differences, hardware_measure
 from flopcallback.formulas.cost import Formula, checked_cost
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
-from flopcallback.tracing.run import AUTO, DISPATCH, TRACE
+from flopcallback.tracing.run import AUTO, DISPATCH, TRACE, ObservedRun
 from flopcallback.tracing.torch_private import schemas_of
 
 __all__ = ["ActivationCountAnalysis", "BytesCountAnalysis", "FlopCountAnalysis", "OperatorAnalysis"]
@@ -87,26 +87,32 @@ class FlopCountAnalysis(OperatorAnalysis):
         (summed,) = tally(self._run(), Counting(measure, mode=self._ancestor_mode), prune=self._prune)
         return Counter({name: sum(by_family.values()) for name, by_family in summed.counts.items()})
 
-    def verify(self) -> tuple[Difference, ...]:
-        """Count with both engines, and return the differences in FLOPs.
+    def verify(self, *, engines: Sequence[str] = (TRACE, DISPATCH)) -> tuple[Difference, ...]:
+        """Count with two engines, and return the differences in FLOPs.
 
-        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom).
-        Fourier transforms, which are no FLOPs otherwise, are compared by their operations. Below
-        autograd, attention and recurrent layers may arrive as matrix products. So it is no difference if matmul,
-        attention and recurrent together have the same FLOPs in a module. Nothing is pruned.
+        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom); a
+        difference names the operators. Fourier transforms, which are no FLOPs otherwise, are compared by their
+        operations. Below autograd, attention and recurrent layers may arrive as matrix products. So it is no difference
+        if matmul, attention and recurrent together have the same FLOPs in a module. Nothing is pruned.
 
         The model runs once or twice more, and is left as it was. Operators without a formula are not compared: see
         `unknown_ops()`.
 
+        Args:
+            engines: two of `"trace"`, `"dispatch"` and `"observer"`.
+
         Raises:
-            RuntimeError: only one of the engines can count this call; the text says why.
+            ValueError: these are not two different engines.
+            RuntimeError: one of the engines cannot count this call; the text says why.
         """
-        # The run that was already made serves as one of the two.
-        trace, dispatch = (
-            self._stats if self._stats is not None and self._stats.engine == engine else self._observe(engine)
-            for engine in (TRACE, DISPATCH)
-        )
-        return differences(trace, dispatch, self._op_formulas)
+        first, second = checked_engines(f"{type(self).__name__}.verify", engines)
+        return differences((self._run_by(first), self._run_by(second)), self._op_formulas)
+
+    def _run_by(self, engine: str) -> ObservedRun:
+        """Return an engine's run of the call; the one that was already made serves."""
+        if self._stats is not None and self._stats.engine == engine:
+            return self._stats
+        return self._observe(engine)
 
     def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
         if not self._use_registry:

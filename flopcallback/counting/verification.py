@@ -4,44 +4,92 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import cast
 
-from flopcallback.counting.tally import Counting, Rule, tally
+from flopcallback.counting.tally import Counting, Rule, display_name, tally
 from flopcallback.formulas.cost import Formula, checked_cost
+from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.profile.verdict import Difference
-from flopcallback.tracing.run import ObservedRun
+from flopcallback.tracing.run import DISPATCH, OBSERVER, TRACE, ObservedRun
 
-__all__ = ["Difference", "differences", "hardware_measure"]
+__all__ = ["COMPARABLE", "Difference", "checked_engines", "differences", "hardware_measure"]
 
+COMPARABLE = (TRACE, DISPATCH, OBSERVER)
 _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
 # Which of these an operator belongs to depends on the engine: below autograd all may be matrix products.
 _PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
 
 
+def checked_engines(function: str, engines: Sequence[str]) -> tuple[str, str]:
+    """Check the names of two engines that are to be compared.
+
+    Args:
+        function: name of the public function, for the error.
+        engines: the names.
+
+    Raises:
+        ValueError: they are not two different ones of `COMPARABLE`.
+    """
+    names = (engines,) if isinstance(engines, str) else tuple(engines)
+    if len(names) != 2 or names[0] == names[1] or not set(names) <= set(COMPARABLE):
+        raise ValueError(
+            f"{function}: engines is {engines!r}, expected two different ones of {', '.join(map(repr, COMPARABLE))}"
+        )
+    return names[0], names[1]
+
+
 def differences(
-    trace: ObservedRun, dispatch: ObservedRun, formulas: Mapping[str, Formula | None]
+    runs: tuple[ObservedRun, ObservedRun], formulas: Mapping[str, Formula | None]
 ) -> tuple[Difference, ...]:
     """Return the differences between two runs of a call, outermost modules first.
 
     Args:
-        trace: the run that the tracer saw.
-        dispatch: the run that the dispatcher saw.
+        runs: what two engines saw.
         formulas: an analysis's own, for operators that the registry does not have.
     """
-    counting = Counting(functools.partial(hardware_measure, _COMPARED, formulas))
-    traced, dispatched = (tally(run, counting)[0].counts for run in (trace, dispatch))
+    counting = Counting(functools.partial(_by_operator, formulas))
+    first, second = (tally(run, counting)[0].counts for run in runs)
+    engines = runs[0].engine, runs[1].engine
     return tuple(
-        difference for module in traced for difference in _of_module(module, traced[module], dispatched[module])
+        difference for module in first for difference in _of_module(module, engines, first[module], second[module])
     )
 
 
-def _of_module(module: str, traced: Counter[str], dispatched: Counter[str]) -> Iterator[Difference]:
-    same_products = sum(traced[family] - dispatched[family] for family in _PRODUCTS) == 0
+def _by_operator(own: Mapping[str, Formula | None], operators: Collection[str]) -> dict[str, Rule]:
+    """Return how operators count in FLOPs, by family and operator: `"matmul:addmm"`."""
+    rules = hardware_measure(_COMPARED, own, operators)
+    return {operator: _named(display_name(operator), rule) for operator, rule in rules.items()}
+
+
+def _named(name: str, rule: Rule) -> Rule:
+    if not callable(rule):
+        return rule
+    count = cast("Callable[[OpCall], Mapping[Family, int]]", rule)
+    return lambda call: {f"{family.value}:{name}": flops for family, flops in count(call).items()}
+
+
+def _of_module(
+    module: str, engines: tuple[str, str], first: Counter[str], second: Counter[str]
+) -> Iterator[Difference]:
+    differing = sorted(key.split(":", 1) for key in {*first, *second} if first[key] != second[key])
+    sums = _by_family(first), _by_family(second)
+    same_products = sum(sums[0][family] - sums[1][family] for family in _PRODUCTS) == 0
     for family in _COMPARED:
+        counts = sums[0][family], sums[1][family]
         is_label = family in _PRODUCTS and same_products
-        if traced[family] != dispatched[family] and not is_label:
-            yield Difference(module, family.value, traced[family], dispatched[family])
+        if counts[0] != counts[1] and not is_label:
+            by_engine = dict(zip(engines, counts, strict=True))
+            operators = tuple(operator for key, operator in differing if key == family)
+            yield Difference(module, family.value, **by_engine, differing_operators=operators)
+
+
+def _by_family(counts: Counter[str]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for key, count in counts.items():
+        sums[key.partition(":")[0]] += count
+    return sums
 
 
 def hardware_measure(

@@ -13,15 +13,13 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled, outermost_calls
 from flopcallback.tracing.in_flight import observe_beside, observe_each_call, observe_in_flight
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import DISPATCH, TRACE
+from flopcallback.tracing.run import TRACE, evaluation_engine
 from flopcallback.training.training import TRAINING
 
 __all__ = ["METHODS", "choose_observation", "counting_each_call", "is_counted_by_calls"]
 
 METHODS = {TRAINING: "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Name of the step method by phase."""
-
-EVALUATION_REASON = "evaluation is watched from below, where PyTorch's fast paths stay on"
 
 
 def choose_observation(
@@ -38,9 +36,8 @@ def choose_observation(
     observed call would run uncompiled, or be compiled once more. If the whole LightningModule is compiled, the whole
     step is counted beside the real call.
 
-    A training step is traced. A step of evaluation is observed by the dispatcher: the tracer's function mode would turn
-    off PyTorch's fast paths, and with them change the last digits of results. Records would not do: those of a fast
-    path on nested tensors have no lengths.
+    A training step is traced. A step of evaluation is not: the tracer's function mode would turn off PyTorch's fast
+    paths, and with them change the last digits of results. See `evaluation_engine`.
 
     Args:
         pl_module: LightningModule, of either package.
@@ -55,7 +52,7 @@ def choose_observation(
         return lambda call: observe_beside(call, counted, names, args, kwargs)
     results = pl_module.trainer._results  # values given to `self.log` so far, to be restored if the call is repeated
     keep = () if results is None else (results, *results.values())
-    engine, reason = (TRACE, "") if phase == TRAINING else (DISPATCH, EVALUATION_REASON)
+    engine, reason = (TRACE, "") if phase == TRAINING else evaluation_engine(names, (args, kwargs))
     has_backward = phase == TRAINING and not pl_module.automatic_optimization
     if has_backward or _has_compiled_pieces(pl_module):
         return lambda call: observe_each_call(

@@ -435,8 +435,8 @@ class LoopWatch:
             return
         assert self._conditions is not None
         observed = together(call.seen)
-        self._training.record(observed, self._model, self._conditions, what="the training call", is_timed=True)
-        self._stage = Stage.MEASURING
+        if self._training.record(observed, self._model, self._conditions, what="the training call", is_timed=True):
+            self._stage = Stage.MEASURING
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 

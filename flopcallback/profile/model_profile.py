@@ -24,7 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
-from flopcallback.profile.verdict import Verdict
+from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -351,7 +351,9 @@ class ModelProfile:
                 "Read the file with the version of flopcallback that wrote it (config: flops.version)."
             )
         profile: ModelProfile = (
-            cls(**renewed(content, schema)) if schema in OLD_SCHEMAS else read(cls, content, optional=("training",))
+            cls(**renewed(content, schema))
+            if schema in OLD_SCHEMAS
+            else read(cls, content, optional=("training", *LATER_FIELDS))
         )
         for name, kind in _CONFIG_TYPES.items():
             if name in profile.config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.counting.analysis import FlopCountAnalysis
+from flopcallback.counting.verification import checked_engines
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.modules.names import ModuleHolder, as_one_module, find_modules
 from flopcallback.profile.model_profile import ModelProfile
@@ -19,7 +20,7 @@ from flopcallback.profiling.build import profile_of
 from flopcallback.profiling.checks import checked_options, warn_of_fma
 from flopcallback.profiling.conditions import Conditions, conditions_of
 from flopcallback.tracing.observed import Observed
-from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, ObservedRun, run_isolated
+from flopcallback.tracing.run import AUTO, DISPATCH, ENGINES, TRACE, ObservedRun, run_isolated
 
 __all__ = ["Call", "profile_call", "verify_call"]
 
@@ -43,7 +44,7 @@ def profile_call(
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
         elementwise: whether elementwise operators and reductions count as `macs`; they are no FLOPs.
-        engine: `"auto"`, `"trace"` or `"dispatch"`, as for `FlopCountAnalysis`.
+        engine: `"auto"`, `"trace"`, `"dispatch"` or `"observer"`, as for `FlopCountAnalysis`.
         fma: deprecated, without effect. FLOPs are 2 per multiply-add.
 
     Raises:
@@ -66,36 +67,45 @@ def profile_call(
 
 
 def verify_call(
-    model: nn.Module | Callable[..., Any], inputs: Any = (), kwargs: Mapping[str, Any] | None = None
+    model: nn.Module | Callable[..., Any],
+    inputs: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    engines: Sequence[str] = (TRACE, DISPATCH),
 ) -> Verdict:
-    """Count one call with both engines, and return their verdict.
+    """Count one call with two engines, and return their verdict.
 
     It is `FlopCountAnalysis.verify()` as data for a profile. The model runs once with each engine, and is left as it
-    was found. If only one of them can count the call, the verdict says why, and nothing is raised.
+    was found. If one of them cannot count the call, the verdict says why, and nothing is raised.
 
     Args:
         model: a module, a method of one, or any callable on modules.
         inputs: a tensor, or a tuple of positional arguments of any structure; anything else is a single argument.
         kwargs: keyword arguments of the call.
+        engines: two of `"trace"`, `"dispatch"` and `"observer"`.
 
     Raises:
         TypeError: `model` is no module and cannot be called.
+        ValueError: `engines` are not two different engines.
         Exception: whatever the model raises by itself.
 
     Example:
         >>> import torch
         >>> from flopcallback.profiling.on_demand import verify_call
-        >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3))
-        Verdict(differences=(), reason='')
+        >>> verify_call(torch.nn.Linear(3, 5), torch.ones(2, 3)).differences
+        ()
     """
-    analysis = FlopCountAnalysis(model, inputs, kwargs).unsupported_ops_warnings(False)  # a profile lists them
-    if analysis.engine == DISPATCH:
-        return Verdict(reason=f"only the dispatcher can count this call: {analysis.engine_reason}")
+    pair = checked_engines("verify_call", engines)
+    analysis = FlopCountAnalysis(model, inputs, kwargs, engine=AUTO if TRACE in pair else DISPATCH)
+    analysis.unsupported_ops_warnings(False)  # a profile lists them
+    if TRACE in pair and analysis.engine == DISPATCH:
+        failed = "only the dispatcher can" if DISPATCH in pair else "the tracer cannot"
+        return Verdict(reason=f"{failed} count this call: {analysis.engine_reason}", engines=pair)
     try:
-        differences = analysis.verify()
-    except RuntimeError as error:  # the dispatcher cannot count it
-        return Verdict(reason=f"only the tracer can count this call: {error}")
-    return Verdict(differences)
+        return Verdict(analysis.verify(engines=pair), engines=pair)
+    except RuntimeError as error:  # the other engine cannot count it
+        alone = "tracer" if TRACE in pair else "dispatcher"
+        return Verdict(reason=f"only the {alone} can count this call: {error}", engines=pair)
 
 
 @dataclass(frozen=True, slots=True)

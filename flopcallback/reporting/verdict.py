@@ -1,9 +1,11 @@
-"""The result of comparing both engines, in words."""
+"""The result of comparing two engines, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from flopcallback.profile.verdict import Verdict
 
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
@@ -15,7 +17,7 @@ LISTED = 10
 
 
 def verdict_line(profile: ModelProfile) -> str:
-    """Say in one line whether both engines agree.
+    """Say in one line whether the two engines agree.
 
     It is empty if only one engine was asked. A profile of a training counts as checked if the whole step that was
     observed after the counted one matched module by module.
@@ -28,7 +30,8 @@ def verdict_line(profile: ModelProfile) -> str:
     if verdict.reason:
         return f"not verified: {verdict.reason}"
     if not verdict.differences:
-        return "verified: both engines count the same"
+        who = "both engines" if verdict.engines == Verdict().engines else " and ".join(verdict.engines)
+        return f"verified: {who} count the same"
     return f"the engines differ in {_places(len(verdict.differences))}"
 
 

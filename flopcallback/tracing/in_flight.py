@@ -23,7 +23,7 @@ from flopcallback.modules.outermost import CallSite, is_compiled, outermost_call
 from flopcallback.modules.snapshot import Snapshot
 from flopcallback.tracing.beside import count_as_written
 from flopcallback.tracing.marks import COMPILING, Marks
-from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observed import NotNow, Observed
 from flopcallback.tracing.observer import observe_records
 from flopcallback.tracing.profiler_broker import mark_here
 from flopcallback.tracing.run import DISPATCH, OBSERVER, TRACE, ObservedRun, observe, run_isolated, untraceable_reason
@@ -55,7 +55,8 @@ def observe_in_flight(
 ) -> Observed:
     """Make a call, observed by the tracer, else by the profiler's records, else not.
 
-    A call that ended is never repeated. A call that raised is repeated if observing it may be the cause
+    A call that cannot be observed now is made as it is; the result has a `NotNow` then. A call that ended is never
+    repeated. A call that raised is repeated if observing it may be the cause
     (`raised_by_tracing`), after random states, buffers, attributes and metric states were restored. So an error of the
     call itself is raised after one attempt or, if it looks like the tracer's (an operator that refuses its arguments),
     after several.
@@ -85,8 +86,10 @@ def observe_in_flight(
             snapshot = _snapshot_of(names, arguments, keep)
             return _observed(attempt, names, arguments, engine, _because(reason, first), snapshot, first)
         except Exception as error:
+            if isinstance(error, NotNow) and not attempt.has_begun:  # a later call may have the first engine
+                return Observed(call(), (), error)
             if attempt.has_ended:
-                return Observed(attempt.result, (), first or error)
+                return Observed(attempt.result, (), error if isinstance(error, NotNow) else first or error)
             if attempt.has_begun and not raised_by_tracing(error, first):
                 raise
             first = first or error
@@ -106,7 +109,7 @@ def _observed(
 ) -> Observed:
     with _without_tracer_warnings():
         if engine == OBSERVER:
-            _, run = observe_records(attempt, names, reason)
+            _, run = observe_records(attempt, names, arguments, reason=reason)
         else:
             _, run = observe(attempt, names, arguments, engine=engine, reason=reason, snapshot=snapshot)
     return Observed(attempt.result, (run,), first)

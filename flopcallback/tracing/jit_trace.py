@@ -18,6 +18,7 @@ from flopcallback.formulas.op_call import OpCall, Scope
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
 from flopcallback.tracing.dispatch import DispatchRecorder, value_of
 from flopcallback.tracing.function_mode import PLAIN_TENSORS, BeforeWrite, FunctionMode, KnownTensors
+from flopcallback.tracing.observed import NotNow
 from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphLog, Region
 from flopcallback.tracing.regions import (
     AUTOGRAD_FUNCTION,
@@ -100,7 +101,7 @@ class _Tracer:
 
     def run(self, call: Callable[[], T], tensors: Iterable[torch.Tensor]) -> tuple[T, GraphLog]:
         if not _ONE_AT_A_TIME.acquire(blocking=False):
-            raise RuntimeError("a trace is under way in another thread, and replaces parts of torch meanwhile")
+            raise NotNow("a trace is under way in another thread, and replaces parts of torch meanwhile")
         try:
             return self._run(call, tensors)
         finally:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from flopcallback.formulas.op_call import ROOT, Scope, Value
 from flopcallback.modules.attempt import call_once
 from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.structures import PLAIN, tensors_in
 from flopcallback.tracing.dispatch import value_of
 from flopcallback.tracing.marks import COMPILED, NO_GRAD, REGION, SCOPE, Marks
 from flopcallback.tracing.regions import replaced
@@ -30,25 +31,30 @@ class MarkedScopes(ModuleScopes):
 
     Attributes:
         numbered: the scopes that marks refer to, by number.
-        stored: the stored elements of sparse tensors that modules have or were given, by what records call them.
         results: results of autograd functions, by number.
 
     Args:
         names: the modules' names.
         marks: the observer's.
+        arguments: any structure that holds tensors which are used outside of modules, too.
     """
 
-    def __init__(self, names: ModuleNames, marks: Marks) -> None:
+    def __init__(self, names: ModuleNames, marks: Marks, arguments: Any = ()) -> None:
         super().__init__(names)
         self.numbered: list[Scope] = []
-        self.stored: dict[int | None, int] = {}
         self.results: dict[int, tuple[Value, ...]] = {}
+        # Sparse tensors that modules have or were given, and their stored elements; kept, so that no other tensor gets
+        # what records call them by.
+        self._sparse: dict[int | None, tuple[torch.Tensor, int | None]] = {}
         self._numbers: dict[Scope, int] = {}
         self._marks = marks
         self._open = OpenMarks()
         self._regions = itertools.count()
+        self._received((arguments,), {})
         for module in names.unique.values():
-            self._received((*module._parameters.values(), *module._buffers.values()), {})
+            for values in (module._parameters, module._buffers, vars(module)):
+                for value in values.values():
+                    self._keep_sparse(value)
 
     def over(self, scope: Scope) -> AbstractContextManager[Any]:
         """Return a mark over work of these modules."""
@@ -96,13 +102,35 @@ class MarkedScopes(ModuleScopes):
             self._open.marks.append(mark)
         return outer
 
+    def stored(self) -> dict[int | None, int]:
+        """Return the stored elements of sparse tensors, by what records call them.
+
+        Those of a tensor that was written to meanwhile are not known.
+        """
+        return {
+            name: stored
+            for name, (tensor, stored) in self._sparse.items()
+            if stored is not None and value_of(tensor).stored == stored
+        }
+
     def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A record has no number of stored elements, and the work follows from nothing else.
         for value in (*args, *kwargs.values()) if kwargs else args:
-            if isinstance(value, torch.Tensor) and value.layout is not torch.strided and not is_lazy(value):
-                described = value_of(value)
-                if described.stored is not None:
-                    self.stored[identity_of(value)] = described.stored
+            if isinstance(value, torch.Tensor):
+                self._keep_sparse(value)
+            elif not isinstance(value, PLAIN):
+                for tensor in tensors_in(value):
+                    self._keep_sparse(tensor)
+
+    def _keep_sparse(self, value: Any) -> None:
+        # A record has no number of stored elements, and the work follows from nothing else.
+        if not isinstance(value, torch.Tensor) or value.layout is torch.strided or is_lazy(value):
+            return
+        name, stored = identity_of(value), value_of(value).stored
+        if name in self._sparse:
+            stored = stored if stored == self._sparse[name][1] else None
+        elif stored is None:  # a nested one, whose operators are on dense tensors
+            return
+        self._sparse[name] = value, stored
 
     def _left(self, outer: Scope) -> None:
         try:

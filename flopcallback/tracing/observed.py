@@ -10,9 +10,13 @@ from typing import Any
 from flopcallback.modules.names import ModuleNames
 from flopcallback.tracing.record import GraphLog, OperatorLog
 
-__all__ = ["AUTO", "DISPATCH", "OBSERVER", "TRACE", "Observed", "ObservedRun"]
+__all__ = ["AUTO", "DISPATCH", "OBSERVER", "TRACE", "NotNow", "Observed", "ObservedRun"]
 
 AUTO, TRACE, DISPATCH, OBSERVER = "auto", "trace", "dispatch", "observer"
+
+
+class NotNow(RuntimeError):  # noqa: N818 - nothing went wrong
+    """Reason for not observing a call, which a later call need not have."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.compiled_regions import CompiledRegions, Known
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
-from flopcallback.tracing.observed import OBSERVER, ObservedRun
+from flopcallback.tracing.observed import OBSERVER, NotNow, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
 from flopcallback.tracing.plain_updates import PlainUpdates
@@ -42,7 +42,7 @@ __all__ = ["NotRecorded", "StepRecorder", "observe_records", "why_not_watched"]
 REASON = "what really ran is seen in PyTorch's own records"
 
 
-class NotRecorded(Exception):  # noqa: N818 - nothing went wrong
+class NotRecorded(NotNow):
     """Reason for not observing a call: the profiler was not to be had."""
 
     def __init__(self, why: str) -> None:
@@ -86,6 +86,7 @@ class StepRecorder:
         names: the modules.
         optimizers: the optimizers that may step.
         owner: who calls the model, if several models may be under training.
+        arguments: any structure that holds tensors which the step will use.
         reads_all: whether all families of operators are read, or those alone that multiply.
         known: calls of compiled code in earlier steps as they are written, for `reveal_hidden`; None where it is not
             asked.
@@ -97,6 +98,7 @@ class StepRecorder:
         optimizers: Iterable[Any] = (),
         *,
         owner: CallOwner | None = None,
+        arguments: Any = (),
         reads_all: bool = False,
         known: Known | None = None,
     ) -> None:
@@ -105,7 +107,7 @@ class StepRecorder:
         self._owner = owner
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
-        self._scopes = MarkedScopes(names, self._marks)
+        self._scopes = MarkedScopes(names, self._marks, arguments)
         self._regions = CompiledRegions(names, self._scopes, self._marks, known)
         self._updates: PlainUpdates | None = None  # None before the step, and where all families are read
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
@@ -336,12 +338,16 @@ class StepRecorder:
         undo.callback(remove)
 
 
-def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = REASON) -> tuple[Any, ObservedRun]:
+def observe_records(
+    call: Callable[[], Any], names: ModuleNames, arguments: Any = (), *, reason: str = REASON
+) -> tuple[Any, ObservedRun]:
     """Run a call once, and return its result and its operators.
 
     Args:
         call: the function to run.
         names: the modules to attribute work to.
+        arguments: any structure that holds the tensors which the call will use; of sparse ones no record has the
+            stored elements.
         reason: why the engine is not the tracer.
 
     Raises:
@@ -349,7 +355,7 @@ def observe_records(call: Callable[[], Any], names: ModuleNames, reason: str = R
         Exception: whatever the call raises.
     """
     abandon_here("a call in it had to be recorded by itself")  # its records are wanted now, not with those of a step
-    recorder = StepRecorder(names, reads_all=True)
+    recorder = StepRecorder(names, arguments=arguments, reads_all=True)
     with recorder.watching(), recorder.on():
         result = call()
     if recorder.failure is not None:

@@ -15,7 +15,7 @@ from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
 from flopcallback.tracing.torch_private import disable_current_modes, schema_of, tree_leaves
 
-__all__ = ["are_real", "has_lists", "inputs_of", "outputs_of", "own_inputs", "refuses"]
+__all__ = ["are_real", "has_lists", "inputs_of", "lacks_tensor", "outputs_of", "own_inputs", "refuses"]
 
 Values = tuple[Value, ...]
 
@@ -54,6 +54,22 @@ def _is_real(argument: Any) -> bool:
     if not hasattr(argument, "storage_data_ptr"):
         return True
     return argument.storage_data_ptr is not None or argument.layout is not torch.strided or 0 in argument.sizes
+
+
+def lacks_tensor(operator: str, inputs: Sequence[Any]) -> bool:
+    """Return whether a tensor among the arguments has no record, as a nested one has none.
+
+    Then the operators on what it holds may be inside.
+    """
+    return any(inputs[position] is None for position in _tensors_of(operator, len(inputs)))
+
+
+@functools.cache
+def _tensors_of(operator: str, count: int) -> tuple[int, ...]:
+    """Return the positions at which all overloads of so many arguments take a tensor that may not be absent."""
+    schemas = [schema.arguments for schema in _schemas(operator) if len(schema.arguments) == count]
+    at = range(count if schemas else 0)
+    return tuple(position for position in at if all(str(each[position].type) == "Tensor" for each in schemas))
 
 
 @functools.cache

@@ -18,7 +18,15 @@ from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed, without_grad
 from flopcallback.tracing.record import Region, leaves_memory_empty
 from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
-from flopcallback.tracing.recorded_values import are_real, has_lists, inputs_of, outputs_of, own_inputs, refuses
+from flopcallback.tracing.recorded_values import (
+    are_real,
+    has_lists,
+    inputs_of,
+    lacks_tensor,
+    outputs_of,
+    own_inputs,
+    refuses,
+)
 from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
 
 __all__ = ["Placed", "read_records"]
@@ -108,6 +116,7 @@ class _Reading:
         self._observer = marks.number
         self._placing = Placing(seen.numbered)
         self._seen = seen
+        self._stored = seen.stored()
         self._families = families
         self._kinds = Kinds(families)
         self._owner = owner if several.are_there else None
@@ -215,7 +224,7 @@ class _Reading:
             place = without_grad(place, number)
         if not (kind.region or kind.is_composite or kind.rank is Rank.UNKNOWN):
             inputs = own_inputs(name, event.extra_fields.inputs)
-            if are_real(inputs):
+            if are_real(inputs) and not lacks_tensor(name, inputs):
                 return self._kernel(event, name, kind, place, found)
         inner: list[_Found] = []
         rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
@@ -292,7 +301,7 @@ class _Reading:
         One that was transposed just before has as many as what it was transposed from: so the backward of a product
         with a sparse matrix begins.
         """
-        stored = self._seen.stored
+        stored = self._stored
         unseen = {argument.impl_ptr: argument.sizes for argument in recorded if _is_sparse(argument)}
         if not unseen or event.parent is None:
             return stored

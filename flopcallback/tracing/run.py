@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.modules.compiled import CompiledCall, stepping_aside
+from flopcallback.modules.compiled import CompiledCall, is_used, stepping_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
 from flopcallback.tracing.dispatch import DispatchRecorder
 from flopcallback.tracing.jit_trace import trace
 from flopcallback.tracing.observed import AUTO, DISPATCH, OBSERVER, TRACE, ObservedRun
-from flopcallback.tracing.observer import observe_records
+from flopcallback.tracing.observer import NotRecorded, observe_records, why_not_watched
 from flopcallback.tracing.record import GraphLog, OperatorLog
 from flopcallback.tracing.regions import intercept_named, sees_functions, without_compilation, without_fast_paths
 from flopcallback.tracing.scopes import ModuleScopes
@@ -42,6 +42,7 @@ __all__ = [
     "TRACE",
     "ObservedRun",
     "device_mismatch",
+    "evaluation_engine",
     "observe",
     "run_isolated",
     "untraceable_reason",
@@ -49,6 +50,7 @@ __all__ = [
 
 ENGINES = (AUTO, TRACE, DISPATCH, OBSERVER)
 ASKED_FOR = "asked for with engine='dispatch'"
+FAST_PATHS = "PyTorch's fast paths stay on, which the tracer would turn off"
 TRACER_WARNINGS = ("no_tracer_warning", "all", "none")
 
 
@@ -201,7 +203,11 @@ def _listened_to(
     with left_as_found(names.unique.values(), (args, kwargs)) as snapshot, without_fast_paths():
         snapshot.keep_all()  # nothing tells before a write
         own_args, own_kwargs = private_copies((args, dict(kwargs)))
-        _, run = observe_records(functools.partial(call, *own_args, **own_kwargs), names)
+        try:
+            bound = functools.partial(call, *own_args, **own_kwargs)
+            _, run = observe_records(bound, names, (own_args, own_kwargs))
+        except NotRecorded as error:
+            raise RuntimeError(f"engine='observer' cannot count this call: {error}") from error
     return run
 
 
@@ -260,10 +266,32 @@ def untraceable_reason(names: ModuleNames, arguments: Any) -> str:
         return "the tracer does not go through transforms of torch.func"
     if not sees_functions():  # after the question before: it runs a function, which transforms would refuse
         return "this version of torch does not let the tracer see autograd functions"
-    for tensor in (*_parameters(names), *_buffers(names), *_tensors(arguments)):
+    for tensor in (*_parameters(names), *_buffers(names), *_attributes(names), *_tensors(arguments)):
         if (kind := _untraceable_kind(tensor)) is not None:
             return _loses(kind)
     return ""
+
+
+def evaluation_engine(names: ModuleNames, arguments: Any) -> tuple[str, str]:
+    """Return the engine for a call without gradients that has to keep its digits, and why it is not the tracer.
+
+    The observer only listens. But records do not tell the lengths of nested tensors, the stored elements of sparse
+    ones, or the sizes of packed weights, and compiled code may hide products. Where the model or its arguments have
+    such, and where the profiler is at work, it is the dispatcher, which sees the tensors themselves.
+    """
+    return (DISPATCH if _hides_sizes(names, arguments) or is_used() or why_not_watched() else OBSERVER), FAST_PATHS
+
+
+def _hides_sizes(names: ModuleNames, arguments: Any) -> bool:
+    tensors = (*_parameters(names), *_buffers(names), *_attributes(names), *_tensors(arguments))
+    if any(tensor.is_nested or tensor.layout != torch.strided for tensor in tensors):
+        return True
+    # A transformer's encoder leaves out padding by nested tensors.
+    return any(
+        getattr(module, "use_nested_tensor", False)
+        or any(isinstance(value, torch.ScriptObject) for value in vars(module).values())
+        for module in names.unique.values()
+    )
 
 
 def _loses(kind: str) -> str:
@@ -303,6 +331,11 @@ def _parameters(names: ModuleNames) -> Iterator[torch.Tensor]:
 def _buffers(names: ModuleNames) -> Iterator[torch.Tensor]:
     for module in names.unique.values():
         yield from (buffer for buffer in module._buffers.values() if buffer is not None and not is_lazy(buffer))
+
+
+def _attributes(names: ModuleNames) -> Iterator[torch.Tensor]:
+    for module in names.unique.values():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor) and not is_lazy(value))
 
 
 def _tensors(structure: Any) -> Iterable[torch.Tensor]:

@@ -42,7 +42,7 @@ class Private(NamedTuple):
         path: dotted path that begins with the package.
         used_by: files or packages of ours that use it.
         lost: what does not work without it.
-        needed_by: `TRACER`, `WHOLE_STEP` or `RECORDS` if that cannot work at all without it, else empty.
+        needed_by: `TRACER` or `RECORDS` if that cannot work at all without it, else empty.
         since: first version known to have it. 2.6, the oldest supported version, has them all.
     """
 
@@ -53,10 +53,9 @@ class Private(NamedTuple):
     since: str = "<= 2.6"
 
 
-TRACER, WHOLE_STEP, RECORDS = "the tracer", "the observer of whole steps", "the profiler's recording"
+TRACER, RECORDS = "the tracer", "the profiler's recording"
 
 _ALL = "the tracer: the dispatcher counts"
-_STEPS = "whole steps: compute is estimated"
 _RECORDS = "records of operators"
 
 
@@ -80,7 +79,7 @@ NAMES: tuple[Private, ...] = (
     Private("torch._tensor", "jit_trace", "methods of tensors written in Python show with what they ask of shapes"),
     Private("torch._C._is_any_autocast_enabled", "function_mode", "speed: no node is copied"),
     # --- What the tracer is led past ---
-    Private("torch.autograd._engine_run_backward", "regions, observer", _STEPS, WHOLE_STEP),
+    Private("torch.autograd._engine_run_backward", "regions, observer", _RECORDS, RECORDS),
     Private("torch._functorch.apis.vmap_impl", "regions", f"for vmap in a forward, {_ALL}"),
     *_rows(
         "torch._functorch.eager_transforms.grad_impl torch._functorch.eager_transforms.grad_and_value_impl "
@@ -96,9 +95,8 @@ NAMES: tuple[Private, ...] = (
     ),
     # --- Autograd ---
     Private("torch._C._autograd._get_sequence_nr", "meter, owners, profiler_broker", _RECORDS, RECORDS),
-    Private("torch._C._current_autograd_node", "whole_step", _STEPS, WHOLE_STEP),
-    Private("torch._C._functions.AccumulateGrad._sequence_nr", "whole_step", _STEPS, WHOLE_STEP),
     Private("torch._C._current_graph_task_id", "outermost, latency", "nothing: the node that runs tells it, too"),
+    Private("torch._C._current_autograd_node", "outermost, latency", "nothing: asked where the number is not known"),
     # --- The profiler ---
     *_rows(
         "torch.autograd._prepare_profiler torch.autograd._enable_profiler torch.autograd._disable_profiler "
@@ -235,11 +233,6 @@ def _why_no(user: str) -> str:
 def why_no_tracer() -> str:
     """Return which names the tracer lacks; empty if it can work."""
     return _why_no(TRACER)
-
-
-def why_no_whole_step() -> str:
-    """Return which names the step observer lacks; empty if it can work."""
-    return _why_no(WHOLE_STEP)
 
 
 def why_no_records() -> str:
@@ -400,22 +393,14 @@ nodes_so_far: Callable[[], int] = _sequence_nr or (lambda: 0)
 """Returns how many autograd nodes this thread has made so far; always 0 if that is unknown."""
 
 
-def current_node() -> Any:
-    """Return the autograd node that this thread's backward runs, or None."""
-    return None if _node is None else _node()
-
-
-def number_of(node: Any) -> int:
-    """Return how many nodes its thread had made before an autograd node."""
-    return int(node._sequence_nr())
-
-
 def is_backward_running() -> bool:
     """Return whether autograd runs a backward in this thread.
 
     A call of a module is then a recomputation.
     """
-    return current_node() is not None if _graph_task is None else _graph_task() != -1
+    if _graph_task is not None:
+        return bool(_graph_task() != -1)
+    return _node is not None and _node() is not None
 
 
 # --- The profiler ---

@@ -17,7 +17,7 @@ from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
-from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observed import NotNow, Observed
 from flopcallback.tracing.observer import NotRecorded, StepRecorder
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import FORWARD, RECOMPUTE, WITHOUT_GRAD
@@ -36,6 +36,9 @@ from flopcallback.training.sinks import Sinks
 from flopcallback.training.whole_step import ESTIMATED, WholeSteps
 
 __all__ = ["TRAINING", "Plan", "Training"]
+
+# Calls that may pass uncounted before training is reported to be without a count.
+MOST_WAITS = 100
 
 
 class Plan(Enum):
@@ -112,6 +115,8 @@ class Training:
         self._was_spent = False  # of a copy: the budget of the training that was copied was spent
         self.called: frozenset[str] = frozenset()  # names of the modules that the counted call has called
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
+        self._waits = 0  # training calls that were not counted, since another thread was tracing or profiling
+        self._awaited: NotNow | None = None  # what the last of them waited for
         self._last_step = 0  # step of the last `end_step`, for the final numbers
         if samples is not None:
             sizes = BatchSizes(options.batch_size_fn, options.tokens_fn, samples, failures)
@@ -239,12 +244,19 @@ class Training:
         *,
         what: str,
         is_timed: bool = False,
-    ) -> None:
-        """Keep the profile of a counted call; see `ProfileRecorder.record`."""
+    ) -> bool:
+        """Keep the profile of a counted call; see `ProfileRecorder.record`.
+
+        Returns:
+            False if a later call is to be counted instead, as this one could not be observed at its time.
+        """
+        if conditions.phase == TRAINING and isinstance(observed.failure, NotNow) and self._waits < MOST_WAITS:
+            self._waits, self._awaited = self._waits + 1, observed.failure
+            return False
         self.called = frozenset(name for run in observed.runs for name in run.calls)
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
-            return
+            return True
         if not self._observes:
             pass
         elif reason := why_no_records():  # this version of torch lacks a private name that observing needs
@@ -256,6 +268,7 @@ class Training:
                 self._note = ESTIMATED
             peak = None if conditions.peak is None else conditions.peak.flops_per_s
             self._meter.set_counted_forward(profile.forward_flops, conditions.device, peak)
+        return True
 
     def end_step(
         self,
@@ -373,7 +386,7 @@ class Training:
 
         On a single rank, `compute/*` is up to date.
         """
-        live = {} if self._meter is None else self._meter.live_totals()
+        live = {} if self._meter is None or self._is_uncounted else self._meter.live_totals()
         return {**self._numbers, **live}
 
     @property
@@ -512,6 +525,8 @@ class Training:
             return
         with self._failures.raised_last():
             try:
+                if self._awaited is not None and self._is_uncounted:
+                    self._failures.report("no training step could be counted", self._awaited)
                 self._recorder.close_window(wait=wait)
                 self._log_numbers(END, self._last_step, wait=wait)
                 self._log(step)
@@ -520,6 +535,12 @@ class Training:
                 self._sinks.close()
 
     # --- Internals ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_uncounted(self) -> bool:
+        """True if the steps so far passed uncounted, and nothing tells what they cost."""
+        is_told = self._meter is not None and not self._meter.uses_counted_flops  # by the user
+        return self._awaited is not None and not self._recorder.has_training and not is_told
 
     def _log(self, step: int) -> None:
         self._recorder.log(step, self._note)
@@ -540,6 +561,8 @@ class Training:
         with self._meter.interrupted() if wait else nullcontext():
             gather = self._meter.numbers if with_rates and wait else self._meter.totals
             numbers = gather(topic, wait=wait)
+            if self._is_uncounted:
+                return
             # Unchanged numbers were logged before: the end often follows a log step.
             if self._meter.is_in_use and any(self._numbers.get(name) != value for name, value in numbers.items()):
                 self._numbers.update(numbers)

@@ -167,6 +167,35 @@ def test_where_it_is_at_work_all_the_time_compute_is_an_estimate():
     assert spent(hook) == (STEPS * 3 * (FIRST + SECOND), 100)
 
 
+class Propagated(nn.Module):
+    """A layer that the tracer cannot follow: its first step can only be read from records."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDE, OUT)
+        self.register_buffer("graph", torch.eye(BATCH).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.graph, self.layer(x))
+
+
+@pytest.mark.parametrize("profiled", [1, 2])
+def test_a_first_step_that_it_keeps_from_being_counted_is_left_to_a_later_one(profiled):
+    model = Propagated()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with FlopHook(model, optimizer, **QUIET) as hook:
+        for step in range(STEPS):
+            with torch.profiler.profile() if step < profiled else contextlib.nullcontext():
+                model(torch.ones(BATCH, WIDE)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            assert ("compute/flops_total" in hook.metrics()) == (step >= profiled)  # not known yet is not zero
+    # The layer and its weight's gradient; the product with the matrix, and that of the gradient.
+    step = 2 * (2 * BATCH * WIDE * OUT) + 2 * (2 * BATCH * OUT)
+    assert hook.metrics()["compute/flops_total"] == STEPS * step
+    assert hook.profile.step.total == step
+
+
 # --- Sharded weights --------------------------------------------------------------------------------------------------
 
 SHARDED = """

@@ -181,7 +181,9 @@ def test_what_a_backward_recomputes_is_not_part_of_the_forward(lightning, run, m
 
 
 @pytest.mark.parametrize(("do", "method"), [("validate", "validation_step"), ("test", "test_step")])
-def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, loader, do, method):
+def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, loader, do, method, monkeypatch):
+    # Whatever other tests of this process have compiled.
+    monkeypatch.setattr("flopcallback.tracing.run.is_used", lambda: False)
     callback = make_callback()
     training = run(lightning, [callback], do=do)
     profile = callback.profiles[do]
@@ -193,7 +195,65 @@ def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, l
         assert rows(profile)["net"].macs == expected.total()
     assert profile.scalars()[f"{do}/flops/forward"] == profile.forward_flops
     assert f"({method})" in rows(profile)
+    assert profile.config["flops.engine"] == "observer"
+
+
+def make_bilinear(flavour, calls):
+    class Bilinear(flavour.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Bilinear(SIDE, SIDE, CLASSES, bias=False)
+
+        def predict_step(self, batch, batch_idx):
+            rows = batch[0][:, 0]
+            self.outputs = self.layer(rows[:, 0], rows[:, 1])
+            return self.outputs
+
+    return Bilinear()
+
+
+def test_under_autocast_an_evaluation_keeps_its_digits(lightning, run, make_callback, differences):
+    """Its kernel calls operators that autocast casts, but for those inside a dispatch mode."""
+    callback, options = make_callback(), {"do": "predict", "precision": "bf16-mixed", "make": make_bilinear}
+    without, with_ = (run(lightning, callbacks, **options, limit_predict_batches=1) for callbacks in ([], [callback]))
+    assert differences(without, with_) == []
+    assert torch.equal(without.model.outputs, with_.model.outputs)
+    products = BATCH * CLASSES * (SIDE * SIDE + SIDE)  # with the matrix, and then of two vectors
+    assert callback.profiles["predict"].forward_flops == 2 * products
+
+
+def make_graph(flavour, calls):
+    class Graph(flavour.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.graph = nn.Linear(SIDE, CLASSES), torch.eye(BATCH).to_sparse()
+
+        def predict_step(self, batch, batch_idx):
+            return torch.sparse.mm(2 * self.graph, self.layer(batch[0][:, 0, 0]))
+
+    return Graph()
+
+
+def test_an_evaluation_on_sparse_tensors_is_exact(lightning, run, make_callback):
+    """Records have no stored elements, and the matrix that is used is another one than the model has."""
+    callback = make_callback()
+    run(lightning, [callback], make=make_graph, do="predict")
+    profile = callback.profiles["predict"]
     assert profile.config["flops.engine"] == "dispatch"
+    assert profile.forward_flops == 2 * BATCH * SIDE * CLASSES + 2 * BATCH * CLASSES
+    assert not profile.is_lower_bound
+
+
+def test_an_evaluation_under_a_profiler_of_the_users_is_counted(lightning, run, make_callback, loader):
+    callback = make_callback()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as theirs:
+        training = run(lightning, [callback], do="test")
+    profile = callback.profiles["test"]
+    images, _ = next(iter(loader(shuffle=False)))
+    expected = FlopCountAnalysis(copy.deepcopy(training.model.net).eval(), images).hardware_flops()[""]
+    assert profile.config["flops.engine"] == "dispatch"
+    assert rows(profile)["net"].flops == expected
+    assert any(event.key == "aten::addmm" for event in theirs.key_averages())
 
 
 def make_encoder(flavour, calls):

@@ -88,7 +88,7 @@ def test_an_unknown_command_is_exit_code_2(flopcallback):
 @pytest.mark.parametrize(
     ("typed", "place", "completed"),
     [
-        ("flopcallback count --ver", 2, ["--verify"]),
+        ("flopcallback count --ver", 2, ["--verify", "--verify-with"]),
         ("flopcallback count --eng", 2, ["--engine"]),
         ("flopcallback count net:Net --engine d", 4, ["dispatch"]),
     ],

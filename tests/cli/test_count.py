@@ -172,7 +172,7 @@ def test_engines_that_agree_say_so(flopcallback):
 def two_differences(monkeypatch):
     """Both engines see the same of any model that we can name, so a difference has to be made up."""
     found = (Difference("", "matmul", 200, 60), Difference("last", "matmul", 140, 0))
-    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis: found)
+    monkeypatch.setattr(FlopCountAnalysis, "verify", lambda analysis, **_: found)
 
 
 @pytest.mark.usefixtures("two_differences")
@@ -209,6 +209,20 @@ def test_the_verdict_keeps_out_of_json(flopcallback):
     result = flopcallback("count", "some_net:make", *INPUT, "--verify", "--json")
     assert profile_of(result).forward_flops == NET_FLOPS
     assert result.stderr.splitlines()[-1] == "verified: both engines count the same"
+
+
+def test_two_engines_can_be_named(flopcallback):
+    result = flopcallback("count", "some_net:make", *INPUT, "--verify-with", "trace,observer")
+    assert result.exit_code == 0
+    assert "verified: trace and observer count the same" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("engines", ["trace", "trace,trace", "trace,fast"])
+def test_other_names_than_two_engines_are_refused(flopcallback, engines):
+    result = flopcallback("count", "some_net:make", *INPUT, "--verify-with", engines)
+    assert result.exit_code == 2
+    expected = "expected two different ones of trace, dispatch, observer, such as trace,observer"
+    assert f"--verify-with {engines}: {expected}" in " ".join(result.stderr.split())
 
 
 def test_without_being_asked_for_there_is_no_verdict(flopcallback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,7 +173,7 @@ class TestVerifying:
             Difference("", "matmul", 2 * 30, 4 * 30),
             Difference("inner", "matmul", 2 * 30, 4 * 30),
         )
-        assert str(flops.verify()[1]) == "inner, matmul: 60 traced, 120 dispatched"
+        assert str(flops.verify()[1]) == "inner, matmul: 60 traced, 120 dispatched (linear, mm)"
         assert str(flops.verify()[0]).startswith("(model), matmul")
 
     def test_says_why_where_one_engine_alone_can_count(self):
@@ -179,6 +181,39 @@ class TestVerifying:
         assert flops.total() == 3 * 5
         with pytest.raises(RuntimeError, match="loses operators on sparse tensors"):
             flops.verify()
+
+    @pytest.mark.parametrize("engines", [("trace", "observer"), ("observer", "trace"), ["dispatch", "observer"]])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_any_two_engines_can_be_named(self, engines, training):
+        flops = FlopCountAnalysis(Branches().train(training), ones(2, 7, 6))
+        assert flops.verify(engines=engines) == ()
+
+    def test_a_difference_has_the_counts_of_the_two_engines_that_were_named(self, model_of, x, monkeypatch):
+        def twice(call):
+            return COUNTED[Family.MATMUL]["aten::addmm"](call) + COUNTED[Family.MATMUL]["aten::addmm"](call)
+
+        model = model_of(lambda self, x: self.inner(x), inner=nn.Linear(3, 5))
+        monkeypatch.setitem(registry._BUILT_IN, "aten::addmm", Counted(twice, Family.MATMUL))
+        flops = FlopCountAnalysis(model, x)
+        both = [Difference(module, "matmul", trace=2 * 30, observer=4 * 30) for module in ("", "inner")]
+        assert [*flops.verify(engines=("observer", "trace"))] == both
+        inner = flops.verify(engines=("trace", "observer"))[1]
+        assert inner.counts == {"trace": 60, "observer": 120}
+        assert inner.differing_operators == ("addmm", "linear")
+        assert str(inner) == "inner, matmul: 60 traced, 120 observed (addmm, linear)"
+        assert flops.verify(engines=("observer", "dispatch")) == ()  # the formula is wrong for both
+
+    @pytest.mark.parametrize("engines", ["trace", ("trace",), ("trace", "trace"), ("trace", "auto"), ("trace", 7)])
+    def test_other_names_than_two_engines_are_refused(self, x, engines):
+        expected = (
+            f"FlopCountAnalysis.verify: engines is {engines!r}, expected two different ones of 'trace', 'dispatch', "
+        )
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            FlopCountAnalysis(nn.Linear(3, 5), x).verify(engines=engines)
+
+    def test_says_why_where_the_observer_cannot_count(self, x):
+        with torch.profiler.profile(), pytest.raises(RuntimeError, match=r"engine='observer' cannot count this call: "):
+            FlopCountAnalysis(nn.Linear(3, 5), x).verify(engines=("trace", "observer"))
 
     def test_prunes_nothing(self, model_of, x):
         model = model_of(lambda self, x: (self.unused(x), x)[1], unused=nn.Linear(3, 5))

@@ -67,7 +67,7 @@ WHOLE = ModelProfile(
     latency=LatencySummary(1.5, 4.5, 20, "CPU clock"),
     step=STEP,
     step_note="its forward differs",
-    verdict=Verdict((Difference("a", "matmul", 70, 60),), ""),
+    verdict=Verdict((Difference("a", "matmul", 70, 60, differing_operators=("mm",)),), ""),
     training={"compute/flops_total": 4200, "perf/mfu_pct": 12.5},
 )
 
@@ -139,6 +139,20 @@ def test_the_profile_of_these_tests_comes_back_as_it_was():
 def test_a_field_that_is_not_as_it_must_be_is_named(path, value, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
         ModelProfile.from_json(changed(path, value))
+
+
+def test_a_verdict_of_an_older_version_is_of_tracer_and_dispatcher():
+    content = json.loads(WHOLE.to_json())
+    del content["verdict"]["engines"]
+    for name in ("observer", "differing_operators"):
+        del content["verdict"]["differences"][0][name]
+    read = ModelProfile.from_json(json.dumps(content))
+    assert read.verdict == Verdict((Difference("a", "matmul", 70, 60),), "", ("trace", "dispatch"))
+
+
+def test_the_operators_of_a_difference_are_kept():
+    (difference,) = ModelProfile.from_json(WHOLE.to_json()).verdict.differences
+    assert difference.differing_operators == ("mm",)
 
 
 @pytest.mark.parametrize("path", [("modules",), ("modules", 1, "flops"), ("config",), ("latency", "how"), ("verdict",)])

@@ -100,6 +100,20 @@ def test_of_many_differences_texts_list_the_first(lenet):
     assert "layer12" in html_page(dataclasses.replace(lenet, verdict=many))
 
 
+def test_other_engines_than_tracer_and_dispatcher_are_named(lenet):
+    engines = ("trace", "observer")
+    agreed = dataclasses.replace(lenet, verdict=Verdict(engines=engines))
+    assert verdict_line(agreed) == "verified: trace and observer count the same"
+    found = EngineDifference("fc1", "matmul", trace=1234, observer=5678, differing_operators=("addmm", "linear"))
+    differing = dataclasses.replace(lenet, verdict=Verdict((found,), engines=engines))
+    assert "the engines differ: fc1, matmul: 1,234 traced, 5,678 observed (addmm, linear)" in footer(differing)
+    page = html_page(differing)
+    assert all(
+        text in page for text in (">trace</th>", ">observer</th>", ">1,234</td>", ">5,678</td>", "addmm, linear")
+    )
+    assert ">dispatch</th>" not in page
+
+
 def test_a_verdict_does_not_make_it_another_count(lenet):
     assert dataclasses.replace(lenet, verdict=AGREE).fingerprint() == lenet.fingerprint()
 

@@ -22,7 +22,7 @@ from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.run import DISPATCH, ObservedRun
 from flopcallback.tracing.scopes import ModuleScopes
-from flopcallback.tracing.torch_private import backward_engine, current_node, nodes_so_far, number_of, tree_leaves
+from flopcallback.tracing.torch_private import backward_engine, nodes_so_far, tree_leaves
 
 __all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "PHASES", "RECOMPUTE", "StepObserver"]
 
@@ -252,8 +252,8 @@ class StepObserver:
             self._own_node(running)
             return self._placed(OPTIMIZER if self._optimizer_steps and running is ROOT else FORWARD, running)
         phase, makes_graph, began = self._backwards[-1]
-        node = current_node()  # None while the engine runs code around its nodes
-        owner = self._owners.get(number_of(node), began) if node is not None else began
+        node = torch._C._current_autograd_node()  # None while the engine runs code around its nodes
+        owner = self._owners.get(node._sequence_nr(), began) if node is not None else began
         is_recomputed = torch.is_grad_enabled() and not makes_graph
         # A module that was entered since the backward began is called by it; else the node's own module works.
         scope = running if running is not began else owner

@@ -168,6 +168,46 @@ def test_one_that_nobody_saw_is_unknown_and_so_is_the_dense_product_that_lies_in
     assert "lower bound" in caplog.text
 
 
+class Propagation(nn.Module):
+    def forward(self, graph, x):
+        return torch.sparse.mm(graph, x)
+
+
+def test_sparse_matrices_of_a_moment_are_told_apart():
+    """The second may lie in memory where the first one was."""
+    near, far = Propagation(), Propagation()
+
+    def forward(x):
+        x = near(torch.eye(6).to_sparse(), x)
+        return far(torch.ones(6, 6).to_sparse(), x)
+
+    with torch.no_grad():
+        analysis = count(forward, torch.ones(6, WIDE))
+        assert analysis.by_module() == {"": 2 * 42 * WIDE, "near": 2 * 6 * WIDE, "far": 2 * 36 * WIDE}
+    assert not analysis.is_lower_bound
+
+
+def test_one_that_was_written_to_has_no_known_elements():
+    propagate = Propagation()
+
+    def forward(x):
+        graph = torch.eye(6).to_sparse()
+        x = propagate(graph, x)
+        graph.add_(torch.ones(6, 6).to_sparse())
+        return torch.sparse.mm(graph, x)
+
+    with torch.no_grad():
+        analysis = count(forward, torch.ones(6, WIDE))
+        assert analysis.total() == 0
+        assert analysis.is_lower_bound
+
+
+def test_a_sparse_matrix_that_no_module_has_is_known_if_the_call_was_given_it():
+    analysis = count(torch.mm, torch.eye(6).to_sparse(), torch.ones(6, WIDE))
+    assert analysis.by_operator() == {"mm": 2 * 6 * WIDE}
+    assert not analysis.is_lower_bound
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_count_by_the_rows_that_they_have():
     nested = torch.nested.nested_tensor([torch.ones(2, WIDE), torch.ones(4, WIDE)])

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 import flopcallback
 from flopcallback.modules.batches import samples_in
 from flopcallback.tracing import torch_private
-from flopcallback.tracing.torch_private import ATTRIBUTES, NAMES, RECORDS, TRACER, WHOLE_STEP
+from flopcallback.tracing.torch_private import ATTRIBUTES, NAMES, RECORDS, TRACER
 from flopcallback.training import meter as meter_file
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.failures import Failures
@@ -103,11 +103,11 @@ def test_any_one_name_may_be_gone_that_torch_does_without(torch_without, path):
 def test_a_row_says_what_is_lost_and_comes_once():
     assert len(set(PATHS)) == len(PATHS)
     assert all(private.lost and private.used_by and private.since for private in NAMES)
-    assert {private.needed_by for private in NAMES} == {"", TRACER, WHOLE_STEP, RECORDS}
+    assert {private.needed_by for private in NAMES} == {"", TRACER, RECORDS}
 
 
 def test_this_torch_lacks_nothing():
-    assert torch_private.why_no_tracer() == torch_private.why_no_whole_step() == torch_private.why_no_records() == ""
+    assert torch_private.why_no_tracer() == torch_private.why_no_records() == ""
 
 
 # --- Fallbacks that a small model does not come by --------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_no_other_file_names_what_is_private():
         ("def f():\n    import torch._dynamo", "torch._dynamo"),
         ("from concurrent.futures.thread import _worker", "concurrent.futures.thread._worker"),
         ("x._is_view()", "_is_view"),
-        ("getattr(x, '_sequence_nr')", "_sequence_nr"),
+        ("getattr(x, '_is_view')", "_is_view"),
         ("'torch._dynamo' in modules", "torch._dynamo"),
     ],
 )

@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,30 +34,18 @@ def resolved(path: str) -> Any:
     return found
 
 
-def owners_of(path: str) -> Iterator[Any]:
-    """What has the name: the one object, but for the nodes of a graph, whose types all have their own."""
-    owner = path.rpartition(".")[0]
-    is_node = owner.startswith("torch._C._functions.")
-    yield from filter(is_type, vars(torch._C._functions).values()) if is_node else (resolved(owner),)
-
-
-def is_type(each: Any) -> bool:
-    """Whether it is a type: one of C among them."""
-    return isinstance(each, type)
-
-
 def delete(path: str) -> None:
     """Deletes a name, that of a package included, and from types that Python says are immutable."""
     name = path.rpartition(".")[2]
     if isinstance(resolved(path), types.ModuleType):
         sys.modules[path] = None  # type: ignore[assignment] - whoever imports it is told that there is none
-    for owner in list(owners_of(path)):
-        if not isinstance(owner, type):
-            delattr(owner, name)
-        elif name in vars(owner):
-            # `del` refuses for types of C, so it goes out of the dictionary behind the proxy, and the type is told.
-            del gc.get_referents(vars(owner))[0][name]
-            ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))
+    owner = resolved(path.rpartition(".")[0])
+    if not isinstance(owner, type):
+        delattr(owner, name)
+    elif name in vars(owner):
+        # `del` refuses for types of C, so it goes out of the dictionary behind the proxy, and the type is told.
+        del gc.get_referents(vars(owner))[0][name]
+        ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))
     try:
         resolved(path)
     except AttributeError:

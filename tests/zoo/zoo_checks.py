@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from flopcallback import FlopCountAnalysis
 from flopcallback.formulas.registry import Counted, Family, lookup
 from flopcallback.modules.names import ModuleNames, find_modules
+from flopcallback.tracing.observer import observe_records
 from flopcallback.tracing.record import Operation
 from flopcallback.tracing.run import filtered_warnings, observe
 
@@ -77,8 +78,15 @@ class Specimen:
         arguments, keywords = self.new_inputs()
         names = ModuleNames(find_modules(self.call, arguments))
         seed_everything()
+        inputs = arguments, keywords
+
+        def call() -> Any:
+            return self.call(*arguments, **keywords)
+
         with filtered_warnings("no_tracer_warning"), self.context():
-            return observe(lambda: self.call(*arguments, **keywords), names, (arguments, keywords), engine=engine)[0]
+            if engine == "observer":
+                return observe_records(call, names, inputs)[0]
+            return observe(call, names, inputs, engine=engine)[0]
 
     def analysis(self) -> FlopCountAnalysis:
         """The count of it, not run yet; its results are to be asked for within the context."""
@@ -111,7 +119,8 @@ def check(specimen: Specimen, *, unknown: Collection[str] = (), other_digits: Co
     with specimen.context():
         assert flops.total() >= 0
         assert flops.engine == "trace", flops.engine_reason
-        differences = [str(difference) for difference in flops.verify()]
+        found = (*flops.verify(), *flops.verify(engines=("trace", "observer")))
+        differences = [str(difference) for difference in found]
     assert same(specimen.state(), state), "the count left something behind"
     assert set(flops.unknown_ops()) <= set(unknown), flops.unknown_reasons()
     assert flops.unknown_ops() or differences == []
@@ -121,7 +130,7 @@ def check(specimen: Specimen, *, unknown: Collection[str] = (), other_digits: Co
         plain = specimen.run()
     hardware = flops.hardware_flops()
     assert {name: hardware[name] for name in seen} == {name: 2 * count for name, count in seen.items()}
-    for engine in {"trace", "dispatch"}.difference(other_digits):
+    for engine in {"trace", "dispatch", "observer"}.difference(other_digits):
         if specimen.model is not None:
             specimen.model.load_state_dict(state)
         assert same(specimen.run_in_flight(engine), plain), f"{engine} changes what is computed"
