@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
+import torch
+
 from flopcallback.counting.fvcore_values import jit_values
 from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope, Value
 from flopcallback.formulas.registry import Free
@@ -49,7 +51,8 @@ class Unknown:
     Attributes:
         reason: why it has no count.
         calls: number of calls.
-        is_floating_point: True if a call took and returned floating-point tensors: then work is missing in the total.
+        is_floating_point: True if a call took and returned tensors of numbers that products are made of: then work may
+            be missing in the total.
     """
 
     reason: str
@@ -222,14 +225,21 @@ def _exact(count: Any) -> Any:
 
 
 def _is_floating_point(call: OpCall) -> bool:
-    # Work on integers and masks is not counted (`docs/conventions.md`), so a total cannot lack it.
-    return any(map(_has_floats, call.inputs)) and (call.outputs is UNSEEN or any(map(_has_floats, call.outputs)))
+    return any(map(_has_factors, call.inputs)) and (call.outputs is UNSEEN or any(map(_has_factors, call.outputs)))
 
 
-def _has_floats(value: Value) -> bool:
+def _has_factors(value: Value) -> bool:
+    """Return whether a value has numbers that products are made of.
+
+    Quantized layers multiply integers, and their products count. Work on indices and masks does not
+    (`docs/conventions.md`), so a total cannot lack it.
+    """
     if value.items is not None:
-        return any(map(_has_floats, value.items))
-    return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
+        return any(map(_has_factors, value.items))
+    return value.dtype is not None and value.dtype not in _INDICES_AND_MASKS
+
+
+_INDICES_AND_MASKS = frozenset({torch.int64, torch.bool})
 
 
 def _hands_on(call: OpCall) -> bool:

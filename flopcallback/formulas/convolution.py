@@ -22,8 +22,12 @@ __all__ = [
     "forward_activation",
     "forward_add_activation",
     "forward_or_transposed",
+    "onednn_pointwise",
+    "onednn_quantized",
+    "onednn_transposed",
     "time_major",
     "transposed",
+    "weight_third",
 ]
 
 
@@ -70,6 +74,31 @@ def time_major(call: OpCall) -> Cost:
     source, weight = call.inputs[:2]
     kernel, ins, _ = shape_of(weight)
     return multiply_adds(numel_of(call.outputs[0]) * kernel * ins, source, weight)
+
+
+def weight_third(call: OpCall) -> Cost:
+    """Count a convolution `(input, added, weight, ...)` with a residual."""
+    return _taps(call.outputs[0], call.inputs[0], call.inputs[2])
+
+
+def onednn_quantized(call: OpCall) -> Cost:
+    """Count oneDNN's `qconv_pointwise(input, scale, zero point, weight, ...)`."""
+    return _taps(call.outputs[0], call.inputs[0], call.inputs[3])
+
+
+def onednn_pointwise(call: OpCall) -> Cost:
+    """Count oneDNN's `_convolution_pointwise(input, [other,] weight, bias, ...)`."""
+    # A bias is a vector or absent: a matrix in its place says that a tensor is added first.
+    has_other = len(call.inputs[2].shape or ()) > 1
+    return weight_third(call) if has_other else forward(call)
+
+
+def onednn_transposed(call: OpCall) -> Cost:
+    """Count oneDNN's `_convolution_transpose_pointwise(input, weight, ...)`."""
+    source, weight = call.inputs[:2]
+    # oneDNN may have exchanged the first two dimensions of the weight: its elements are `in * out / groups * kernel`.
+    _, channels, *_ = shape_of(source)
+    return Cost(fma=numel_of(source) * numel_of(weight) // channels)
 
 
 def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, mask: tuple[bool, bool, bool]) -> Cost:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from flopcallback.tracing.dispatch import entered_operator
 from flopcallback.tracing.regions import CONVOLUTIONS, META_CONVOLUTION, OVERLOADS, RunRegion, is_meta_convolution
 from flopcallback.tracing.torch_private import (
     get_value_trace,
     is_any_autocast_enabled,
+    operator_name,
     set_tracing_state,
     set_value_trace,
     tracing_state,
@@ -166,8 +168,11 @@ class FunctionMode(TorchFunctionMode):
             func(*args, **kwargs)
             self._known.register(args[0])
             return None
-        if (func in CONVOLUTIONS or type(func) in OVERLOADS) and is_meta_convolution(func, args, kwargs):
+        is_overload = type(func) in OVERLOADS
+        if (is_overload or func in CONVOLUTIONS) and is_meta_convolution(func, args, kwargs):
             return self._region(META_CONVOLUTION, func, args, kwargs)
+        if is_overload and (operator := entered_operator(func, args, kwargs)) is not None:
+            return self._region(operator_name(operator), operator, args, kwargs)
         try:
             if type(func) is types.FunctionType:
                 # Many operators: a second try after a complaint would count the first ones twice.
