@@ -16,7 +16,7 @@ __all__ = ["Difference", "differences", "hardware_measure"]
 
 _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
 # Which of these an operator belongs to depends on the engine: below autograd all may be matrix products.
-_PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
+_PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.LINALG})
 
 
 def differences(

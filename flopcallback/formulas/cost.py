@@ -19,6 +19,7 @@ class Family(str, Enum):
     MATMUL = "matmul"
     ATTENTION = "attention"
     RECURRENT = "recurrent"
+    LINALG = "linear algebra"
     NORMALIZATION = "normalization"
     RESAMPLING = "resampling"
     SPECTRAL = "spectral"
@@ -27,7 +28,9 @@ class Family(str, Enum):
 
 
 # Matrix products in any form; a custom operator takes part by its multiply-adds.
-HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
+HARDWARE_FAMILIES = frozenset(
+    {Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.LINALG, Family.CUSTOM}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class Cost:
     """Exact floating-point work of one operator call, in real operations.
 
     Attributes:
-        fma: multiply-adds of matrix products, convolutions, attention and recurrent layers, 1 or 2 FLOPs each by the
-            chosen convention.
+        fma: multiply-adds of matrix products, convolutions, attention, recurrent layers and factorizations, 1 or 2
+            FLOPs each by the chosen convention.
         other: other operations of the default total (normalization, interpolation, transforms), 1 FLOP each in both
             conventions.
         elementwise: work that an elementwise operator or a reduction would do on its own (the softmax inside attention,

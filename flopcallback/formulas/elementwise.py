@@ -156,20 +156,6 @@ def accumulate(call: OpCall) -> Cost:
     return Cost(elementwise=elements(values) if adds.constant else 0)
 
 
-def norm(call: OpCall) -> Cost:
-    """Count `linalg_norm(input, ord, dim, ...)`, `linalg_matrix_norm`: a power and a sum.
-
-    Raises:
-        ValueError: the norm takes a singular value decomposition, for which there is no count.
-    """
-    source, order, dims = call.inputs[:3]
-    over = len(shape_of(source)) if dims.constant is None else len(dims.constant)
-    # Order 2 over one dimension is the vector norm; over two it is the largest singular value.
-    if over > 1 and order.constant in (2, -2, "nuc"):
-        raise ValueError(f"a matrix norm of order {order.constant!r} takes a singular value decomposition")
-    return per_input(2)(call)
-
-
 def distances(call: OpCall) -> Cost:
     """Count `cdist([*, p, m], [*, r, m])`.
 
@@ -274,7 +260,6 @@ ELEMENTWISE: Mapping[str, Formula] = {
     ),
     **_rows(extremum, "max min"),
     **_rows(per_input(2), "norm linalg_vector_norm frobenius_norm norm_except_dim native_norm linalg__powsum"),
-    **_rows(norm, "linalg_norm linalg_matrix_norm"),
     **_rows(per_input(4), "logsumexp special_logsumexp logcumsumexp _logcumsumexp var std var_mean std_mean"),
     **_rows(
         per_input(5),

@@ -8,8 +8,7 @@ per multiplication in either convention. It has multiply-adds where it runs as `
 
 A sparse matrix takes one multiply-add per stored element and column of the dense matrix.
 
-Unknown on purpose: products of two sparse matrices (their cost depends on data), factorizations, and operators built
-on them (`linalg_solve`, `inverse`, `matrix_exp`, a negative `matrix_power`, ...).
+Unknown on purpose: products of two sparse matrices, whose cost depends on data.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from flopcallback.formulas.arithmetic import elements, items_of, multiplications, multiply_adds, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.einsum import Operand, contract
+from flopcallback.formulas.linalg import inverse
 
 if TYPE_CHECKING:
     from flopcallback.formulas.op_call import OpCall, Value
@@ -248,18 +248,15 @@ def multi_dot(call: OpCall) -> Cost:
 def matrix_power(call: OpCall) -> Cost:
     """Count `matrix_power(matrices, n)`: squares, and products of some of them.
 
-    There is a square for each binary digit of `n` but the first, and a product for each further digit that is 1.
+    There is a square for each binary digit of `n` but the first, and a product for each further digit that is 1. A
+    negative power is one of the inverse.
     Source: `linalg_matrix_power` in ATen's native/LinearAlgebra.cpp.
-
-    Raises:
-        ValueError: `n` is negative, and powers of an inverse are taken.
     """
     matrices, power = call.inputs[0], call.inputs[1].constant
-    if power < 0:
-        raise ValueError(f"the power {power} takes an inverse, for which there is no count")
     # `bit_length - 1` squares and `bit_count - 1` products.
     products = power.bit_length() + power.bit_count() - 2 if power else 0
-    return multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
+    inverted = inverse(call) if power < 0 else Cost()
+    return inverted + multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
 
 
 def bilinear(call: OpCall) -> Cost:

@@ -232,7 +232,12 @@ def read_value(value: torch.Value) -> Value:
     """
     if value.isCompleteTensor():
         tensor_type: Any = value.type()
-        return Value(tuple(tensor_type.sizes()), tensor_type.dtype(), tensor_type.device())
+        return Value(
+            tuple(tensor_type.sizes()),
+            tensor_type.dtype(),
+            tensor_type.device(),
+            needs_grad=tensor_type.requires_grad(),
+        )
     node = value.node()
     kind = node.kind()
     if kind == "prim::Constant":

@@ -297,8 +297,8 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
     """Return explanations of the page's terms, as they apply to this profile."""
     elementwise = "with" if profile.config.get("flops.elementwise") else "without"
     meanings = {
-        "FLOPs": "2 per multiply-add of matrix products, convolutions, attention, recurrent layers and operators of "
-        "your own, and nothing else: what a clock and a peak are compared with.",
+        "FLOPs": "2 per multiply-add of matrix products, convolutions, attention, recurrent layers, factorizations "
+        "and operators of your own, and nothing else: what a clock and a peak are compared with.",
         "MACs": "The count of fvcore: 1 per multiply-add, with normalization and resampling, and "
         f"{elementwise} elementwise operators. It stands in an open row of the table.",
         "FLOPs per byte": "FLOPs over the bytes that operators read and write, as if nothing stayed in a "
