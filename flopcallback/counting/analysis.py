@@ -80,8 +80,8 @@ class FlopCountAnalysis(OperatorAnalysis):
     def hardware_flops(self) -> Counter[str]:
         """Return the FLOPs of every module at 2 per multiply-add, to compare with a peak.
 
-        They are those of matrix products, convolutions, attention, recurrent layers, factorizations and operators of the
-        user's own, whatever `fma` and `elementwise` are; profiles and trackers have them.
+        They are those of matrix products, convolutions, attention, recurrent layers, factorizations and operators of
+        the user's own, whatever `fma` and `elementwise` are; profiles and trackers have them.
         """
         measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
         (summed,) = tally(self._run(), Counting(measure, mode=self._ancestor_mode), prune=self._prune)

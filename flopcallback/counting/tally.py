@@ -154,7 +154,7 @@ class _Summing:
             return
         rule = self._rules[operator]
         if operation.body is not None and not callable(rule):
-            self._add_body(operation)
+            self._add_body(operation, is_free=isinstance(rule, Free))
         elif rule is None and operator.startswith(COMPILED):
             self._miss(operator, operation.scope, "compiled code is run as it is, and not looked into", True)
         elif rule is None:
@@ -181,11 +181,16 @@ class _Summing:
                         total[key] += count
         self._tally.calls[operator] += sum([any(counts.values()) for counts in parts])
 
-    def _add_body(self, operation: Operation) -> None:
-        """Add the operators inside an autograd function or a scripted module."""
+    def _add_body(self, operation: Operation, *, is_free: bool) -> None:
+        """Add the operators inside an autograd function or a scripted module.
+
+        Args:
+            operation: the function, with its body.
+            is_free: whether it is known to cost nothing itself, so that it may run nothing.
+        """
         assert operation.body is not None
         self._unsupported(operation.operator, operation.scope)
-        is_work = _is_floating_point(operation.call()) and not _hands_on(operation.call())
+        is_work = not is_free and _is_floating_point(operation.call()) and not _hands_on(operation.call())
         if is_work and leaves_memory_empty({inner.operator for inner in operation.body}):
             self._miss(operation.operator, operation.scope, "nothing that ran inside it could be seen", True)
         for inner in operation.body:

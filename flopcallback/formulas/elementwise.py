@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from flopcallback.formulas.arithmetic import elements, is_complex, is_floating, numel_of, shape_of
 from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.embedding import embedding_bag, embedding_bag_backward, per_sample_weights_backward
-from flopcallback.formulas.resampling import pool, pool_backward
+from flopcallback.formulas.resampling import pool, pool_backward, region_pool
 
 if TYPE_CHECKING:
     from flopcallback.formulas.op_call import OpCall, Value
@@ -199,6 +199,8 @@ def _foreach_rows(operations: int, names: str) -> dict[str, Formula]:
     return {f"aten::_foreach_{name}": per_list_element(operations) for name in names.split()}
 
 
+_BLOCKWISE = "optimizer_update_8bit_blockwise"
+
 ELEMENTWISE: Mapping[str, Formula] = {
     # --- Arithmetic and functions of numbers ---
     **_rows(
@@ -325,6 +327,18 @@ ELEMENTWISE: Mapping[str, Formula] = {
         _fake_quantize_learnable_per_tensor_affine_backward _fake_quantize_learnable_per_channel_affine_backward
         """,
     ),
+    "torchao::quantize_affine": per_input(4),
+    "torchao::dequantize_affine": per_output(2),
+    "torchao::choose_qparams_affine": per_input(2),  # a minimum and a maximum
+    "torchao::choose_scale_float8": per_input(2),
+    "torchao::quantize_affine_float8_non_decomposed": per_input(4),
+    "torchao::dequantize_affine_float8_non_decomposed": per_output(2),
+    **{f"bitsandbytes::{name}": per_input(4) for name in ("quantize_4bit", "quantize_blockwise")},
+    **{f"bitsandbytes::{name}": per_input(4) for name in ("int8_vectorwise_quant", "int8_double_quant")},
+    **{f"bitsandbytes::{name}": per_output(2) for name in ("dequantize_4bit", "dequantize_blockwise")},
+    **{f"bitsandbytes::{name}": per_output(2) for name in ("int8_vectorwise_dequant", "int8_mm_dequant")},
+    # The parameter is argument 2; as Adam.
+    **{f"bitsandbytes::{name}": per_input(12, argument=2) for name in ("optimizer_update_32bit", _BLOCKWISE)},
     # --- Lists of tensors: optimizers, gradient clipping ---
     **_foreach_rows(
         1,
@@ -345,6 +359,8 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(pool, "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d"),
     **_rows(pool, "fractional_max_pool2d fractional_max_pool3d"),
     **_rows(per_input(), "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    **{f"torchvision::{name}": region_pool for name in ("roi_pool", "ps_roi_pool")},
+    **{f"torchvision::_{name}_backward": per_input() for name in ("roi_pool", "ps_roi_pool")},
     **_rows(pool_backward, "avg_pool2d_backward avg_pool3d_backward"),
     **_rows(
         per_input(),

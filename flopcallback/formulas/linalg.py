@@ -76,6 +76,7 @@ __all__ = [
     "singular_vectors",
     "solve",
     "svd",
+    "svd_some",
     "symmetric_eigen",
     "symmetric_eigenvalues",
     "symmetric_eigenvectors",
@@ -294,6 +295,13 @@ def singular_vectors(call: OpCall) -> Cost:
 def svd(call: OpCall) -> Cost:
     """Count `_linalg_svd(A, full_matrices, compute_uv, ...)`."""
     return _singular(call.inputs[0], values_only=not call.inputs[2].constant, complete=call.inputs[1].constant)
+
+
+def svd_some(call: OpCall) -> Cost:
+    """Count `svd(A, some, compute_uv)`."""
+    some, vectors = (value.constant for value in call.inputs[1:3])
+    values_only = not (vectors or call.outputs[1].needs_grad)
+    return _singular(call.inputs[0], values_only=values_only, complete=not some)
 
 
 def singular_rank(call: OpCall) -> Cost:

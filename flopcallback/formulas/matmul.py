@@ -35,7 +35,9 @@ __all__ = [
     "half_stored_mm",
     "linear",
     "linear_backward",
+    "linear_of_shape",
     "linear_packed",
+    "linear_with_outliers",
     "list_mm",
     "matrix_power",
     "mm",
@@ -139,6 +141,23 @@ def linear_packed(call: OpCall) -> Cost:
     # A packed weight has no readable shape: the result tells the number of outputs.
     source, result = call.inputs[0], call.outputs[0]
     return multiply_adds(numel_of(source) * shape_of(result)[-1])
+
+
+def linear_of_shape(call: OpCall) -> Cost:
+    """Count a linear layer `(input, packed weight, [out, in], ...)` of 4-bit numbers."""
+    source, weight, sizes = call.inputs[:3]
+    outs, _ = sizes.constant
+    return multiply_adds(numel_of(source) * outs, source, weight)
+
+
+def linear_with_outliers(call: OpCall) -> Cost:
+    """Count `int8_mixed_scaled_mm(_, input, weight: [out, in], _, _, outlier columns, ...)`.
+
+    The columns of outliers are multiplied once more, in floating point.
+    """
+    source, weight, outliers = call.inputs[1], call.inputs[2], call.inputs[5]
+    rows, (outs, ins) = prod(shape_of(source)[:-1]), shape_of(weight)
+    return multiply_adds(rows * outs * (ins + outliers.numel), source, weight)
 
 
 def linear_backward(call: OpCall) -> Cost:

@@ -85,8 +85,7 @@ WITHOUT_A_ROW = {
     """,
     "experiments that no function of torch calls": "_triton_multi_head_attention _triton_scaled_dot_attention",
     "no products": """
-        _compute_linear_combination gamma _convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo
-        _use_miopen_ctc_loss miopen_ctc_loss mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
+        _compute_linear_combination gamma _use_miopen_ctc_loss miopen_ctc_loss mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
     """,
 }
 MULTIPLIES = re.compile(
@@ -145,6 +144,14 @@ def test_nothing_that_multiplies_matrices_is_free():
         "aten::fbgemm_pack_gemm_matrix_fp16",
         "aten::_cudnn_rnn_flatten_weight",
         "aten::_use_cudnn_rnn_flatten_weight",
+        "mkldnn::_reorder_convolution_transpose_weight",
+        "mkldnn::_reorder_convolution_weight",
+        "mkldnn::_reorder_linear_weight",
+        "mkldnn::_reorder_mkldnn_rnn_layer_weight",
+        "mkl::_mkl_reorder_linear_weight",
+        # No products: "convert", "convolution".
+        "aten::_convert_indices_from_coo_to_csr",
+        "aten::_convert_indices_from_csr_to_coo",
     }
 
 
