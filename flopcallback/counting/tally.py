@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Number
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flopcallback.counting.fvcore_values import jit_values
+from flopcallback.formulas.cost import AtMost
 from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope, Value
 from flopcallback.formulas.registry import Free
 from flopcallback.modules.compiled import COMPILED
@@ -84,12 +85,14 @@ class Tally:
         unsupported: calls without a count that the original tool lists.
         unknown: operators without a count.
         calls: how many calls of an operator have a statistic that is not 0; one for each component of nested tensors.
+        upper_bounds: operators of which the statistic is an upper bound.
     """
 
     counts: dict[str, Counter[str]]
     unsupported: dict[str, Counter[str]]
     unknown: dict[str, dict[str, Unknown]]
     calls: Counter[str] = field(default_factory=Counter)
+    upper_bounds: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 def display_name(operator: str) -> str:
@@ -173,7 +176,10 @@ class _Summing:
             reason = f"its formula failed: {type(error).__name__}: {error}"
             self._miss(operator, operation.scope, reason, True)
             return
+        is_upper_bound = any(isinstance(count, AtMost) for counts in parts for count in counts.values())
         for name in self._modules(operation.scope):
+            if is_upper_bound:
+                self._tally.upper_bounds[name].add(operator)
             total = self._tally.counts[name]
             for counts in parts:
                 for key, count in counts.items():

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from flopcallback.counting.tally import Counting, Rule, tally
 from flopcallback.formulas.cost import Formula, checked_cost
+from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.profile.verdict import Difference
 from flopcallback.tracing.run import ObservedRun
@@ -70,4 +71,9 @@ def _hardware_rule(families: Collection[Family], row: Counted | Free | None, own
     formula, family = row.formula, row.family
     if family is Family.SPECTRAL:
         return lambda call: {family: checked_cost(formula(call)).other}
-    return lambda call: {family: 2 * checked_cost(formula(call)).fma}
+
+    def products(call: OpCall) -> dict[str, int]:
+        cost = checked_cost(formula(call))
+        return {family: cost.bounded(2 * cost.fma)}
+
+    return products

@@ -9,7 +9,7 @@ from typing import Any
 
 from flopcallback.formulas.op_call import OpCall
 
-__all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula", "checked_cost"]
+__all__ = ["HARDWARE_FAMILIES", "AtMost", "Cost", "Family", "Formula", "checked_cost"]
 
 
 class Family(str, Enum):
@@ -33,6 +33,12 @@ HARDWARE_FAMILIES = frozenset(
 )
 
 
+class AtMost(int):
+    """Upper bound of a count. Arithmetic makes plain integers of it: whoever adds has to ask first."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Exact floating-point work of one operator call, in real operations.
@@ -44,11 +50,13 @@ class Cost:
             conventions.
         elementwise: work that an elementwise operator or a reduction would do on its own (the softmax inside attention,
             the gates of an LSTM, a ReLU), counted only with `elementwise=True`.
+        is_upper_bound: True if the work depends on data that nobody saw, and is this at most.
     """
 
     fma: int = 0
     other: int = 0
     elementwise: int = 0
+    is_upper_bound: bool = False
 
     def flops(self, *, fma: int = 1, elementwise: bool = False) -> int:
         """Return the FLOPs under a convention.
@@ -57,10 +65,17 @@ class Cost:
             fma: FLOPs per multiply-add, 1 or 2.
             elementwise: whether elementwise work counts.
         """
-        return fma * self.fma + self.other + (self.elementwise if elementwise else 0)
+        return self.bounded(fma * self.fma + self.other + (self.elementwise if elementwise else 0))
+
+    def bounded(self, work: int) -> int:
+        """Return a part of the work, as `AtMost` if the cost is an upper bound."""
+        return AtMost(work) if self.is_upper_bound else work
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.fma + other.fma, self.other + other.other, self.elementwise + other.elementwise)
+        is_upper_bound = self.is_upper_bound or other.is_upper_bound
+        return Cost(
+            self.fma + other.fma, self.other + other.other, self.elementwise + other.elementwise, is_upper_bound
+        )
 
 
 Formula = Callable[[OpCall], Cost]

@@ -47,6 +47,8 @@ __all__ = [
     "product",
     "product_backward",
     "scaled_mm",
+    "sparse_reduced",
+    "sparse_reduced_backward",
     "tensordot",
     "trilinear",
     "vecdot",
@@ -60,6 +62,40 @@ def mm(call: OpCall) -> Cost:
     """
     left, right = call.inputs[:2]
     return _sparse(left, right) or _mm(left, right)
+
+
+def sparse_reduced(call: OpCall) -> Cost:
+    """Count `_sparse_mm_reduce_impl(left, right, reduce)`: each row of the result reduces products.
+
+    Raises:
+        ValueError: nobody saw which reduction it is, or how many elements are stored.
+    """
+    left, right, reduction = call.inputs[:3]
+    return _reduced(_stored(left) * shape_of(right)[1], reduction.constant, left, right)
+
+
+def sparse_reduced_backward(call: OpCall) -> Cost:
+    """Count the gradients of `_sparse_mm_reduce_impl`, `(left, gradient, right, reduce, arg, mask)`.
+
+    Raises:
+        ValueError: as above.
+    """
+    left, _, right, reduction, _, mask = call.inputs[:6]
+    return _reduced(sum(mask.constant) * _stored(left) * shape_of(right)[1], reduction.constant, left, right)
+
+
+def _stored(value: Value) -> int:
+    if value.stored is None:
+        raise ValueError("nobody saw how many elements are stored")
+    return value.stored
+
+
+def _reduced(count: int, reduction: object, left: Value, right: Value) -> Cost:
+    if reduction in ("sum", "mean"):
+        return multiply_adds(count, left, right)
+    if reduction in ("amax", "amin"):  # products that no sum follows
+        return multiplications(count, left, right)
+    raise ValueError(f"the reduction {reduction!r} is not known")
 
 
 def list_mm(call: OpCall) -> Cost:

@@ -136,6 +136,8 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::_foreach_mm": matmul.list_mm,
         "aten::addmm": matmul.added_product,
         "aten::_sparse_addmm": matmul.added_product,
+        "aten::_sparse_mm_reduce_impl": matmul.sparse_reduced,
+        "aten::_sparse_mm_reduce_impl_backward": matmul.sparse_reduced_backward,
         "aten::addbmm": matmul.added_product,
         "aten::baddbmm": matmul.added_product,
         "aten::addmv": matmul.added_product,
@@ -245,6 +247,16 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "torch_attn::_varlen_attn": attention.varlen,
         "torch_attn::_varlen_attn_out": attention.varlen_out,
         "torch_attn::_varlen_attn_backward": attention.varlen_backward,
+        **{
+            f"{package}::_flash_attn_{name}": formula
+            for package in ("flash_attn", "flashattn")
+            for name, formula in {
+                "forward": attention.flash_attn,
+                "backward": attention.flash_attn_backward,
+                "varlen_forward": attention.flash_attn_packed,
+                "varlen_backward": attention.flash_attn_packed_backward,
+            }.items()
+        },
         "aten::_native_multi_head_attention": attention.multi_head_attention,
         "aten::_transformer_encoder_layer_fwd": attention.transformer_encoder_layer,
     },

@@ -9,12 +9,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import DispatchKey
 from torch.nn.parameter import is_lazy
 
+from flopcallback.formulas.attention import PACKED
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return
@@ -23,6 +25,7 @@ from flopcallback.tracing.regions import FLEX_ATTENTION
 from flopcallback.tracing.torch_private import (
     DENSE,
     LOOKED_INTO,
+    PLAIN_TENSORS,
     OpOverload,
     OpOverloadPacket,
     TorchDispatchMode,
@@ -87,10 +90,25 @@ def _parameters(func: OpOverload) -> tuple[tuple[str, Any], ...]:
 
 
 def in_schema_order(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
-    """Describe all arguments in the order of the schema, defaults filled in."""
+    """Describe all arguments in the order of the schema, defaults filled in.
+
+    Lengths of packed sequences come with their values: those of a tensor on a device are waited for.
+    """
     not_positional = _parameters(func)[len(args) :]
-    named = (value_of(kwargs.get(name, default)) for name, default in not_positional)
-    return (*map(value_of, args), *named)
+    arguments = (*args, *(kwargs.get(name, default) for name, default in not_positional))
+    if (longest := PACKED.get(operator_name(func))) is None:
+        return tuple(map(value_of, arguments))
+    before, lengths, after = arguments[: longest - 3], arguments[longest - 3 : longest - 1], arguments[longest - 1 :]
+    return (*map(value_of, before), *map(_with_values, lengths), *map(value_of, after))
+
+
+def _with_values(argument: Any) -> Value:
+    """Describe a small tensor with its values, where it has any."""
+    value = value_of(argument)
+    if type(argument) not in PLAIN_TENSORS or argument.is_meta:
+        return value
+    with disable_current_modes():
+        return replace(value, constant=argument.tolist())
 
 
 def _written_to(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -123,9 +141,9 @@ def _is_looked_into(cls: type) -> bool:
 
 
 def entered_operator(function: Any, args: Any, kwargs: Any) -> OpOverload | None:
-    """Return the operator of a library that a call runs, if it is counted by what runs inside.
+    """Return the operator that a call runs, if a trace of its arguments does not say all that counts.
 
-    It is composite or has a body in Python, and has no formula.
+    It is a library's without a formula, and is composite or has a body in Python; or it takes packed sequences.
 
     Args:
         function: of a type in `regions.OVERLOADS`.
@@ -137,11 +155,14 @@ def entered_operator(function: Any, args: Any, kwargs: Any) -> OpOverload | None
         if len(overloads) != 1:  # which of them it will be is decided below Python
             return None
         function = getattr(function, overloads[0])
-    if not _is_looked_through(function):
+    operator: OpOverload = function
+    if operator_name(operator) in PACKED:
+        return operator
+    if not _is_looked_through(operator):
         return None
     tensors = _tensors_of(args, kwargs)
-    has_body = _is_composite(function) or (bool(tensors) and has_python_body(function, tensors[0].device))
-    return function if has_body else None
+    has_body = _is_composite(operator) or (bool(tensors) and has_python_body(operator, tensors[0].device))
+    return operator if has_body else None
 
 
 def _is_looked_through(func: OpOverload) -> bool:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from flopcallback.tracing.dispatch import entered_operator
 from flopcallback.tracing.regions import CONVOLUTIONS, META_CONVOLUTION, OVERLOADS, RunRegion, is_meta_convolution
 from flopcallback.tracing.torch_private import (
+    PLAIN_TENSORS,
     get_value_trace,
     is_any_autocast_enabled,
     operator_name,
@@ -23,11 +24,9 @@ from flopcallback.tracing.torch_private import (
     tree_leaves,
 )
 
-__all__ = ["PLAIN_TENSORS", "BeforeWrite", "FunctionMode", "KnownTensors"]
+__all__ = ["BeforeWrite", "FunctionMode", "KnownTensors"]
 
 BeforeWrite = Callable[[torch.Tensor], None]
-
-PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 # Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
 # values, which is what the model's own code would see without us.

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
 from flopcallback.tracing.dispatch import DispatchRecorder, in_schema_order, value_of
-from flopcallback.tracing.function_mode import PLAIN_TENSORS, BeforeWrite, FunctionMode, KnownTensors
+from flopcallback.tracing.function_mode import BeforeWrite, FunctionMode, KnownTensors
 from flopcallback.tracing.record import AUTOGRAD_FUNCTION, REGION_MARK, SCOPE_MARK, GraphLog, Region
 from flopcallback.tracing.regions import (
     FLEX_ATTENTION,
@@ -28,6 +28,7 @@ from flopcallback.tracing.regions import (
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import (
+    PLAIN_TENSORS,
     PYTHON_FUNCTIONS,
     OpOverload,
     create_graph_by_tracing,

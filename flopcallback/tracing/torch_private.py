@@ -585,7 +585,8 @@ _below_autograd_keys: Any = _found["torch._C._after_ADInplaceOrView_keyset"]
 _as_on_entry: Any = _found["torch._C._RestorePythonTLSSnapshot"]
 _below_autograd: Any = _found["torch._C._AutoDispatchBelowAutograd"]
 _CAN_ENTER = all(each is not None for each in (_keys_of, _below_autograd_keys, _as_on_entry, _below_autograd))
-_PLAIN = (torch.Tensor, nn.Parameter)
+PLAIN_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+"""Types of tensors that are what they seem."""
 
 
 def python_kernel(func: OpOverload, tensors: Sequence[torch.Tensor]) -> Callable[..., Any] | None:
@@ -597,7 +598,7 @@ def python_kernel(func: OpOverload, tensors: Sequence[torch.Tensor]) -> Callable
         func: the operator.
         tensors: its arguments that are tensors.
     """
-    is_plain = bool(tensors) and all(type(tensor) in _PLAIN for tensor in tensors)
+    is_plain = bool(tensors) and all(type(tensor) in PLAIN_TENSORS for tensor in tensors)
     if not (_CAN_ENTER and is_plain and has_python_body(func, tensors[0].device)):
         return None
     keys = functools.reduce(or_, map(_keys_of, tensors)) & _below_autograd_keys

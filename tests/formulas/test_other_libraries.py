@@ -1,4 +1,4 @@
-"""Operators of torchvision, bitsandbytes and torchao: by their schemas, and by the libraries where they are installed."""
+"""Operators of torchvision, bitsandbytes and torchao: by schema, and by the libraries where installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cost_of(call):
     return lookup(call.operator).formula(call)
 
 
-# --- torchvision --------------------------------------------------------------------------------------------------------
+# --- torchvision ---
 
 
 def test_a_deformable_convolution_is_one_and_interpolates_what_it_reads(tensor, op_call):
@@ -62,7 +62,7 @@ def test_what_depends_on_the_sizes_of_regions_is_unknown(tensor, op_call):
     assert isinstance(lookup("torchvision::nms"), Free)
 
 
-# --- bitsandbytes -------------------------------------------------------------------------------------------------------
+# --- bitsandbytes ---
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_layers_of_bitsandbytes_count(engine):
         assert not flops.is_lower_bound
 
 
-# --- torchao ------------------------------------------------------------------------------------------------------------
+# --- torchao ---
 
 
 @pytest.mark.parametrize("name", ["quantize_affine", "choose_qparams_affine", "dequantize_affine"])
@@ -120,7 +120,7 @@ def test_quantized_weights_of_torchao_count(engine):
     assert not flops.is_lower_bound
 
 
-# --- Copies and communication -------------------------------------------------------------------------------------------
+# --- Copies and communication ---
 
 
 @pytest.mark.parametrize(

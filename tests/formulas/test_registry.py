@@ -67,7 +67,7 @@ def test_what_no_one_knows_is_none_and_not_free(operator):
 # What multiplies and has no row, by reason.
 WITHOUT_A_ROW = {
     "their work depends on data": """
-        _sparse_mm _sparse_sparse_matmul _sparse_mm_reduce_impl _sparse_mm_reduce_impl_backward smm hspmm sspaddmm
+        _sparse_mm _sparse_sparse_matmul smm hspmm sspaddmm
         sparse_sampled_addmm _cslt_sparse_mm _cslt_sparse_mm_search
     """,
     "made of operators that the dispatcher sees": """
@@ -85,7 +85,8 @@ WITHOUT_A_ROW = {
     """,
     "experiments that no function of torch calls": "_triton_multi_head_attention _triton_scaled_dot_attention",
     "no products": """
-        _compute_linear_combination gamma _use_miopen_ctc_loss miopen_ctc_loss mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
+        _compute_linear_combination gamma _use_miopen_ctc_loss miopen_ctc_loss
+        mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
     """,
 }
 MULTIPLIES = re.compile(

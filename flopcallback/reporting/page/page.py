@@ -95,7 +95,7 @@ class _Tile:
 
 
 def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
-    bound, root, latency = at_least(profile.is_lower_bound), profile.root, profile.latency
+    bound, root, latency = profile.bound, profile.root, profile.latency
     yield _Tile("FLOPs", bound + si(profile.forward_flops), _flops_note(profile))
     if root is not None:
         trainable = "all" if root.params_trainable == root.params else si(root.params_trainable)
@@ -134,7 +134,7 @@ def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
 
 
 def _flops_note(profile: ModelProfile) -> str:
-    bound = at_least(profile.is_lower_bound)
+    bound = profile.bound
     per_sample = share(profile.forward_flops, profile.batch_size)
     # With one sample, both figures are the same.
     of_sample = f", {bound}{si(per_sample)} per sample" if per_sample is not None and profile.batch_size != 1 else ""
@@ -310,6 +310,10 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
         meanings["slow for their FLOPs"] = "Innermost modules whose share of the time exceeds their share of the FLOPs."
     if profile.is_lower_bound:
         meanings[">="] = "Something inside has no count: the figure is a lower bound."
+    if profile.upper_bounds:
+        meanings["<="] = "The work of something inside depends on data, and counts as its maximum: an upper bound."
+    if profile.bound == "<> ":
+        meanings["<>"] = "Both: something has no count, and something counts as its maximum."
     return meanings
 
 

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
-from flopcallback.reporting.caption import at_least
+from flopcallback.profile.numbers import bound_sign
 from flopcallback.reporting.units import milliseconds, one_line, si, visible
 from flopcallback.runs.comparison import Comparison, RunRow
 
@@ -86,7 +86,8 @@ def run_cell(row: RunRow, column: str) -> str:
     if metric.unit == "%":
         return f"{value:.1f}"
     estimated = ESTIMATED if metric == metrics.COMPUTE and row.estimated_pct > 0 else ""
-    return f"{at_least(row.is_lower_bound and metric.is_bound)}{estimated}{si(value)}"
+    bound = bound_sign(is_lower=row.is_lower_bound, is_upper=row.is_upper_bound) if metric.is_bound else ""
+    return f"{bound}{estimated}{si(value)}"
 
 
 def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
@@ -101,6 +102,10 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
         lines.append(f"{ESTIMATED} partly estimated from the size of the input, up to {max(estimated):.3g} % of it")
     if any(row.is_lower_bound for row in rows):
         lines.append(">= a lower bound: operators without a count are in it")
+    if any(row.is_upper_bound for row in rows):
+        lines.append("<= an upper bound: operators whose work depends on data count as their maximum")
+    if any(row.is_lower_bound and row.is_upper_bound for row in rows):
+        lines.append("<> both: it may be too low or too high")
     figures = [column for column in comparison.columns if column != "run"]
     if any(row.value(column) is None for row in rows for column in figures):
         lines.append(f"{MISSING} not logged by that run")
