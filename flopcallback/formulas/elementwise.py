@@ -276,6 +276,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(
         per_input(),
         """
+        _segment_reduce_backward
         embedding_backward embedding_dense_backward embedding_sparse_backward index_select_backward gather_backward
         unfold_backward col2im reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
         replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward
@@ -286,7 +287,10 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(per_input(3), "l1_loss mse_loss smooth_l1_loss huber_loss dist"),
     **_rows(
         per_input(4),
-        "kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance hinge_embedding_loss",
+        """
+        kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance hinge_embedding_loss
+        multilabel_margin_loss multilabel_margin_loss_forward
+        """,
     ),
     **_rows(per_input(6), "margin_ranking_loss cosine_embedding_loss"),
     **_rows(per_input(7), "binary_cross_entropy binary_cross_entropy_with_logits"),
@@ -298,7 +302,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
         per_output(3),
         """
         mse_loss_backward smooth_l1_loss_backward huber_loss_backward soft_margin_loss_backward
-        multi_margin_loss_backward binary_cross_entropy_backward
+        multi_margin_loss_backward multilabel_margin_loss_backward binary_cross_entropy_backward
         """,
     ),
     **_rows(distances, "cdist _cdist_forward _euclidean_dist pdist _pdist_forward"),

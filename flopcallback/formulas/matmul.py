@@ -49,6 +49,7 @@ __all__ = [
     "scaled_mm",
     "sparse_reduced",
     "sparse_reduced_backward",
+    "sparse_sampled",
     "tensordot",
     "trilinear",
     "vecdot",
@@ -82,6 +83,16 @@ def sparse_reduced_backward(call: OpCall) -> Cost:
     """
     left, _, right, reduction, _, mask = call.inputs[:6]
     return _reduced(sum(mask.constant) * _stored(left) * shape_of(right)[1], reduction.constant, left, right)
+
+
+def sparse_sampled(call: OpCall) -> Cost:
+    """Count `sparse_sampled_addmm(input, left, right)`: a dot product per stored element of the input.
+
+    Raises:
+        ValueError: nobody saw how many elements are stored.
+    """
+    source, left, right = call.inputs[:3]
+    return multiply_adds(_stored(source) * shape_of(left)[-1], left, right)
 
 
 def _stored(value: Value) -> int:

@@ -136,6 +136,7 @@ COUNTED: Mapping[Family, Mapping[str, Formula]] = {
         "aten::_foreach_mm": matmul.list_mm,
         "aten::addmm": matmul.added_product,
         "aten::_sparse_addmm": matmul.added_product,
+        "aten::sparse_sampled_addmm": matmul.sparse_sampled,
         "aten::_sparse_mm_reduce_impl": matmul.sparse_reduced,
         "aten::_sparse_mm_reduce_impl_backward": matmul.sparse_reduced_backward,
         "aten::addbmm": matmul.added_product,

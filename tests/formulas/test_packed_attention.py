@@ -168,6 +168,13 @@ def test_a_sparse_matrix_that_reduces_takes_a_multiply_add_per_stored_element(re
     assert not flops.is_lower_bound
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_a_product_sampled_at_stored_elements_is_a_dot_product_each():
+    pattern = torch.eye(4, 7).to_sparse_csr()
+    factors = torch.ones(4, 5), torch.ones(5, 7)
+    assert FlopCountAnalysis(torch.sparse.sampled_addmm, (pattern, *factors)).total() == 4 * 5
+
+
 def test_the_gradients_of_such_a_product_take_as_many_each(tensor, op_call):
     sparse, dense = Value(dtype=torch.float32, stored=3), tensor(5, 7)
     for mask, gradients in ([True, True], 2), ([False, True], 1):

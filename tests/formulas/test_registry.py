@@ -67,8 +67,8 @@ def test_what_no_one_knows_is_none_and_not_free(operator):
 # What multiplies and has no row, by reason.
 WITHOUT_A_ROW = {
     "their work depends on data": """
-        _sparse_mm _sparse_sparse_matmul smm hspmm sspaddmm
-        sparse_sampled_addmm _cslt_sparse_mm _cslt_sparse_mm_search
+        _sparse_mm _sparse_sparse_matmul smm hspmm sspaddmm _cslt_sparse_mm
+        _cslt_sparse_mm_search
     """,
     "made of operators that the dispatcher sees": """
         _convolution_double_backward conv_tbc_backward _thnn_differentiable_gru_cell_backward
