@@ -80,8 +80,8 @@ class FlopCountAnalysis(OperatorAnalysis):
     def hardware_flops(self) -> Counter[str]:
         """Return the FLOPs of every module at 2 per multiply-add, to compare with a peak.
 
-        They are those of matrix products, convolutions, attention, recurrent layers and operators of the user's own,
-        whatever `fma` and `elementwise` are; profiles and trackers have them.
+        They are those of matrix products, convolutions, attention, recurrent layers, factorizations and operators of
+        the user's own, whatever `fma` and `elementwise` are; profiles and trackers have them.
         """
         measure = functools.partial(hardware_measure, HARDWARE_FAMILIES, self._op_formulas)
         (summed,) = tally(self._run(), Counting(measure, mode=self._ancestor_mode), prune=self._prune)
@@ -90,10 +90,11 @@ class FlopCountAnalysis(OperatorAnalysis):
     def verify(self, *, engines: Sequence[str] = (TRACE, DISPATCH)) -> tuple[Difference, ...]:
         """Count with two engines, and return the differences in FLOPs.
 
-        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, custom); a
-        difference names the operators. Fourier transforms, which are no FLOPs otherwise, are compared by their
-        operations. Below autograd, attention and recurrent layers may arrive as matrix products. So it is no difference
-        if matmul, attention and recurrent together have the same FLOPs in a module. Nothing is pruned.
+        They are compared by module and by family of operators (convolution, matmul, attention, recurrent, linear
+        algebra, custom); a difference names the operators. Fourier transforms, which are no FLOPs otherwise, are
+        compared by their operations. Below autograd, attention, recurrent layers and powers of a matrix may arrive as
+        what they are made of. So it is no difference if matmul, attention, recurrent and linear algebra together have
+        the same FLOPs in a module. Nothing is pruned.
 
         The model runs once or twice more, and is left as it was. Operators without a formula are not compared: see
         `unknown_ops()`.

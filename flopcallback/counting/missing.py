@@ -13,7 +13,7 @@ from flopcallback.counting.tally import Tally
 from flopcallback.modules.names import ModuleNames
 from flopcallback.tracing.run import ObservedRun
 
-__all__ = ["log_unknown", "log_unsupported", "log_unused", "lower_bounds", "uncalled_modules"]
+__all__ = ["log_unknown", "log_unsupported", "log_unused", "log_upper_bounds", "lower_bounds", "uncalled_modules"]
 
 _log = logging.getLogger("flopcallback")
 
@@ -60,6 +60,12 @@ def log_unknown(sums: Tally) -> None:
     )
     if missing:
         _log.warning("The total is a lower bound: no count for %s", ", ".join(missing))
+
+
+def log_upper_bounds(sums: Tally) -> None:
+    """Log the operators that make the total an upper bound, if any."""
+    if operators := sorted(sums.upper_bounds.get("", ())):
+        _log.warning("The total is an upper bound: the work of %s depends on data", ", ".join(operators))
 
 
 def log_unused(run: ObservedRun, uncalled: set[str]) -> None:

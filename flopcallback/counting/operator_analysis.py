@@ -11,13 +11,21 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.counting.missing import log_unknown, log_unsupported, log_unused, lower_bounds, uncalled_modules
+from flopcallback.counting.missing import (
+    log_unknown,
+    log_unsupported,
+    log_unused,
+    log_upper_bounds,
+    lower_bounds,
+    uncalled_modules,
+)
 from flopcallback.counting.tally import Counting, Handle, Rule, Statistic, Tally, Unknown, tally
 from flopcallback.formulas.cost import Formula
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import Free, check_operator_name
 from flopcallback.modules.names import ModuleNames, find_modules
 from flopcallback.modules.snapshot import copies_of_lazy_buffers
+from flopcallback.profile.numbers import bound_sign
 from flopcallback.tracing.real_data import needs_real_data
 from flopcallback.tracing.run import (
     AUTO,
@@ -173,6 +181,15 @@ class OperatorAnalysis:
         """
         return lower_bounds(self._results())
 
+    @property
+    def is_upper_bound(self) -> bool:
+        """True if the work of an operator depends on data that nobody saw, and counts as its maximum."""
+        return "" in self.upper_bounds()
+
+    def upper_bounds(self) -> dict[str, set[str]]:
+        """Return the operators that count as their maximum, by the canonical name of each module with any."""
+        return {name: set(operators) for name, operators in self._results().upper_bounds.items() if operators}
+
     def uncalled_modules(self) -> set[str]:
         """Return the canonical names of modules that did not run.
 
@@ -304,7 +321,8 @@ class OperatorAnalysis:
         model = type(self._model).__name__ if isinstance(self._model, nn.Module) else repr(self._model)
         if self._stats is None:
             return f"{type(self).__name__}({model}, not run yet)"
-        return f"{type(self).__name__}({model}): {'>= ' if self.is_lower_bound else ''}{self.total():,}"
+        bound = bound_sign(is_lower=self.is_lower_bound, is_upper=self.is_upper_bound)
+        return f"{type(self).__name__}({model}): {bound}{self.total():,}"
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 
@@ -372,6 +390,7 @@ class OperatorAnalysis:
             log_unsupported(sums)
         elif self._enable_warn_unsupported_ops is None:
             log_unknown(sums)
+            log_upper_bounds(sums)
         if self._enable_warn_uncalled_mods:
             log_unused(run, uncalled_modules(run, self._ancestor_mode))
 

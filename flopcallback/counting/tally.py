@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
+import torch
+
 from flopcallback.counting.fvcore_values import jit_values
+from flopcallback.formulas.cost import AtMost
 from flopcallback.formulas.op_call import UNSEEN, OpCall, Scope, Value
 from flopcallback.formulas.registry import Free
 from flopcallback.modules.compiled import COMPILED
@@ -49,7 +52,8 @@ class Unknown:
     Attributes:
         reason: why it has no count.
         calls: number of calls.
-        is_floating_point: True if a call took and returned floating-point tensors: then work is missing in the total.
+        is_floating_point: True if a call took and returned tensors of numbers that products are made of: then work may
+            be missing in the total.
     """
 
     reason: str
@@ -81,12 +85,14 @@ class Tally:
         unsupported: calls without a count that the original tool lists.
         unknown: operators without a count.
         calls: how many calls of an operator have a statistic that is not 0; one for each component of nested tensors.
+        upper_bounds: operators of which the statistic is an upper bound.
     """
 
     counts: dict[str, Counter[str]]
     unsupported: dict[str, Counter[str]]
     unknown: dict[str, dict[str, Unknown]]
     calls: Counter[str] = field(default_factory=Counter)
+    upper_bounds: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 def display_name(operator: str) -> str:
@@ -151,7 +157,7 @@ class _Summing:
             return
         rule = self._rules[operator]
         if operation.body is not None and not callable(rule):
-            self._add_body(operation)
+            self._add_body(operation, is_free=isinstance(rule, Free))
         elif rule is None and operator.startswith(COMPILED):
             self._miss(operator, operation.scope, "compiled code is run as it is, and not looked into", True)
         elif rule is None:
@@ -170,7 +176,10 @@ class _Summing:
             reason = f"its formula failed: {type(error).__name__}: {error}"
             self._miss(operator, operation.scope, reason, True)
             return
+        is_upper_bound = any(isinstance(count, AtMost) for counts in parts for count in counts.values())
         for name in self._modules(operation.scope):
+            if is_upper_bound:
+                self._tally.upper_bounds[name].add(operator)
             total = self._tally.counts[name]
             for counts in parts:
                 for key, count in counts.items():
@@ -178,11 +187,16 @@ class _Summing:
                         total[key] += count
         self._tally.calls[operator] += sum([any(counts.values()) for counts in parts])
 
-    def _add_body(self, operation: Operation) -> None:
-        """Add the operators inside an autograd function or a scripted module."""
+    def _add_body(self, operation: Operation, *, is_free: bool) -> None:
+        """Add the operators inside an autograd function or a scripted module.
+
+        Args:
+            operation: the function, with its body.
+            is_free: whether it is known to cost nothing itself, so that it may run nothing.
+        """
         assert operation.body is not None
         self._unsupported(operation.operator, operation.scope)
-        is_work = _is_floating_point(operation.call()) and not _hands_on(operation.call())
+        is_work = not is_free and _is_floating_point(operation.call()) and not _hands_on(operation.call())
         if is_work and leaves_memory_empty({inner.operator for inner in operation.body}):
             self._miss(operation.operator, operation.scope, "nothing that ran inside it could be seen", True)
         for inner in operation.body:
@@ -222,14 +236,21 @@ def _exact(count: Any) -> Any:
 
 
 def _is_floating_point(call: OpCall) -> bool:
-    # Work on integers and masks is not counted (`docs/conventions.md`), so a total cannot lack it.
-    return any(map(_has_floats, call.inputs)) and (call.outputs is UNSEEN or any(map(_has_floats, call.outputs)))
+    return any(map(_has_factors, call.inputs)) and (call.outputs is UNSEEN or any(map(_has_factors, call.outputs)))
 
 
-def _has_floats(value: Value) -> bool:
+def _has_factors(value: Value) -> bool:
+    """Return whether a value has numbers that products are made of.
+
+    Quantized layers multiply integers, and their products count. Work on indices and masks does not
+    (`docs/conventions.md`), so a total cannot lack it.
+    """
     if value.items is not None:
-        return any(map(_has_floats, value.items))
-    return value.dtype is not None and (value.dtype.is_floating_point or value.dtype.is_complex)
+        return any(map(_has_factors, value.items))
+    return value.dtype is not None and value.dtype not in _INDICES_AND_MASKS
+
+
+_INDICES_AND_MASKS = frozenset({torch.int64, torch.bool})
 
 
 def _hands_on(call: OpCall) -> bool:

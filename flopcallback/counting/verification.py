@@ -19,7 +19,7 @@ __all__ = ["COMPARABLE", "Difference", "checked_engines", "differences", "hardwa
 COMPARABLE = (TRACE, DISPATCH, OBSERVER)
 _COMPARED = (*(family for family in Family if family in HARDWARE_FAMILIES), Family.SPECTRAL)
 # Which of these an operator belongs to depends on the engine: below autograd all may be matrix products.
-_PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT})
+_PRODUCTS = frozenset({Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.LINALG})
 
 
 def checked_engines(function: str, engines: Sequence[str]) -> tuple[str, str]:
@@ -118,4 +118,9 @@ def _hardware_rule(families: Collection[Family], row: Counted | Free | None, own
     formula, family = row.formula, row.family
     if family is Family.SPECTRAL:
         return lambda call: {family: checked_cost(formula(call)).other}
-    return lambda call: {family: 2 * checked_cost(formula(call)).fma}
+
+    def products(call: OpCall) -> dict[str, int]:
+        cost = checked_cost(formula(call))
+        return {family: cost.bounded(2 * cost.fma)}
+
+    return products

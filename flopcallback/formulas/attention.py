@@ -15,16 +15,17 @@ operator is called with `is_causal=True`:
 width are the scores and the gradients of queries and keys; its two products of the values' width are the gradients of
 weights and values.
 
-**Packed sequences** (`_flash_attention_forward` with cumulative lengths, `varlen_attn`): their lengths are data. Every
-query counts as meeting as many keys as the longest sequence has: exact for equal lengths, an upper bound otherwise.
+**Packed sequences** (`_flash_attention_forward` with cumulative lengths, `varlen_attn`): their lengths are data. Where
+an engine has read them, each query meets the keys of its own sequence. Else every query counts as meeting as many keys
+as the longest sequence has, an upper bound; if the shapes say that all sequences are equally long, that is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import pairwise, starmap, zip_longest
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -33,9 +34,10 @@ from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.normalization import MEAN_AND_VARIANCE, NORMALIZE, SCALE
 
 if TYPE_CHECKING:
-    from flopcallback.formulas.op_call import OpCall
+    from flopcallback.formulas.op_call import OpCall, Value
 
 __all__ = [
+    "PACKED",
     "Attention",
     "Causal",
     "cudnn",
@@ -47,6 +49,10 @@ __all__ = [
     "efficient_tokens_first",
     "efficient_tokens_first_backward",
     "flash",
+    "flash_attn",
+    "flash_attn_backward",
+    "flash_attn_packed",
+    "flash_attn_packed_backward",
     "flash_backward",
     "flash_for_cpu_backward",
     "flash_inplace",
@@ -77,6 +83,8 @@ class _Sizes(NamedTuple):
         keys: keys per head.
         width: width of queries and keys in one head.
         value_width: width of values in one head.
+        sequences: queries and keys of each packed sequence, if known; `queries` and `keys` then do not count.
+        is_longest: True if every query counts as in the longest of the packed sequences.
     """
 
     score_heads: int
@@ -85,6 +93,8 @@ class _Sizes(NamedTuple):
     keys: int
     width: int
     value_width: int
+    sequences: tuple[tuple[int, int], ...] | None = None
+    is_longest: bool = False
 
 
 class _Work(NamedTuple):
@@ -126,12 +136,17 @@ class Attention:
 
     def __call__(self, call: OpCall) -> Cost:
         """Count one call."""
-        score_heads, heads, queries, keys, width, value_width = self.sizes(call)
+        sizes = self.sizes(call)
         # A mask given as a tensor has no `constant`: all its pairs count.
-        pairs = _PAIRS[self.causal if call.inputs[self.is_causal].constant else "dense"](queries, keys)
+        pairs_of = _PAIRS[self.causal if call.inputs[self.is_causal].constant else "dense"]
+        whole = ((sizes.queries, sizes.keys),)
+        pairs = sum(starmap(pairs_of, whole if sizes.sequences is None else sizes.sequences))
+        products = self.work.width * sizes.score_heads * sizes.width
+        products += self.work.value_width * sizes.heads * sizes.value_width
         return Cost(
-            fma=pairs * (self.work.width * score_heads * width + self.work.value_width * heads * value_width),
-            elementwise=pairs * self.work.elementwise * score_heads,
+            fma=pairs * products,
+            elementwise=pairs * self.work.elementwise * sizes.score_heads,
+            is_upper_bound=sizes.is_longest,
         )
 
 
@@ -199,7 +214,7 @@ def _heads_first(call: OpCall) -> _Sizes:
     return _Sizes(_widest(query_batch, key_batch), prod(batch), queries, keys, width, value_width)
 
 
-def _tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
+def _tokens_first(call: OpCall, *, query: int, longest_key: int | None = None) -> _Sizes:
     """Read sizes of `query: [batch, queries, heads, width]`, dense or packed.
 
     Packed, the query is `[tokens, heads, width]`, and cumulative lengths are given.
@@ -207,13 +222,33 @@ def _tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
     Args:
         call: the operator call.
         query: position of the query; key and value follow it.
-        longest_key: position of the longest key's length.
+        longest_key: position of the longest key's length; None for an operator that packs nothing.
     """
     (*batch, queries, heads, width), (*_, keys, _, _), (*_, value_width) = map(shape_of, call.inputs[query : query + 3])
+    sizes = _Sizes(prod(batch) * heads, prod(batch) * heads, queries, keys, width, value_width)
     # Cumulative lengths of queries and keys come three and two places before the longest key's length.
-    if call.inputs[longest_key - 3].is_tensor:
-        keys = call.inputs[longest_key].constant
-    return _Sizes(prod(batch) * heads, prod(batch) * heads, queries, keys, width, value_width)
+    if longest_key is None or not call.inputs[longest_key - 3].is_tensor:
+        return sizes
+    most_queries, most_keys = (value.constant for value in call.inputs[longest_key - 1 : longest_key + 1])
+    return _packed(sizes, call.inputs[longest_key - 3 : longest_key - 1], most_queries, most_keys)
+
+
+def _packed(sizes: _Sizes, starts: Sequence[Value], most_queries: int, most_keys: int) -> _Sizes:
+    """Return the sizes of packed sequences.
+
+    Args:
+        sizes: with all tokens as queries and keys.
+        starts: cumulative lengths of queries and keys, `[sequences + 1]`.
+        most_queries: queries of the longest sequence.
+        most_keys: keys of the longest sequence.
+    """
+    if all(value.constant is not None for value in starts):
+        queries, keys = ([end - start for start, end in pairwise(value.constant)] for value in starts)
+        return sizes._replace(sequences=tuple(zip(queries, keys, strict=True)))
+    count = shape_of(starts[0])[0] - 1
+    if (sizes.queries, sizes.keys) == (count * most_queries, count * most_keys):
+        return sizes._replace(sequences=((most_queries, most_keys),) * count)
+    return sizes._replace(keys=most_keys, is_longest=True)
 
 
 def _heads_or_tokens_first(call: OpCall, *, query: int, longest_key: int) -> _Sizes:
@@ -286,3 +321,27 @@ varlen_out = Attention(partial(_tokens_first, query=1, longest_key=7), 8)
 flash_tokens_first_backward = Attention(partial(_tokens_first, query=1, longest_key=9), 11, _BACKWARD)
 efficient_tokens_first_backward = Attention(partial(_tokens_first, query=1, longest_key=9), 14, _BACKWARD)
 varlen_backward = Attention(partial(_tokens_first, query=1, longest_key=9), 10, _BACKWARD)
+# Of the package flash-attn, under both namespaces that it has had.
+flash_attn = Attention(partial(_tokens_first, query=0), 5)
+flash_attn_packed = Attention(partial(_tokens_first, query=0, longest_key=6), 9)
+flash_attn_backward = Attention(partial(_tokens_first, query=1), 11, _BACKWARD)
+flash_attn_packed_backward = Attention(partial(_tokens_first, query=1, longest_key=12), 15, _BACKWARD)
+
+PACKED: Mapping[str, int] = {
+    "aten::_cudnn_attention_forward": 7,
+    "aten::_cudnn_attention_backward": 12,
+    "aten::_flash_attention_forward": 6,
+    "aten::_flash_attention_forward_no_dropout_inplace": 7,
+    "aten::_flash_attention_backward": 9,
+    "aten::_efficient_attention_forward": 7,
+    "aten::_efficient_attention_backward": 9,
+    "torch_attn::_varlen_attn": 6,
+    "torch_attn::_varlen_attn_out": 7,
+    "torch_attn::_varlen_attn_backward": 9,
+    **{f"{package}::_flash_attn_varlen_forward": 6 for package in ("flash_attn", "flashattn")},
+    **{f"{package}::_flash_attn_varlen_backward": 12 for package in ("flash_attn", "flashattn")},
+}
+"""Operators that take packed sequences, with the position of the longest key's length.
+
+The cumulative lengths of queries and keys, which an engine may read, stand three and two places before it.
+"""

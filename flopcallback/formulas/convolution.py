@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "backward",
+    "deformable",
+    "deformable_backward",
     "forward",
     "forward_activation",
     "forward_add_activation",
     "forward_or_transposed",
+    "onednn_pointwise",
+    "onednn_quantized",
+    "onednn_transposed",
     "time_major",
     "transposed",
+    "weight_third",
 ]
 
 
@@ -70,6 +76,62 @@ def time_major(call: OpCall) -> Cost:
     source, weight = call.inputs[:2]
     kernel, ins, _ = shape_of(weight)
     return multiply_adds(numel_of(call.outputs[0]) * kernel * ins, source, weight)
+
+
+def weight_third(call: OpCall) -> Cost:
+    """Count a convolution `(input, added, weight, ...)` with a residual."""
+    return _taps(call.outputs[0], call.inputs[0], call.inputs[2])
+
+
+def onednn_quantized(call: OpCall) -> Cost:
+    """Count oneDNN's `qconv_pointwise(input, scale, zero point, weight, ...)`."""
+    return _taps(call.outputs[0], call.inputs[0], call.inputs[3])
+
+
+def onednn_pointwise(call: OpCall) -> Cost:
+    """Count oneDNN's `_convolution_pointwise(input, [other,] weight, bias, ...)`."""
+    # A bias is a vector or absent: a matrix in its place says that a tensor is added first.
+    has_other = len(call.inputs[2].shape or ()) > 1
+    return weight_third(call) if has_other else forward(call)
+
+
+def onednn_transposed(call: OpCall) -> Cost:
+    """Count oneDNN's `_convolution_transpose_pointwise(input, weight, ...)`."""
+    source, weight = call.inputs[:2]
+    # oneDNN may have exchanged the first two dimensions of the weight: its elements are `in * out / groups * kernel`.
+    _, channels, *_ = shape_of(source)
+    return Cost(fma=numel_of(source) * numel_of(weight) // channels)
+
+
+def deformable(call: OpCall) -> Cost:
+    """Count torchvision's `deform_conv2d(input, weight, offset, mask, bias, ..., use_mask)`.
+
+    Each tap reads the input between four of its elements, which is interpolation, and may scale what it has read.
+    """
+    source, weight = call.inputs[:2]
+    taps = _read_taps(call.outputs[0], source, weight)
+    has_mask = call.inputs[-1].constant
+    return forward(call) + Cost(other=_BILINEAR * taps, elementwise=taps if has_mask else 0)
+
+
+def deformable_backward(call: OpCall) -> Cost:
+    """Count the gradients of `deform_conv2d`, `(gradient, input, weight, ...)`.
+
+    All of them are computed. Those of input and weight take a product each; to read the input again, and the gradients
+    of input and offset through the interpolation, are elementwise.
+    """
+    grad, source, weight = call.inputs[:3]
+    products = _gradients(grad, source, weight, transposed=False, mask=(True, True, True))
+    return products + Cost(elementwise=3 * _BILINEAR * _read_taps(grad, source, weight))
+
+
+_BILINEAR = 4  # operations per value read, as in grid sampling
+
+
+def _read_taps(result: Value, source: Value, weight: Value) -> int:
+    """Return how many values of the input are read: all channels and taps at every position."""
+    channels, positions = shape_of(source)[1], numel_of(result) // shape_of(result)[1]
+    return positions * channels * prod(shape_of(weight)[2:])
 
 
 def _gradients(grad: Value, source: Value, weight: Value, *, transposed: bool, mask: tuple[bool, bool, bool]) -> Cost:

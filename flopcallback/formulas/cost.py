@@ -9,7 +9,7 @@ from typing import Any
 
 from flopcallback.formulas.op_call import OpCall
 
-__all__ = ["HARDWARE_FAMILIES", "Cost", "Family", "Formula", "checked_cost"]
+__all__ = ["HARDWARE_FAMILIES", "AtMost", "Cost", "Family", "Formula", "checked_cost"]
 
 
 class Family(str, Enum):
@@ -19,6 +19,7 @@ class Family(str, Enum):
     MATMUL = "matmul"
     ATTENTION = "attention"
     RECURRENT = "recurrent"
+    LINALG = "linear algebra"
     NORMALIZATION = "normalization"
     RESAMPLING = "resampling"
     SPECTRAL = "spectral"
@@ -27,7 +28,15 @@ class Family(str, Enum):
 
 
 # Matrix products in any form; a custom operator takes part by its multiply-adds.
-HARDWARE_FAMILIES = frozenset({Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.CUSTOM})
+HARDWARE_FAMILIES = frozenset(
+    {Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.LINALG, Family.CUSTOM}
+)
+
+
+class AtMost(int):
+    """Upper bound of a count. Arithmetic makes plain integers of it: whoever adds has to ask first."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +44,19 @@ class Cost:
     """Exact floating-point work of one operator call, in real operations.
 
     Attributes:
-        fma: multiply-adds of matrix products, convolutions, attention and recurrent layers, 1 or 2 FLOPs each by the
-            chosen convention.
+        fma: multiply-adds of matrix products, convolutions, attention, recurrent layers and factorizations, 1 or 2
+            FLOPs each by the chosen convention.
         other: other operations of the default total (normalization, interpolation, transforms), 1 FLOP each in both
             conventions.
         elementwise: work that an elementwise operator or a reduction would do on its own (the softmax inside attention,
             the gates of an LSTM, a ReLU), counted only with `elementwise=True`.
+        is_upper_bound: True if the work depends on data that nobody saw, and is this at most.
     """
 
     fma: int = 0
     other: int = 0
     elementwise: int = 0
+    is_upper_bound: bool = False
 
     def flops(self, *, fma: int = 1, elementwise: bool = False) -> int:
         """Return the FLOPs under a convention.
@@ -54,10 +65,17 @@ class Cost:
             fma: FLOPs per multiply-add, 1 or 2.
             elementwise: whether elementwise work counts.
         """
-        return fma * self.fma + self.other + (self.elementwise if elementwise else 0)
+        return self.bounded(fma * self.fma + self.other + (self.elementwise if elementwise else 0))
+
+    def bounded(self, work: int) -> int:
+        """Return a part of the work, as `AtMost` if the cost is an upper bound."""
+        return AtMost(work) if self.is_upper_bound else work
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.fma + other.fma, self.other + other.other, self.elementwise + other.elementwise)
+        is_upper_bound = self.is_upper_bound or other.is_upper_bound
+        return Cost(
+            self.fma + other.fma, self.other + other.other, self.elementwise + other.elementwise, is_upper_bound
+        )
 
 
 Formula = Callable[[OpCall], Cost]

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from flopcallback.formulas.arithmetic import elements, is_complex, is_floating, numel_of, shape_of
 from flopcallback.formulas.cost import Cost, Formula
 from flopcallback.formulas.embedding import embedding_bag, embedding_bag_backward, per_sample_weights_backward
-from flopcallback.formulas.resampling import pool, pool_backward
+from flopcallback.formulas.resampling import pool, pool_backward, region_pool
 
 if TYPE_CHECKING:
     from flopcallback.formulas.op_call import OpCall, Value
@@ -156,20 +156,6 @@ def accumulate(call: OpCall) -> Cost:
     return Cost(elementwise=elements(values) if adds.constant else 0)
 
 
-def norm(call: OpCall) -> Cost:
-    """Count `linalg_norm(input, ord, dim, ...)`, `linalg_matrix_norm`: a power and a sum.
-
-    Raises:
-        ValueError: the norm takes a singular value decomposition, for which there is no count.
-    """
-    source, order, dims = call.inputs[:3]
-    over = len(shape_of(source)) if dims.constant is None else len(dims.constant)
-    # Order 2 over one dimension is the vector norm; over two it is the largest singular value.
-    if over > 1 and order.constant in (2, -2, "nuc"):
-        raise ValueError(f"a matrix norm of order {order.constant!r} takes a singular value decomposition")
-    return per_input(2)(call)
-
-
 def distances(call: OpCall) -> Cost:
     """Count `cdist([*, p, m], [*, r, m])`.
 
@@ -212,6 +198,8 @@ def _rows(formula: Formula, names: str) -> dict[str, Formula]:
 def _foreach_rows(operations: int, names: str) -> dict[str, Formula]:
     return {f"aten::_foreach_{name}": per_list_element(operations) for name in names.split()}
 
+
+_BLOCKWISE = "optimizer_update_8bit_blockwise"
 
 ELEMENTWISE: Mapping[str, Formula] = {
     # --- Arithmetic and functions of numbers ---
@@ -274,7 +262,6 @@ ELEMENTWISE: Mapping[str, Formula] = {
     ),
     **_rows(extremum, "max min"),
     **_rows(per_input(2), "norm linalg_vector_norm frobenius_norm norm_except_dim native_norm linalg__powsum"),
-    **_rows(norm, "linalg_norm linalg_matrix_norm"),
     **_rows(per_input(4), "logsumexp special_logsumexp logcumsumexp _logcumsumexp var std var_mean std_mean"),
     **_rows(
         per_input(5),
@@ -289,6 +276,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(
         per_input(),
         """
+        _segment_reduce_backward
         embedding_backward embedding_dense_backward embedding_sparse_backward index_select_backward gather_backward
         unfold_backward col2im reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
         replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward
@@ -299,7 +287,10 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(per_input(3), "l1_loss mse_loss smooth_l1_loss huber_loss dist"),
     **_rows(
         per_input(4),
-        "kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance hinge_embedding_loss",
+        """
+        kl_div poisson_nll_loss soft_margin_loss multi_margin_loss pairwise_distance hinge_embedding_loss
+        multilabel_margin_loss multilabel_margin_loss_forward
+        """,
     ),
     **_rows(per_input(6), "margin_ranking_loss cosine_embedding_loss"),
     **_rows(per_input(7), "binary_cross_entropy binary_cross_entropy_with_logits"),
@@ -311,7 +302,7 @@ ELEMENTWISE: Mapping[str, Formula] = {
         per_output(3),
         """
         mse_loss_backward smooth_l1_loss_backward huber_loss_backward soft_margin_loss_backward
-        multi_margin_loss_backward binary_cross_entropy_backward
+        multi_margin_loss_backward multilabel_margin_loss_backward binary_cross_entropy_backward
         """,
     ),
     **_rows(distances, "cdist _cdist_forward _euclidean_dist pdist _pdist_forward"),
@@ -340,6 +331,18 @@ ELEMENTWISE: Mapping[str, Formula] = {
         _fake_quantize_learnable_per_tensor_affine_backward _fake_quantize_learnable_per_channel_affine_backward
         """,
     ),
+    "torchao::quantize_affine": per_input(4),
+    "torchao::dequantize_affine": per_output(2),
+    "torchao::choose_qparams_affine": per_input(2),  # a minimum and a maximum
+    "torchao::choose_scale_float8": per_input(2),
+    "torchao::quantize_affine_float8_non_decomposed": per_input(4),
+    "torchao::dequantize_affine_float8_non_decomposed": per_output(2),
+    **{f"bitsandbytes::{name}": per_input(4) for name in ("quantize_4bit", "quantize_blockwise")},
+    **{f"bitsandbytes::{name}": per_input(4) for name in ("int8_vectorwise_quant", "int8_double_quant")},
+    **{f"bitsandbytes::{name}": per_output(2) for name in ("dequantize_4bit", "dequantize_blockwise")},
+    **{f"bitsandbytes::{name}": per_output(2) for name in ("int8_vectorwise_dequant", "int8_mm_dequant")},
+    # The parameter is argument 2; as Adam.
+    **{f"bitsandbytes::{name}": per_input(12, argument=2) for name in ("optimizer_update_32bit", _BLOCKWISE)},
     # --- Lists of tensors: optimizers, gradient clipping ---
     **_foreach_rows(
         1,
@@ -360,6 +363,8 @@ ELEMENTWISE: Mapping[str, Formula] = {
     **_rows(pool, "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d"),
     **_rows(pool, "fractional_max_pool2d fractional_max_pool3d"),
     **_rows(per_input(), "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    **{f"torchvision::{name}": region_pool for name in ("roi_pool", "ps_roi_pool")},
+    **{f"torchvision::_{name}_backward": per_input() for name in ("roi_pool", "ps_roi_pool")},
     **_rows(pool_backward, "avg_pool2d_backward avg_pool3d_backward"),
     **_rows(
         per_input(),

@@ -37,6 +37,7 @@ FREE_OPERATORS: Mapping[str, str] = {
         nested_to_padded_tensor to_padded_tensor _nested_from_padded_tensor _nested_view_from_buffer_copy
         _nested_view_from_jagged_copy _jagged_to_padded_dense_forward _padded_dense_to_jagged_forward _make_dual_copy
         _fw_primal_copy _nested_get_values_copy copy_sparse_to_sparse _sparse_broadcast_to_copy
+        fsdp::all_gather_copy_in fsdp::split_with_sizes_copy fsdp::chunk_cat fsdp::copy_
     """,
     "a cast or a move between devices and layouts": """
         to _to_copy type_as _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short
@@ -46,6 +47,9 @@ FREE_OPERATORS: Mapping[str, str] = {
         mkldnn_reorder_conv3d_weight _saturate_weight_to_fp16 int_repr _make_per_tensor_quantized_tensor
         _make_per_channel_quantized_tensor _convert_weight_to_int4pack _convert_weight_to_int4pack_for_cpu
         _dyn_quant_pack_4bit_weight fbgemm_pack_gemm_matrix_fp16 fbgemm_pack_quantized_matrix _cudnn_rnn_flatten_weight
+        coalesce _coalesce _convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo lu_unpack
+        mkldnn::_reorder_convolution_weight mkldnn::_reorder_convolution_transpose_weight mkldnn::_reorder_linear_weight
+        mkldnn::_reorder_mkldnn_rnn_layer_weight mkl::_mkl_reorder_linear_weight
         prims::convert_element_type prims::device_put
     """,
     "padding": """
@@ -70,7 +74,7 @@ FREE_OPERATORS: Mapping[str, str] = {
     "sorting or searching": """
         sort argsort msort topk kthvalue mode unique_consecutive unique_dim unique_dim_consecutive _unique _unique2
         searchsorted bucketize bincount histc histogram histogramdd _histogramdd_bin_edges _histogramdd_from_bin_cts
-        _histogramdd_from_bin_tensors hash_tensor
+        _histogramdd_from_bin_tensors hash_tensor torchvision::nms
     """,
     "a new tensor": """
         empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided zeros zeros_like
@@ -133,6 +137,14 @@ FREE_OPERATORS: Mapping[str, str] = {
         _c10d_functional::_wrap_tensor_autograd _c10d_functional_autograd::all_gather_into_tensor
         _c10d_functional_autograd::all_to_all_single _c10d_functional_autograd::reduce_scatter_tensor
         _dtensor::shard_dim_alltoall
+        c10d_functional::all_gather_into_tensor c10d_functional::all_gather_into_tensor_coalesced
+        c10d_functional::all_reduce c10d_functional::all_reduce_coalesced c10d_functional::all_to_all_single
+        c10d_functional::broadcast c10d_functional::reduce_scatter_tensor
+        c10d_functional::reduce_scatter_tensor_coalesced c10d_functional::wait_tensor
+        symm_mem::one_shot_all_reduce symm_mem::one_shot_all_reduce_copy symm_mem::two_shot_all_reduce_
+        symm_mem::multimem_all_reduce_ symm_mem::multimem_one_shot_all_reduce symm_mem::reduce_scatter_out
+        symm_mem::_low_contention_all_gather symm_mem::_low_contention_reduce_scatter
+        prim::PythonOp.Redistribute
     """,
     "a mark for the profiler": """
         profiler::_record_function_enter profiler::_record_function_enter_new profiler::_record_function_exit

@@ -8,8 +8,7 @@ per multiplication in either convention. It has multiply-adds where it runs as `
 
 A sparse matrix takes one multiply-add per stored element and column of the dense matrix.
 
-Unknown on purpose: products of two sparse matrices (their cost depends on data), factorizations, and operators built
-on them (`linalg_solve`, `inverse`, `matrix_exp`, a negative `matrix_power`, ...).
+Unknown on purpose: products of two sparse matrices, whose cost depends on data.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from flopcallback.formulas.arithmetic import elements, items_of, multiplications, multiply_adds, numel_of, shape_of
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.einsum import Operand, contract
+from flopcallback.formulas.linalg import inverse
 
 if TYPE_CHECKING:
     from flopcallback.formulas.op_call import OpCall, Value
@@ -35,7 +35,9 @@ __all__ = [
     "half_stored_mm",
     "linear",
     "linear_backward",
+    "linear_of_shape",
     "linear_packed",
+    "linear_with_outliers",
     "list_mm",
     "matrix_power",
     "mm",
@@ -45,6 +47,9 @@ __all__ = [
     "product",
     "product_backward",
     "scaled_mm",
+    "sparse_reduced",
+    "sparse_reduced_backward",
+    "sparse_sampled",
     "tensordot",
     "trilinear",
     "vecdot",
@@ -58,6 +63,50 @@ def mm(call: OpCall) -> Cost:
     """
     left, right = call.inputs[:2]
     return _sparse(left, right) or _mm(left, right)
+
+
+def sparse_reduced(call: OpCall) -> Cost:
+    """Count `_sparse_mm_reduce_impl(left, right, reduce)`: each row of the result reduces products.
+
+    Raises:
+        ValueError: nobody saw which reduction it is, or how many elements are stored.
+    """
+    left, right, reduction = call.inputs[:3]
+    return _reduced(_stored(left) * shape_of(right)[1], reduction.constant, left, right)
+
+
+def sparse_reduced_backward(call: OpCall) -> Cost:
+    """Count the gradients of `_sparse_mm_reduce_impl`, `(left, gradient, right, reduce, arg, mask)`.
+
+    Raises:
+        ValueError: as above.
+    """
+    left, _, right, reduction, _, mask = call.inputs[:6]
+    return _reduced(sum(mask.constant) * _stored(left) * shape_of(right)[1], reduction.constant, left, right)
+
+
+def sparse_sampled(call: OpCall) -> Cost:
+    """Count `sparse_sampled_addmm(input, left, right)`: a dot product per stored element of the input.
+
+    Raises:
+        ValueError: nobody saw how many elements are stored.
+    """
+    source, left, right = call.inputs[:3]
+    return multiply_adds(_stored(source) * shape_of(left)[-1], left, right)
+
+
+def _stored(value: Value) -> int:
+    if value.stored is None:
+        raise ValueError("nobody saw how many elements are stored")
+    return value.stored
+
+
+def _reduced(count: int, reduction: object, left: Value, right: Value) -> Cost:
+    if reduction in ("sum", "mean"):
+        return multiply_adds(count, left, right)
+    if reduction in ("amax", "amin"):  # products that no sum follows
+        return multiplications(count, left, right)
+    raise ValueError(f"the reduction {reduction!r} is not known")
 
 
 def list_mm(call: OpCall) -> Cost:
@@ -139,6 +188,23 @@ def linear_packed(call: OpCall) -> Cost:
     # A packed weight has no readable shape: the result tells the number of outputs.
     source, result = call.inputs[0], call.outputs[0]
     return multiply_adds(numel_of(source) * shape_of(result)[-1])
+
+
+def linear_of_shape(call: OpCall) -> Cost:
+    """Count a linear layer `(input, packed weight, [out, in], ...)` of 4-bit numbers."""
+    source, weight, sizes = call.inputs[:3]
+    outs, _ = sizes.constant
+    return multiply_adds(numel_of(source) * outs, source, weight)
+
+
+def linear_with_outliers(call: OpCall) -> Cost:
+    """Count `int8_mixed_scaled_mm(_, input, weight: [out, in], _, _, outlier columns, ...)`.
+
+    The columns of outliers are multiplied once more, in floating point.
+    """
+    source, weight, outliers = call.inputs[1], call.inputs[2], call.inputs[5]
+    rows, (outs, ins) = prod(shape_of(source)[:-1]), shape_of(weight)
+    return multiply_adds(rows * outs * (ins + outliers.numel), source, weight)
 
 
 def linear_backward(call: OpCall) -> Cost:
@@ -248,18 +314,15 @@ def multi_dot(call: OpCall) -> Cost:
 def matrix_power(call: OpCall) -> Cost:
     """Count `matrix_power(matrices, n)`: squares, and products of some of them.
 
-    There is a square for each binary digit of `n` but the first, and a product for each further digit that is 1.
+    There is a square for each binary digit of `n` but the first, and a product for each further digit that is 1. A
+    negative power is one of the inverse.
     Source: `linalg_matrix_power` in ATen's native/LinearAlgebra.cpp.
-
-    Raises:
-        ValueError: `n` is negative, and powers of an inverse are taken.
     """
     matrices, power = call.inputs[0], call.inputs[1].constant
-    if power < 0:
-        raise ValueError(f"the power {power} takes an inverse, for which there is no count")
     # `bit_length - 1` squares and `bit_count - 1` products.
     products = power.bit_length() + power.bit_count() - 2 if power else 0
-    return multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
+    inverted = inverse(call) if power < 0 else Cost()
+    return inverted + multiply_adds(products * numel_of(matrices) * shape_of(matrices)[-1], matrices, matrices)
 
 
 def bilinear(call: OpCall) -> Cost:

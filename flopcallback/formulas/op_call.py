@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Value:
     A tensor has `shape`, `dtype` and `device`. A list of tensors has `items` and nothing else. A nested tensor has a
     `dtype`, and its components as `items`. A sparse tensor has a `dtype`, the number of stored elements in `stored`,
     and no shape, which would not say how much work there is. Anything else (numbers, strings, booleans, `None`, lists
-    of numbers, an absent optional tensor) is in `constant`.
+    of numbers, an absent optional tensor) is in `constant`. `needs_grad` says of a traced tensor that autograd follows
+    it; it is no part of what a value is.
     """
 
     shape: tuple[int, ...] | None = None
@@ -44,6 +45,7 @@ class Value:
     constant: Any = None
     items: tuple[Value, ...] | None = None
     stored: int | None = None
+    needs_grad: bool = field(default=False, compare=False, repr=False)
 
     @property
     def is_tensor(self) -> bool:

@@ -7,6 +7,7 @@ In the default total, as operations of their own:
 | interpolation, grid sampling | per output, 1 for each input value in it: nearest 1, linear 2, bilinear 4, cubic 16 |
 | the same in three dimensions | nearest 1, linear 8 |
 | adaptive average pooling, `mode="area"` | 1 per input element |
+| `roi_align` of torchvision | per output, 4 for each of its samples, if their number is given |
 
 The figures for nearest, bilinear and average pooling are those of fvcore. An antialiased filter that shrinks the image
 is wider, in proportion. Weights, which depend on the position alone, cost nothing.
@@ -37,6 +38,9 @@ __all__ = [
     "interpolation",
     "pool",
     "pool_backward",
+    "region_pool",
+    "roi_align",
+    "roi_align_backward",
 ]
 
 # Modes of `grid_sampler`, in ATen's order.
@@ -89,6 +93,43 @@ def grid_sampler_backward(call: OpCall) -> Cost:
     """
     gradient, _, _, mode, _, _, wanted = call.inputs[:7]
     return Cost(elementwise=sum(wanted.constant) * _taps(call, mode.constant) * elements(gradient))
+
+
+def roi_align(samples: int) -> Callable[[OpCall], Cost]:
+    """Return a formula of torchvision's `roi_align` and `ps_roi_align`: a mean of bilinear samples per output.
+
+    Args:
+        samples: position of the argument that says how many samples there are in each dimension.
+    """
+
+    def formula(call: OpCall) -> Cost:
+        return Cost(other=_bilinear_samples(call, samples) * numel_of(call.outputs[0]))
+
+    return formula
+
+
+def roi_align_backward(samples: int) -> Callable[[OpCall], Cost]:
+    """Return a formula of the gradient of `roi_align`, `(gradient, regions, ...)`."""
+
+    def formula(call: OpCall) -> Cost:
+        return Cost(elementwise=_bilinear_samples(call, samples) * elements(call.inputs[0]))
+
+    return formula
+
+
+def region_pool(call: OpCall) -> Cost:
+    """Refuse to count a pool over regions, whose sizes are data.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError("how many values a region has depends on data")
+
+
+def _bilinear_samples(call: OpCall, position: int) -> int:
+    if (ratio := call.inputs[position].constant) <= 0:
+        raise ValueError("without a sampling ratio, the number of samples depends on the regions, which are data")
+    return int(_TAPS_PER_DIMENSION[_BILINEAR] ** 2 * ratio**2)
 
 
 def adaptive_average_pool(call: OpCall) -> Cost:

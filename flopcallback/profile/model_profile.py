@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flopcallback.profile import columns, metrics
 from flopcallback.profile.metrics import by_name
-from flopcallback.profile.numbers import finite, is_whole
+from flopcallback.profile.numbers import bound_sign, finite, is_whole
 from flopcallback.profile.old_profiles import OLD_SCHEMAS, renewed
 from flopcallback.profile.reading import parsed, read
 from flopcallback.profile.rows import (
@@ -46,6 +46,7 @@ _CONFIG_TYPES: dict[str, Any] = {
     "flops.peak_source": str | None,
     "flops.input_shapes": tuple[tuple[int, ...], ...],
     "flops.unknown_operators": tuple[str, ...],
+    "flops.upper_bounds": tuple[str, ...],
 }
 """Types of the entries of a config that texts and comparisons read. Any may be missing, and there may be others."""
 
@@ -123,6 +124,16 @@ class ModelProfile:
         """
         # A profile that was made without this key is a lower bound if it has unknown operators.
         return bool(self.config.get("flops.is_lower_bound", bool(self.unknown)))
+
+    @property
+    def upper_bounds(self) -> tuple[str, ...]:
+        """Operators whose work depends on data that nobody saw, and counts as its maximum."""
+        return tuple(self.config.get("flops.upper_bounds") or ())  # type: ignore[arg-type]
+
+    @property
+    def bound(self) -> str:
+        """Sign before totals: `">= "`, `"<= "`, `"<> "` where it may be too low or too high, or nothing."""
+        return bound_sign(is_lower=self.is_lower_bound, is_upper=bool(self.upper_bounds))
 
     @property
     def unknown_calls(self) -> int:

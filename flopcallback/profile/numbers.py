@@ -6,13 +6,18 @@ import math
 import operator
 from typing import Any
 
-__all__ = ["LARGEST", "LARGEST_EXACT", "finite", "is_whole", "plain_number"]
+__all__ = ["LARGEST", "LARGEST_EXACT", "bound_sign", "finite", "is_whole", "plain_number"]
 
 LARGEST_EXACT = 2**53
 """Largest integer up to which a float64 is exact for every integer. Browsers and trackers keep numbers as float64."""
 
 LARGEST = int(1e300)
 """Largest number that is read from a file. A float64 ends at 1.8e308, so the sum of a million such numbers fits."""
+
+
+def bound_sign(*, is_lower: bool, is_upper: bool) -> str:
+    """Return `">= "` for a lower bound, `"<= "` for an upper one, `"<> "` for neither, else nothing."""
+    return {(True, False): ">= ", (False, True): "<= ", (True, True): "<> "}.get((is_lower, is_upper), "")
 
 
 def finite(value: Any) -> Any:

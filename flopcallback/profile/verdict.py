@@ -20,7 +20,8 @@ class Difference:
 
     Attributes:
         module: canonical name, `""` for the model. Modules inside it are counted with it.
-        family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"custom"` or `"spectral"`.
+        family: `"convolution"`, `"matmul"`, `"attention"`, `"recurrent"`, `"linear algebra"`, `"custom"` or
+            `"spectral"`.
         trace: FLOPs counted by the tracer.
         dispatch: FLOPs counted by the dispatcher.
         observer: FLOPs counted by the observer.

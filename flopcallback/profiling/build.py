@@ -122,6 +122,8 @@ def with_step(
     unknown = {name: reason for analysis in incomplete for name, reason in analysis.unknown_reasons().items()}
     missing = [f"{name} ({unknown[name]})" for name in sorted(unknown)]
     notes = [f"without a count: {', '.join(missing)}"] if missing else []
+    if at_most := sorted(set().union(*(analysis.upper_bounds().get("", set()) for analysis in counts.values()))):
+        notes.append(f"at most, as the work depends on data: {', '.join(at_most)}")
     forwards = _forwards_like(profile, steps, calls)
     differing = [row.path or profile.name for row in profile.modules if forwards[row.path] != calls * row.flops]
     if differing:
@@ -235,6 +237,7 @@ class _Counts:
         families: family by operator.
         output_shapes: shape of the last tensor that each module returned.
         is_lower_bound: True once a run, or a module that was not seen, makes the total a lower bound.
+        upper_bounds: operators that count as their maximum.
     """
 
     statistics: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -248,6 +251,7 @@ class _Counts:
     families: dict[str, str] = field(default_factory=dict)
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_lower_bound: bool = False
+    upper_bounds: set[str] = field(default_factory=set)
 
     def add(self, run: ObservedRun, model: nn.Module, *, elementwise: bool) -> None:
         flops, macs = _Flops.of_run(run, model), FlopCountAnalysis.of_run(run, model, elementwise=elementwise)
@@ -262,6 +266,7 @@ class _Counts:
         self.unknown.update(macs.unknown_reasons())
         self.unknown_calls.update({name: macs.unknown_ops(name).total() for name in run.names.unique})
         self.is_lower_bound |= macs.is_lower_bound
+        self.upper_bounds |= macs.upper_bounds().get("", set())
         self.output_shapes.update(run.output_shapes)
         self._add_calls(macs.counted_calls())
         for name, analysis in statistics.items():
@@ -377,6 +382,7 @@ def _config(
         "flops.engine": next((engine for engine in engines if engine != TRACE), TRACE),
         "flops.engine_reason": "; ".join(dict.fromkeys(run.engine_reason for run in runs if run.engine_reason)),
         "flops.is_lower_bound": counts.is_lower_bound,
+        **({"flops.upper_bounds": sorted(counts.upper_bounds)} if counts.upper_bounds else {}),
         "flops.device": _device_text(conditions.device),
         "flops.dtype": str(conditions.dtype).removeprefix("torch."),
         "flops.peak_tflops": None if conditions.peak is None else conditions.peak.flops_per_s / 1e12,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
+from flopcallback.profile.numbers import bound_sign
 from flopcallback.profile.rows import CPU_CLOCK, share
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.units import milliseconds, percent, si
@@ -41,7 +42,7 @@ WORTH_SAYING = 0.1
 def headline(profile: ModelProfile) -> str:
     """Return the profile in one line: model, FLOPs, parameters and time."""
     call = "one call" if profile.phase == "call" else f"one {profile.phase} step, forward"
-    parts = [f"{at_least(profile.is_lower_bound)}{si(profile.forward_flops, 'FLOPs')}"]
+    parts = [f"{profile.bound}{si(profile.forward_flops, 'FLOPs')}"]
     if profile.root is not None:
         parts.append(f"{si(profile.root.params)} parameters")
     if profile.forward_ms is not None:
@@ -61,14 +62,20 @@ def footer(profile: ModelProfile) -> list[str]:
     """
     counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
     times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow_modules(profile), _outside(profile))
-    ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile))
+    ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile), _at_most(profile))
     return [line for line in (*counts, *times, *ends) if line]
+
+
+def _at_most(profile: ModelProfile) -> str:
+    if not profile.upper_bounds:
+        return ""
+    return f"at most: the work of {', '.join(profile.upper_bounds)} depends on data, and counts as its maximum"
 
 
 def _convention(profile: ModelProfile) -> str:
     # Elementwise work is in `macs` alone, and there only where it was asked for.
     elementwise = " with elementwise work" if profile.config.get("flops.elementwise") else ""
-    bound = at_least(profile.is_lower_bound)
+    bound = profile.bound
     return (
         f"forward: {bound}{profile.forward_flops:,} FLOPs, 2 per multiply-add; "
         f"{bound}{profile.forward_macs:,} macs{elementwise}"
@@ -176,10 +183,8 @@ def _compute(profile: ModelProfile) -> str:
 
 def bound_of(training: Mapping[str, int | float]) -> str:
     """Return the sign in front of a training's compute, if its true value is larger or smaller."""
-    is_lower, is_upper = training.get(metrics.LOWER_BOUND.name), training.get(metrics.UPPER_BOUND.name)
-    if is_lower and is_upper:
-        return "~ "
-    return ">= " if is_lower else "<= " if is_upper else ""
+    lower, upper = training.get(metrics.LOWER_BOUND.name), training.get(metrics.UPPER_BOUND.name)
+    return bound_sign(is_lower=bool(lower), is_upper=bool(upper))
 
 
 def estimate_of(training: Mapping[str, int | float]) -> str:

@@ -55,6 +55,7 @@ class RunRow:
         metric: last value of the compared metric.
         curve: pairs of FLOPs spent and metric, one per logged value.
         is_lower_bound: True if work is missing from its FLOPs.
+        is_upper_bound: True if work that depends on data counts as its maximum.
         estimated_pct: percentage of its compute that was interpolated instead of counted.
         is_on_front: True if no other run has as good a metric for as little compute.
     """
@@ -65,6 +66,7 @@ class RunRow:
     metric: float | None = None
     curve: Sequence[tuple[float, float]] = ()
     is_lower_bound: bool = False
+    is_upper_bound: bool = False
     estimated_pct: float = 0.0
     is_on_front: bool = False
 
@@ -198,6 +200,7 @@ def _row(run: RunRecord, metric: str, name: str) -> RunRow:
         metric=run.figures.get(metric) if metric else None,
         curve=tuple(metric_against_compute(run, metric)) if metric else (),
         is_lower_bound=run.config.get("flops.is_lower_bound") is True,
+        is_upper_bound=bool(run.config.get("flops.upper_bounds")),
         estimated_pct=estimated if math.isfinite(estimated) else 0.0,
     )
 

@@ -9,48 +9,61 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import DispatchKey
 from torch.nn.parameter import is_lazy
 
+from flopcallback.formulas.attention import PACKED
 from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.formulas.registry import Counted, lookup
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return
-from flopcallback.tracing.record import Region
-from flopcallback.tracing.regions import AUTOGRAD_FUNCTION, FLEX_ATTENTION
+from flopcallback.tracing.record import AUTOGRAD_FUNCTION, Region
+from flopcallback.tracing.regions import FLEX_ATTENTION
 from flopcallback.tracing.torch_private import (
+    DENSE,
     LOOKED_INTO,
+    PLAIN_TENSORS,
     OpOverload,
+    OpOverloadPacket,
     TorchDispatchMode,
+    as_without_modes,
     disable_current_modes,
     dispatch_modes,
     fake_mode,
+    has_python_body,
     nested_shapes,
     operator_name,
+    packed_weight,
+    python_kernel,
     schema_of,
     stored_values,
     tree_leaves,
     views_are_marked,
 )
 
-__all__ = ["DispatchRecorder", "look_up", "value_of"]
+__all__ = ["DispatchRecorder", "entered_operator", "in_schema_order", "look_up", "value_of"]
 
 
 def value_of(argument: Any) -> Value:
-    """Describe an operator's argument or result by shape, dtype or constant."""
+    """Describe an operator's argument or result by shape, dtype or constant.
+
+    The packed parameters of a quantized layer are described by their weight.
+    """
     if isinstance(argument, torch.Tensor):
         if is_lazy(argument):
             return Value(dtype=argument.dtype)
-        if argument.is_nested or argument.layout != torch.strided:
+        if argument.is_nested or argument.layout not in DENSE:
             return _without_shape(argument)
         return Value(tuple(argument.shape), argument.dtype, argument.device)
     if isinstance(argument, (list, tuple)):
         if any(isinstance(item, torch.Tensor) for item in argument):
             return Value(items=tuple(map(value_of, argument)))
         return Value(constant=list(argument))
-    return Value(constant=argument)
+    weight = packed_weight(argument)
+    return Value(constant=argument) if weight is None else value_of(weight)
 
 
 def _without_shape(tensor: torch.Tensor) -> Value:
@@ -76,11 +89,26 @@ def _parameters(func: OpOverload) -> tuple[tuple[str, Any], ...]:
     return tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema_of(func).arguments)
 
 
-def _in_schema_order(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
-    """Describe all arguments in the order of the schema, defaults filled in."""
+def in_schema_order(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Value, ...]:
+    """Describe all arguments in the order of the schema, defaults filled in.
+
+    Lengths of packed sequences come with their values: those of a tensor on a device are waited for.
+    """
     not_positional = _parameters(func)[len(args) :]
-    named = (value_of(kwargs.get(name, default)) for name, default in not_positional)
-    return (*map(value_of, args), *named)
+    arguments = (*args, *(kwargs.get(name, default) for name, default in not_positional))
+    if (longest := PACKED.get(operator_name(func))) is None:
+        return tuple(map(value_of, arguments))
+    before, lengths, after = arguments[: longest - 3], arguments[longest - 3 : longest - 1], arguments[longest - 1 :]
+    return (*map(value_of, before), *map(_with_values, lengths), *map(value_of, after))
+
+
+def _with_values(argument: Any) -> Value:
+    """Describe a small tensor with its values, where it has any."""
+    value = value_of(argument)
+    if type(argument) not in PLAIN_TENSORS or argument.is_meta:
+        return value
+    with disable_current_modes():
+        return replace(value, constant=argument.tolist())
 
 
 def _written_to(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -112,6 +140,44 @@ def _is_looked_into(cls: type) -> bool:
     return any((base.__module__, base.__qualname__) in LOOKED_INTO for base in cls.__mro__)
 
 
+def entered_operator(function: Any, args: Any, kwargs: Any) -> OpOverload | None:
+    """Return the operator that a call runs, if a trace of its arguments does not say all that counts.
+
+    It is a library's without a formula, and is composite or has a body in Python; or it takes packed sequences.
+
+    Args:
+        function: of a type in `regions.OVERLOADS`.
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+    if isinstance(function, OpOverloadPacket):
+        overloads = function.overloads()
+        if len(overloads) != 1:  # which of them it will be is decided below Python
+            return None
+        function = getattr(function, overloads[0])
+    operator: OpOverload = function
+    if operator_name(operator) in PACKED:
+        return operator
+    if not _is_looked_through(operator):
+        return None
+    tensors = _tensors_of(args, kwargs)
+    has_body = _is_composite(operator) or (bool(tensors) and has_python_body(operator, tensors[0].device))
+    return operator if has_body else None
+
+
+def _is_looked_through(func: OpOverload) -> bool:
+    """Return whether an operator is a library's, without a formula."""
+    name = operator_name(func)
+    return not name.startswith(_TORCHS_OWN) and lookup(name) is None
+
+
+_TORCHS_OWN = ("aten::", "prim::", "prims::")
+
+
+def _tensors_of(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+
+
 def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
     """Let a composite operator mark its views, as without a mode.
 
@@ -119,7 +185,7 @@ def _as_without_a_mode(func: OpOverload) -> AbstractContextManager[Any]:
     `requires_grad`, and `matmul` then multiplies in another order: the last digits of a `linear` on a transposed input
     would differ (2.13).
     """
-    if not _is_composite(func) or _marks_views(func):
+    if not (_is_composite(func) or _is_looked_through(func)) or _marks_views(func):
         return nullcontext()
     return views_are_marked()
 
@@ -154,6 +220,7 @@ class DispatchRecorder(TorchDispatchMode):
     Args:
         scope: returns the running modules, given the arguments of the operator.
         before_write: called with every tensor that is about to be written to.
+        entered: operator that is being entered: what runs inside it is recorded without it.
     """
 
     # Higher-order operators (`cond`, flex attention) arrive as well and count as unknown; without this they raise.
@@ -163,9 +230,11 @@ class DispatchRecorder(TorchDispatchMode):
         self,
         scope: Callable[[tuple[Any, ...]], Scope],
         before_write: Callable[[torch.Tensor], None] | None = None,
+        entered: str = "",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[OpCall | Region] = []
+        self._entered = entered
         self._scope = scope
         self._thread = threading.get_ident()
         self._before_write = before_write
@@ -193,10 +262,28 @@ class DispatchRecorder(TorchDispatchMode):
         if self._before_write is not None and schema_of(func).is_mutable:
             for tensor in _written_to(func, args, kwargs):
                 self._before_write(tensor)
+        kernel = python_kernel(func, _tensors_of(args, kwargs)) if _is_looked_through(func) else None
+        if kernel is not None:
+            return self._enter_operator(func, kernel, args, kwargs)
         with _as_without_a_mode(func):
             result = func(*args, **kwargs)
         self._keep(lambda: self._described(func, args, kwargs, result))
         return result
+
+    def _enter_operator(self, func: OpOverload, kernel: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the Python code of a library's operator, and record what runs inside."""
+        result: Any = None
+        outer, self.calls = self.calls, []
+        try:
+            with as_without_modes(func), self, _as_without_a_mode(func):
+                result = kernel(*args, **kwargs)
+            return result
+        finally:  # also after an error, as in `enter`
+            body, self.calls = self.calls, outer
+            if operator_name(func) == self._entered:
+                self.calls += body
+            else:
+                self._keep(lambda: Region.of_operator(self._described(func, args, kwargs, result), body))
 
     def step_aside(self, call: CompiledCall) -> Return | None:
         """Leave this mode for compiled code, and record that as one operator."""
@@ -222,7 +309,7 @@ class DispatchRecorder(TorchDispatchMode):
 
     def _described(self, func: OpOverload, args: tuple[Any, ...], kwargs: Any, result: Any) -> OpCall:
         outputs = tuple(value_of(leaf) for leaf in tree_leaves(result))
-        return OpCall(operator_name(func), _in_schema_order(func, args, kwargs), outputs, self._scope(args))
+        return OpCall(operator_name(func), in_schema_order(func, args, kwargs), outputs, self._scope(args))
 
     def _named(self, name: str, args: Any, kwargs: Any, result: Any, scope: Scope | None = None) -> OpCall:
         inputs = tuple(map(value_of, tree_leaves((args, kwargs))))

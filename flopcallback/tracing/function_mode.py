@@ -11,21 +11,22 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from flopcallback.tracing.dispatch import entered_operator
 from flopcallback.tracing.regions import CONVOLUTIONS, META_CONVOLUTION, OVERLOADS, RunRegion, is_meta_convolution
 from flopcallback.tracing.torch_private import (
+    PLAIN_TENSORS,
     get_value_trace,
     is_any_autocast_enabled,
+    operator_name,
     set_tracing_state,
     set_value_trace,
     tracing_state,
     tree_leaves,
 )
 
-__all__ = ["PLAIN_TENSORS", "BeforeWrite", "FunctionMode", "KnownTensors"]
+__all__ = ["BeforeWrite", "FunctionMode", "KnownTensors"]
 
 BeforeWrite = Callable[[torch.Tensor], None]
-
-PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 # Asked under the tracer, these answer with traced tensors, or cost three nodes each; asked aside, with plain Python
 # values, which is what the model's own code would see without us.
@@ -166,8 +167,11 @@ class FunctionMode(TorchFunctionMode):
             func(*args, **kwargs)
             self._known.register(args[0])
             return None
-        if (func in CONVOLUTIONS or type(func) in OVERLOADS) and is_meta_convolution(func, args, kwargs):
+        is_overload = type(func) in OVERLOADS
+        if (is_overload or func in CONVOLUTIONS) and is_meta_convolution(func, args, kwargs):
             return self._region(META_CONVOLUTION, func, args, kwargs)
+        if is_overload and (operator := entered_operator(func, args, kwargs)) is not None:
+            return self._region(operator_name(operator), operator, args, kwargs)
         try:
             if type(func) is types.FunctionType:
                 # Many operators: a second try after a complaint would count the first ones twice.

@@ -14,22 +14,24 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import TorchFunctionMode
 
-from flopcallback.formulas.op_call import OpCall, Scope
+from flopcallback.formulas.op_call import OpCall, Scope, Value
 from flopcallback.modules.compiled import COMPILED, After, CompiledCall, Return, stepping_aside
-from flopcallback.tracing.dispatch import DispatchRecorder, value_of
-from flopcallback.tracing.function_mode import PLAIN_TENSORS, BeforeWrite, FunctionMode, KnownTensors
+from flopcallback.tracing.dispatch import DispatchRecorder, in_schema_order, value_of
+from flopcallback.tracing.function_mode import BeforeWrite, FunctionMode, KnownTensors
 from flopcallback.tracing.observed import NotNow
-from flopcallback.tracing.record import REGION_MARK, SCOPE_MARK, GraphLog, Region
+from flopcallback.tracing.record import AUTOGRAD_FUNCTION, REGION_MARK, SCOPE_MARK, GraphLog, Region
 from flopcallback.tracing.regions import (
-    AUTOGRAD_FUNCTION,
     FLEX_ATTENTION,
+    META_CONVOLUTION,
     intercept_untraceable,
     replaced,
 )
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import (
+    PLAIN_TENSORS,
     PYTHON_FUNCTIONS,
+    OpOverload,
     create_graph_by_tracing,
     function_modes,
     get_value_trace,
@@ -137,7 +139,8 @@ class _Tracer:
         if state is None:
             aside = self._threads.recorder() or self._recorder
             return call(*args, **kwargs) if aside is None else aside.region(kind, call, args, kwargs)
-        recorder = DispatchRecorder(self._scopes.scope_of, self._before_write)
+        operator = call if isinstance(call, OpOverload) and kind != META_CONVOLUTION else None
+        recorder = DispatchRecorder(self._scopes.scope_of, self._before_write, entered=kind if operator else "")
         outputs: list[torch.Tensor] = []
         # An autograd function has a node of the tracer's own, which has these values. It is not complete yet, and the
         # nodes that come before it are copied into it: they may use nothing that comes from elsewhere.
@@ -151,13 +154,14 @@ class _Tracer:
             return result
         finally:  # what ran before a piece raised has run, and the model may catch the error
             self._recorder = None
-            inputs = tuple(map(value_of, tree_leaves((args, kwargs))))
-            seen = OpCall(kind, inputs, tuple(map(value_of, outputs)), self._scopes.current)
+            in_order = _values_in((args, kwargs)) if operator is None else in_schema_order(operator, args, kwargs)
+            seen = OpCall(kind, in_order, tuple(map(value_of, outputs)), self._scopes.current)
             set_tracing_state(state)
             values = self._mark(REGION_MARK, len(self._regions), handed, len(outputs))
             for output, value in zip(outputs, values, strict=True):
                 set_value_trace(output, value)
-            self._regions.append(Region(seen, tuple(recorder.calls)))
+            made = Region if operator is None else Region.of_operator
+            self._regions.append(made(seen, tuple(recorder.calls)))
 
     def _step_aside(self, call: CompiledCall) -> Return | None:
         """Stop tracing for compiled code, and mark it in the graph afterwards."""
@@ -179,7 +183,7 @@ class _Tracer:
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             for output in outputs:
                 self._known.register(output)
-            inputs = tuple(map(value_of, tree_leaves((call.args, call.kwargs))))
+            inputs = _values_in((call.args, call.kwargs))
             seen = OpCall(COMPILED + call.name, inputs, tuple(map(value_of, outputs)), self._scopes.current)
             self._mark(REGION_MARK, len(self._regions), handed)
             self._regions.append(Region(seen, None))
@@ -225,6 +229,10 @@ class _Tracer:
         node.i_("index", index)
         self._graph.insertNode(node)
         return node.outputs()
+
+
+def _values_in(arguments: Any) -> tuple[Value, ...]:
+    return tuple(map(value_of, tree_leaves(arguments)))
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class MarkedScopes(ModuleScopes):
         for value in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(value, torch.Tensor):
                 self._keep_sparse(value)
-            elif not isinstance(value, PLAIN):
+            elif type(value) not in PLAIN:
                 for tensor in tensors_in(value):
                     self._keep_sparse(tensor)
 

@@ -6,7 +6,7 @@ The shapes of a traced operator are read from the graph when they are asked for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,18 @@ import torch
 from flopcallback.formulas.op_call import ROOT, OpCall, Scope, Value
 from flopcallback.formulas.registry import Free, lookup
 
-__all__ = ["GraphLog", "Operation", "OperatorLog", "Region", "leaves_memory_empty", "read_value"]
+__all__ = [
+    "AUTOGRAD_FUNCTION",
+    "GraphLog",
+    "Operation",
+    "OperatorLog",
+    "Region",
+    "leaves_memory_empty",
+    "leaves_some_empty",
+    "read_value",
+]
 
+AUTOGRAD_FUNCTION = "prim::PythonOp."  # the tracer's prefix; the name of the function's class follows
 # Kinds of the nodes that we insert into a traced graph. Their attribute `index` refers to `GraphLog.scopes` and
 # `GraphLog.regions`.
 SCOPE_MARK = "flopcallback::scope"
@@ -75,6 +85,26 @@ class Region:
             return Operation(self.call.operator, self.call.scope, seen=self.call)
         return Operation(self.call.operator, self.call.scope, seen=self.call, body=tuple(map(_seen, self.body)))
 
+    @classmethod
+    def of_operator(cls, call: OpCall, body: Sequence[OpCall | Region]) -> Region:
+        """Return a library's operator with what could be seen of its work.
+
+        Where a kernel that PyTorch does not see did some of it, the operator itself is unknown among what it did.
+        """
+        names = set(_names(body))
+        if all(isinstance(lookup(name), Free) for name in names):
+            return cls(call, None)
+        return cls(call, (*body, call) if leaves_some_empty(names) else tuple(body))
+
+
+def _names(body: Iterable[OpCall | Region]) -> Iterator[str]:
+    """Yield the operators of a body, with those inside of autograd functions."""
+    for inner in body:
+        if isinstance(inner, Region) and inner.call.operator.startswith(AUTOGRAD_FUNCTION):
+            yield from _names(inner.body or ())
+        else:
+            yield inner.call.operator if isinstance(inner, Region) else inner.operator
+
 
 def _seen(call: OpCall | Region) -> Operation:
     return call.operation() if isinstance(call, Region) else Operation(call.operator, call.scope, seen=call)
@@ -94,7 +124,21 @@ def leaves_memory_empty(operators: Collection[str]) -> bool:
     operator is free and writes nothing.
     """
     makes = not operators or not _EMPTY.isdisjoint(operators)
-    return makes and not any(name.endswith("_") or not isinstance(lookup(name), Free) for name in operators)
+    return makes and not any(_may_write(name) for name in operators)
+
+
+def _may_write(operator: str) -> bool:
+    row = lookup(operator)
+    # What other processes have sent is written to memory that was allocated for it.
+    return operator.endswith("_") or not isinstance(row, Free) or row.reason == "communication"
+
+
+def leaves_some_empty(operators: Collection[str]) -> bool:
+    """Return whether memory was allocated, and no operator by its name writes to any.
+
+    Then a kernel wrote to it, unseen by PyTorch, or it is not used.
+    """
+    return not _EMPTY.isdisjoint(operators) and not any(name.endswith("_") for name in operators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +238,12 @@ def read_value(value: torch.Value) -> Value:
     """
     if value.isCompleteTensor():
         tensor_type: Any = value.type()
-        return Value(tuple(tensor_type.sizes()), tensor_type.dtype(), tensor_type.device())
+        return Value(
+            tuple(tensor_type.sizes()),
+            tensor_type.dtype(),
+            tensor_type.device(),
+            needs_grad=tensor_type.requires_grad(),
+        )
     node = value.node()
     kind = node.kind()
     if kind == "prim::Constant":

@@ -13,7 +13,7 @@ from torch import DispatchKey
 from flopcallback.formulas.cost import HARDWARE_FAMILIES, Family
 from flopcallback.formulas.registry import Counted, Free, lookup
 from flopcallback.tracing.marks import STOPPED, Mark, Marks
-from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
+from flopcallback.tracing.record import AUTOGRAD_FUNCTION
 from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
 
 __all__ = ["Kind", "Kinds", "Rank"]
@@ -58,6 +58,11 @@ class Kind(NamedTuple):
     region: str = ""
     is_whole: bool = False
     family: Family | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether it is nothing but what is inside: a mark, or an autograd function."""
+        return self.mark is not None or self.region.startswith(AUTOGRAD_FUNCTION)
 
 
 class Kinds:

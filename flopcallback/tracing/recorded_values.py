@@ -13,7 +13,7 @@ from torch import DispatchKey
 
 from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
-from flopcallback.tracing.torch_private import disable_current_modes, schema_of, tree_leaves
+from flopcallback.tracing.torch_private import DENSE, disable_current_modes, schema_of, tree_leaves
 
 __all__ = ["are_real", "has_lists", "inputs_of", "lacks_tensor", "outputs_of", "own_inputs", "refuses"]
 
@@ -107,7 +107,7 @@ def _value(argument: Any, stored: Mapping[int | None, int]) -> Value:
         return Value(items=tuple(_value(item, stored) for item in argument))
     if (layout := getattr(argument, "layout", None)) is None:
         return Value(constant=argument)
-    if layout is not torch.strided:  # how much work it is does not follow from its shape
+    if layout not in DENSE:  # how much work it is does not follow from its shape
         return Value(dtype=argument.dtype, stored=stored.get(argument.impl_ptr))
     return Value(tuple(argument.sizes), argument.dtype, argument.device)
 

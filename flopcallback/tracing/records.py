@@ -16,7 +16,7 @@ from flopcallback.tracing.marked_scopes import MarkedScopes
 from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed, without_grad
-from flopcallback.tracing.record import Region, leaves_memory_empty
+from flopcallback.tracing.record import AUTOGRAD_FUNCTION, Region, leaves_memory_empty, leaves_some_empty
 from flopcallback.tracing.record_kinds import Kind, Kinds, Rank
 from flopcallback.tracing.recorded_values import (
     are_real,
@@ -27,7 +27,6 @@ from flopcallback.tracing.recorded_values import (
     own_inputs,
     refuses,
 )
-from flopcallback.tracing.regions import AUTOGRAD_FUNCTION
 
 __all__ = ["Placed", "read_records"]
 
@@ -263,15 +262,22 @@ class _Reading:
                 names += [grandchild.name for grandchild in child.children]
             else:
                 names.append(child.name)
-        if kind.rank is Rank.UNKNOWN and all(self._kinds.of(name).is_free for name in names):
+        if kind.rank is Rank.UNKNOWN and self._are_free(event.children):
             found.append(_Found(event, kind.region, place))  # it has left PyTorch, or only copies: nobody knows
             return kind.rank
+        if kind.rank is Rank.UNKNOWN and leaves_some_empty(names):
+            inner.append(_Found(event, kind.region, place))  # it has left PyTorch for some of its work
         if kind.is_whole or self._families is None or leaves_memory_empty(names):
             free = [_Found(None, name, place) for name in names if self._kinds.of(name).is_free]
             found.append(_Found(event, kind.region, place, [*free, *inner], number))
             return max(rank, kind.rank)
         found += inner
         return rank
+
+    def _are_free(self, events: Iterable[Any]) -> bool:
+        """Return whether nothing in records costs anything, also inside of autograd functions."""
+        kinds = ((event, self._kinds.of(event.name)) for event in events)
+        return all(kind.is_free or (kind.is_open and self._are_free(event.children)) for event, kind in kinds)
 
     def _says_more(self, inner: Iterable[_Found], rank: Rank, kind: Kind) -> bool:
         """Return whether what was found inside an operator counts instead of it."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from flopcallback.modules.compiled import After, CompiledCall, Return, as_written, stepping_aside, with_known_count
 from flopcallback.modules.wrappers import wrap_on_instance
+from flopcallback.tracing.record import AUTOGRAD_FUNCTION
 from flopcallback.tracing.torch_private import (
     BACKWARD_CLASS,
     COMPILED_CALL,
@@ -30,7 +31,6 @@ from flopcallback.tracing.torch_private import (
 )
 
 __all__ = [
-    "AUTOGRAD_FUNCTION",
     "CONVOLUTIONS",
     "FLEX_ATTENTION",
     "META_CONVOLUTION",
@@ -48,7 +48,6 @@ __all__ = [
 
 FLEX_ATTENTION = "higher_order::flex_attention"
 META_CONVOLUTION = "flopcallback::meta_convolution"
-AUTOGRAD_FUNCTION = "prim::PythonOp."  # the tracer's prefix; the name of the function's class follows
 RunRegion = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Function that runs a piece of a call: `region(kind, call, args, kwargs)` returns `call(*args, **kwargs)`."""
 

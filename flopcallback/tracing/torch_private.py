@@ -16,10 +16,12 @@ A name is private if it, or a package that it is in, begins with an underscore. 
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -95,6 +97,7 @@ NAMES: tuple[Private, ...] = (
     ),
     # --- Autograd ---
     Private("torch._C._autograd._get_sequence_nr", "meter, owners, profiler_broker", _RECORDS, RECORDS),
+    Private("torch._C._functions.AccumulateGrad._sequence_nr", "beside", "the backward of modules in compiled code"),
     Private("torch._C._current_graph_task_id", "outermost, latency", "nothing: the node that runs tells it, too"),
     Private("torch._C._current_autograd_node", "outermost, latency", "nothing: asked where the number is not known"),
     # --- The profiler ---
@@ -147,6 +150,14 @@ NAMES: tuple[Private, ...] = (
         "dispatch",
         "under inference_mode, the last digits of a `linear` that the dispatcher observes",
     ),
+    *_rows(
+        "torch._C._dispatch_keys torch._C._after_ADInplaceOrView_keyset torch._C._RestorePythonTLSSnapshot "
+        "torch._C._AutoDispatchBelowAutograd torch.library._impls",
+        "dispatch",
+        "what runs inside a library operator: it is unknown without a formula",
+    ),
+    Private("torch._mkldnn", "dispatch, recorded_values", "work on tensors in oneDNN's layout: it is unknown"),
+    Private("torch.ScriptObject._type", "dispatch", "quantized convolutions: they are unknown, and shown so"),
     *_rows(
         "torch.utils._python_dispatch._is_in_torch_dispatch_mode "
         "torch.utils._python_dispatch._is_in_non_infra_torch_dispatch_mode",
@@ -393,14 +404,22 @@ nodes_so_far: Callable[[], int] = _sequence_nr or (lambda: 0)
 """Returns how many autograd nodes this thread has made so far; always 0 if that is unknown."""
 
 
+def current_node() -> Any:
+    """Return the autograd node that this thread's backward runs, or None."""
+    return None if _node is None else _node()
+
+
+def number_of(node: Any) -> int:
+    """Return how many nodes its thread had made before an autograd node."""
+    return int(node._sequence_nr())
+
+
 def is_backward_running() -> bool:
     """Return whether autograd runs a backward in this thread.
 
     A call of a module is then a recomputation.
     """
-    if _graph_task is not None:
-        return bool(_graph_task() != -1)
-    return _node is not None and _node() is not None
+    return current_node() is not None if _graph_task is None else _graph_task() != -1
 
 
 # --- The profiler ---
@@ -561,6 +580,63 @@ def new_fake_mode() -> Any:
 def views_are_marked() -> AbstractContextManager[Any]:
     """Return a context in which operators under a mode mark their views."""
     return nullcontext() if _set_excluded is None else _set_excluded(DispatchKey.ADInplaceOrView, False)
+
+
+DENSE = frozenset({torch.strided, _found["torch._mkldnn"] or torch.strided})
+"""Layouts of tensors whose shape says how many elements there are; oneDNN's orders them another way."""
+
+_keys_of: Any = _found["torch._C._dispatch_keys"]
+_below_autograd_keys: Any = _found["torch._C._after_ADInplaceOrView_keyset"]
+_as_on_entry: Any = _found["torch._C._RestorePythonTLSSnapshot"]
+_below_autograd: Any = _found["torch._C._AutoDispatchBelowAutograd"]
+_CAN_ENTER = all(each is not None for each in (_keys_of, _below_autograd_keys, _as_on_entry, _below_autograd))
+PLAIN_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+"""Types of tensors that are what they seem."""
+
+
+def python_kernel(func: OpOverload, tensors: Sequence[torch.Tensor]) -> Callable[..., Any] | None:
+    """Return the kernel of an operator, to be called past all modes, if it was written in Python.
+
+    It takes the operator's arguments. None also if there is no tensor to choose it by, or one of a subclass.
+
+    Args:
+        func: the operator.
+        tensors: its arguments that are tensors.
+    """
+    is_plain = bool(tensors) and all(type(tensor) in PLAIN_TENSORS for tensor in tensors)
+    if not (_CAN_ENTER and is_plain and has_python_body(func, tensors[0].device)):
+        return None
+    keys = functools.reduce(or_, map(_keys_of, tensors)) & _below_autograd_keys
+    return functools.partial(func.redispatch, keys)
+
+
+@contextmanager
+def as_without_modes(func: OpOverload) -> Iterator[None]:
+    """Let a kernel that a mode calls run as it would without the mode.
+
+    In a mode's handler autocast and autograd are switched off; here they are as the operator's caller had them.
+    """
+    # An operator with an autograd kernel of its own switches autograd off below it.
+    has_autograd = func.has_kernel_for_dispatch_key(DispatchKey.Autograd)
+    with _as_on_entry(), _below_autograd() if has_autograd else nullcontext():
+        yield
+
+
+def has_python_body(func: OpOverload, device: torch.device) -> bool:
+    """Return whether an operator's kernel for a device was written in Python."""
+    written = getattr(torch.library, "_impls", ())
+    place = func.name().replace("::", "/")
+    return any(f"{place}/{key}" in written for key in (device.type.upper(), "CompositeExplicitAutograd"))
+
+
+def packed_weight(argument: Any) -> torch.Tensor | None:
+    """Return the weight in the packed parameters of a quantized layer, else None."""
+    kind = getattr(argument, "_type", None) if isinstance(argument, torch.ScriptObject) else None
+    if kind is None or not kind().qualified_name().startswith("__torch__.torch.classes.quantized."):
+        return None
+    packed: Any = argument
+    weight: torch.Tensor = packed.unpack()[0]
+    return weight
 
 
 def schema_of(func: OpOverload) -> Any:

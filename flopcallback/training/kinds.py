@@ -32,7 +32,7 @@ __all__ = [
 TRUSTED = 5
 """Observed steps that have to agree before the steps in between are beyond doubt."""
 
-LOWER, UPPER, EITHER = BOUNDS = ">=", "<=", "~"
+LOWER, UPPER, EITHER = BOUNDS = ">=", "<=", "<>"
 """Signs between the true cost of a step and its count: something is not counted, is counted too high, or both."""
 
 

@@ -231,8 +231,7 @@ def _free(fallback: str | os.PathLike[str]) -> Path:
 
 def _line(profile: ModelProfile) -> str:
     """Return the profile as one line of text."""
-    bound = ">= " if profile.is_lower_bound else ""
-    parts = [f"{profile.phase_prefix}forward {bound}{si(profile.forward_flops, 'FLOPs')}"]
+    parts = [f"{profile.phase_prefix}forward {profile.bound}{si(profile.forward_flops, 'FLOPs')}"]
     if profile.forward_ms is not None:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.step is not None:

@@ -15,6 +15,7 @@ from torch import nn
 from flopcallback.modules.compiled import CompiledCode
 from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.model_profile import ModelProfile
+from flopcallback.profile.numbers import bound_sign
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import NotNow, Observed
@@ -27,7 +28,7 @@ from flopcallback.training.audits import NEVER
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
-from flopcallback.training.kinds import LOWER, StepCost
+from flopcallback.training.kinds import StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
@@ -349,7 +350,9 @@ class Training:
                     # Of products with a dimension of 1, compiled code leaves no records: all its steps may have some.
                     steps.distrust_compiled()
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
-                bound = LOWER if any(analysis.is_lower_bound for analysis in counts.values()) else ""
+                is_lower = any(analysis.is_lower_bound for analysis in counts.values())
+                is_upper = any(analysis.is_upper_bound for analysis in counts.values())
+                bound = bound_sign(is_lower=is_lower, is_upper=is_upper).strip()
                 total = sum(flops.values())
                 self._meter.set_observed_cost(
                     StepCost(total, flops[FORWARD], flops[RECOMPUTE], flops[WITHOUT_GRAD], bound)

@@ -46,9 +46,9 @@ class Looking(nn.Module):
         return x * x.sum().item()
 
 
-class Solving(nn.Module):
+class Exponential(nn.Module):
     def forward(self, x):
-        return torch.linalg.solve(x.T @ x + torch.eye(3), x.T)
+        return torch.linalg.matrix_exp(x.T @ x / 100)
 
 
 class Sparse(nn.Module):

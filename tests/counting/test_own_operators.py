@@ -1,4 +1,4 @@
-"""Operators of a user's own: an autograd function by body or formula, a custom operator by formula, in both engines."""
+"""Operators of a user's own: an autograd function and a custom operator by body or formula, in both engines."""
 
 from __future__ import annotations
 
@@ -217,11 +217,11 @@ def test_pruning_keeps_what_an_autograd_function_is_given(model_of, x):
 
 @ENGINES
 class TestACustomOperator:
-    def test_is_unknown_without_a_formula(self, x, engine):
-        """Its body is not entered: what it hands to a kernel of its own could not be seen, and would be missing."""
-        flops = FlopCountAnalysis(banded, (x, ones(5, 3)), engine=engine)
-        assert flops.unknown_ops() == {"flopcallback_tests::banded": 1}
-        assert flops.is_lower_bound
+    def test_is_counted_by_what_runs_inside_without_a_formula(self, x, engine):
+        flops = FlopCountAnalysis(banded, (x, ones(5, 3)), elementwise=True, engine=engine)
+        # Five products with a band, and a sum over them.
+        assert flops.by_operator() == {"mul": 5 * 6, "sum": 5 * 6}
+        assert not flops.is_lower_bound
 
     def test_is_counted_by_a_registered_formula(self, model_of, x, engine, formula_for):
         formula_for("flopcallback_tests::banded", lambda call: Cost(fma=call.inputs[0].numel * call.inputs[1].shape[0]))
@@ -252,16 +252,16 @@ class TestACustomOperator:
 
 @ENGINES
 @pytest.mark.skipif(not hasattr(torch.library, "triton_op"), reason="torch without triton_op")
-def test_a_triton_operator_is_one_by_its_name(x, engine, formula_for):
-    """Without Triton, its body is PyTorch's: it is not looked at where the operator has a name."""
+def test_a_triton_operator_is_one_too(x, engine, formula_for):
+    """Without Triton, its body is PyTorch's."""
 
     @torch.library.triton_op("flopcallback_tests::scaled", mutates_args=())
     def scaled(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
-    unknown = FlopCountAnalysis(scaled, x, engine=engine)
-    assert unknown.unknown_ops() == {"flopcallback_tests::scaled": 1}
-    assert unknown.is_lower_bound
+    seen = FlopCountAnalysis(scaled, x, elementwise=True, engine=engine)
+    assert seen.by_operator() == {"mul": 6}
+    assert not seen.is_lower_bound
     formula_for("flopcallback_tests::scaled", lambda call: Cost(other=call.inputs[0].numel))
     assert FlopCountAnalysis(scaled, x, engine=engine).total() == 6
 

@@ -127,10 +127,3 @@ def test_ctc_visits_every_state_at_every_time(tensor, op_call):
     targets = tensor(2, 3, dtype=torch.int64)
     call = op_call("aten::ctc_loss", tensor(11, 2, 5), targets, [11, 11], [3, 3], 0, 1, False, out=tensor())
     assert lookup(call.operator).formula(call) == Cost(elementwise=6 * 11 * 2 * (2 * 3 + 1))
-
-
-def test_a_norm_of_singular_values_is_an_error_and_not_a_sum_of_squares(tensor, op_call):
-    formula = lookup("aten::linalg_norm").formula
-    assert formula(op_call("aten::linalg_norm", tensor(3, 5), 2, [1], out=tensor(3))) == Cost(elementwise=2 * N)
-    with pytest.raises(ValueError, match="singular value"):
-        formula(op_call("aten::linalg_norm", tensor(3, 5), "nuc", None, out=tensor()))

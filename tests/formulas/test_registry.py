@@ -56,7 +56,6 @@ def test_a_free_operator_says_why():
 @pytest.mark.parametrize(
     "operator",
     [
-        *("aten::linalg_solve", "aten::linalg_cholesky", "aten::linalg_qr", "aten::linalg_svd", "aten::inverse"),
         *("aten::linalg_matrix_exp", "aten::_sparse_mm", "aten::_sparse_sparse_matmul"),
         *("mylib::op", "prim::PythonOp"),
     ],
@@ -68,8 +67,8 @@ def test_what_no_one_knows_is_none_and_not_free(operator):
 # What multiplies and has no row, by reason.
 WITHOUT_A_ROW = {
     "their work depends on data": """
-        _sparse_mm _sparse_sparse_matmul _sparse_mm_reduce_impl _sparse_mm_reduce_impl_backward smm hspmm sspaddmm
-        sparse_sampled_addmm _cslt_sparse_mm _cslt_sparse_mm_search
+        _sparse_mm _sparse_sparse_matmul smm hspmm sspaddmm _cslt_sparse_mm
+        _cslt_sparse_mm_search
     """,
     "made of operators that the dispatcher sees": """
         _convolution_double_backward conv_tbc_backward _thnn_differentiable_gru_cell_backward
@@ -86,8 +85,8 @@ WITHOUT_A_ROW = {
     """,
     "experiments that no function of torch calls": "_triton_multi_head_attention _triton_scaled_dot_attention",
     "no products": """
-        _compute_linear_combination gamma _convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo
-        _use_miopen_ctc_loss miopen_ctc_loss mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
+        _compute_linear_combination gamma _use_miopen_ctc_loss miopen_ctc_loss
+        mkldnn_adaptive_avg_pool2d_backward cudnn_grid_sampler_backward
     """,
 }
 MULTIPLIES = re.compile(
@@ -146,6 +145,14 @@ def test_nothing_that_multiplies_matrices_is_free():
         "aten::fbgemm_pack_gemm_matrix_fp16",
         "aten::_cudnn_rnn_flatten_weight",
         "aten::_use_cudnn_rnn_flatten_weight",
+        "mkldnn::_reorder_convolution_transpose_weight",
+        "mkldnn::_reorder_convolution_weight",
+        "mkldnn::_reorder_linear_weight",
+        "mkldnn::_reorder_mkldnn_rnn_layer_weight",
+        "mkl::_mkl_reorder_linear_weight",
+        # No products: "convert", "convolution".
+        "aten::_convert_indices_from_coo_to_csr",
+        "aten::_convert_indices_from_csr_to_coo",
     }
 
 

@@ -18,9 +18,7 @@ from zoo_sizes import Sizes
 ZOO: dict[str, Callable[[Sizes], tuple[Any, ...]]] = {}
 
 # What is expected to be otherwise, and why.
-UNKNOWN = {
-    "solve": {"aten::linalg_solve", "aten::_linalg_solve_ex", "aten::linalg_solve_ex"},  # a factorization
-}
+UNKNOWN: dict[str, set[str]] = {}
 NOT_UNDER_AUTOCAST = {"adaptive-softmax": "expected to have the same dtype"}  # PyTorch itself raises
 FAST_PATH = {"multi-head-self", "encoder-layer", "encoder", "decoder", "transformer"}
 """Without gradients, attention goes another way, which the tracer's function mode switches off: last digits differ."""

@@ -104,7 +104,7 @@ class _Tile:
 
 
 def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
-    bound, root, latency = at_least(profile.is_lower_bound), profile.root, profile.latency
+    bound, root, latency = profile.bound, profile.root, profile.latency
     yield _Tile("FLOPs", bound + si(profile.forward_flops), _flops_note(profile))
     if root is not None:
         trainable = "all" if root.params_trainable == root.params else si(root.params_trainable)
@@ -146,7 +146,7 @@ def _training_tiles(profile: ModelProfile) -> Iterator[_Tile]:
 
 
 def _flops_note(profile: ModelProfile) -> str:
-    bound = at_least(profile.is_lower_bound)
+    bound = profile.bound
     per_sample = share(profile.forward_flops, profile.batch_size)
     # With one sample, both figures are the same.
     of_sample = f", {bound}{si(per_sample)} per sample" if per_sample is not None and profile.batch_size != 1 else ""
@@ -309,8 +309,8 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
     """Return explanations of the page's terms, as they apply to this profile."""
     elementwise = "with" if profile.config.get("flops.elementwise") else "without"
     meanings = {
-        "FLOPs": "2 per multiply-add of matrix products, convolutions, attention, recurrent layers and operators of "
-        "your own, and nothing else: what a clock and a peak are compared with.",
+        "FLOPs": "2 per multiply-add of matrix products, convolutions, attention, recurrent layers, factorizations "
+        "and operators of your own, and nothing else: what a clock and a peak are compared with.",
         "MACs": "The count of fvcore: 1 per multiply-add, with normalization and resampling, and "
         f"{elementwise} elementwise operators. It stands in an open row of the table.",
         "FLOPs per byte": "FLOPs over the bytes that operators read and write, as if nothing stayed in a "
@@ -322,6 +322,10 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
         meanings["slow for their FLOPs"] = "Innermost modules whose share of the time exceeds their share of the FLOPs."
     if profile.is_lower_bound:
         meanings[">="] = "Something inside has no count: the figure is a lower bound."
+    if profile.upper_bounds:
+        meanings["<="] = "The work of something inside depends on data, and counts as its maximum: an upper bound."
+    if profile.bound == "<> ":
+        meanings["<>"] = "Both: something has no count, and something counts as its maximum."
     return meanings
 
 

@@ -8,7 +8,8 @@ import math
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
-from flopcallback.reporting.caption import at_least, bound_of
+from flopcallback.profile.numbers import bound_sign
+from flopcallback.reporting.caption import bound_of
 from flopcallback.reporting.units import milliseconds, one_line, si, visible
 from flopcallback.runs.comparison import Comparison, RunRow
 
@@ -85,10 +86,10 @@ def run_cell(row: RunRow, column: str) -> str:
         return milliseconds(value)
     if metric.unit == "%":
         return f"{value:.1f}"
+    bound = bound_sign(is_lower=row.is_lower_bound, is_upper=row.is_upper_bound) if metric.is_bound else ""
     if metric == metrics.COMPUTE:
-        bound = bound_of(row.figures) or at_least(row.is_lower_bound)
-        return f"{bound}{ESTIMATED if row.estimated_pct > 0 else ''}{si(value)}"
-    return f"{at_least(row.is_lower_bound and metric.is_bound)}{si(value)}"
+        return f"{bound_of(row.figures) or bound}{ESTIMATED if row.estimated_pct > 0 else ''}{si(value)}"
+    return f"{bound}{si(value)}"
 
 
 def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
@@ -106,8 +107,10 @@ def footnotes(comparison: Comparison, *, front_mark: str = FRONT) -> list[str]:
     bounds = {bound_of(row.figures) for row in rows}
     if any(row.is_lower_bound for row in rows) or ">= " in bounds:
         lines.append(">= a lower bound: operators without a count are in it")
-    if "<= " in bounds:
-        lines.append("<= an upper bound: something in it did less than its shapes say")
+    if any(row.is_upper_bound for row in rows) or "<= " in bounds:
+        lines.append("<= an upper bound: operators whose work depends on data count as their maximum")
+    if any(row.is_lower_bound and row.is_upper_bound for row in rows) or "<> " in bounds:
+        lines.append("<> both: it may be too low or too high")
     figures = [column for column in comparison.columns if column != "run"]
     if any(row.value(column) is None for row in rows for column in figures):
         lines.append(f"{MISSING} not logged by that run")

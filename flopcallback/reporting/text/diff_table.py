@@ -92,6 +92,7 @@ def _record(profile: ModelProfile) -> dict[str, Any]:
         "train_step_flops": None if profile.step is None else profile.step.total,
         "forward_ms": profile.forward_ms,
         "is_lower_bound": profile.is_lower_bound,
+        "is_upper_bound": bool(profile.upper_bounds),
         "input_shapes": profile.config.get("flops.input_shapes"),
         "batch_size": profile.batch_size,
     }
@@ -107,7 +108,7 @@ def _root_count(profile: ModelProfile, name: str) -> int:
 def _totals(diff: ProfileDiff) -> list[str]:
     """Return the lines above the table: FLOPs first, then other known totals."""
     before, after = diff.before, diff.after
-    bounds = at_least(before.is_lower_bound), at_least(after.is_lower_bound)
+    bounds = before.bound, after.bound
     flops = before.forward_flops, after.forward_flops
     first = f"{one_line(after.name)}: {bounds[0]}{flops[0]:,}{ARROW}{bounds[1]}{flops[1]:,} FLOPs{_diff(*flops)}"
     lines = [first]
