@@ -52,9 +52,12 @@ class MarkedScopes(ModuleScopes):
         self._regions = itertools.count()
         self._received((arguments,), {})
         for module in names.unique.values():
-            for values in (module._parameters, module._buffers, vars(module)):
+            # PyTorch's own modules have no tensors among their attributes, and are most of all modules.
+            own = {} if type(module).__module__.startswith("torch.nn.") else vars(module)
+            for values in (module._parameters, module._buffers, own):
                 for value in values.values():
-                    self._keep_sparse(value)
+                    if isinstance(value, torch.Tensor):
+                        self._keep_sparse(value)
 
     def over(self, scope: Scope) -> AbstractContextManager[Any]:
         """Return a mark over work of these modules."""
@@ -121,9 +124,9 @@ class MarkedScopes(ModuleScopes):
                 for tensor in tensors_in(value):
                     self._keep_sparse(tensor)
 
-    def _keep_sparse(self, value: Any) -> None:
+    def _keep_sparse(self, value: torch.Tensor) -> None:
         # A record has no number of stored elements, and the work follows from nothing else.
-        if not isinstance(value, torch.Tensor) or value.layout is torch.strided or is_lazy(value):
+        if value.layout is torch.strided or is_lazy(value):
             return
         name, stored = identity_of(value), value_of(value).stored
         if name in self._sparse:
