@@ -220,7 +220,9 @@ class ComputeLedger:
         self.steps += 1
         rest, elements = ("", 0) if key is None else (_rest_of(key), elements_in((key.inputs, key.calls)))
         counted = _Counted(rest, forward, outside, elements)
-        alike = (kind for other, kind in self._kinds.items() if key is not None and _rest_of(other) == rest)
+        alike = [kind for other, kind in self._kinds.items() if key is not None and _rest_of(other) == rest]
+        if key is not None and (loaded := self._waiting.get(key.digest())) is not None:
+            alike.append(loaded)
         cost = next((kind.cost for kind in alike if _is_alike(counted, kind)), None)
         if cost is None:
             self._counted.append(counted)

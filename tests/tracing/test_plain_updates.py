@@ -79,7 +79,7 @@ def test_an_elementwise_update_leaves_no_records_and_changes_as_ever(kind, monke
                 seen = Step(monkeypatch, model, optimizer, a_step(optimizer, model))
                 assert seen.failure is None
                 assert seen.of_update == []
-                assert seen.flops == {"forward": PRODUCT, "backward": PRODUCT, "recompute": 0, "optimizer": 0}
+                assert seen.flops == {"forward": PRODUCT, "backward": PRODUCT, "recompute": 0, "optimizer": 0, "without_grad": 0}
             else:
                 a_step(optimizer, model)(contextlib.nullcontext)
             optimizer.zero_grad()
@@ -127,7 +127,7 @@ def test_a_closure_is_forward_and_backward_and_the_update_behind_it_is_not_recor
 
     seen = Step(monkeypatch, model, optimizer, step)
     assert seen.of_update.count("aten::addmm") == 1
-    assert seen.flops == {"forward": PRODUCT, "backward": PRODUCT, "recompute": 0, "optimizer": 0}
+    assert seen.flops == {"forward": PRODUCT, "backward": PRODUCT, "recompute": 0, "optimizer": 0, "without_grad": 0}
 
 
 class Multiplies(torch.optim.SGD):
