@@ -134,7 +134,7 @@ class StepRecorder:
             yield
             return
         self._marks.recording = recording
-        self._updates = None if self._families is None else PlainUpdates(recording)
+        self._updates = None if self._families is None else PlainUpdates(recording, self._note)
         _here.is_watched = True
         result: Any = None
         try:
@@ -276,7 +276,7 @@ class StepRecorder:
 
             @functools.wraps(closure)
             def outside(*args: Any, **kwargs: Any) -> Any:
-                within = nullcontext() if updates is None else updates.lifted()
+                within = nullcontext if updates is None else updates.lifted
                 return self._marked(CLOSURE, functools.partial(closure, *args, **kwargs), within)
 
             return outside
@@ -286,16 +286,16 @@ class StepRecorder:
             args = (closure_of(args[0]), *args[1:]) if args else args
             if "closure" in kwargs:
                 kwargs = {**kwargs, "closure": closure_of(kwargs["closure"])}
-            within = nullcontext() if updates is None else updates.left_out(optimizer)
+            within = nullcontext if updates is None else functools.partial(updates.left_out, optimizer)
             return self._marked(OPTIMIZER_MARK, functools.partial(step, *args, **kwargs), within)
 
         return optimizer_step
 
-    def _marked(self, kind: str, call: Callable[[], Any], within: AbstractContextManager[None]) -> Any:
+    def _marked(self, kind: str, call: Callable[[], Any], within: Callable[[], AbstractContextManager[None]]) -> Any:
         """Make a call of the training's once, in a context and a mark."""
 
         def around(attempt: Callable[[], Any]) -> None:
-            with within, self._marks.over(kind):
+            with within(), self._marks.over(kind):
                 attempt()
 
         outcome = call_once(call, around)

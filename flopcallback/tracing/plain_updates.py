@@ -35,10 +35,12 @@ class PlainUpdates:
 
     Args:
         recording: the recording, which goes on.
+        failed: receives what fails in here while an optimizer steps.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, failed: Callable[[Exception], None]) -> None:
         self._recording = recording
+        self._failed = failed
         self._is_off = False
 
     @contextmanager
@@ -50,7 +52,7 @@ class PlainUpdates:
         with ExitStack() as undo:
             undo.callback(self._switch_on)
             wrap_on_instance(optimizer, STEP_CODE, self._around_end, undo)
-            hook = optimizer.register_step_pre_hook(self._switch_off)  # the last one
+            hook = optimizer.register_step_pre_hook(self._before_update)  # the last one
             undo.callback(hook.remove)
             yield
 
@@ -66,16 +68,25 @@ class PlainUpdates:
             if was_off and not self._recording.is_lost:
                 self._switch_off()
 
+    def _before_update(self, *_: Any) -> None:
+        try:
+            self._switch_off()
+        except Exception as error:  # noqa: BLE001 - the optimizer is at work
+            self._failed(error)
+
     def _around_end(self, step_code: Callable[[], Any]) -> Callable[[], Any]:
         """Wrap what an optimizer calls after the update, before hooks."""
 
         def after_update() -> Any:
-            self._switch_on()
+            try:
+                self._switch_on()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(error)
             return step_code()
 
         return after_update
 
-    def _switch_off(self, *_: Any) -> None:
+    def _switch_off(self) -> None:
         self._is_off = True
         switch_records(False)
 

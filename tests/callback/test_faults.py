@@ -38,6 +38,8 @@ LAST_RESORTS = {
     "measuring/latency": {"timed"},
     "modules/outermost": {"outermost", "call"},
     "tracing/observer": {"run_backward", "optimizer_step", "closure_of", "outside", "_marked", "stopped", "_note"},
+    # A hook before an optimizer's update, and a method behind it.
+    "tracing/plain_updates": {"_before_update", "after_update"},
     "tracing/scopes": {"watched"},
     # Take away a wrapper, or what stands in the place of a function of torch.
     "modules/wrappers": {"restore", "_forget", "_set_attribute"},
