@@ -128,8 +128,9 @@ class LoopWatch:
         self._optimizer_watch.callback(self._hooks.close)
         # Weakly: what is process-wide must not keep a hook that was forgotten, and with it the model.
         step_aside, failed = _weak(self._step_aside), _weak(self._step_aside_failed)
-        self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
-        self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
+        with self._guarded():
+            self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
+            self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
 
     # --- For the hook -------------------------------------------------------------------------------------------------
 
@@ -505,8 +506,11 @@ class LoopWatch:
         The optimizers' hooks stay until `close`: this may run inside of one.
         """
         self._stage = Stage.OVER
-        self._step_watch.close()
-        self._model_watch.close()
+        for watch in (self._step_watch, self._model_watch):
+            try:
+                watch.close()
+            except Exception as error:  # noqa: BLE001 - the training goes on, and one warning is enough
+                self._failures.log("not all wrappers of modules could be removed", error)
 
     def _give_up(self, what: str, error: Exception) -> None:
         self._let_go()

@@ -158,7 +158,10 @@ def without_wrappers() -> Iterator[None]:
     try:
         yield
     finally:
-        _put_back(lifted)
+        try:
+            _put_back(lifted)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.debug("wrappers could not be put back", exc_info=error)
 
 
 def _step_aside(_: CompiledCall) -> Return | None:
@@ -212,12 +215,19 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     reduced = object.__reduce_ex__(self, protocol)
     if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
         return reduced
-    return (*reduced[:2], _without_wrappers(reduced[2], id(vars(self))), *reduced[3:])
+    try:
+        return (*reduced[:2], _without_wrappers(reduced[2], id(vars(self))), *reduced[3:])
+    except Exception as error:  # noqa: BLE001 - the copy is the user's
+        _log.debug("a copy of a module has wrappers", exc_info=error)
+        return reduced
 
 
 def _replicate_plainly(self: nn.Module) -> nn.Module:
     replica: nn.Module = replicate(self)
-    replica.__dict__ = _without_wrappers(replica.__dict__, id(vars(self)))
+    try:
+        replica.__dict__ = _without_wrappers(replica.__dict__, id(vars(self)))
+    except Exception as error:  # noqa: BLE001 - as in `_reduce_ex`
+        _log.debug("a replica of a module has wrappers", exc_info=error)
     return replica
 
 

@@ -33,11 +33,15 @@ from flopcallback.tracing.torch_private import (
     tree_map,
 )
 
-__all__ = ["Written", "count_as_written"]
+__all__ = ["NotOnFakes", "Written", "count_as_written"]
 
 DEVICE_OF = torch.ops.prim.device.default
 
 REASON = "compiled code is counted as it is written, beside its call, on tensors without values"
+
+
+class NotOnFakes(Exception):  # noqa: N818 - nothing went wrong
+    """Reason for no count: the call itself, or its backward, raised on fake tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def count_as_written(
         kwargs: keyword arguments.
 
     Raises:
-        Exception: the call needs values of tensors, or something else that fake tensors do not have.
+        NotOnFakes: the call needs values of tensors, or something else that fake tensors do not have.
     """
     fakes = _Fakes()
     modules = list(names.unique.values())
@@ -234,7 +238,10 @@ class _Run:
     def _recorded(self, call: Callable[[], Any], scope: Callable[[tuple[Any, ...]], Scope]) -> tuple[Any, OperatorLog]:
         recorder = _Recorder(scope)
         with intercept_named(recorder.region), recorder:
-            result = call()
+            try:
+                result = call()
+            except Exception as error:
+                raise NotOnFakes(str(error)) from error
         if recorder.failure is not None:
             raise recorder.failure
         return result, OperatorLog(recorder.calls)

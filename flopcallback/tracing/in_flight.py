@@ -21,7 +21,7 @@ from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, is_compiled, outermost_calls
 from flopcallback.modules.snapshot import Snapshot
-from flopcallback.tracing.beside import count_as_written
+from flopcallback.tracing.beside import NotOnFakes, count_as_written
 from flopcallback.tracing.marks import COMPILING, Marks
 from flopcallback.tracing.observed import NotNow, Observed
 from flopcallback.tracing.observer import observe_records
@@ -225,7 +225,7 @@ def _count_beside(
 ) -> Observed:
     try:
         written = count_as_written(counted, names, args, kwargs)
-    except Exception as error:  # noqa: BLE001 - many a call asks for values
+    except NotOnFakes as error:
         _log.debug("compiled code could not be counted on fake tensors", exc_info=error)
         return Observed(None, (run_isolated(counted, {"": names.by_name[""]}, args, kwargs),), backwards=None)
     return Observed(None, (written.forward,), backwards=() if written.backward is None else (written.backward,))

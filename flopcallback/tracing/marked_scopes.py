@@ -156,8 +156,11 @@ def threads_noted(scopes: MarkedScopes) -> Iterator[None]:
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def start(*args: Any, **kwargs: Any) -> Any:
-            if scopes.is_here() and scopes.here is not ROOT:  # outside of modules it may be anybody's work
-                scopes.strays.add(scopes.here.module)
+            try:
+                if scopes.is_here() and scopes.here is not ROOT:  # outside of modules it may be anybody's work
+                    scopes.strays.add(scopes.here.module)
+            except Exception as error:  # noqa: BLE001 - the thread is the model's, and is started
+                scopes.failure = error
             return original(*args, **kwargs)
 
         return start

@@ -317,13 +317,19 @@ class StepRecorder:
         open_marks = OpenMarks()
 
         def begin(_: Any) -> None:
-            mark = self._marks.over(COMPILING)
-            mark.__enter__()
-            open_marks.marks.append(mark)
+            try:
+                mark = self._marks.over(COMPILING)
+                mark.__enter__()
+                open_marks.marks.append(mark)
+            except Exception as error:  # noqa: BLE001 - the compiler is at work
+                self._note(error)
 
         def end(_: Any) -> None:
-            if open_marks.marks:
-                open_marks.marks.pop().__exit__(None, None, None)
+            try:
+                if open_marks.marks:
+                    open_marks.marks.pop().__exit__(None, None, None)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._note(error)
 
         handler.register_start_callback(begin)
         handler.register_end_callback(end)

@@ -98,7 +98,10 @@ def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterat
 
 
 def _set_own(owner: Any, name: str, value: Any) -> None:
-    delattr(owner, name) if value is _INHERITED else setattr(owner, name, value)
+    if value is not _INHERITED:
+        setattr(owner, name, value)
+    elif name in vars(owner):  # else it is gone since compiled code was called
+        delattr(owner, name)
 
 
 @contextmanager

@@ -30,6 +30,9 @@ MOST_UNSEEN = 1024
 MOST_FITS = 64
 """Fits of costs by sizes, one for all kinds that differ in sizes alone."""
 
+MOST_POINTS = 64
+"""Costs by number of input elements in a checkpoint, from which estimates go on."""
+
 MOST_SAVED = 250
 """Observed kinds in a checkpoint, and as many others: it stays below 100 kB."""
 
@@ -256,12 +259,13 @@ class ComputeLedger:
             "sums": list(self._sums.plus(Sums(exact=self._plain))),
             "kinds": [kind.state(self.steps) for kind in (*unknown, *seen, *unseen)],
             "counted": [list(counted) for counted in self._counted[-MOST_SAVED:]],
+            "points": [list(point) for point in [*self._by_elements.items()][-MOST_POINTS:]],
         }
 
     def summary(self) -> dict[str, Any]:
         """Return the books without kinds, in the form of `state`: what a rank tells of itself on the way."""
         sums = {"steps": self.steps, "audited": self.audited, "largest": self.largest, "sums": list(self.sums)}
-        return {**sums, "kinds": [], "counted": []}
+        return {**sums, "kinds": [], "counted": [], "points": []}
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
         """Add the steps and costs of a saved ledger to this one.
@@ -271,6 +275,7 @@ class ComputeLedger:
             costs_only: learn the costs and leave out the steps, which another rank adds.
         """
         self._largest = max(self._largest, state["largest"])
+        self._by_elements |= {elements: flops for elements, flops in state["points"] if elements not in self._by_elements}
         if not costs_only:
             for kind in self._kinds.values():  # their distance to the present step stays
                 kind.last += state["steps"]

@@ -53,7 +53,8 @@ def _ledger(ledger: Any, name: str) -> None:
     amounts = dict.fromkeys(("steps", "audited", "largest"), _amount)
     sums = _row(*[_amount] * len(Sums._fields))
     counted = _row(_text, _amount, _whole, _amount)
-    _parts(ledger, name, **amounts, sums=sums, kinds=_list_of(_kind), counted=_list_of(counted))
+    rows = {"kinds": _list_of(_kind), "counted": _list_of(counted), "points": _list_of(_row(_amount, _amount))}
+    _parts(ledger, name, **amounts, sums=sums, **rows)
     steps = sum(row[3][0] for row in ledger["kinds"]) + len(ledger["counted"])
     if steps > ledger["steps"] or ledger["audited"] > ledger["steps"]:
         raise ValueError(f"{name}: {max(steps, ledger['audited'])} steps of kinds cannot be among {ledger['steps']}")
@@ -128,6 +129,7 @@ def _upgraded(state: Mapping[str, Any], version: int) -> Mapping[str, Any]:
         "sums": list(Sums(exact=old["booked"], estimated=estimated, unjudged=estimated)),
         "kinds": [],
         "counted": [],
+        "points": [list(point) for point in points.items()] if old["costs"] else [],
     }
     return {**state, "version": version, "step": old["steps"], "ledger": ledger}
 

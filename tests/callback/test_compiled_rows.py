@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -243,3 +248,71 @@ def test_where_compiled_code_left_work_out_its_row_has_what_ran_and_the_differen
         f"its forward has {FORWARD['']:,} FLOPs, 1 counted call would have {FORWARD[''] + unused:,}: "
         "OptimizedModule differ"
     )
+
+
+# --- Several ranks ----------------------------------------------------------------------------------------------------
+
+RANKS = """
+import contextlib, json, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flopcallback import FlopHook
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+batch, wide, inner, out, steps = map(int, sys.argv[2:])
+
+
+def train(is_watched):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(wide, inner), nn.BatchNorm1d(inner), nn.Tanh(), nn.Linear(inner, out))
+    if sys.argv[1] == "around":
+        called = torch.compile(DistributedDataParallel(model), backend="aot_eager")
+    else:
+        called = DistributedDataParallel(torch.compile(model, backend="aot_eager"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with FlopHook(called, optimizer, summary=False) if is_watched else contextlib.nullcontext() as hook:
+        for _ in range(steps):
+            called(torch.randn(batch, wide)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [each.tolist() for each in [*model.parameters(), *model.buffers()]], hook
+
+
+alone, _ = train(False)
+left, hook = train(True)
+if dist.get_rank() == 0:
+    rows = {row.type + row.path[-1]: row.step.backward for row in hook.profile.modules if row.type == "Linear"}
+    print(json.dumps({"numbers": hook.metrics(), "rows": rows, "is_same": left == alone}))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_data_parallel_ranks_train_as_they_would(tmp_path, where):
+    """Compiled around the wrapper, whose own forward exchanges buffers, and inside of it."""
+    batch, wide, inner, out, steps = 5, 7, 11, 3, 6
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "ranks.py"), where]
+    command += map(str, (batch, wide, inner, out, steps))
+    processes = []
+    for rank in range(2):
+        ours = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env={**os.environ, **ours}, **pipes))
+    outputs = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    seen = json.loads(outputs[0][0].splitlines()[-1])
+    first, last = 2 * batch * wide * inner, 2 * batch * inner * out
+    assert seen["is_same"]
+    assert seen["rows"] == {"Linear0": first, "Linear3": 2 * last}
+    assert seen["numbers"]["compute/flops_total"] == 2 * steps * (2 * first + 3 * last)
+    assert seen["numbers"]["compute/estimated_pct"] == 0
