@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback import FlopCountAnalysis, FlopHook
+from flopcallback import ActivationCountAnalysis, FlopCountAnalysis, FlopHook
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import lookup
 
@@ -230,3 +230,15 @@ def test_a_training_step_has_the_solutions_of_its_backward():
     assert numbers["flops/forward"] == 2 * SIDES * in_triangle(N)
     # The gradient of the right-hand side is a solution too, and that of the triangle its product with the result.
     assert numbers["flops/train_step"] == 2 * (2 * SIDES * in_triangle(N) + N * SIDES * N)
+
+
+def test_solutions_and_norms_are_no_activations(matrices):
+    symmetric, right, _ = matrices
+    assert ActivationCountAnalysis(lambda s, b: L.solve(s, b) @ b.mT, (symmetric, right)).total() == BATCH * N * N
+    assert ActivationCountAnalysis(L.matrix_norm, symmetric).total() == 0
+
+
+def test_a_norm_of_vectors_is_elementwise(tensor, op_call):
+    formula = lookup("aten::linalg_norm").formula
+    assert formula(op_call("aten::linalg_norm", tensor(3, 5), 2, [1], out=tensor(3))) == Cost(elementwise=2 * 15)
+    assert formula(op_call("aten::linalg_norm", tensor(3, 5), None, None, out=tensor())) == Cost(elementwise=2 * 15)
