@@ -13,7 +13,7 @@ from torch import nn
 from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.counting.tally import Counting, Rule, Statistic, tally
 from flopcallback.counting.verification import Difference, checked_engines, differences, hardware_measure
-from flopcallback.formulas.cost import Formula, checked_cost
+from flopcallback.formulas.cost import LAYER_FAMILIES, Formula, checked_cost
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, Family, Free, lookup
 from flopcallback.tracing.run import AUTO, DISPATCH, TRACE, ObservedRun
@@ -171,7 +171,7 @@ class ActivationCountAnalysis(_OneStatistic):
         for operator, row in [(operator, lookup(operator)) for operator in operators]:
             if row is None:
                 rules[operator] = None
-            elif not (isinstance(row, Counted) and row.family in HARDWARE_FAMILIES):
+            elif not (isinstance(row, Counted) and row.family in LAYER_FAMILIES):
                 rules[operator] = Free("its outputs are not counted as activations")
         return rules
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flopcallback.formulas.op_call import OpCall
 
-__all__ = ["HARDWARE_FAMILIES", "AtMost", "Cost", "Family", "Formula", "checked_cost"]
+__all__ = ["HARDWARE_FAMILIES", "LAYER_FAMILIES", "AtMost", "Cost", "Family", "Formula", "checked_cost"]
 
 
 class Family(str, Enum):
@@ -31,6 +31,10 @@ class Family(str, Enum):
 HARDWARE_FAMILIES = frozenset(
     {Family.CONVOLUTION, Family.MATMUL, Family.ATTENTION, Family.RECURRENT, Family.LINALG, Family.CUSTOM}
 )
+
+
+# Their outputs are activations; a solver or a norm is no layer.
+LAYER_FAMILIES = HARDWARE_FAMILIES - {Family.LINALG}
 
 
 class AtMost(int):

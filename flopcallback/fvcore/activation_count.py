@@ -10,7 +10,8 @@ from torch import nn
 
 from flopcallback.counting.analysis import ActivationCountAnalysis
 from flopcallback.counting.tally import Handle
-from flopcallback.formulas.registry import COUNTED, HARDWARE_FAMILIES, Family
+from flopcallback.formulas.cost import LAYER_FAMILIES
+from flopcallback.formulas.registry import COUNTED, Family
 from flopcallback.fvcore._one_call import counts_in
 from flopcallback.fvcore.jit_handles import generic_activation_jit
 
@@ -20,7 +21,7 @@ __all__ = ["ActivationCountAnalysis", "activation_count"]
 _DEFAULT_SUPPORTED_OPS: dict[str, Handle] = {
     operator: generic_activation_jit("conv" if family is Family.CONVOLUTION else None)
     for family, rows in COUNTED.items()
-    if family in HARDWARE_FAMILIES
+    if family in LAYER_FAMILIES
     for operator in rows
 }
 

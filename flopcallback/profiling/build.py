@@ -382,7 +382,7 @@ def _config(
         "flops.engine": next((engine for engine in engines if engine != TRACE), TRACE),
         "flops.engine_reason": "; ".join(dict.fromkeys(run.engine_reason for run in runs if run.engine_reason)),
         "flops.is_lower_bound": counts.is_lower_bound,
-        **({"flops.upper_bounds": sorted(counts.upper_bounds)} if counts.upper_bounds else {}),
+        "flops.upper_bounds": sorted(counts.upper_bounds),
         "flops.device": _device_text(conditions.device),
         "flops.dtype": str(conditions.dtype).removeprefix("torch."),
         "flops.peak_tflops": None if conditions.peak is None else conditions.peak.flops_per_s / 1e12,

@@ -275,7 +275,7 @@ class ComputeLedger:
             costs_only: learn the costs and leave out the steps, which another rank adds.
         """
         self._largest = max(self._largest, state["largest"])
-        self._by_elements |= {elements: flops for elements, flops in state["points"] if elements not in self._by_elements}
+        self._by_elements = {**dict(state["points"]), **self._by_elements}
         if not costs_only:
             for kind in self._kinds.values():  # their distance to the present step stays
                 kind.last += state["steps"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from flopcallback import FlopCountAnalysis, FlopHook
+from flopcallback import ActivationCountAnalysis, FlopCountAnalysis, FlopHook
 from flopcallback.formulas.cost import Cost
 from flopcallback.formulas.registry import lookup
 
@@ -70,7 +70,6 @@ EVERYWHERE = {
     "lu_solve": (lambda s, b, t: L.lu_solve(*L.lu_factor(s), b), in_lu(N, N) + SIDES * TRIANGLES),
     "ldl": (lambda s, b, t: L.ldl_solve(*L.ldl_factor(s), b), in_cholesky(N) + SIDES * TRIANGLES),
     "cholesky": (lambda s, b, t: L.cholesky(s), in_cholesky(N)),
-    "torch.cholesky": (lambda s, b, t: torch.cholesky(s), in_cholesky(N)),
     "cholesky_solve": (lambda s, b, t: torch.cholesky_solve(b, s), SIDES * TRIANGLES),
     # The inverse of the triangle is `n^3/6`, its product with its transpose too; LAPACK's is `(2n^3 - 3n^2 + n) / 6`.
     "cholesky_inverse": (lambda s, b, t: torch.cholesky_inverse(s), (2 * N**3 - 3 * N**2 + N) // 6),
@@ -109,7 +108,6 @@ OF_TEXT = {
     "qr, complete": (lambda s, b, t: L.qr(t, mode="complete"), in_reflections(M, N) + in_q(M, M, N)),
     "qr, R alone": (lambda s, b, t: L.qr(t, mode="r"), in_reflections(M, N)),
     "qr, wide": (lambda s, b, t: L.qr(t.mT), in_reflections(N, M) + in_q(N, N, N)),
-    "torch.qr": (lambda s, b, t: torch.qr(t), in_reflections(M, N) + in_q(M, N, N)),
     "lstsq": (
         lambda s, b, t: L.lstsq(t, torch.ones(BATCH, M, SIDES)),
         in_reflections(M, N) + applied(M, SIDES, N) + SIDES * in_triangle(N),
@@ -201,6 +199,18 @@ def test_complex_matrices_count_four_and_a_unit_triangle_divides_nothing(tensor,
     assert formula(call) == Cost(fma=4 * products, elementwise=2 * SIDES * N)
 
 
+def test_functions_that_newer_versions_have_no_more_count_the_same(tensor, op_call):
+    square, tall = tensor(N, N), tensor(M, N)
+    call = op_call("aten::cholesky", square, False, out=square)
+    assert lookup(call.operator).formula(call).fma == in_cholesky(N)
+    for some, columns in (True, N), (False, M):
+        call = op_call("aten::qr", tall, some, out=[tall, square])
+        assert lookup(call.operator).formula(call).fma == in_reflections(M, N) + in_q(M, columns, N)
+    for some, vectors, each in (True, True, SVD_REDUCED), (False, True, SVD_COMPLETE), (True, False, SVD_VALUES):
+        call = op_call("aten::svd", tall, some, vectors, out=[tall, square, square])
+        assert lookup(call.operator).formula(call).fma == each
+
+
 def test_an_empty_matrix_costs_nothing():
     assert FlopCountAnalysis(L.inv, torch.ones(0, 5, 5)).total() == 0
     assert FlopCountAnalysis(L.cholesky, torch.ones(2, 0, 0)).total() == 0
@@ -230,3 +240,15 @@ def test_a_training_step_has_the_solutions_of_its_backward():
     assert numbers["flops/forward"] == 2 * SIDES * in_triangle(N)
     # The gradient of the right-hand side is a solution too, and that of the triangle its product with the result.
     assert numbers["flops/train_step"] == 2 * (2 * SIDES * in_triangle(N) + N * SIDES * N)
+
+
+def test_solutions_and_norms_are_no_activations(matrices):
+    symmetric, right, _ = matrices
+    assert ActivationCountAnalysis(lambda s, b: L.solve(s, b) @ b.mT, (symmetric, right)).total() == BATCH * N * N
+    assert ActivationCountAnalysis(L.matrix_norm, symmetric).total() == 0
+
+
+def test_a_norm_of_vectors_is_elementwise(tensor, op_call):
+    formula = lookup("aten::linalg_norm").formula
+    assert formula(op_call("aten::linalg_norm", tensor(3, 5), 2, [1], out=tensor(3))) == Cost(elementwise=2 * 15)
+    assert formula(op_call("aten::linalg_norm", tensor(3, 5), None, None, out=tensor())) == Cost(elementwise=2 * 15)

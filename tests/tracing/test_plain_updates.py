@@ -79,7 +79,10 @@ def test_an_elementwise_update_leaves_no_records_and_changes_as_ever(kind, monke
                 seen = Step(monkeypatch, model, optimizer, a_step(optimizer, model))
                 assert seen.failure is None
                 assert seen.of_update == []
-                assert seen.flops == {"forward": PRODUCT, "backward": PRODUCT, "recompute": 0, "optimizer": 0, "without_grad": 0}
+                assert {phase: flops for phase, flops in seen.flops.items() if flops} == {
+                    "forward": PRODUCT,
+                    "backward": PRODUCT,
+                }
             else:
                 a_step(optimizer, model)(contextlib.nullcontext)
             optimizer.zero_grad()
