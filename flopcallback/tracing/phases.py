@@ -192,7 +192,8 @@ def without_grad(place: Place, number: int) -> Place:
         place: where it ran.
         number: its sequence number, without which autograd was off; an autograd function turns it off for itself.
     """
-    if place.phase != FORWARD or (place.has_grad if place.is_in_function else number >= 0):
+    is_forward = place.phase == FORWARD and place.backward is None
+    if not is_forward or (place.has_grad if place.is_in_function else number >= 0):
         return place
     return place._replace(phase=WITHOUT_GRAD)
 
