@@ -80,7 +80,6 @@ class Answering(Opaque):
         (({"x": X, "y": Y},), {}),
         ((X, nn.Linear(5, 3)), {}),
     ],
-    ids=str,
 )
 def test_samples_are_the_first_dimension_of_columns(batch):
     assert samples_in(batch) == 7
@@ -153,7 +152,6 @@ IMAGE = torch.ones(3, 32, 32)
         ((IMAGE,) * 4, ({"boxes": torch.ones(3, 4), "labels": torch.ones(3)},) * 4),
         [torch.ones(1, 28, 28)] * 4,
     ],
-    ids=str,
 )
 def test_a_list_of_samples_is_no_batch_of_its_first_dimensions(samples):
     assert samples_in(samples) is None
@@ -191,7 +189,6 @@ def test_samples_of_a_tensor_that_refuses_to_be_asked_are_not_known():
         namedtuple("Text", "input_ids mask")(IDS, IDS),
         {"query": {"input_ids": IDS[:3]}, "answers": [{"input_ids": IDS[:2]}, {"input_ids": IDS[:2]}]},
     ],
-    ids=str,
 )
 def test_tokens_are_the_elements_of_all_input_ids(batch):
     assert tokens_in(batch) == 7 * 5
