@@ -211,6 +211,7 @@ class _Broker:
             if not session.is_here:
                 session.lose(ELSEWHERE)
                 return None
+            session.recording, session.must_end = None, True  # if this fails, the next one to come ends it
             result = self._stop(session)
             recording.why = "" if result is not None else SOMEBODY_ELSE
         return result
