@@ -244,53 +244,72 @@ class FlopCallback(Callback):
         if training is not None and training.poll_budget(_step(trainer), then=_then(trainer)):
             trainer.should_stop = True
 
-    @_guarded
+    # The next four run in every step: without `_guarded`, each is one call less.
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin a step, and wrap its call by the step's plan."""
-        self._watch.close()  # the module may have skipped the step before
-        training = self._training
-        if training is None:
-            return
-        if TRAINING in training.profiles and not self._census.is_open:
-            give_up = functools.partial(self._give_up, "the calls of a training step could not be noted")
-            self._census.open(pl_module, training, training.called, give_up)
-        plan = training.begin_step(batch, batch, trainer.optimizers)
+        try:
+            if self._watch.is_open:  # the module may have skipped the step before
+                self._watch.close()
+            if (training := self._training) is not None:
+                if not self._census.is_open and TRAINING in training.profiles:
+                    self._open_census(pl_module, training)
+                plan = training.begin_step(batch, batch, trainer.optimizers)
+                if plan is not Plan.PASS:
+                    self._carry_out(plan, pl_module, training)
+        except Exception as error:  # noqa: BLE001 - the promise: training goes on
+            self._give_up("on_train_batch_start failed", error)
+
+    def on_before_backward(self, *_: Any) -> None:
+        """Note a backward of the step."""
+        try:
+            if self._training is not None:
+                self._training.note_backward()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("on_before_backward failed", error)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Note the optimizer that steps."""
+        try:
+            if self._training is not None:
+                number = 0
+                for candidate in trainer.optimizers:  # not `list.index`: a user's optimizer may define `==`
+                    if candidate is optimizer:
+                        break
+                    number += 1
+                self._training.note_optimizer(number)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("on_before_optimizer_step failed", error)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Book the step, log new results, and keep to the budget."""
+        try:
+            if self._watch.is_open:
+                self._watch.close()
+            if self._training is not None:
+                self._end_step(trainer, self._training)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("on_train_batch_end failed", error)
+
+    def _open_census(self, pl_module: LightningModule, training: Training) -> None:
+        give_up = functools.partial(self._give_up, "the calls of a training step could not be noted")
+        self._census.open(pl_module, training, training.called, give_up)
+
+    def _carry_out(self, plan: Plan, pl_module: LightningModule, training: Training) -> None:
         if plan is Plan.COUNT:
             self._count_next(pl_module, TRAINING, training)
         elif plan is Plan.OBSERVE:
             self._watch.observe(pl_module, training)
-        elif plan is Plan.TIME:
+        else:
             self._watch.time(pl_module, training)
 
-    @_guarded
-    def on_before_backward(self, *_: Any) -> None:
-        """Note a backward of the step."""
-        if self._training is not None:
-            self._training.note_backward()
-
-    @_guarded
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Note the optimizer that steps."""
-        if self._training is not None:
-            number = 0
-            for candidate in trainer.optimizers:  # not `list.index`: a user's optimizer may define `==`
-                if candidate is optimizer:
-                    break
-                number += 1
-            self._training.note_optimizer(number)
-
-    @_guarded
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Book the step, log new results, and keep to the budget."""
-        self._watch.close()
-        training = self._training
-        if training is None:
-            return
+    def _end_step(self, trainer: Trainer, training: Training) -> None:
         # The wrapper around `training_step` was not called, but compiled code was, which bypasses wrappers.
         if self._watch.compiled and TRAINING not in training.profiles:
             self._leave_compiled()
             return
-        step, has_stepped = _step(trainer), not trainer.fit_loop._should_accumulate()
+        has_stepped = not trainer.fit_loop._should_accumulate()
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as `_step` returns it
         # `vars`, since `Trainer` declares no such attribute (Lightning 2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
         is_log_step = has_stepped and every > 0 and (step + 1) % every == 0

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
+from flopcallback.modules.compiled import rest_if_unused
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.outermost import CallSite, outermost_calls
+from flopcallback.modules.outermost import outermost_calls
 from flopcallback.training.training import Training
 
 __all__ = ["CallCensus"]
@@ -44,11 +43,6 @@ class CallCensus:
         if pl_module._compiler_ctx is not None:  # the whole step is compiled, and calls no module that one could wrap
             return
 
-        def note(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-            if training.is_in_step:  # not in a validation between two steps
-                training.note_call(site.name, (args, kwargs), has_grad=torch.is_grad_enabled())
-            return True
-
         names = ModuleNames({"": pl_module})
         children = [name for name, _ in pl_module.named_children()]
         wrappers = outermost_calls(
@@ -56,9 +50,10 @@ class CallCensus:
             lambda _, call, *__: call(),
             lambda _, error: give_up(error),
             only={"", *children[:MOST_PARTS], *outer_names(called)},
-            fast_path=note,
+            fast_path=training.note_site,
         )
         self._wrappers.enter_context(wrappers)
+        rest_if_unused()
 
     def close(self) -> None:
         """Remove the wrappers."""

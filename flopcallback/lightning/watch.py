@@ -28,15 +28,18 @@ class StepWatch:
         compiled: name of the first compiled code that was called since `count`; empty before. If the call to be counted
             was not seen, that code made it: a compiled optimizer's step calls `training_step` through Lightning's
             closure.
+        is_open: True while anything watches a step.
     """
 
     def __init__(self) -> None:
         self.compiled = ""
+        self.is_open = False
         self._around = ExitStack()
         self._step = ExitStack()  # what observes the step, beyond the call
 
     def close(self) -> None:
         """Remove the wrapper and all else that watches the step."""
+        self.is_open = False
         self._around.close()
         self._step.close()
 
@@ -73,7 +76,7 @@ class StepWatch:
         def note(call: CompiledCall) -> None:
             self.compiled = self.compiled or call.name
 
-        self.compiled = ""
+        self.compiled, self.is_open = "", True
         if phase == TRAINING and training.observer is not None:
             self._step.enter_context(training.observer.watching())
         self._around.enter_context(stepping_aside(note, give_up))
@@ -87,6 +90,7 @@ class StepWatch:
         observer = training.observer
         if observer is None:
             return
+        self.is_open = True
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             is_forward = bool(pl_module.automatic_optimization)
@@ -103,6 +107,7 @@ class StepWatch:
 
     def time(self, pl_module: Any, training: Training) -> None:
         """Wrap the training step to time its calls."""
+        self.is_open = True
 
         def around(attempt: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Under manual optimization the method also runs backward and optimizer: only the forwards in it are timed.

@@ -18,10 +18,11 @@ from flopcallback.modules.snapshot import isolation
 from flopcallback.modules.wrappers import is_reached, wrap_on_instance
 from flopcallback.tracing.torch_private import (
     COMPILED_CALL,
+    NO_TASK,
+    backward_task,
     has_compiled_call,
-    is_backward_running,
     is_compiled,
-    is_tracing,
+    tracing_state,
 )
 
 __all__ = ["CallSite", "call_sites", "has_forward", "is_compiled", "outermost_calls"]
@@ -91,13 +92,6 @@ def outermost_calls(
     is_busy = False  # while a module is called: calls that it makes of other modules are not outermost
     is_over = False  # once the context has ended: a wrapper of the user's may still call ours
 
-    def takes_fast_path(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        try:
-            return fast_path is not None and (_is_outside_step() or fast_path(site, args, kwargs))
-        except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
-            on_failure(site, error)
-            return True
-
     def note_raise(site: CallSite) -> None:
         try:
             if not _is_outside_step():  # checkpointing ends a recomputation by an exception
@@ -114,7 +108,14 @@ def outermost_calls(
                 return method(*args, **kwargs)
             if is_over or is_busy or threading.get_ident() != thread:
                 return method(*args, **kwargs)
-            if fast_path is not None and takes_fast_path(site, args, kwargs):
+            is_fast = False
+            if fast_path is not None:
+                try:
+                    is_fast = _is_outside_step() or fast_path(site, args, kwargs)
+                except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
+                    on_failure(site, error)
+                    is_fast = True
+            if is_fast:
                 is_busy = True
                 try:
                     return method(*args, **kwargs)
@@ -162,4 +163,6 @@ def outermost_calls(
 
 def _is_outside_step() -> bool:
     """Return whether a recomputation, an export or a count is under way."""
-    return is_backward_running() or is_tracing() or isolation.depth > 0
+    # Functions of torch's own, as this runs in every step.
+    is_traced = tracing_state is not None and tracing_state() is not None
+    return backward_task() != NO_TASK or is_traced or isolation.depth > 0

@@ -419,7 +419,14 @@ def is_backward_running() -> bool:
 
     A call of a module is then a recomputation.
     """
-    return current_node() is not None if _graph_task is None else _graph_task() != -1
+    return current_node() is not None if _graph_task is None else _graph_task() != NO_TASK
+
+
+NO_TASK = -1
+"""Result of `backward_task` outside of a backward."""
+
+backward_task: Callable[[], int] = _graph_task or (lambda: NO_TASK if current_node() is None else 0)
+"""Returns the number of the backward in this thread; for where a call of `is_backward_running` would be too slow."""
 
 
 # --- The profiler ---

@@ -60,14 +60,18 @@ class ObservationSchedule:
     may be is decided by the number of the step alone, through a hash: it is the same on all ranks and after a resume,
     and in step with nothing that is periodic.
 
+    Attributes:
+        plain_s: time of steps that nothing stood in, in seconds; the caller adds to it.
+        plain: their number, likewise.
+
     Args:
         observe: "auto"; or "always" or "never".
     """
 
     def __init__(self, observe: Observe = AUTO) -> None:
         self._observe = observe
-        self._plain_s = 0.0  # time of steps that nothing stood in
-        self._plain = 0  # their number
+        self.plain_s = 0.0
+        self.plain = 0
         self._observed_s = 0.0  # time of observed steps
         self._observed = 0  # their number
         self._sights = 0  # steps observed for the sake of unseen kinds
@@ -77,18 +81,14 @@ class ObservationSchedule:
     @property
     def price(self) -> float | None:
         """What observing a step takes, in times of a plain step; None if not known yet."""
-        if not (self._plain_s and self._observed):
+        if not (self.plain_s and self._observed):
             return None
-        return max(0.0, self._observed_s / self._observed / (self._plain_s / self._plain) - 1)
+        return max(0.0, self._observed_s / self._observed / (self.plain_s / self.plain) - 1)
 
-    def note_step(self, seconds: float, *, is_observed: bool) -> None:
-        """Note the time of a step that was observed, or that nothing stood in."""
-        if is_observed:
-            self._observed_s += seconds
-            self._observed += 1
-        else:
-            self._plain_s += seconds
-            self._plain += 1
+    def note_observed(self, seconds: float) -> None:
+        """Note the time of a step that was observed."""
+        self._observed_s += seconds
+        self._observed += 1
 
     def should_observe(
         self,
@@ -143,7 +143,7 @@ class ObservationSchedule:
         """Return whether there is time left for an unseen kind; take it."""
         price = self.price
         spent = self._sights * (1.0 if price is None else price)
-        if self._sights >= FREE_SIGHTS and spent > SIGHTS_SHARE * (self._plain + self._observed):
+        if self._sights >= FREE_SIGHTS and spent > SIGHTS_SHARE * (self.plain + self._observed):
             return False
         self._sights += 1
         return True

@@ -36,18 +36,9 @@ LOWER, UPPER, EITHER = BOUNDS = ">=", "<=", "<>"
 """Signs between the true cost of a step and its count: something is not counted, is counted too high, or both."""
 
 
-class ModelCall(NamedTuple):
-    """A call of the model, or of a part of it, that no other such call makes.
-
-    Attributes:
-        site: name of the module.
-        has_grad: whether autograd is on.
-        inputs: what tells its inputs apart; None if nothing does.
-    """
-
-    site: str
-    has_grad: bool
-    inputs: CallKey | None
+ModelCall = tuple[str, bool, "CallKey | None"]
+"""A call of the model, or of a part of it, that no other such call makes: name of the module, whether autograd is on,
+and what tells its inputs apart. A plain tuple, as each step makes some."""
 
 
 class StepStart(NamedTuple):

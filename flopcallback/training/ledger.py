@@ -95,6 +95,7 @@ class ComputeLedger:
     Attributes:
         steps: number of steps booked.
         audited: number of observed steps among them.
+        starts: kinds by how their steps begin.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class ComputeLedger:
         self._kinds: dict[StepKey, Kind] = {}
         self._places: dict[Kind, _Place] = {}  # of the kinds in `_kinds`
         self._waiting: dict[str, Kind] = {}  # kinds of a loaded state that this process has not met yet, by digest
-        self._starts: dict[StepStart, StartOfKinds] = {}
+        self.starts: dict[StepStart, StartOfKinds] = {}
         self._unseen: dict[Kind, None] = {}  # those in `_kinds` without an observed step; an ordered set
         self._are_guesses_old = False  # True once something was observed that may change the guesses of `_unseen`
         self._fits: dict[Hashable, CostFit] = {}  # by what kinds have in common besides sizes
@@ -145,10 +146,6 @@ class ComputeLedger:
         if self._are_guesses_old:
             self._renew_guesses()
         return kind.usual_cost()
-
-    def start_of(self, start: StepStart) -> StartOfKinds | None:
-        """Return the kinds that begin so; None if no step did."""
-        return self._starts.get(start)
 
     # --- Booking ------------------------------------------------------------------------------------------------------
 
@@ -312,7 +309,7 @@ class ComputeLedger:
         kind = kind or Kind("")
         if kind.cost is None and self._both is not None and self._both[0] == key:
             kind.know(self._both[1])
-        start = self._starts.setdefault(key.start, StartOfKinds())
+        start = self.starts.setdefault(key.start, StartOfKinds())
         name, sizes = pattern_and_sizes(key)
         place = _Place(key, start, self._fits.setdefault(name, CostFit()), sizes)
         self._kinds[key], self._places[kind] = kind, place
@@ -341,7 +338,7 @@ class ComputeLedger:
         for kinds in (start.unseen, start.due, self._unseen):
             kinds.pop(kind, None)
         if not start.kinds:
-            del self._starts[key.start]
+            del self.starts[key.start]
 
     # --- Estimates ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from flopcallback.modules.structures import CallKey, key_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
-from flopcallback.training.audits import ObservationSchedule, Observe
+from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
@@ -40,11 +40,10 @@ class OpenStep:
     Attributes:
         start: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
-        key: what tells the inputs of the last call apart, as in `start`.
-        raw_key: the same with all numbers and names, by which sizes are known.
+        raw_key: key of the last call's inputs, with all numbers and names, by which sizes are known.
+        calls: the first `MOST_CALLS` calls of the model.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
-        calls: the first `MOST_CALLS` calls of the model.
         batches: number of batches; several calls may share one.
         sizes: samples and tokens of the batches.
         backwards: number of backwards.
@@ -56,11 +55,10 @@ class OpenStep:
 
     start: StepStart
     nodes_before: int
-    key: CallKey | None
     raw_key: CallKey | None
+    calls: list[ModelCall]
     nodes_inside: int = 0
     is_timed: bool = True
-    calls: list[ModelCall] = field(default_factory=list)
     batches: int = 0
     sizes: StepSizes = field(default_factory=StepSizes)
     backwards: int = 0
@@ -124,45 +122,46 @@ class ComputeMeter:
         self.steps = 0
         self._number = 0  # of the next step among those of the training, the same on all ranks
         self._schedule = ObservationSchedule(observe)
+        self._is_auto = observe == AUTO
         self._trainable = TrainableFingerprint(model)
         if ranks is None and is_initialized():  # otherwise at the first step
             self._join_ranks()
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, inputs: Any) -> None:
+    def begin_step(self, inputs: Any, *, site: str | None = None, has_grad: bool = True) -> None:
         """Begin a step; forget one that has not ended.
 
         Args:
-            inputs: the batch, or the inputs of the step's first call.
+            inputs: the batch, or all inputs of the step's first call.
+            site: name of the module that is called first; None if `inputs` is the batch.
+            has_grad: whether autograd is on in that call.
         """
         if self._ranks is None or self.loaded:
             self._join_ranks()
-        raw = key_of(inputs)
-        key = self._settled(raw)
-        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), key, raw)
+        raw = key = key_of(inputs)
+        if raw is not None and (raw.names or raw.numbers):
+            key = self._keys.settled(raw)
+        calls = [] if site is None else [(site, has_grad, key)]
+        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), raw, calls)
         self._throughput.begin_step()
 
-    def add_call(self, site: str, inputs: Any, *, has_grad: bool = True, is_first: bool = False) -> None:
-        """Add a call of the model to the step.
+    def add_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
+        """Add a further call of the model to the step.
 
         Args:
             site: name of the module.
             inputs: all inputs of the call.
             has_grad: whether autograd is on.
-            is_first: whether `begin_step` was given the same inputs.
         """
         step = self.step
         if step is None:
             return
-        if not is_first:
-            step.raw_key = key_of(inputs)
-            step.key = self._settled(step.raw_key)
+        raw = step.raw_key = key = key_of(inputs)
+        if raw is not None and (raw.names or raw.numbers):
+            key = self._keys.settled(raw)
         if len(step.calls) < MOST_CALLS:
-            step.calls.append(ModelCall(site, has_grad, step.key))
-
-    def _settled(self, key: CallKey | None) -> CallKey | None:
-        return self._keys.settled(key) if key is not None and (key.names or key.numbers) else key
+            step.calls.append((site, has_grad, key))
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of the last call to the step, which then has its samples and tokens.
@@ -228,18 +227,16 @@ class ComputeMeter:
         if step is None or self._flops_fn is not None:
             return False
         start, ledger = step.start, self.ledger
-        return self._schedule.should_observe(
-            ledger.start_of(start),
-            self._number,
-            ledger.steps,
-            is_known=start.inputs is not None,
-            is_timing=is_timing,
-        )
+        kinds = ledger.starts.get(start)
+        if self._is_auto and kinds is not None and not (kinds.unseen or kinds.due):  # nearly all steps
+            return False
+        is_known = start.inputs is not None
+        return self._schedule.should_observe(kinds, self._number, ledger.steps, is_known=is_known, is_timing=is_timing)
 
     def take_back_observation(self) -> None:
         """Take back a decision to observe the current step, which could not be carried out."""
         if self.step is not None:
-            self._schedule.take_back(self.ledger.start_of(self.step.start))
+            self._schedule.take_back(self.ledger.starts.get(self.step.start))
 
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
@@ -286,37 +283,45 @@ class ComputeMeter:
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
-        kind: Kind | int | None = given
-        if given is None:
-            kind = self._book(step)
-        else:
+        if given is not None:
             self.ledger.add_flops(given)
-        if step.is_timed and kind is not None:
-            # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
-            seconds = self._throughput.end_step(kind, samples=samples, tokens=tokens, has_stepped=has_stepped)
+            kind: Kind | int | None = given
+        elif step.cost is None and step.counted is None:
+            kind = self.ledger.add(self._key_of(step, nodes_so_far() - step.nodes_before))
         else:
+            kind = self._book(step)
+        if not step.is_timed or kind is None:
             seconds = self._throughput.end_left_out(has_stepped=has_stepped)
-        if step.is_timed or (step.cost is not None and step.counted is None):
-            self._schedule.note_step(seconds, is_observed=step.cost is not None)
+            if step.cost is not None and step.counted is None:
+                self._schedule.note_observed(seconds)
+            return
+        # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
+        seconds = self._throughput.end_step(kind, samples=samples, tokens=tokens, has_stepped=has_stepped)
+        schedule = self._schedule
+        schedule.plain_s += seconds
+        schedule.plain += 1
+
+    def _key_of(self, step: OpenStep, nodes: int) -> StepKey | None:
+        """Return the kind of a step; None if nothing is known that tells it from others."""
+        (inputs, trainable), calls = step.start, tuple(step.calls)
+        if inputs is None and all(key is None for _, _, key in calls):
+            return None
+        if not can_count_nodes:  # no step is observed then; the key must not match one from another process
+            nodes = UNKNOWN_NODES
+        return StepKey(inputs, trainable, calls, step.backwards, tuple(step.stepped), nodes)
 
     def _book(self, step: OpenStep) -> Kind | None:
-        """Book a step; return its kind, or None if it is of none."""
+        """Book a counted or observed step; return its kind, or None if it is of none."""
         nodes = nodes_so_far() - step.nodes_before
-        outside = nodes - step.nodes_inside
-        if not can_count_nodes:  # no step is observed then; the key must not match one from another process
-            nodes = outside = UNKNOWN_NODES
-        start, ledger = step.start, self.ledger
-        key: StepKey | None = None
-        if start.inputs is not None or any(call.inputs is not None for call in step.calls):
-            key = StepKey(*start, tuple(step.calls), step.backwards, tuple(step.stepped), nodes)
+        outside = nodes - step.nodes_inside if can_count_nodes else UNKNOWN_NODES
+        key, ledger = self._key_of(step, nodes), self.ledger
         if step.counted is not None:
             if step.cost is not None:
                 ledger.add_both(key, step.cost)
             else:  # `counted` is one batch's; the others of an accumulated step are like it
                 ledger.add_counted(key, step.counted * max(1, step.batches), outside)
             return None
-        if step.cost is None:
-            return ledger.add(key)
+        assert step.cost is not None
         kind = ledger.add_observed(key, step.cost, outside)
         self._schedule.plan_audit(kind)
         return kind

@@ -10,9 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from flopcallback.modules.compiled import CompiledCode
+from flopcallback.modules.compiled import CompiledCode, rest_if_unused
+from flopcallback.modules.outermost import CallSite
 from flopcallback.profile.metrics import COMPUTE
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.numbers import bound_sign
@@ -155,9 +157,7 @@ class Training:
         meter = self._meter
         self._process = os.getpid()
         if meter is not None:
-            meter.begin_step(inputs)
-            if site is not None:
-                meter.add_call(site, inputs, has_grad=has_grad, is_first=True)
+            meter.begin_step(inputs, site=site, has_grad=has_grad)
             if has_grad:  # else the batch is that of the next call
                 meter.add_batch(inputs, batch)
         if not self._recorder.has_training:
@@ -183,6 +183,13 @@ class Training:
             return Plan.TIME
         return Plan.PASS
 
+    def note_site(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Note a call of a module if a step is under way; return True, as the call can run as it is."""
+        meter = self._meter
+        if meter is not None and meter.step is not None:  # else it is a validation between two steps
+            meter.add_call(site.name, (args, kwargs), has_grad=torch.is_grad_enabled())
+        return True
+
     def note_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
         """Note a call of the model, or of a part of it, in the current step.
 
@@ -204,11 +211,6 @@ class Training:
         """
         if self._meter is not None:
             self._meter.add_batch(inputs, batch, is_new=is_new)
-
-    @property
-    def is_in_step(self) -> bool:
-        """True between `begin_step` and `end_step`."""
-        return self._meter is not None and self._meter.step is not None
 
     def note_backward(self) -> None:
         """Note a backward in the current step."""
@@ -294,8 +296,10 @@ class Training:
         """
         # First, since the meter books the step at its observed cost.
         observer = self._steps.end_step() if self._steps.observer is not None else None
-        if observer is not None and self._steps.model is not None:
-            self._keep_observed(observer)
+        if observer is not None:
+            if self._steps.model is not None:
+                self._keep_observed(observer)
+            rest_if_unused()
         if self._recorder.window is not None:
             self._recorder.end_step(is_whole=is_whole)
         if self._meter is not None:

@@ -24,6 +24,7 @@ WINDOW = 1 + WARMUP + TIMED
 LOG_EVERY = 50
 LATE = 1000
 MOST_CALLS = 28  # ten microseconds, and some more for what of PyTorch they call
+MOST_AUDITS = 5  # in fifty steps: while a training is young, there are more than later
 
 
 def our_folders():
@@ -130,6 +131,17 @@ def off_log_steps(steps):
     return [step for step in steps if (step + 1) % LOG_EVERY]
 
 
+def check_few_calls(periods):
+    """Nearly all steps make the same few calls, early and late; the others are audits, and those that wait for one."""
+    usual = [min(period, key=Counter.total) for period in periods]
+    assert usual[0] == usual[1]
+    assert usual[0].total() <= MOST_CALLS, usual[0]
+    for period in periods:
+        waiting = [calls for calls in period if calls != usual[0]]
+        assert len([calls for calls in waiting if calls.total() > MOST_CALLS + 10]) <= MOST_AUDITS
+        assert len(waiting) <= len(period) // 2
+
+
 @pytest.mark.lightning
 @pytest.mark.tensorboard
 @pytest.mark.slow
@@ -141,9 +153,7 @@ def test_a_step_under_a_trainer_makes_few_calls_into_our_code_and_never_more(fla
     early, late = range(WINDOW, WINDOW + LOG_EVERY), range(LATE, LATE + LOG_EVERY)
     train(flavour, calls, {*early, *late}, folder=tmp_path, callback=callback, logger=logger)
     assert callback.profiles["train"].latency.steps == TIMED
-    after_window = [calls.by_step[step] for step in off_log_steps(early)]
-    assert max(totals(after_window)) <= MOST_CALLS, max(after_window, key=Counter.total)
-    assert [calls.by_step[step] for step in off_log_steps(late)] == after_window
+    check_few_calls([[calls.by_step[step] for step in off_log_steps(steps)] for steps in (early, late)])
 
 
 @pytest.mark.lightning
@@ -176,9 +186,7 @@ def test_a_step_of_a_plain_loop_makes_few_calls_into_our_code_and_never_more(cal
     early, late = range(WINDOW, WINDOW + LOG_EVERY), range(LATE, LATE + LOG_EVERY)
     hook = train_in_a_loop(calls, {*early, *late}, to=tmp_path, warmup_steps=WARMUP, latency_steps=TIMED)
     assert hook.profile.latency.steps == TIMED
-    after_window = [calls.by_step[step] for step in off_log_steps(early)]
-    assert max(totals(after_window)) <= MOST_CALLS, max(after_window, key=Counter.total)
-    assert [calls.by_step[step] for step in off_log_steps(late)] == after_window
+    check_few_calls([[calls.by_step[step] for step in off_log_steps(steps)] for steps in (early, late)])
 
 
 def test_in_the_window_of_a_plain_loop_more_calls_than_that_are_seen(calls):

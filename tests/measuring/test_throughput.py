@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from flopcallback.modules.batches import samples_in
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.failures import Failures
-from flopcallback.training.ledger import StepCost, StepKey
+from flopcallback.training.kinds import Kind, StepCost, Sums
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 
@@ -45,8 +45,11 @@ def throughput(clock):
     return Throughput(clock, clock.wait)
 
 
+KINDS = {nodes: Kind(str(nodes)) for nodes in (7, 9)}
+
+
 def kind(nodes=7):
-    return StepKey((((3, 5),),), "4 of 4", 1, (0,), nodes)
+    return KINDS[nodes]
 
 
 def step(throughput, clock, seconds=2.0, *, key=None, samples=3, tokens=None, has_stepped=True):
@@ -63,7 +66,7 @@ def test_a_stretch_has_its_steps_and_what_lies_between_them(throughput, clock):
     interval = throughput.read()
     assert (interval.seconds, interval.waited_s) == (3 * 2.5, 2 * 0.5)  # the last wait has no step behind it
     assert (interval.timed, interval.optimizer_steps, interval.samples, interval.tokens) == (3, 3, 9, None)
-    assert interval.keys == {kind(): 3}
+    assert interval.kinds == {kind(): 3}
 
 
 def test_what_comes_after_a_stop_is_nobodys(throughput, clock):
@@ -109,7 +112,7 @@ def test_every_reading_begins_anew(throughput, clock):
     assert throughput.read().seconds == 2.0
     clock.pass_(1000.0)
     interval = throughput.read()
-    assert (interval.seconds, interval.timed, interval.samples, interval.keys) == (0.0, 0, 0, {})
+    assert (interval.seconds, interval.timed, interval.samples, interval.kinds) == (0.0, 0, 0, {})
 
 
 def test_the_device_is_waited_for_where_a_stretch_ends_and_nowhere_else(throughput, clock):
@@ -218,21 +221,30 @@ def test_numbers_that_are_not_known_have_no_rate():
     assert set(rates([work(samples=None)], None)) == {"perf/step_time_ms", "perf/tflops_per_sec"}
 
 
-def test_totals_are_sums_over_ranks():
-    assert totals([Totals(2**63, 5, 7, 70), Totals(2**63, 0, 11, 110)]) == {
+def test_totals_leave_out_what_is_not_known_and_shares_of_nothing():
+    assert totals(Totals(Sums(2**63, 2**63), 7, 3, 18, 180)) == {
         "compute/flops_total": 2**64,
         "compute/samples_total": 18,
         "compute/tokens_total": 180,
-        "compute/estimated_pct": 100 * 5 / 2**64,
+        "compute/estimated_pct": 50.0,
+        "compute/steps_total": 7,
+        "compute/audited_steps": 3,
+    }
+    assert totals(Totals(Sums(), 0, 0, None, None)) == {
+        "compute/flops_total": 0,
+        "compute/estimated_pct": 0.0,
+        "compute/steps_total": 0,
+        "compute/audited_steps": 0,
     }
 
 
-def test_a_total_that_one_rank_does_not_know_is_left_out():
-    assert totals([Totals(8, 2, 7, None), Totals(0, 0, None, 3)]) == {
-        "compute/flops_total": 8,
-        "compute/estimated_pct": 25.0,
-    }
-    assert totals([Totals(0, 0, 0, 0)])["compute/estimated_pct"] == 0.0
+def test_totals_have_the_shares_of_what_is_no_exact_work_with_autograd():
+    sums = Sums(exact=60, estimated=40, error=3, unjudged=2, without_grad=20, lower=10, upper=30)
+    numbers = totals(Totals(sums, 1, 1, None, None))
+    assert numbers["compute/estimated_pct"] == 40
+    assert numbers["compute/error_pct"] == 5  # nothing bounds the error of the unjudged: it counts as all of it
+    assert numbers["compute/without_grad_pct"] == 20
+    assert (numbers["compute/lower_bound_pct"], numbers["compute/upper_bound_pct"]) == (10, 30)
 
 
 def test_a_sum_with_something_unknown_is_unknown():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flopcallback.modules.structures import CallKey
-from flopcallback.training.kinds import EITHER, LOWER, UPPER, ModelCall, StepCost, StepKey, Sums
+from flopcallback.training.kinds import EITHER, LOWER, UPPER, StepCost, StepKey, Sums
 from flopcallback.training.ledger import MOST_KINDS, MOST_SAVED, MOST_UNSEEN, USUAL_STEP, ComputeLedger
 
 TRAINABLE = "4 of 4"
@@ -17,8 +17,7 @@ TRAINABLE = "4 of 4"
 
 def kind(length=3, *, nodes=7, backwards=1, optimizers=(0,), trainable=TRAINABLE, calls=1, has_grad=True, site=""):
     inputs = CallKey(((length, 5),))
-    call = ModelCall(site, has_grad, inputs)
-    return StepKey(inputs, trainable, (call,) * calls, backwards, optimizers, nodes)
+    return StepKey(inputs, trainable, ((site, has_grad, inputs),) * calls, backwards, optimizers, nodes)
 
 
 @pytest.fixture

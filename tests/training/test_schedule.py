@@ -29,7 +29,7 @@ class Training:
 
     def run(self, steps):
         for key, flops in steps:
-            start = self.ledger.start_of(key.start)
+            start = self.ledger.starts.get(key.start)
             is_observed = self.schedule.should_observe(
                 start, self.steps, self.ledger.steps, is_known=key.inputs is not None
             )
@@ -38,7 +38,11 @@ class Training:
                 self.schedule.plan_audit(self.ledger.add_observed(key, StepCost(flops)))
             else:
                 self.ledger.add(key)
-            self.schedule.note_step(1.0 + self.price * is_observed, is_observed=is_observed)
+            if is_observed:
+                self.schedule.note_observed(1.0 + self.price)
+            else:
+                self.schedule.plain_s += 1.0
+                self.schedule.plain += 1
             self.steps += 1
             self.total += flops
         return self
