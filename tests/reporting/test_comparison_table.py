@@ -77,7 +77,7 @@ def test_marks_say_what_is_a_lower_bound_or_estimated_or_on_the_front():
     assert cells(text, "low")[3:6] == [">=", "11.0", "M"]
     assert cells(text, "low")[9:12] == [">=", "13.0", "G"]
     assert cells(text, "guess")[7:9] == ["~13.0", "G"]
-    assert "~ partly estimated from the size of the input, up to 3.5 % of it" in text
+    assert "~ partly estimated, up to 3.5 % of it" in text
     assert ">= a lower bound" in text
     assert "* no other run has as good a val/loss (lower is better) for as little compute" in text
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["*", "guess"]

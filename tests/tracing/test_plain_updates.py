@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profiling.build import _Flops
-from flopcallback.tracing import observer, profiler_broker
+from flopcallback.tracing import observer, plain_updates, profiler_broker
 from flopcallback.tracing.observer import StepRecorder
 
 BATCH, WIDE, OUT = 3, 5, 7
@@ -55,6 +55,12 @@ def inside_steps(events, is_inside=False):
     for event in events:
         names += inside_steps(event.children, is_inside or event.name.startswith("Optimizer.step#"))
     return names
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch):
+    """Once a process has compiled anything, updates are recorded; other tests may have."""
+    monkeypatch.setattr(plain_updates, "is_used", lambda: False)
 
 
 def a_step(optimizer, model):
