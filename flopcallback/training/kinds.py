@@ -24,7 +24,7 @@ __all__ = [
     "StepKey",
     "StepStart",
     "Sums",
-    "elements_in",
+    "elements_of",
     "pattern_and_sizes",
     "sums_of",
 ]
@@ -396,8 +396,11 @@ def pattern_and_sizes(key: StepKey) -> tuple[Hashable, tuple[int, ...]]:
     return pattern, tuple(sizes)
 
 
-def elements_in(value: Any) -> int:
-    """Return the number of elements of all inputs in a part of a key."""
-    if isinstance(value, CallKey):
-        return sum(map(math.prod, value.shapes))
-    return sum(map(elements_in, value)) if isinstance(value, tuple) else 0
+def elements_of(key: StepKey) -> int:
+    """Return the number of elements of a step's inputs: of the batch, or of all calls if these have more."""
+    calls = sum(_elements_in(inputs) for _, _, inputs in key.calls)
+    return max(_elements_in(key.inputs), calls)
+
+
+def _elements_in(inputs: CallKey | None) -> int:
+    return 0 if inputs is None else sum(map(math.prod, inputs.shapes))

@@ -14,7 +14,7 @@ from flopcallback.training.kinds import (
     StepKey,
     StepStart,
     Sums,
-    elements_in,
+    elements_of,
     pattern_and_sizes,
     sums_of,
 )
@@ -198,7 +198,7 @@ class ComputeLedger:
         Counting may have made autograd nodes that later steps lack: only a step of an equal key costs the same.
         """
         self._add_exactly(cost)
-        if key is not None:
+        if key is not None and key.calls:  # else its calls are not known, and it may be of another kind
             self._both = key, cost
 
     def _add_exactly(self, cost: StepCost) -> None:
@@ -218,7 +218,7 @@ class ComputeLedger:
             outside: autograd nodes made in the step outside of these.
         """
         self.steps += 1
-        rest, elements = ("", 0) if key is None else (_rest_of(key), elements_in((key.inputs, key.calls)))
+        rest, elements = ("", 0) if key is None else (_rest_of(key), elements_of(key))
         counted = _Counted(rest, forward, outside, elements)
         alike = [kind for other, kind in self._kinds.items() if key is not None and _rest_of(other) == rest]
         if key is not None and (loaded := self._waiting.get(key.digest())) is not None:
@@ -349,7 +349,7 @@ class ComputeLedger:
             kinds.pop(kind, None)
         flops = kind.usual_cost().flops
         fit.add(sizes, flops)
-        self._by_elements[elements_in((key.inputs, key.calls))] = flops
+        self._by_elements[elements_of(key)] = flops
         if len(self._by_elements) > MOST_UNSEEN:
             del self._by_elements[next(iter(self._by_elements))]
         self._are_guesses_old = True
@@ -366,7 +366,7 @@ class ComputeLedger:
         guess = fit.predict(sizes)
         self._withdraw(kind)
         if guess is None:
-            kind.guess, kind.guess_error = self._interpolated(elements_in((key.inputs, key.calls))), None
+            kind.guess, kind.guess_error = self._interpolated(elements_of(key)), None
         else:
             kind.guess, kind.guess_error = guess, math.ceil(guess * fit.error)
         self._enter(kind)
