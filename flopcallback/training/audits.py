@@ -56,7 +56,8 @@ class ObservationSchedule:
     """Choice of the steps that are observed.
 
     Those are the first steps of every kind, as far as their share of the time allows, and audits: about the 2nd, 4th,
-    8th step and so on of a kind, then as often as their share allows, but at least each 500th. At which steps an audit
+    8th step and so on of a kind, in pairs while the training is young, then as often as their share allows, but at
+    least each 500th. At which steps an audit
     may be is decided by the number of the step alone, through a hash: it is the same on all ranks and after a resume,
     and in step with nothing that is periodic.
 
@@ -124,10 +125,17 @@ class ObservationSchedule:
         for kind in () if start is None else islice(reversed(start.unseen), MOST_ASKED):
             kind.tries = max(0, kind.tries - 1)
 
-    def plan_audit(self, kind: Kind) -> None:
-        """Decide when a kind is audited next, after a step of it was observed."""
+    def plan_audit(self, kind: Kind, start: StartOfKinds | None) -> None:
+        """Decide when a kind is audited next, after a step of it was observed.
+
+        Args:
+            kind: the kind.
+            start: kinds that begin like it; None if nothing is known of it.
+        """
         if (price := self.price) is not None:
             self.level = min(MOST_LEVEL, max(0, math.ceil(math.log2(price / AUDITS_SHARE))) if price else 0)
+        if self._audits < FREE_AUDITS and not kind.is_paired and start is not None:
+            start.due[kind] = None  # the very next one, too
         varies = kind.audits is not None and self._audits < FREE_AUDITS  # the mean of more audits is a better one
         kind.due = kind.steps + (1 if varies else min(kind.steps, 2**self.level))
 
@@ -150,8 +158,11 @@ class ObservationSchedule:
 
     def _may_audit(self, due: Iterable[Kind], step: int, steps: int) -> bool:
         """Return whether to audit this step; take the time for it."""
-        needed = DICE if self._audits < FREE_AUDITS else max(DICE, self.level)
-        if _level(step) < needed and not any(_is_overdue(kind, steps) for kind in due):
+        is_free = self._audits < FREE_AUDITS
+        needed = DICE if is_free else max(DICE, self.level)
+        if _level(step) < needed and not any(
+            (is_free and not kind.is_paired) or _is_overdue(kind, steps) for kind in due
+        ):
             return False
         self._audits += 1
         return True

@@ -228,6 +228,7 @@ class Kind:
         due: value of `steps` from which the next audit is due.
         last: number of the latest step among those of the training.
         gap: number of steps of the training between the latest two.
+        is_paired: True if the last two observed steps had none of the kind between them, which tells what alternates.
         tries: steps observed for this kind before any was seen, which turned out to be of another.
         confirmed: FLOPs of unobserved steps that are exact, in spite of `audits`.
         audits: observed costs that do not agree; None while all do.
@@ -247,6 +248,7 @@ class Kind:
     due: int = 0
     last: int = 0
     gap: int = 0
+    is_paired: bool = True
     tries: int = 0
     confirmed: int = 0
     audits: Audits | None = None
@@ -272,6 +274,7 @@ class Kind:
             varies: whether nothing is known that would make steps of this kind alike.
         """
         before, self.cost, self.outside = self.cost, cost, outside
+        self.is_paired = before is not None and self.open == 0
         self.observed += 1
         if before is None:
             if varies:  # booked at the mean from the start

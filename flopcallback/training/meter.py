@@ -323,7 +323,7 @@ class ComputeMeter:
             return None
         assert step.cost is not None
         kind = ledger.add_observed(key, step.cost, outside)
-        self._schedule.plan_audit(kind)
+        self._schedule.plan_audit(kind, None if key is None else ledger.starts.get(key.start))
         return kind
 
     # --- Numbers ------------------------------------------------------------------------------------------------------
