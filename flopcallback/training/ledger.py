@@ -72,13 +72,15 @@ class _Counted(NamedTuple):
     """Step whose forward was counted, and which was not observed.
 
     Attributes:
+        digest: that of its key, as it was counted.
         rest: what its kind has in common with that of an observed step of equal cost: all but autograd nodes and calls,
-            since counting makes nodes of its own.
+            since counting may make nodes of its own.
         forward: FLOPs of its forward.
         outside: autograd nodes made in the step outside the counted calls.
         elements: number of elements of its inputs.
     """
 
+    digest: str
     rest: str
     forward: int
     outside: int
@@ -218,12 +220,15 @@ class ComputeLedger:
             outside: autograd nodes made in the step outside of these.
         """
         self.steps += 1
-        rest, elements = ("", 0) if key is None else (_rest_of(key), elements_of(key))
-        counted = _Counted(rest, forward, outside, elements)
-        alike = [kind for other, kind in self._kinds.items() if key is not None and _rest_of(other) == rest]
-        if key is not None and (loaded := self._waiting.get(key.digest())) is not None:
-            alike.append(loaded)
-        cost = next((kind.cost for kind in alike if _is_alike(counted, kind)), None)
+        if key is None:
+            self._counted.append(_Counted("", "", forward, outside, 0))
+            return
+        counted = _Counted(key.digest(), _rest_of(key), forward, outside, elements_of(key))
+        known = self._kinds.get(key) or self._waiting.get(counted.digest)
+        cost = None if known is None else known.cost
+        if cost is None:
+            alike = (kind for other, kind in self._kinds.items() if _rest_of(other) == counted.rest)
+            cost = next((kind.cost for kind in alike if _is_alike(counted, kind)), None)
         if cost is None:
             self._counted.append(counted)
         else:
@@ -386,8 +391,12 @@ class ComputeLedger:
         """Book counted steps at the cost of an observed one that is like them."""
         if not self._counted:
             return
-        rest, cost = _rest_of(key), kind.cost
-        alike = [counted for counted in self._counted if counted.rest == rest and _is_alike(counted, kind)]
+        digest, rest, cost = key.digest(), _rest_of(key), kind.cost
+        alike = [
+            counted
+            for counted in self._counted
+            if counted.digest == digest or (counted.rest == rest and _is_alike(counted, kind))
+        ]
         if cost is None:
             return
         for counted in alike:

@@ -52,7 +52,7 @@ def checked_state(state: Any, version: int) -> Mapping[str, Any]:
 def _ledger(ledger: Any, name: str) -> None:
     amounts = dict.fromkeys(("steps", "audited", "largest"), _amount)
     sums = _row(*[_amount] * len(Sums._fields))
-    counted = _row(_text, _amount, _whole, _amount)
+    counted = _row(_text, _text, _amount, _whole, _amount)
     rows = {"kinds": _list_of(_kind), "counted": _list_of(counted), "points": _list_of(_row(_amount, _amount))}
     _parts(ledger, name, **amounts, sums=sums, **rows)
     steps = sum(row[3][0] for row in ledger["kinds"]) + len(ledger["counted"])

@@ -203,13 +203,20 @@ def test_a_counted_forward_may_have_what_runs_without_autograd_inside(ledger):
     assert (ledger.flops, ledger.estimated) == (2 * 301, 0)
 
 
+def test_a_counted_step_of_the_very_same_key_costs_the_same_whatever_was_counted(ledger):
+    ledger.add_counted(kind(), 99, outside=0)
+    ledger.add_observed(kind(), StepCost(301, 100), outside=2)
+    ledger.add_counted(kind(), 98, outside=0)
+    assert (ledger.flops, ledger.estimated) == (3 * 301, 0)
+
+
 @pytest.mark.parametrize(
     ("other", "cost", "outside"),
     [
         (kind(optimizers=()), StepCost(301, 100), 2),
         (kind(4), StepCost(301, 100), 2),
-        (kind(), StepCost(301, 99), 2),
-        (kind(), StepCost(301, 100), 3),
+        (kind(nodes=8), StepCost(301, 99), 2),
+        (kind(nodes=8), StepCost(301, 100), 3),
     ],
 )
 def test_it_is_of_no_other_kind(ledger, other, cost, outside):
