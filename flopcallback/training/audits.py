@@ -48,8 +48,8 @@ MOST_ASKED = 8
 MOST_LEVEL = 8
 """Further audits take place at one of 2**8 steps, or more often."""
 
-DICE = 1
-"""Half of all steps are as good as any: a kind that is due is not audited in step with what alternates."""
+COIN = 1
+"""Level of the earliest audits: at one of two steps, so that they do not keep time with what alternates."""
 
 
 class ObservationSchedule:
@@ -57,9 +57,8 @@ class ObservationSchedule:
 
     Those are the first steps of every kind, as far as their share of the time allows, and audits: about the 2nd, 4th,
     8th step and so on of a kind, in pairs while the training is young, then as often as their share allows, but at
-    least each 500th. At which steps an audit
-    may be is decided by the number of the step alone, through a hash: it is the same on all ranks and after a resume,
-    and in step with nothing that is periodic.
+    least each 500th. The number of a step alone, through a hash, decides whether it may be an audit: so audits are at
+    the same steps on all ranks and after a resume, and never keep time with what is periodic.
 
     Attributes:
         plain_s: time of steps that nothing stood in, in seconds; the caller adds to it.
@@ -159,7 +158,7 @@ class ObservationSchedule:
     def _may_audit(self, due: Iterable[Kind], step: int, steps: int) -> bool:
         """Return whether to audit this step; take the time for it."""
         is_free = self._audits < FREE_AUDITS
-        needed = DICE if is_free else max(DICE, self.level)
+        needed = COIN if is_free else max(COIN, self.level)
         if _level(step) < needed and not any(
             (is_free and not kind.is_paired) or _is_overdue(kind, steps) for kind in due
         ):
