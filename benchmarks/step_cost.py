@@ -1,11 +1,14 @@
-"""Cost of booking a step after the measuring window, in microseconds.
+"""Cost of booking a step after the measuring window, in microseconds, and of the audits of a long training.
 
-Usage: python benchmarks/step_cost.py [--steps 3000]
+Usage: python benchmarks/step_cost.py [--steps 3000] [--audits [--long 20000]]
 
 The net is so small that the cost shows. Plain loop: two trainings of a tiny net, with us and without us, take turns
 step by step; each has the median of its steps after the window. Trainer: time inside the hooks of `FlopCallback`,
 compared with the time from batch to batch. The cost does not depend on the model, except for its parameters:
 `requires_grad` of each is read in every step.
+
+With `--audits`, a training of a small transformer of many steps: how many of them are audits, what share of the time
+they take beyond a plain step's, and how much the process has grown meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,14 +116,45 @@ def under_a_trainer(steps: int) -> tuple[float, float]:
     return whole - inside, whole
 
 
+def audits_of(steps: int) -> list[list[str]]:
+    """Return rows on the audits of a training, quarter by quarter."""
+    model = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, rows = torch.ones(4, 16, 32), []
+    with FlopHook(model, optimizer, summary=False, warmup_steps=2, latency_steps=4) as hook:
+        before, taken = 0, []
+        for step in range(steps):
+            begin = time.perf_counter()
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            taken.append(time.perf_counter() - begin)
+            if (step + 1) % (steps // 4) == 0:
+                audited = hook.metrics()["compute/audited_steps"]
+                plain = statistics.median(taken)
+                dear = sorted(taken)[-int(audited - before) :] if audited > before else []
+                share = sum(each - plain for each in dear) / sum(taken)
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+                rows.append([f"{step + 1:,}", f"{audited - before:.0f}", f"{share:.2%}", f"{resident:.1f}"])
+                before, taken = audited, []
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000, help="of a training")
-    steps = parser.parse_args().steps
+    parser.add_argument("--audits", action="store_true", help="measure audits instead")
+    parser.add_argument("--long", type=int, default=20_000, help="steps of the training that is audited")
+    options = parser.parse_args()
+    steps = options.steps
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(environment("lightning"))
+    if options.audits:
+        headings = ["up to step", "audits", "share of the time, at most", "resident, MiB"]
+        print(markdown(headings, audits_of(options.long)))
+        return
     rows = []
     for name, train in (("plain loop", in_a_loop), ("Trainer", under_a_trainer)):
         without, ours = train(steps)
