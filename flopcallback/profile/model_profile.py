@@ -70,6 +70,7 @@ class ModelProfile:
         step: FLOPs of a whole training step; None until a step was observed.
         step_note: remark on that step: its forward differs from the counted one, it has operators without a count, or
             why no step was observed.
+        step_bound: sign between that step's true FLOPs and its count, as in `bound`; empty if it is exact.
         verdict: result of counting the call with both engines; None if only one was asked.
         training: final totals and rates of the training around the call, `compute/*` and `perf/*`.
 
@@ -89,6 +90,7 @@ class ModelProfile:
     latency: LatencySummary | None = None
     step: StepFlops | None = None
     step_note: str = ""
+    step_bound: str = ""
     verdict: Verdict | None = None
     training: Mapping[str, int | float] = field(default_factory=dict)
 
@@ -230,16 +232,17 @@ class ModelProfile:
         text = replace(counted, modules=rows, config=config, verdict=None, training={}).to_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
+    def with_step(self, steps: Mapping[str, StepFlops], note: str = "", bound: str = "") -> ModelProfile:
         """Return a copy with the FLOPs of a whole training step.
 
         Args:
             steps: FLOPs by module path, those of the whole model under `""`. A module that is missing did no work that
                 counts.
             note: remark on the step.
+            bound: sign between its true FLOPs and its count.
         """
         rows = tuple(replace(row, step=steps.get(row.path, StepFlops())) for row in self.modules)
-        return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note)
+        return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note, step_bound=bound)
 
     def with_latency(
         self,

@@ -87,7 +87,7 @@ def _whole_step(profile: ModelProfile) -> str:
     if profile.step is None:
         return f"training step: {profile.step_note}" if profile.step_note else ""
     note = f"; {profile.step_note}" if profile.step_note else ""
-    return f"training step: {profile.step.total:,} FLOPs ({step_parts(profile.step)}){note}"
+    return f"training step: {profile.step_bound}{profile.step.total:,} FLOPs ({step_parts(profile.step)}){note}"
 
 
 def step_parts(step: StepFlops) -> str:

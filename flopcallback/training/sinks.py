@@ -235,7 +235,7 @@ def _line(profile: ModelProfile) -> str:
     if profile.forward_ms is not None:
         parts.append(f"{milliseconds(profile.forward_ms)} ms")
     if profile.step is not None:
-        parts.append(f"train step {si(profile.step.total, 'FLOPs')}")
+        parts.append(f"train step {profile.step_bound}{si(profile.step.total, 'FLOPs')}")
     elif profile.step_note:
         parts.append(f"train step {profile.step_note}")
     if profile.latency is not None and profile.latency.step_ms is not None:

@@ -356,6 +356,9 @@ class Training:
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
                 is_lower = any(analysis.is_lower_bound for analysis in counts.values())
                 is_upper = any(analysis.is_upper_bound for analysis in counts.values())
+                if is_counted:  # under the tracer, records may miss what it has found
+                    profile = self._recorder.profiles[TRAINING]
+                    is_lower, is_upper = is_lower or profile.is_lower_bound, is_upper or bool(profile.upper_bounds)
                 bound = bound_sign(is_lower=is_lower, is_upper=is_upper).strip()
                 total = sum(flops.values())
                 self._meter.set_observed_cost(

@@ -116,7 +116,9 @@ def _tiles(profile: ModelProfile) -> Iterator[_Tile]:
         yield _Tile("Step", f"{milliseconds(latency.step_ms)} ms", _forward_share(profile, latency.step_ms))
     if profile.step is not None:
         note = profile.step_note or f"FLOPs: {step_parts(profile.step)}"
-        yield _Tile("Training step", si(profile.step.total), note, is_warning=bool(profile.step_note))
+        yield _Tile(
+            "Training step", f"{profile.step_bound}{si(profile.step.total)}", note, is_warning=bool(profile.step_note)
+        )
     yield from _training_tiles(profile)
     yield from _rate_tile(profile)
     if root is not None and root.flops and root.bytes:
