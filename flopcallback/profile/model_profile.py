@@ -232,17 +232,16 @@ class ModelProfile:
         text = replace(counted, modules=rows, config=config, verdict=None, training={}).to_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def with_step(self, steps: Mapping[str, StepFlops], note: str = "", bound: str = "") -> ModelProfile:
+    def with_step(self, steps: Mapping[str, StepFlops], note: str = "") -> ModelProfile:
         """Return a copy with the FLOPs of a whole training step.
 
         Args:
             steps: FLOPs by module path, those of the whole model under `""`. A module that is missing did no work that
                 counts.
             note: remark on the step.
-            bound: sign between its true FLOPs and its count.
         """
         rows = tuple(replace(row, step=steps.get(row.path, StepFlops())) for row in self.modules)
-        return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note, step_bound=bound)
+        return replace(self, modules=rows, step=steps.get("", StepFlops()), step_note=note)
 
     def with_latency(
         self,

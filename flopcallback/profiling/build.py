@@ -25,7 +25,6 @@ from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import is_compiled
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.profile.numbers import bound_sign
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
@@ -134,9 +133,7 @@ def with_step(
             f"{calls * profile.forward_flops:,}: {names} differ"
         )
     notes += _differences_in_backward(profile, steps, calls, as_written)
-    is_upper = any(analysis.is_upper_bound for analysis in counts.values())
-    bound = bound_sign(is_lower=bool(incomplete), is_upper=is_upper)
-    return profile.with_step(steps, "; ".join(notes), bound)
+    return profile.with_step(steps, "; ".join(notes))
 
 
 def _forwards_like(profile: ModelProfile, steps: Mapping[str, StepFlops], calls: int) -> dict[str, int]:

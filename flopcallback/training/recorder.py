@@ -157,18 +157,20 @@ class ProfileRecorder:
             )
         return profile
 
-    def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
+    def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int, bound: str = "") -> bool:
         """Add the FLOPs of a whole step to the training's profile.
 
         Args:
             counts: FLOPs by phase of the step, from `step_counts`.
             calls: number of calls like the counted one in the step.
+            bound: sign between its true FLOPs and its count.
 
         Returns:
             Whether its forward has at least the FLOPs of these calls.
         """
         phase = self._phases[TRAINING]
-        phase.profile = with_step(phase.profile, counts, calls, self._as_written)
+        profile = with_step(phase.profile, counts, calls, self._as_written)
+        phase.profile = replace(profile, step_bound=bound)
         if phase.log is not _Log.NEW:  # a new profile is logged at once, with or without times
             phase.log = _Log.AWAITING_TIMES if self.is_timing else _Log.NEW
         self.has_news = True

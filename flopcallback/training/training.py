@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.modules.compiled import CompiledCode, rest_if_unused
 from flopcallback.modules.outermost import CallSite
 from flopcallback.profile.metrics import COMPUTE
@@ -347,27 +348,31 @@ class Training:
             # A call that was counted beside the step, or in a second attempt, was recorded with it.
             if is_counted and not self._recorder.is_step_alike(counts, steps.calls):
                 return
+            bound = self._bound_of(counts, is_counted=is_counted)
             if steps.is_for_profile:
-                is_whole = self._recorder.add_step(counts, steps.calls)
+                is_whole = self._recorder.add_step(counts, steps.calls, bound)
                 steps.complete_profile()
                 if observer.compiled and not is_whole:
                     # Of products with a dimension of 1, compiled code leaves no records: all its steps may have some.
                     steps.distrust_compiled()
             if self._meter is not None and (steps.trusts_compiled or not observer.compiled):
-                is_lower = any(analysis.is_lower_bound for analysis in counts.values())
-                is_upper = any(analysis.is_upper_bound for analysis in counts.values())
-                if is_counted:  # under the tracer, records may miss what it has found
-                    profile = self._recorder.profiles[TRAINING]
-                    is_lower, is_upper = is_lower or profile.is_lower_bound, is_upper or bool(profile.upper_bounds)
-                bound = bound_sign(is_lower=is_lower, is_upper=is_upper).strip()
                 total = sum(flops.values())
                 self._meter.set_observed_cost(
-                    StepCost(total, flops[FORWARD], flops[RECOMPUTE], flops[WITHOUT_GRAD], bound)
+                    StepCost(total, flops[FORWARD], flops[RECOMPUTE], flops[WITHOUT_GRAD], bound.strip())
                 )
             elif self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         except Exception as error:  # noqa: BLE001 - counts are of use without a whole step
             self.stop_observing(error)
+
+    def _bound_of(self, counts: Mapping[str, OperatorAnalysis], *, is_counted: bool) -> str:
+        """Return the sign between the FLOPs of an observed step and their count."""
+        is_lower = any(analysis.is_lower_bound for analysis in counts.values())
+        is_upper = any(analysis.is_upper_bound for analysis in counts.values())
+        if is_counted:  # under the tracer, records may miss what it has found
+            profile = self._recorder.profiles[TRAINING]
+            is_lower, is_upper = is_lower or profile.is_lower_bound, is_upper or bool(profile.upper_bounds)
+        return bound_sign(is_lower=is_lower, is_upper=is_upper)
 
     # --- Results and other events -------------------------------------------------------------------------------------
 
