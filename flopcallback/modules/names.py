@@ -6,15 +6,20 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.tracing.torch_private import storage_id
+from flopcallback.tracing.torch_private import WRAPPED_MODULES, storage_id
 
-__all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "storage_of"]
+__all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "innermost", "storage_of", "wrapped_in"]
+
+Value = TypeVar("Value")
+
+_FABRIC = {"_forward_module", "_original_module"}
+"""Children of what Lightning's `fabric.setup` returns: the module that it calls, and the one that the user gave."""
 
 
 def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -23,6 +28,28 @@ def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Itera
     for name, child in module._modules.items():
         if child is not None:
             yield from _named_modules_with_duplicates(child, f"{prefix}.{name}" if prefix else name)
+
+
+def wrapped_in(module: nn.Module) -> str | None:
+    """Return the name of the child that a wrapper wraps, or None for a module that is no wrapper.
+
+    Wrappers are those of data parallelism, `torch.compile`, FSDP1, activation checkpointing and Lightning's Fabric,
+    which is recognized by its children, since Lightning must not be imported here.
+    """
+    children = module._modules  # a scripted module's have no `get`
+    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return "module"
+    if len(children) == 1:
+        return next((name for name in WRAPPED_MODULES if name in children), None)
+    # Not `_original_module`: the one that is called may be compiled.
+    return "_forward_module" if set(children.keys()) == _FABRIC else None
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """Return a module without its wrappers."""
+    while (name := wrapped_in(module)) is not None:
+        module = module._modules[name]  # type: ignore[assignment]  # a wrapper's child is never None
+    return module
 
 
 class ModuleNames:
@@ -55,6 +82,31 @@ class ModuleNames:
     def unique(self) -> dict[str, nn.Module]:
         """Modules by canonical name, in the order of `named_modules()`."""
         return {name: module for name, module in self.by_name.items() if self.canonical[name] == name}
+
+    @functools.cached_property
+    def shown(self) -> dict[str, str]:
+        """Names for the user, by canonical name: a wrapper and what it wraps share one, that of the unwrapped module.
+
+        So `_orig_mod.block.0` of a compiled model is `block.0`.
+        """
+        shown = {"": ""}
+        for name in self.unique:  # a module comes before those inside
+            parent, _, own = name.rpartition(".")
+            above, around = shown[parent], self.unique.get(parent)
+            is_wrapped = name and around is not None and wrapped_in(around) == own
+            shown[name] = above if is_wrapped else f"{above}.{own}" if above else own
+        return shown
+
+    def as_shown(self, by_name: Mapping[str, Value]) -> dict[str, Value]:
+        """Return values by the names for the user.
+
+        Of a wrapper and what it wraps, the outermost with a value counts. Names of no module are kept.
+        """
+        ordered = [*(name for name in self.shown if name in by_name), *(name for name in by_name)]
+        values: dict[str, Value] = {}
+        for name in ordered:
+            values.setdefault(self.shown.get(name, name), by_name[name])
+        return values
 
     @staticmethod
     @functools.cache
