@@ -14,7 +14,17 @@ from torch.nn.parameter import is_lazy
 
 from flopcallback.tracing.torch_private import WRAPPED_MODULES, storage_id
 
-__all__ = ["ModuleHolder", "ModuleNames", "as_one_module", "find_modules", "innermost", "storage_of", "wrapped_in"]
+__all__ = [
+    "ModuleHolder",
+    "ModuleNames",
+    "as_one_module",
+    "find_modules",
+    "innermost",
+    "is_fabric",
+    "storage_of",
+    "wrapped_in",
+    "wrapped_module",
+]
 
 Value = TypeVar("Value")
 
@@ -30,25 +40,37 @@ def _named_modules_with_duplicates(module: nn.Module, prefix: str = "") -> Itera
             yield from _named_modules_with_duplicates(child, f"{prefix}.{name}" if prefix else name)
 
 
+def is_fabric(module: nn.Module) -> bool:
+    """Return whether a module is what Lightning's `fabric.setup` returns.
+
+    It is recognized by its children, since Lightning must not be imported here.
+    """
+    return set(module._modules.keys()) == _FABRIC
+
+
 def wrapped_in(module: nn.Module) -> str | None:
     """Return the name of the child that a wrapper wraps, or None for a module that is no wrapper.
 
-    Wrappers are those of data parallelism, `torch.compile`, FSDP1, activation checkpointing and Lightning's Fabric,
-    which is recognized by its children, since Lightning must not be imported here.
+    Wrappers are those of data parallelism, `torch.compile`, FSDP1, activation checkpointing and Lightning's Fabric.
     """
     children = module._modules  # a scripted module's have no `get`
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return "module"
     if len(children) == 1:
         return next((name for name in WRAPPED_MODULES if name in children), None)
-    # Not `_original_module`: the one that is called may be compiled.
-    return "_forward_module" if set(children.keys()) == _FABRIC else None
+    return "_forward_module" if is_fabric(module) else None  # not `_original_module`: what is called may be compiled
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper wraps, or None for a module that is no wrapper."""
+    name = wrapped_in(module)
+    return None if name is None else module._modules[name]
 
 
 def innermost(module: nn.Module) -> nn.Module:
     """Return a module without its wrappers."""
-    while (name := wrapped_in(module)) is not None:
-        module = module._modules[name]  # type: ignore[assignment]  # a wrapper's child is never None
+    while (inner := wrapped_module(module)) is not None:
+        module = inner
     return module
 
 

@@ -227,6 +227,23 @@ def test_what_leads_to_no_optimizer_is_refused(model, given):
     assert "forward" not in vars(model)
 
 
+class Learner:
+    """What frameworks give in place of a model and an optimizer."""
+
+    def __init__(self, model, optimizer):
+        self.net, self.opt = model, optimizer
+
+
+def test_of_what_holds_an_optimizer_elsewhere_the_error_names_the_attribute(model, optimizer):
+    with pytest.raises(TypeError, match=r"Give its \.opt; or give none, and mark each step"):
+        FlopHook(model, Learner(model, optimizer))
+
+
+def test_of_what_holds_a_model_the_error_names_the_attribute(model, optimizer):
+    with pytest.raises(TypeError, match=r"model is <.*Learner.*>, expected a torch\.nn\.Module\. Give its \.net$"):
+        FlopHook(Learner(model, optimizer), optimizer)
+
+
 # --- Names of rows ----------------------------------------------------------------------------------------------------
 
 
