@@ -511,7 +511,7 @@ def test_an_optimizer_in_name_alone_is_refused(model):
         def __init__(self, inner):
             self.inner = inner
 
-    with pytest.raises(TypeError, match="Give its .inner"):
+    with pytest.raises(TypeError, match=r"Give its \.inner"):
         FlopHook(model, Wrapper(torch.optim.SGD(model.parameters(), lr=1.0)))
 
 
