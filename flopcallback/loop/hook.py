@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
+from flopcallback.loop.objects import EndedWatch, model_of, optimizers_of
 from flopcallback.loop.watch import LoopWatch, nothing_seen
 from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
@@ -62,8 +62,9 @@ class FlopHook:
     A copy of a hook (`copy.deepcopy`, pickle) has the results so far, and watches nothing.
 
     Args:
-        model: model under training. `DistributedDataParallel`, `DataParallel` and Fabric's wrapper are removed from it,
-            so that module names are those of a single process.
+        model: model under training, or several by name, such as `{"student": student, "teacher": teacher}`: then those
+            that are called without grad have rows, too. Wrappers, as of `DistributedDataParallel`, `torch.compile` and
+            Fabric, are no part of the names of modules, which are those of a plain model.
         optimizer: optimizer, or list of several. Wrappers such as Accelerate's and Fabric's are followed through their
             attribute `optimizer`.
         to: destination: a W&B run or `"wandb"` for the active one, `"mlflow"` likewise or `(MlflowClient(), run_id)`, a
@@ -121,7 +122,7 @@ class FlopHook:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         *,
         to: Any = None,
@@ -162,7 +163,7 @@ class FlopHook:
             summary=summary,
             strict=strict,
         )
-        self._model, optimizers = unwrapped(model), optimizers_of(optimizer)
+        self._model, optimizers = model_of(model), optimizers_of(optimizer)
         self._failures = Failures(strict=strict)
         # The process group may be created later: the watch asks again when it counts.
         is_logging = rank_of() == 0

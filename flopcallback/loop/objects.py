@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from flopcallback.modules.names import is_fabric, wrapped_module
+from flopcallback.modules.names import ModuleHolder, is_fabric, wrapped_module
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.tracing.torch_private import POST_HOOKS, PRE_HOOKS, step_hooks_of, version_of
 
-__all__ = ["EndedWatch", "OptimizerHooks", "optimizers_of", "unwrapped"]
+__all__ = ["EndedWatch", "OptimizerHooks", "model_of", "optimizers_of"]
 
 
 MOST_WRAPPERS = 8
@@ -26,6 +26,41 @@ MOST_NAMED = 4
 
 MOST_PARAMETERS = 64
 """Parameters per optimizer that are checked for a change."""
+
+
+class Models(ModuleHolder):
+    """Several models of one training, by name.
+
+    It trains while one of them does: a teacher or target network stays in eval mode.
+    """
+
+    @property
+    def training(self) -> bool:
+        """Whether any of the models is in training mode."""
+        return any(model.training for model in self.children())
+
+    @training.setter
+    def training(self, is_training: bool) -> None:
+        """Leave the mode to the models."""
+
+
+def model_of(given: Any) -> nn.Module:
+    """Return the given model, or several by name as one, without wrappers.
+
+    Raises:
+        TypeError: a model is not a module.
+        ValueError: there are no models, or a name cannot be that of a row.
+    """
+    if not isinstance(given, Mapping):
+        return unwrapped(given)
+    for name in given:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(
+                f"FlopHook: model has the name {name!r:.80}, expected a text without dots, such as 'teacher'"
+            )
+    if not given:
+        raise ValueError("FlopHook: model is an empty dict, expected a model, or several by name")
+    return Models({name: unwrapped(model) for name, model in given.items()})
 
 
 def unwrapped(model: Any) -> nn.Module:
