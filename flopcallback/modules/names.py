@@ -145,7 +145,8 @@ def find_modules(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) 
 
     A module, or the module of a bound method, is the root `""`; a `functools.partial` of either as well. For any other
     function these are the modules in its closure, the globals that it names, its defaults, the arguments bound by
-    `functools.partial`, and its arguments, each under the name of its variable. A module inside another one of these
+    `functools.partial`, and its arguments, each under the name of its variable; for a method of another object, such as
+    a pipeline, also those in the attributes of the object. A module inside another one of these
     is not listed: it belongs to that one.
     """
     unwrapped = function
@@ -173,17 +174,19 @@ def as_one_module(roots: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _variables(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    function = inspect.unwrap(function)
+    if not inspect.ismethod(function):  # a decorated method would be unwrapped to its function, without the object
+        function = inspect.unwrap(function)
     if isinstance(function, functools.partial):
         yield from function.keywords.items()
         yield from _variables(function.func, (*function.args, *arguments))
         return
     if inspect.ismethod(function):
-        yield from vars(function.__self__).items() if hasattr(function.__self__, "__dict__") else ()
-        function = function.__func__
+        owner, arguments = function.__self__, (function.__self__, *arguments)
+        yield from vars(owner).items() if hasattr(owner, "__dict__") else ()
+        function = inspect.unwrap(function.__func__)
     elif not inspect.isfunction(function):
         yield from getattr(function, "__dict__", {}).items()
-        function = type(function).__call__
+        function, arguments = inspect.unwrap(type(function).__call__), (function, *arguments)
     if inspect.isfunction(function):
         yield from _named_in_code(function)
         parameters = list(inspect.signature(function).parameters.values())
