@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flopcallback.lightning.census import CallCensus
-from flopcallback.lightning.loggers import report_folder, trackers_of
+from flopcallback.lightning.loggers import Destinations, report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
-from flopcallback.trackers import LocalTracker
+from flopcallback.trackers import Tracker
 from flopcallback.training.audits import Observe
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
@@ -94,6 +94,10 @@ class FlopCallback(Callback):
     A failure inside the callback becomes one `FlopCallbackWarning`, and training goes on.
 
     Args:
+        to: destination, or list of several, next to the trainer's loggers, which need not be named: `"wandb"` or
+            `"mlflow"` for the active run, `"tensorboard"` for a new one in `runs/`, each only if no logger leads there;
+            a run, `SummaryWriter` or `(MlflowClient(), run_id)`; a folder; a `Tracker`. Runs and writers stay yours to
+            close.
         elementwise: whether to count elementwise operators and reductions as `macs`; they are no FLOPs.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
@@ -139,6 +143,7 @@ class FlopCallback(Callback):
     def __init__(
         self,
         *,
+        to: Any = None,
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
@@ -176,6 +181,7 @@ class FlopCallback(Callback):
             summary=summary,
             strict=strict,
         )
+        self._to = Destinations(to)
         self._failures = Failures(strict=strict)
         self._profiles: dict[str, ModelProfile] = {}
         self._loaded: Any = {}  # compute so far, from the checkpoint that this run resumes; it is checked at the start
@@ -194,7 +200,7 @@ class FlopCallback(Callback):
     def _watch_nothing(self) -> None:
         """Make what belongs to one training; a copy has none of it."""
         self._training: Training | None = None  # None between two runs of a trainer, and after a failure
-        self._files: dict[Path, LocalTracker] = {}  # report folders of the present training, by path
+        self._files: dict[Path | str, Tracker] = {}  # of the present training: report folders and what else has one
         self._watch = StepWatch()
         self._census = CallCensus()
 
@@ -516,7 +522,7 @@ class FlopCallback(Callback):
         return Training(
             pl_module,
             options,
-            trackers_of(trainer, options, self._failures, self._files),
+            trackers_of(trainer, options, self._failures, self._files, self._to),
             samples=samples,
             measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flopcallback.loop.objects import EndedWatch, optimizers_of, unwrapped
-from flopcallback.loop.watch import LoopWatch
+from flopcallback.loop.objects import EndedWatch, model_of, optimizers_of
+from flopcallback.loop.watch import LoopWatch, nothing_seen
 from flopcallback.modules.batches import samples_in
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
@@ -29,12 +29,6 @@ from flopcallback.training.saved_state import compute_in
 from flopcallback.training.training import TRAINING, Training
 
 __all__ = ["FlopHook"]
-
-NOTHING_SEEN = (
-    "FlopHook: no training call of {} was seen. It counts calls with grad enabled and model.training, made in the "
-    "thread that made the hook; not those that compiled code makes. With torch.compile, make the hook after it, of "
-    "what it returned."
-)
 
 REPLACED = (
     "FlopHook: this one takes the place of an earlier one with the same optimizer and modules in common, which is now "
@@ -56,7 +50,8 @@ class FlopHook:
 
     The counted call ends where its backward begins. With several optimizers it ends with the step, so that the parts of
     a GAN are counted together. A step ends when each optimizer has stepped. If that is not a step of your loop, or if
-    there is no optimizer, mark steps by `with hook.step():`. Without either, calls are timed and steps are not.
+    there is no optimizer, mark steps by `with hook.step():`, or in a framework's callbacks by `begin_step` and
+    `end_step`. Without either, calls are timed and steps are not.
 
     Create the hook after `torch.compile`, with the model that the loop calls, and in the thread that trains. Until
     `close`, the model calls that the loop makes pass through the hook, and so do the ends of optimizer steps. A hook
@@ -67,13 +62,15 @@ class FlopHook:
     A copy of a hook (`copy.deepcopy`, pickle) has the results so far, and watches nothing.
 
     Args:
-        model: model under training. `DistributedDataParallel`, `DataParallel` and Fabric's wrapper are removed from it,
-            so that module names are those of a single process.
+        model: model under training, or several by name, such as `{"student": student, "teacher": teacher}`: then those
+            that are called without grad have rows, too. Wrappers, as of `DistributedDataParallel`, `torch.compile` and
+            Fabric, are no part of the names of modules, which are those of a plain model.
         optimizer: optimizer, or list of several. Wrappers such as Accelerate's and Fabric's are followed through their
             attribute `optimizer`.
-        to: destination: a W&B run, a `SummaryWriter`, `"mlflow"` or `(MlflowClient(), run_id)`, a Lightning logger, a
-            folder, a `Tracker`, or a list of these. Runs and writers stay yours to close. Default: none; results are in
-            `metrics()` and `profile`.
+        to: destination: a W&B run or `"wandb"` for the active one, `"mlflow"` likewise or `(MlflowClient(), run_id)`, a
+            `SummaryWriter` or `"tensorboard"` for a new one in `runs/`, a Lightning logger, a folder, a `Tracker`, or a
+            list of these. Runs and writers stay yours to close. Default: none; results are in `metrics()` and
+            `profile`.
         elementwise: whether to count elementwise operators and reductions as `macs`; they are no FLOPs.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; 0 turns timing off.
@@ -125,7 +122,7 @@ class FlopHook:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         *,
         to: Any = None,
@@ -166,7 +163,7 @@ class FlopHook:
             summary=summary,
             strict=strict,
         )
-        self._model, optimizers = unwrapped(model), optimizers_of(optimizer)
+        self._model, optimizers = model_of(model), optimizers_of(optimizer)
         self._failures = Failures(strict=strict)
         # The process group may be created later: the watch asks again when it counts.
         is_logging = rank_of() == 0
@@ -302,10 +299,31 @@ class FlopHook:
     def step(self) -> Iterator[None]:
         """Mark the code inside as one step.
 
-        Use it around every step if steps of the loop do not end with the steps of its optimizers.
+        Use it around every step if steps of the loop do not end with the steps of its optimizers. Where the loop is not
+        yours, `begin_step` and `end_step` do the same in its callbacks.
         """
         with self._watch.marked_step():
             yield
+
+    def begin_step(self) -> None:
+        """Mark the begin of a step, which `end_step` ends.
+
+        What was called since the end of the step before is in no step: of a step that was begun and not ended, as where
+        its batch was skipped, nothing is booked.
+
+        Example:
+            >>> class Counted(Callback):  # doctest: +SKIP
+            ...     def before_batch(self): hook.begin_step()
+            ...     def after_batch(self): hook.end_step()
+        """
+        self._watch.begin_marked_step()
+
+    def end_step(self) -> None:
+        """Mark the end of a step.
+
+        Without `begin_step` it began with the first call after the step before.
+        """
+        self._watch.end_marked_step()
 
     def close(self) -> None:
         """Log the last results, and detach from model and optimizers.
@@ -335,7 +353,7 @@ class FlopHook:
         self._on_drop.detach()
         has_seen_call = self._watch.close(wait=wait)
         if wait and not has_seen_call and not is_replaced:
-            warnings.warn(NOTHING_SEEN.format(type(self._model).__name__), FlopCallbackWarning, stacklevel=3)
+            warnings.warn(nothing_seen(self._model), FlopCallbackWarning, stacklevel=3)
 
     def _replace_earlier(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Close earlier hooks that have one of the optimizers, and modules in common with this one."""
@@ -353,7 +371,8 @@ class FlopHook:
             targets = [*targets, Path(self._options.report_dir)]
         trackers: dict[str, Tracker] = {}
         for target in targets:
-            trackers[new_name(target, trackers)] = tracker_for(target, prefix=self._options.prefix)
+            tracker = tracker_for(target, prefix=self._options.prefix)
+            trackers[new_name(target, trackers, tracker)] = tracker
         return trackers
 
 

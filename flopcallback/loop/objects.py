@@ -4,55 +4,87 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from flopcallback.modules.names import ModuleHolder, is_fabric, wrapped_module
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.tracing.torch_private import POST_HOOKS, PRE_HOOKS, step_hooks_of, version_of
 
-__all__ = ["EndedWatch", "OptimizerHooks", "optimizers_of", "unwrapped"]
+__all__ = ["EndedWatch", "OptimizerHooks", "model_of", "optimizers_of"]
 
 
 MOST_WRAPPERS = 8
 """Longest chain of wrappers that is followed; a longer one is taken for a cycle."""
 
+MOST_NAMED = 4
+"""Attributes that an error names."""
+
 MOST_PARAMETERS = 64
 """Parameters per optimizer that are checked for a change."""
+
+
+class Models(ModuleHolder):
+    """Several models of one training, by name.
+
+    It trains while one of them does: a teacher or target network stays in eval mode.
+    """
+
+    @property
+    def training(self) -> bool:
+        """Whether any of the models is in training mode."""
+        return any(model.training for model in self.children())
+
+    @training.setter
+    def training(self, is_training: bool) -> None:
+        """Leave the mode to the models."""
+
+
+def model_of(given: Any) -> nn.Module:
+    """Return the given model, or several by name as one, without wrappers.
+
+    Raises:
+        TypeError: a model is not a module.
+        ValueError: there are no models, or a name cannot be that of a row.
+    """
+    if not isinstance(given, Mapping):
+        return unwrapped(given)
+    for name in given:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(
+                f"FlopHook: model has the name {name!r:.80}, expected a text without dots, such as 'teacher'"
+            )
+    if not given:
+        raise ValueError("FlopHook: model is an empty dict, expected a model, or several by name")
+    return Models({name: unwrapped(model) for name, model in given.items()})
 
 
 def unwrapped(model: Any) -> nn.Module:
     """Return a model without the wrappers of data parallelism and of Fabric.
 
-    These are `DistributedDataParallel`, `DataParallel` and the result of Lightning's `fabric.setup`. A compiled module
-    is not unwrapped: it is the module that the loop calls.
+    These are `DistributedDataParallel`, `DataParallel` and the result of Lightning's `fabric.setup`. A module that is
+    compiled or sharded is not unwrapped: it is the module that the loop calls.
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module; an attribute of it that is one is named.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module")
+        raise TypeError(f"FlopHook: model is {model!r:.80}, expected a torch.nn.Module{_held(model, nn.Module)}")
     module: nn.Module = model
-    for _ in range(MOST_WRAPPERS):
-        inner = _wrapped_module(module)
-        if inner is None:
-            break
-        module = inner
+    while is_fabric(module) or isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        module = wrapped_module(module)  # type: ignore[assignment]  # a wrapper has one
     return module
 
 
-def _wrapped_module(model: nn.Module) -> nn.Module | None:
-    """Return the module inside a wrapper, or None for any other module."""
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        wrapped: nn.Module = model.module
-        return wrapped
-    # The result of `fabric.setup`, recognized by its attributes, since Lightning must not be imported here. Not
-    # `_original_module`: the module that it calls may be a compiled one.
-    inner = model._modules.get("_forward_module")
-    return inner if "_original_module" in model._modules else None
+def _held(given: Any, kind: type) -> str:
+    """Return a hint at the attributes of an object that are of a kind, if there are any."""
+    attributes = getattr(given, "__dict__", {})
+    names = [f"its .{name}" for name, value in attributes.items() if isinstance(value, kind)]
+    return f". Give {' or '.join(names[:MOST_NAMED])}" if names else ""
 
 
 def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
@@ -62,7 +94,8 @@ def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
         given: an optimizer, a list or tuple of optimizers, or None.
 
     Raises:
-        TypeError: an element is not an optimizer of PyTorch, and has none in its attribute `optimizer`.
+        TypeError: an element is not an optimizer of PyTorch, and has none in its attribute `optimizer`; another
+            attribute that is one is named.
     """
     optimizers = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     return list(dict.fromkeys(map(_optimizer_in, optimizers)))
@@ -85,8 +118,9 @@ def _optimizer_in(given: Any) -> torch.optim.Optimizer:
         optimizer = inner
     what = f"a {type(given).__qualname__}" if isinstance(given, torch.optim.Optimizer) else f"{given!r:.80}"
     raise TypeError(
-        f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them. Give what a "
-        "wrapper wraps; or give none, and mark each step: `with hook.step():`"
+        f"FlopHook: optimizer is {what}, expected a torch.optim.Optimizer or a list of them"
+        f"{_held(given, torch.optim.Optimizer) or '. Give what a wrapper wraps'}; or give none, and mark each step: "
+        "`with hook.step():`"
     )
 
 
@@ -177,6 +211,12 @@ class EndedWatch:
     def marked_step(self) -> Iterator[None]:
         """Mark nothing: no step is watched."""
         yield
+
+    def begin_marked_step(self) -> None:
+        """Mark nothing: no step is watched."""
+
+    def end_marked_step(self) -> None:
+        """Mark nothing: no step is watched."""
 
     def close(self, *, wait: bool) -> bool:
         """Return True: there is nothing to close, and nothing to warn of."""

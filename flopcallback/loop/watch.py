@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import nn
 
 from flopcallback.loop.objects import OptimizerHooks
 from flopcallback.modules.compiled import After, CompiledCall, Return, rest_if_unused, stepping_aside
-from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.names import ModuleNames, innermost
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
@@ -24,12 +25,12 @@ from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.torch_private import base_of
-from flopcallback.training.failures import Failures
+from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import TRAINING, Plan, Training
 
-__all__ = ["MOST_CALLS", "LoopWatch"]
+__all__ = ["MOST_CALLS", "LoopWatch", "nothing_seen"]
 
 SEVERAL = 2
 """Number of optimizers from which a backward no longer ends a call: the networks of a GAN share a step."""
@@ -44,6 +45,17 @@ MOST_CALLS = 100
 """Module calls that are counted as one call. Each takes memory, and without an optimizer's step there is no end."""
 
 STEP_FAILED = "the training step could not be counted"
+
+NOTHING_SEEN = (
+    "FlopHook: no training call of {} was seen{}. It counts calls with grad enabled and model.training, made in the "
+    "thread that made the hook; not those that compiled code makes. Give it the module that the loop calls: with "
+    "torch.compile what that returned; where calls are made under no_grad, as by odeint_adjoint, a module around them."
+)
+
+
+def nothing_seen(model: nn.Module, when: str = "") -> str:
+    """Return the text for a loop without a training call, with the way out."""
+    return NOTHING_SEEN.format(type(innermost(model)).__name__, when)
 
 
 class Stage(Enum):
@@ -117,8 +129,10 @@ class LoopWatch:
         self._stage = Stage.COUNTING
         self._step, self._call = _Step(), _Call()
         self._steps = 0  # number of ended steps, without those that only accumulated gradients
-        self._has_begun = False  # True once a training call was seen; otherwise the hook warns when it is closed
-        self._is_marked = False  # True from the first `marked_step` on: steps end there, and nowhere else
+        self._has_begun = False  # True once a training call was seen; otherwise the user is told
+        self._is_told = False  # True once the user was told at a step of an optimizer; otherwise it is told at `close`
+        self._is_marked = False  # True from the first marked step on: steps end there, and nowhere else
+        self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
@@ -150,16 +164,31 @@ class LoopWatch:
 
         From the first mark on, steps end nowhere else.
         """
-        self._is_marked = True
-        with self._guarded():
-            self._discard_step()
+        self.begin_marked_step()
         try:
             yield
         except BaseException:
-            with self._guarded():
-                self._end_call()  # if the loop goes on, its next step begins a new call
-                self._discard_step()
+            self._drop_marked_step()
             raise
+        self.end_marked_step()
+
+    def begin_marked_step(self) -> None:
+        """Begin a marked step; one that was begun and not ended is dropped."""
+        if self._is_in_marked:
+            self._drop_marked_step()
+        self._is_marked = self._is_in_marked = True
+        with self._guarded():
+            self._discard_step()
+
+    def _drop_marked_step(self) -> None:
+        self._is_in_marked = False
+        with self._guarded():
+            self._end_call()  # if the loop goes on, its next step begins a new call
+            self._discard_step()
+
+    def end_marked_step(self) -> None:
+        """End a marked step."""
+        self._is_marked, self._is_in_marked = True, False
         with self._guarded():
             self._end_step()
             self._reduce_to_booking()
@@ -176,9 +205,9 @@ class LoopWatch:
             wait: whether to wait for the device and for other ranks. False after an error: they may never finish.
 
         Returns:
-            Whether a training call was seen, or the watch had given up before.
+            Whether a training call was seen, or the user knows why not.
         """
-        was_over = self._stage is Stage.OVER
+        was_over = self._stage is Stage.OVER or self._is_told
         try:
             with self._guarded():
                 self._end_call()
@@ -200,7 +229,7 @@ class LoopWatch:
         Returns:
             As `close` does.
         """
-        was_over = self._stage is Stage.OVER
+        was_over = self._stage is Stage.OVER or self._is_told
         self._let_go()
         self._optimizer_watch.close()
         self._optimizers.clear()
@@ -310,6 +339,8 @@ class LoopWatch:
         if self._stage is Stage.OVER:
             return
         try:
+            if not (self._has_begun or self._is_told):
+                self._tell_nothing_seen(self._optimizers[number])
             self._training.note_optimizer(number)
             stepped = self._step.stepped
             stepped.add(number)
@@ -319,6 +350,14 @@ class LoopWatch:
                     self._reduce_to_booking()
         except Exception as error:  # noqa: BLE001 - as in `_guarded`, without the cost of a context manager
             self._give_up(STEP_FAILED, error)
+
+    def _tell_nothing_seen(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn that an optimizer steps and no call was seen, as long as the user can still do something about it."""
+        # At a learning rate of 0, PyTorch's distributed checkpoints make a step only to create the optimizer's state.
+        if any(group.get("lr", 1) for group in optimizer.param_groups):
+            self._is_told = True
+            text = nothing_seen(self._model, " before the first step of an optimizer")
+            warnings.warn(text, FlopCallbackWarning, stacklevel=4)
 
     def _step_aside(self, _: CompiledCall) -> Return | None:
         """Take optimizer hooks off while compiled code runs.

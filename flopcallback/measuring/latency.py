@@ -48,9 +48,9 @@ class Latency:
         step_ms: time of the step around it.
         steps: number of timed calls.
         how: clock and device, in words.
-        modules: time by canonical name; a module's time in a call is the sum over its own calls, with everything
-            inside.
-        spreads: first and third quartile, by canonical name.
+        modules: time by the module's name for the user; its time in a call is the sum over its own calls, with
+            everything inside.
+        spreads: first and third quartile, by the same name.
     """
 
     forward_ms: float | None
@@ -211,6 +211,7 @@ class LatencyWindow:
         if not calls:
             return None
         by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
+        shown = self._names.as_shown
         # Bare steps are the undisturbed ones.
         steps = self._step_times(self._bare_step_spans) or self._step_times(self._step_spans)
         latency = Latency(
@@ -218,8 +219,8 @@ class LatencyWindow:
             step_ms=statistics.median(steps) if steps else None,
             steps=len(done),
             how=self._timer.how,
-            modules={name: statistics.median(times) for name, times in by_name.items()},
-            spreads={name: quartiles(times) for name, times in by_name.items()},
+            modules=shown({name: statistics.median(times) for name, times in by_name.items()}),
+            spreads=shown({name: quartiles(times) for name, times in by_name.items()}),
         )
         bare_ms = [self._sum(call.whole) for call in done if call.is_bare]
         return latency.within(bare_ms) if bare_ms else latency

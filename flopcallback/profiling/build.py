@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from flopcallback.counting.tally import Rule, Statistic, display_name
 from flopcallback.counting.verification import hardware_measure
 from flopcallback.formulas.op_call import OpCall
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, Counted, lookup
-from flopcallback.modules.names import ModuleNames
+from flopcallback.modules.names import ModuleNames, innermost
 from flopcallback.modules.outermost import is_compiled
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
@@ -30,7 +30,7 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import TRACE, ObservedRun
 
-__all__ = ["backward_as_written", "is_step_alike", "profile_of", "step_counts", "with_step"]
+__all__ = ["StepAnalysis", "backward_as_written", "is_step_alike", "profile_of", "step_counts", "with_step"]
 
 
 def profile_of(
@@ -50,12 +50,12 @@ def profile_of(
     counts, runs = _Counts(), observed.runs
     for run in runs:
         counts.add(run, model, elementwise=elementwise)
-    for module, reason in observed.unseen.items():
-        counts.miss(module, reason)
     names = runs[0].names
+    for module, reason in observed.unseen.items():
+        counts.miss(names.shown.get(module, module), reason)
     flops, macs = (counts.statistics[name][""] for name in ("flops", "macs"))
     return ModelProfile(
-        name=type(model).__name__,
+        name=type(innermost(model)).__name__,
         phase=conditions.phase,
         modules=tuple(_module_rows(names, counts, conditions)),
         operators=tuple(_operator_rows(counts)),
@@ -67,14 +67,14 @@ def profile_of(
     )
 
 
-def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, OperatorAnalysis]:
+def step_counts(runs: Mapping[str, ObservedRun], model: nn.Module) -> dict[str, StepAnalysis]:
     """Count the FLOPs of an observed step, by phase.
 
     Args:
         runs: the observed run of each phase.
         model: the root of the modules.
     """
-    return {phase: _Flops.of_run(run, model) for phase, run in runs.items()}
+    return {phase: StepAnalysis.of_run(run, model) for phase, run in runs.items()}
 
 
 def backward_as_written(observed: Observed, model: nn.Module) -> Counter[str] | None:
@@ -90,13 +90,13 @@ def backward_as_written(observed: Observed, model: nn.Module) -> Counter[str] | 
         return None
     flops: Counter[str] = Counter()
     for run in observed.backwards:
-        flops.update(_Flops.of_run(run, model).by_module())
+        flops.update(StepAnalysis.of_run(run, model).by_row())
     return flops
 
 
 def with_step(
     profile: ModelProfile,
-    counts: Mapping[str, OperatorAnalysis],
+    counts: Mapping[str, StepAnalysis],
     calls: int,
     as_written: Mapping[str, int] | None = None,
 ) -> ModelProfile:
@@ -112,9 +112,9 @@ def with_step(
             so many calls, the profile says so.
         as_written: FLOPs of the backward of one call by module, from `backward_as_written`.
     """
-    by_module = {phase: analysis.by_module() for phase, analysis in counts.items()}
+    by_row = {phase: analysis.by_row() for phase, analysis in counts.items()}
     steps = {
-        row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_module.items()})
+        row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_row.items()})
         for row in profile.modules
     }
     steps.update(_inside_compiled(profile, steps, calls, as_written))
@@ -199,8 +199,12 @@ def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> 
     return flops.get("", 0) - sum(flops.get(path, 0) for path in siblings)
 
 
-class _Flops(OperatorAnalysis):
+class StepAnalysis(OperatorAnalysis):
     """Analysis of FLOPs, 2 per multiply-add."""
+
+    def by_row(self) -> dict[str, int]:
+        """Return the FLOPs of each row of modules."""
+        return self._names().as_shown(self.by_module())
 
     def _by_default(self, operators: Collection[str]) -> dict[str, Rule]:
         rules = hardware_measure(HARDWARE_FAMILIES, {}, operators)
@@ -224,12 +228,12 @@ _STATISTICS: Mapping[str, type[OperatorAnalysis]] = {
 
 @dataclass
 class _Counts:
-    """Sums over the runs of one call, by module and by operator.
+    """Sums over the runs of one call, by row of modules and by operator.
 
     Attributes:
-        statistics: by field of `ModuleRow`, then by module.
-        calls: how often each module was entered.
-        unknown_calls: calls of operators without a count, by module.
+        statistics: by field of `ModuleRow`, then by row.
+        calls: how often the module of each row was entered.
+        unknown_calls: calls of operators without a count, by row.
         unknown_operators: calls of operators without a count, by operator.
         unknown: why something has no count, by what it is.
         operators: FLOPs by operator; `operator_macs` likewise.
@@ -254,23 +258,24 @@ class _Counts:
     upper_bounds: set[str] = field(default_factory=set)
 
     def add(self, run: ObservedRun, model: nn.Module, *, elementwise: bool) -> None:
-        flops, macs = _Flops.of_run(run, model), FlopCountAnalysis.of_run(run, model, elementwise=elementwise)
+        flops, macs = StepAnalysis.of_run(run, model), FlopCountAnalysis.of_run(run, model, elementwise=elementwise)
         beside = {name: kind.of_run(run, model) for name, kind in _STATISTICS.items()}
         statistics = {"flops": flops, "macs": macs, **beside}
         OperatorAnalysis.sum_together(run, list(statistics.values()))
-        self.calls.update(macs.module_calls())
+        shown = run.names.as_shown
+        self.calls.update(shown(macs.module_calls()))
         self.operators.update(flops.by_operator())
         self.operator_macs.update(macs.by_operator())
         # Those of `macs`, which has more formulas that can fail.
         self.unknown_operators.update(macs.unknown_ops())
         self.unknown.update(macs.unknown_reasons())
-        self.unknown_calls.update({name: macs.unknown_ops(name).total() for name in run.names.unique})
+        self.unknown_calls.update(shown({name: macs.unknown_ops(name).total() for name in run.names.unique}))
         self.is_lower_bound |= macs.is_lower_bound
         self.upper_bounds |= macs.upper_bounds().get("", set())
-        self.output_shapes.update(run.output_shapes)
+        self.output_shapes.update(shown(run.output_shapes))
         self._add_calls(macs.counted_calls())
         for name, analysis in statistics.items():
-            self.statistics[name].update(analysis.by_module())
+            self.statistics[name].update(shown(analysis.by_module()))
         for name, analysis in beside.items():
             for operator, reason in analysis.unknown_reasons().items():
                 if operator not in self.unknown_operators:
@@ -291,49 +296,49 @@ class _Counts:
 
 
 def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) -> Iterator[ModuleRow]:
-    params, trainable = _parameters_by_module(names.unique[""])
-    flops = counts.statistics["flops"]
+    params, trainable = map(names.as_shown, _parameters_by_module(names.unique[""]))
+    flops, notes = counts.statistics["flops"], _notes_of_compiled(names)
+    types = {names.shown[name]: type(module).__name__ for name, module in names.unique.items()}  # the innermost
     children_flops: Counter[str] = Counter()
-    for name in names.unique:
-        if name:
-            children_flops[_parent(name)] += flops[name]
-    notes = _notes_of_compiled(names)
-    for name, module in names.unique.items():
+    for path in filter(None, types):
+        children_flops[_parent(path)] += flops[path]
+    for path, kind in types.items():
         # The root's own work has a row of its own then: the step's.
-        is_split = not name and conditions.step_row is not None
-        shape = counts.output_shapes.get(name)
+        is_split = not path and conditions.step_row is not None
+        shape = counts.output_shapes.get(path)
         yield ModuleRow(
-            path=name,
-            parent=_parent(name) if name else None,
-            depth=name.count(".") + 1 if name else 0,
-            type=type(module).__name__,
-            calls=counts.calls[name] if name else 1,
-            params=params[name],
-            params_trainable=trainable[name],
-            own_flops=0 if is_split else flops[name] - children_flops[name],
-            unknown_calls=counts.unknown_calls[name],
+            path=path,
+            parent=_parent(path) if path else None,
+            depth=path.count(".") + 1 if path else 0,
+            type=kind,
+            calls=counts.calls[path] if path else 1,
+            params=params.get(path, 0),
+            params_trainable=trainable.get(path, 0),
+            own_flops=0 if is_split else flops[path] - children_flops[path],
+            unknown_calls=counts.unknown_calls[path],
             output_shape=None if shape is None or is_split else str(shape),
-            note=notes.get(name, ""),
-            **_of_module(counts, name),
+            note=notes.get(path, ""),
+            **_of_module(counts, path),
         )
     if conditions.step_row is not None:
-        yield _step_row(names, counts, conditions.step_row)
+        yield _step_row(types, counts, conditions.step_row)
 
 
 def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
-    """Return the notes of compiled modules, and of all modules inside them."""
+    """Return the notes of the rows of compiled modules, and of all modules inside them."""
     notes: dict[str, str] = {}
     for name, module in names.unique.items():  # a module comes before those inside
+        path = names.shown[name]
         if is_compiled(module):
-            notes[name] = COMPILED
-        elif name and _parent(name) in notes:
-            notes[name] = AS_WRITTEN
+            notes[path] = COMPILED
+        elif path and _parent(path) in notes:
+            notes.setdefault(path, AS_WRITTEN)
     return notes
 
 
-def _step_row(names: ModuleNames, counts: _Counts, path: str) -> ModuleRow:
+def _step_row(paths: Iterable[str], counts: _Counts, path: str) -> ModuleRow:
     """Return the row of the work outside of the root's children."""
-    children = [name for name in names.unique if name and "." not in name]
+    children = [path for path in paths if path and "." not in path]
     own = _of_module(counts, "")
     for name in children:
         own = {key: count - counts.statistics[key][name] for key, count in own.items()}

@@ -27,6 +27,7 @@ from flopcallback.tracing.recorded_values import (
     own_inputs,
     refuses,
 )
+from flopcallback.tracing.torch_private import BACKWARD_NODE
 
 __all__ = ["Placed", "read_records"]
 
@@ -98,6 +99,15 @@ def _no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _own_record(node: Any) -> Any:
+    """Return the record of a node of autograd itself, inside that of its evaluation.
+
+    The profiler gives the evaluation its number only where nothing comes before, as work of a tensor's hook does.
+    """
+    name = node.name.removeprefix(BACKWARD_NODE)
+    return next((child for child in node.children if child.name == name), node)
 
 
 class _Reading:
@@ -199,6 +209,9 @@ class _Reading:
             return inner
         if kind.is_node:
             threads, number = self._maker_threads, event.extra_fields.sequence_number
+            if number < 0:
+                event = _own_record(event)
+                number = event.extra_fields.sequence_number
             thread = self._thread if threads is None else threads.get(event.correlation_id, 0)
             if self._owner is not None and thread == self._thread and self._owner.is_others(number):
                 return None

@@ -208,6 +208,11 @@ NAMES: tuple[Private, ...] = (
 
 ATTRIBUTES: tuple[Private, ...] = (
     Private("_orig_mod", "outermost, regions", "what `torch.compile(module)` returns is not known as compiled"),
+    *_rows(
+        "_fsdp_wrapped_module _checkpoint_wrapped_module",
+        "names",
+        "the rows in such wrappers have longer names",
+    ),
     Private("_torchdynamo_orig_callable", "outermost", "a `forward` that was compiled alone is not known as compiled"),
     # Which attribute `apply` asks its class for before it calls `forward`: by that, a function is seen at work.
     Private("_backward_cls", "regions", "the tracer: the dispatcher counts, without names of functions"),
@@ -365,6 +370,8 @@ COMPILED_CALL = "_compiled_call_impl"
 """Attribute that `module.compile()` sets; the module's calls go through it."""
 
 _ORIGINAL_MODULE = "_orig_mod"  # the child of what `torch.compile(module)` returns
+WRAPPED_MODULES = (_ORIGINAL_MODULE, "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names of the only child of a wrapper, of `torch.compile`, FSDP1 and activation checkpointing."""
 _ORIGINAL_FUNCTION = "_torchdynamo_orig_callable"  # an attribute of what `torch.compile(function)` returns
 
 

@@ -1,6 +1,14 @@
 """Trackers: their protocol, how they are found, and two simple ones."""
 
-from flopcallback.trackers.discovery import GROUP, NoTrackerError, described, folder_of, new_name, tracker_for
+from flopcallback.trackers.discovery import (
+    GROUP,
+    NoTrackerError,
+    described,
+    folder_of,
+    new_name,
+    takes_name,
+    tracker_for,
+)
 from flopcallback.trackers.local import LocalTracker
 from flopcallback.trackers.memory import MemoryTracker
 from flopcallback.trackers.protocol import DrawsByCompute, KeepsTraining, Tracker
@@ -21,6 +29,7 @@ __all__ = [
     "described",
     "folder_of",
     "new_name",
+    "takes_name",
     "tracker_for",
     "within",
 ]

@@ -11,7 +11,7 @@ from typing import TypeGuard
 from flopcallback.trackers.local import LocalTracker
 from flopcallback.trackers.protocol import Tracker
 
-__all__ = ["GROUP", "NoTrackerError", "described", "folder_of", "new_name", "tracker_for"]
+__all__ = ["GROUP", "NoTrackerError", "described", "folder_of", "new_name", "takes_name", "tracker_for"]
 
 GROUP = "flopcallback.trackers"
 """The entry-point group of trackers.
@@ -58,6 +58,12 @@ def tracker_for(target: object, *, prefix: str = "") -> Tracker:
     )
 
 
+def takes_name(kind: type, name: object) -> bool:
+    """Return whether `name` is a name such as `"wandb"` that trackers of this type are found by."""
+    entries = entry_points(group=GROUP, name=name) if isinstance(name, str) else ()
+    return any(entry.load() is kind for entry in entries)
+
+
 def described(target: object) -> str:
     """Return the name of a target for messages.
 
@@ -72,9 +78,14 @@ def described(target: object) -> str:
     return f"{kind} ({place})" if isinstance(place, (str, os.PathLike)) and str(place) else kind
 
 
-def new_name(target: object, taken: Collection[str]) -> str:
-    """Return a name for a target, numbered if it is taken."""
-    name = described(target)
+def new_name(target: object, taken: Collection[str], tracker: object = None) -> str:
+    """Return a name for a target, numbered if it is taken.
+
+    A tracker that chose its folder itself, as that of `"tensorboard"` does, adds it.
+    """
+    name, place = described(target), folder_of(tracker) if isinstance(target, str) else None
+    if place is not None:
+        name = f"{name} ({place})"
     return name if name not in taken else f"{name} #{len(taken) + 1}"
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from flopcallback.counting.operator_analysis import OperatorAnalysis
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
-from flopcallback.profiling.build import backward_as_written, is_step_alike, profile_of, with_step
+from flopcallback.profiling.build import StepAnalysis, backward_as_written, is_step_alike, profile_of, with_step
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.training.failures import Failures
@@ -157,7 +156,7 @@ class ProfileRecorder:
             )
         return profile
 
-    def add_step(self, counts: Mapping[str, OperatorAnalysis], calls: int, bound: str = "") -> bool:
+    def add_step(self, counts: Mapping[str, StepAnalysis], calls: int, bound: str = "") -> bool:
         """Add the FLOPs of a whole step to the training's profile.
 
         Args:
@@ -177,7 +176,7 @@ class ProfileRecorder:
         step = phase.profile.step
         return step is not None and step.forward + step.without_grad >= calls * phase.profile.forward_flops
 
-    def is_step_alike(self, counts: Mapping[str, OperatorAnalysis], calls: int) -> bool:
+    def is_step_alike(self, counts: Mapping[str, StepAnalysis], calls: int) -> bool:
         """Return whether the forward of a step has the FLOPs of so many counted calls, module by module.
 
         Args:

@@ -38,8 +38,8 @@ TREE_WIDTH = 120
 class TensorBoardTracker:
     """A tracker that writes through a `SummaryWriter`.
 
-    A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. The writer
-    belongs to the caller and stays open.
+    A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. A writer
+    that is given belongs to the caller and stays open.
 
     Figures and page take longer than everything else, and show times. A profile of a training that has none yet gets
     them with the next numbers of a later step or by `close`, unless the same profile with times comes first.
@@ -49,19 +49,24 @@ class TensorBoardTracker:
     file, everything is written.
 
     Args:
-        target: the writer, of `torch.utils.tensorboard` or tensorboardX, or Lightning's logger around one.
+        target: the writer, of `torch.utils.tensorboard` or tensorboardX, or Lightning's logger around one. The string
+            `"tensorboard"` makes a writer as `SummaryWriter()` does, in a new folder under `runs/`; `close` closes it.
         prefix: prefix of the tags of texts and figures, and of the files' names.
 
     Raises:
-        TypeError: `target` is neither.
+        TypeError: `target` is none of these.
+        ModuleNotFoundError: `target` is `"tensorboard"`, which is not installed.
     """
 
     def __init__(self, target: Any, *, prefix: str = "") -> None:
+        self._is_own = target == "tensorboard"  # True if nobody else closes the writer
+        if self._is_own:
+            target = _new_writer()
         writer = target if hasattr(target, "add_scalar") else getattr(target, "experiment", None)
         if not all(callable(getattr(writer, method, None)) for method in _USED):
             raise TypeError(
                 f"TensorBoardTracker: {target!r} is no SummaryWriter and has none as its .experiment. Make one and "
-                "give it: torch.utils.tensorboard.SummaryWriter(folder)."
+                "give it: torch.utils.tensorboard.SummaryWriter(folder); 'tensorboard' makes one in runs/."
             )
         self.writer: Any = writer
         self.prefix = prefix
@@ -113,11 +118,21 @@ class TensorBoardTracker:
         self._write_files(profile, ".json", ".html")
 
     def close(self) -> None:
-        """Draw what waits, flush the writer, and leave it open for its owner."""
+        """Draw what waits, flush the writer, and leave it open for its owner.
+
+        A closed writer opens another file of events in its folder when it is written to again.
+        """
         try:
             self._draw_undrawn()
         finally:
             self.writer.flush()
+            if self._is_own:
+                self.writer.close()
+
+    @property
+    def log_dir(self) -> str | None:
+        """Folder of the events that nobody else knows; None for a writer that was given."""
+        return str(self.writer.log_dir) if self._is_own else None
 
     def _draw_undrawn(self) -> None:
         if self._undrawn is not None:
@@ -173,6 +188,16 @@ class TensorBoardTracker:
 
     def _stem(self, profile: ModelProfile) -> str:
         return re.sub(r"[^\w.-]+", "-", f"{self.prefix}{profile.file_stem}")
+
+
+def _new_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "TensorBoardTracker needs TensorBoard: pip install tensorboard", name="tensorboard"
+        ) from error
+    return SummaryWriter()
 
 
 def _are_times(values: Mapping[str, int | float]) -> bool:

@@ -135,17 +135,15 @@ def watched(model, optimizer):
     return FlopHook(model, optimizer, warmup_steps=0, latency_steps=2, summary=False, strict=True)
 
 
-def by_eager_name(profile):
-    """Rows by the names that the modules have without `torch.compile`; of its wrapper and what is in it, the latter."""
-    rows = {row.path.replace("_orig_mod.", "").replace("._orig_mod", ""): row for row in profile.modules}
-    return {name: row for name, row in rows.items() if name != "_orig_mod"}
+def by_path(profile):
+    return {row.path: row for row in profile.modules}
 
 
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
 def test_they_are_those_of_the_eager_model(graphs, how):
     _, hook = train(watched, how, graphs)
     profile = hook.profile
-    rows = by_eager_name(profile)
+    rows = by_path(profile)
     assert {name: row.flops for name, row in rows.items() if row.flops} == FORWARD
     assert {name: row.step for name, row in rows.items() if row.step.total} == {
         name: StepFlops(forward=FORWARD[name], backward=BACKWARD[name]) for name in FORWARD
@@ -159,7 +157,7 @@ def test_they_are_those_of_the_eager_model(graphs, how):
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
 def test_they_are_marked_and_no_others(graphs, how):
     _, hook = train(watched, how, graphs)
-    notes = {name: row.note for name, row in by_eager_name(hook.profile).items()}
+    notes = {name: row.note for name, row in by_path(hook.profile).items()}
     inside = {name for name, note in notes.items() if note == "as written"}
     block = {"block.norm", "block.qkv", "block.out", "block.up", "block.down"}
     assert inside - {"block"} == (block | {"cut", "norm", "dropout", "head"} if how in WHOLE else block)
@@ -187,7 +185,7 @@ def test_of_several_calls_in_a_step_each_is_in_them(graphs):
                 called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    rows = by_eager_name(hook.profile)
+    rows = by_path(hook.profile)
     assert rows["block.up"].flops == UP
     assert rows["block.up"].step == StepFlops(forward=2 * UP, backward=4 * UP)
     assert hook.profile.step.total == 2 * STEP
@@ -212,12 +210,12 @@ def test_where_the_code_asks_for_values_there_is_no_backward_by_module_which_is_
             called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    rows = by_eager_name(hook.profile)
+    rows = by_path(hook.profile)
     assert {name: row.flops for name, row in rows.items() if row.flops} == FORWARD
     assert rows["block.up"].step == StepFlops(forward=UP)
     assert hook.profile.step == StepFlops(forward=FORWARD[""], backward=BACKWARD[""])
     assert hook.profile.step_note == (
-        "OptimizedModule is compiled: its backward is not known by module, as its code asks for values of tensors"
+        "Asking is compiled: its backward is not known by module, as its code asks for values of tensors"
     )
 
 
@@ -240,13 +238,13 @@ def test_where_compiled_code_left_work_out_its_row_has_what_ran_and_the_differen
             called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    rows, unused = by_eager_name(hook.profile), PATCHES * HEAD  # of each token instead of each image
+    rows, unused = by_path(hook.profile), PATCHES * HEAD  # of each token instead of each image
     assert rows["head"].flops == HEAD + unused
     assert rows["head"].step == StepFlops(forward=HEAD + unused, backward=2 * HEAD)
     assert hook.profile.step == StepFlops(forward=FORWARD[""], backward=BACKWARD[""])
     assert hook.profile.step_note == (
         f"its forward has {FORWARD['']:,} FLOPs, 1 counted call would have {FORWARD[''] + unused:,}: "
-        "OptimizedModule differ"
+        "WithAnUnusedPart differ"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import warnings
@@ -17,6 +18,7 @@ from flopcallback.trackers import MemoryTracker, NoTrackerError
 
 BATCH, WIDE, INNER, OUT = 3, 5, 7, 2
 FLOPS = 2 * BATCH * (WIDE * INNER + INNER * OUT)
+STEP = 2 * BATCH * (2 * WIDE * INNER + 3 * INNER * OUT)  # nobody asks for the gradient of the batch
 
 
 def net():
@@ -82,7 +84,7 @@ def test_hook_and_callback_take_the_same_options():
     from flopcallback import FlopCallback
 
     ours = dict(inspect.signature(FlopHook).parameters)
-    for name in ("model", "optimizer", "to"):
+    for name in ("model", "optimizer"):
         del ours[name]
     assert list(ours.items()) == list(inspect.signature(FlopCallback).parameters.items())
 
@@ -272,6 +274,45 @@ def test_steps_can_be_marked_where_no_optimizer_says_them(model, batch):
     assert hook.profile.latency.step_ms > hook.profile.latency.forward_ms
 
 
+def test_a_step_has_a_begin_and_an_end_for_loops_that_are_not_ours(model, batch):
+    with hooked(model) as hook:
+        for _ in range(5):
+            model(batch).sum().backward()  # in no step
+            hook.begin_step()
+            model(batch).sum().backward()
+            hook.end_step()
+    assert hook.profile.latency.step_ms > hook.profile.latency.forward_ms
+    assert hook.metrics()["compute/flops_total"] == 5 * STEP
+
+
+def test_steps_whose_ends_alone_are_marked_follow_one_another(model, batch):
+    with hooked(model) as hook:
+        for _ in range(5):
+            for _ in range(2):
+                model(batch).sum().backward()
+            hook.end_step()
+    assert hook.metrics()["compute/flops_total"] == 5 * 2 * STEP
+
+
+def test_of_a_step_that_was_not_ended_nothing_is_booked(model, batch):
+    with hooked(model) as hook:
+        for number in range(6):
+            hook.begin_step()
+            model(batch).sum().backward()
+            if number != 3:
+                hook.end_step()
+    assert hook.metrics()["compute/flops_total"] == 5 * STEP
+
+
+def test_a_copy_of_a_hook_marks_nothing(model, batch):
+    with hooked(model) as hook:
+        model(batch).sum().backward()
+    copied = copy.deepcopy(hook)
+    copied.begin_step()
+    copied.end_step()
+    assert copied.metrics() == hook.metrics()
+
+
 def test_marked_steps_go_before_what_optimizers_say(model, optimizer, batch):
     tracker = MemoryTracker()
     with hooked(model, optimizer, to=tracker) as hook:
@@ -413,6 +454,29 @@ def test_a_loop_without_a_training_call_is_told_why_there_is_no_count(model, opt
         hook.close()
 
 
+def test_it_is_told_at_the_first_step_of_an_optimizer_and_not_again(model, optimizer, batch):
+    hook = hooked(model, optimizer)
+    with pytest.warns(
+        FlopCallbackWarning, match="no training call of Sequential was seen before the first step"
+    ) as told:
+        train(model.eval(), optimizer, batch, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hook.close()
+    assert [str(each.message).count("Give it the module that the loop calls") for each in told] == [1]
+
+
+def test_a_step_at_no_learning_rate_is_none_of_a_training(model, optimizer, batch):
+    """By such a step PyTorch's distributed checkpoints create the state of an optimizer."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    with hooked(model, optimizer) as hook:
+        get_optimizer_state_dict(model, optimizer)
+        model(batch).sum().backward()
+        optimizer.step()
+    assert hook.profile.forward_flops == FLOPS
+
+
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -447,7 +511,7 @@ def test_an_optimizer_in_name_alone_is_refused(model):
         def __init__(self, inner):
             self.inner = inner
 
-    with pytest.raises(TypeError, match="Give what a wrapper wraps"):
+    with pytest.raises(TypeError, match=r"Give its \.inner"):
         FlopHook(model, Wrapper(torch.optim.SGD(model.parameters(), lr=1.0)))
 
 

@@ -225,3 +225,195 @@ def test_what_leads_to_no_optimizer_is_refused(model, given):
     with pytest.raises(TypeError, match="Give what a wrapper wraps"):
         FlopHook(model, given)
     assert "forward" not in vars(model)
+
+
+class Learner:
+    """What frameworks give in place of a model and an optimizer."""
+
+    def __init__(self, model, optimizer):
+        self.net, self.opt = model, optimizer
+
+
+def test_of_what_holds_an_optimizer_elsewhere_the_error_names_the_attribute(model, optimizer):
+    with pytest.raises(TypeError, match=r"Give its \.opt; or give none, and mark each step"):
+        FlopHook(model, Learner(model, optimizer))
+
+
+def test_of_what_holds_a_model_the_error_names_the_attribute(model, optimizer):
+    with pytest.raises(TypeError, match=r"model is <.*Learner.*>, expected a torch\.nn\.Module\. Give its \.net$"):
+        FlopHook(Learner(model, optimizer), optimizer)
+
+
+# --- Names of rows ----------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(WIDE, WIDE), nn.Tanh())
+        self.head = nn.Linear(WIDE, OUT)
+
+    def forward(self, x):
+        return self.head(self.block(x))
+
+
+INNER = 2 * BATCH * WIDE * WIDE  # FLOPs of `block`; its input needs no gradient
+ROWS = {
+    "": ("Net", INNER + FORWARD, 2 * INNER + 3 * FORWARD),
+    "block": ("Sequential", INNER, 2 * INNER),
+    "block.0": ("Linear", INNER, 2 * INNER),
+    "block.1": ("Tanh", 0, 0),
+    "head": ("Linear", FORWARD, 3 * FORWARD),
+}
+PARAMETERS = {"": 6 * WIDE + WIDE * OUT + OUT, "block": 6 * WIDE, "block.0": 6 * WIDE, "block.1": 0, "head": 6 * OUT}
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def data_parallel(module):
+    return nn.parallel.DistributedDataParallel(module)
+
+
+def fully_sharded(module):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def checkpointed(module):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    return checkpoint_wrapper(module)
+
+
+def of_fabric(module):
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    return fabric.setup_module(module)
+
+
+def child(wrap):
+    def wrap_child(net):
+        net.block = wrap(net.block)
+        return net
+
+    return wrap_child
+
+
+def grandchild(wrap):
+    def wrap_grandchild(net):
+        net.block[0] = wrap(net.block[0])
+        return net
+
+    return wrap_grandchild
+
+
+WRAPPERS = {
+    "compiled": compiled,
+    "a compiled child": child(compiled),
+    "a compiled grandchild": grandchild(compiled),
+    "data parallel": data_parallel,
+    "data parallel, compiled": lambda net: compiled(data_parallel(net)),
+    "compiled, data parallel": lambda net: data_parallel(compiled(net)),
+    "fully sharded": fully_sharded,
+    "fully sharded, in parts": lambda net: fully_sharded(child(fully_sharded)(net)),
+    "fabric": pytest.param(of_fabric, marks=pytest.mark.lightning),
+    "fabric, compiled": pytest.param(lambda net: compiled(of_fabric(net)), marks=pytest.mark.lightning),
+    "a child of fabric": pytest.param(child(of_fabric), marks=pytest.mark.lightning),
+}
+
+
+# 2026-11, torch 2.13: FSDP1 on one rank, Dynamo at a `record_function`, and at inputs of a compiled child.
+@pytest.mark.filterwarnings("ignore:FSDP:UserWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use:UserWarning")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+@pytest.mark.usefixtures("group")
+def test_rows_have_the_names_that_modules_have_without_wrappers(wrap):
+    torch._dynamo.reset()
+    net = wrap(Net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with watched(net, optimizer) as hook:
+        for _ in range(STEPS):
+            net(torch.ones(BATCH, WIDE)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = hook.profile.modules
+    assert hook.profile.name == "Net"
+    assert {row.path: (row.type, row.flops, row.step.total) for row in rows} == ROWS
+    assert {row.path: row.params for row in rows} == PARAMETERS
+    assert {row.path: row.own_flops for row in rows} == dict.fromkeys(ROWS, 0) | {"block.0": INNER, "head": FORWARD}
+    assert [(row.depth, row.parent) for row in rows[1:]] == [(1, ""), (2, "block"), (2, "block"), (1, "")]
+    assert all(row.calls == 1 for row in rows)
+    assert rows[0].forward_ms > 0
+    assert hook.metrics()["compute/flops_total"] == STEPS * ROWS[""][2]
+
+
+def test_a_checkpoint_wrapper_is_no_row_and_what_it_repeats_is_recomputation():
+    net = child(checkpointed)(Net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with watched(net, optimizer) as hook:
+        for _ in range(STEPS):
+            net(torch.ones(BATCH, WIDE)).square().mean().backward()
+            optimizer.step()
+    rows = {row.path: row for row in hook.profile.modules}
+    assert {path: (row.type, row.flops) for path, row in rows.items()} == {
+        path: (kind, flops) for path, (kind, flops, _) in ROWS.items()
+    }
+    assert rows["block.0"].step.recompute == INNER
+
+
+def test_a_module_of_the_users_that_is_called_module_keeps_its_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(WIDE, OUT)
+
+        def forward(self, x):
+            return self.module(x)
+
+    model = nn.DataParallel(Named())
+    with watched(model, torch.optim.SGD(model.parameters(), lr=0.01)) as hook:
+        model(torch.ones(BATCH, WIDE)).sum().backward()
+    assert [(row.path, row.type) for row in hook.profile.modules] == [("", "Named"), ("module", "Linear")]
+
+
+@pytest.mark.lightning
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_the_callback_names_rows_likewise(tmp_path):
+    import lightning.pytorch as pl
+
+    from flopcallback import FlopCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = compiled(child(checkpointed)(Net()))
+
+        def training_step(self, batch, _):
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(BATCH * STEPS, WIDE)), BATCH)
+    callback = FlopCallback(summary=False, strict=True)
+    options = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    options |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+    pl.Trainer(callbacks=[callback], **options).fit(Module(), loader)
+    rows = [row for row in callback.profiles["train"].modules if row.path.startswith("net")]
+    assert {row.path: row.type for row in rows} == {
+        "net": "Net", "net.block": "Sequential", "net.block.0": "Linear", "net.block.1": "Tanh", "net.head": "Linear"
+    }  # fmt: skip
+    assert {row.path: row.flops for row in rows}["net.block.0"] == INNER

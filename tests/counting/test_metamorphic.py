@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE
 
@@ -46,7 +46,7 @@ def step_of(model, x, observer_class=StepRecorder):
             y = model(x)
         y.sum().backward()
     assert observer.failure is None
-    counts = {phase: _Flops.of_run(run, model) for phase, run in observer.runs().items()}
+    counts = {phase: StepAnalysis.of_run(run, model) for phase, run in observer.runs().items()}
     assert not any(count.is_lower_bound for count in counts.values())
     return {phase: counts[phase].total() for phase in (FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER)}
 

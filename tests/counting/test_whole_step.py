@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flopcallback import Cost, register_formula, unregister_formula
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
 
@@ -37,7 +37,7 @@ def observed(model, step, optimizers=()):
     observer = Observer(ModuleNames({"": model}), optimizers)
     with observer.watching():
         step(observer)
-    counts = {phase: _Flops.of_run(run, model).by_module() for phase, run in observer.runs().items()}
+    counts = {phase: StepAnalysis.of_run(run, model).by_module() for phase, run in observer.runs().items()}
     return {phase: {name: flops for name, flops in counts[phase].items() if flops} for phase in PHASES}
 
 
@@ -325,7 +325,7 @@ def test_a_function_past_pytorch_without_a_formula_is_unknown_in_the_step_too():
     observer = StepObserver(ModuleNames({"": model}))
     with observer.watching():
         simple(model)(observer)
-    forward = _Flops.of_run(observer.runs()[FORWARD], model)
+    forward = StepAnalysis.of_run(observer.runs()[FORWARD], model)
     assert "nothing that ran inside it could be seen" in forward.unknown_reasons()["prim::PythonOp.Past"]
     assert forward.lower_bounds() == {"", "kernel"}
     assert "__getattribute__" not in vars(type(torch.autograd.Function))

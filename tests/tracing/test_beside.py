@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing.beside import NotOnFakes, count_as_written
 
 BATCH, WIDE, INNER, OUT = 5, 3, 7, 2
@@ -21,7 +21,7 @@ def counted(model, *args, **kwargs):
     """FLOPs by module of the forward and of the backward."""
     written = count_as_written(model, ModuleNames({"": model}), args, kwargs)
     runs = (written.forward, written.backward)
-    return [None if run is None else dict(+_Flops.of_run(run, model).by_module()) for run in runs]
+    return [None if run is None else dict(+StepAnalysis.of_run(run, model).by_module()) for run in runs]
 
 
 def layers():

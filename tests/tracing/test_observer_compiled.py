@@ -8,7 +8,7 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER
 
@@ -99,7 +99,7 @@ def train(kind, graphs, *, observed):
                 optimizer.step()
             assert observer.failure is None
             runs = observer.runs()
-            seen.append({phase: +_Flops.of_run(run, root).by_module() for phase, run in runs.items()})
+            seen.append({phase: +StepAnalysis.of_run(run, root).by_module() for phase, run in runs.items()})
         else:
             step()
             optimizer.step()

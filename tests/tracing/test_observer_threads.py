@@ -10,7 +10,7 @@ from torch import nn
 
 from flopcallback import FlopCountAnalysis
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.phases import BACKWARD, FORWARD
 
@@ -47,7 +47,7 @@ def flops_of(model, step):
     with observer.watching():
         step(observer)
     assert observer.failure is None
-    return {phase: +_Flops.of_run(run, model).by_module() for phase, run in observer.runs().items()}
+    return {phase: +StepAnalysis.of_run(run, model).by_module() for phase, run in observer.runs().items()}
 
 
 def test_work_in_threads_that_a_module_starts_is_not_seen_and_that_is_said():
@@ -66,7 +66,7 @@ def test_a_backward_of_nodes_that_another_thread_made_is_seen():
     assert observer.failure is None
     runs = observer.runs()
     # Of the second layer the weight alone, and of the product the layer's output; the inputs require no grad.
-    assert _Flops.of_run(runs[BACKWARD], model).total() == 2 * LAYER + 2 * BATCH * OUT
+    assert StepAnalysis.of_run(runs[BACKWARD], model).total() == 2 * LAYER + 2 * BATCH * OUT
     assert runs[FORWARD].strays
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile
 
 from flopcallback.modules.names import ModuleNames
-from flopcallback.profiling.build import _Flops
+from flopcallback.profiling.build import StepAnalysis
 from flopcallback.tracing import observer, plain_updates, profiler_broker
 from flopcallback.tracing.observer import StepRecorder
 
@@ -46,7 +46,7 @@ class Step:
             step(recorder.on)
         monkeypatch.undo()
         self.failure = recorder.failure
-        self.flops = {phase: _Flops.of_run(run, model).total() for phase, run in recorder.runs().items()}
+        self.flops = {phase: StepAnalysis.of_run(run, model).total() for phase, run in recorder.runs().items()}
         assert set(vars(optimizer)) == before
 
 
@@ -235,7 +235,7 @@ def test_a_step_of_too_many_records_is_abandoned_and_the_next_one_is_observed():
     with recorder.watching(), recorder.on():
         short(A)
     assert recorder.failure is None
-    assert _Flops.of_run(recorder.runs()["forward"], short).total() == PRODUCT
+    assert StepAnalysis.of_run(recorder.runs()["forward"], short).total() == PRODUCT
 
 
 def test_a_profiler_of_the_users_in_another_thread_begins_at_the_next_call_of_a_module(monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import struct
+import sys
 
 import pytest
 
@@ -286,13 +287,15 @@ def test_nothing_is_written_beside_events_in_a_bucket(writer, net, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_is_no_writer_is_refused_with_the_way_out():
+def test_what_is_no_writer_is_refused_with_the_way_out(tmp_path, monkeypatch):
     from flopcallback_tensorboard import TensorBoardTracker
 
-    with pytest.raises(TypeError, match=r"'tensorboard' is no SummaryWriter .*SummaryWriter\(folder\)"):
-        TensorBoardTracker("tensorboard")
+    with pytest.raises(TypeError, match=r"'tensorboardX' is no SummaryWriter .*SummaryWriter\(folder\); 'tensorboard'"):
+        TensorBoardTracker("tensorboardX")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(TypeError, match="is no SummaryWriter"):
-        tracker_for("tensorboard")
+        tracker_for("tensorboardX")
+    assert not list(tmp_path.iterdir())
 
 
 def test_texts_and_files_are_there_even_where_figures_cannot_be_drawn(writer, net, monkeypatch):
@@ -308,3 +311,26 @@ def test_texts_and_files_are_there_even_where_figures_cannot_be_drawn(writer, ne
     assert read.images() == {}
     with open(f"{writer.get_logdir()}/flopcallback.html", encoding="utf-8") as file:
         assert "Where the compute goes" in file.read()
+
+
+def test_the_string_tensorboard_makes_a_writer_as_tensorboard_does_and_closes_it(tmp_path, monkeypatch, net):
+    monkeypatch.chdir(tmp_path)
+    tracker = tracker_for("tensorboard", prefix="x/")
+    tracker.log_scalars({"flops/forward": 30}, 2)
+    tracker.log_profile(net([30]), 2)
+    tracker.close()
+    assert tracker.writer.all_writers is None  # closed
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Read(folder).scalars() == {"flops/forward": [(2, 30.0)]}
+    assert (folder / "x-flopcallback.json").exists()
+
+
+def test_a_writer_that_was_given_stays_open(writer):
+    tracker_for(writer).close()
+    assert writer.all_writers is not None
+
+
+def test_without_tensorboard_the_error_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        tracker_for("tensorboard")
