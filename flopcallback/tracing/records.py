@@ -26,6 +26,7 @@ from flopcallback.tracing.recorded_values import (
     outputs_of,
     own_inputs,
     refuses,
+    without_shadows,
 )
 
 __all__ = ["Placed", "read_records"]
@@ -226,7 +227,8 @@ class _Reading:
             if are_real(inputs) and not lacks_tensor(name, inputs):
                 return self._kernel(event, name, kind, place, found)
         inner: list[_Found] = []
-        rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
+        children = event.children if kind.region else without_shadows(event.children)
+        rank = self._walk(children, place, inner, is_top=is_top and bool(kind.region))
         if kind.region:
             return self._region(event, kind, place, inner, rank, found)
         is_transparent = kind.is_composite and kind.rank >= Rank.UNKNOWN and self._shows_work(event)
