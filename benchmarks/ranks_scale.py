@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from dataclasses import astuple
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ from flopcallback.training.kinds import StepCost
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.meter import merged_ledger
 from flopcallback.training.ranks import Ranks
+from flopcallback.training.throughput import Work
 
 ROUNDS = 7
 FLOPS = 2**62 + 1
@@ -32,8 +34,7 @@ def message() -> dict[str, Any]:
     """Return what a rank tells at a log step."""
     ledger = ComputeLedger()
     ledger.add_observed(None, StepCost(FLOPS, FLOPS // 3))
-    work = {"seconds": 12.345678901, "waited_s": 0.123456789, "steps": 50.0, "flops": FLOPS, "recompute": 0}
-    work |= {"samples": 3200, "tokens": 6553600}
+    work = astuple(Work(12.345678901, 0.123456789, 50.0, FLOPS, 0, 3200, 6553600))
     return {"ledger": ledger.summary(), "samples": 64, "tokens": 131072, "work": work}
 
 
@@ -61,8 +62,8 @@ def answer(world: int, port: int, rounds: int, ready: Any, go_on: Any) -> None:
         go_on.acquire()
 
 
-def measure(world: int) -> tuple[list[float], list[float]]:
-    """Return milliseconds of each gather, and of each sum over the ranks."""
+def measure(world: int) -> tuple[list[float], list[float], list[float]]:
+    """Return milliseconds of each gather, of its CPU time, and of each sum over the ranks."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     ready, go_on = context.Semaphore(0), context.Semaphore(0)
@@ -70,11 +71,12 @@ def measure(world: int) -> tuple[list[float], list[float]]:
     others.start()
     ready.acquire()
     first, own = rank_of(0, world, store), message()
-    gathering, adding = [], []
+    gathering, of_cpu, adding = [], [], []
     for step in range(ROUNDS):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.thread_time()
         gathered = first.gather(f"log/{step}", own)
         gathering.append(1e3 * (time.perf_counter() - began))
+        of_cpu.append(1e3 * (time.thread_time() - cpu))
         assert gathered is not None
         assert gathered.is_whole
         began = time.perf_counter()
@@ -90,18 +92,17 @@ def measure(world: int) -> tuple[list[float], list[float]]:
     assert merged_ledger(late).flops == world * FLOPS  # its last message counts
     go_on.release()
     others.join()
-    return gathering[1:], adding[1:]  # the first also finds out who takes part
+    return gathering[1:], of_cpu[1:], adding[1:]  # the first also finds out who takes part
 
 
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("worlds", type=int, nargs="*", default=[64, 512, 4096])
-    print(f"{'ranks':>6} {'gather ms':>10} {'least':>7} {'sum ms':>8} {'least':>7}")
+    print("ranks   gather ms       CPU ms       sum ms     (median, least)")
     for world in parser.parse_args().worlds:
-        gathering, adding = measure(world)
-        row = (statistics.median(gathering), min(gathering), statistics.median(adding), min(adding))
-        print(f"{world:6} {row[0]:10.1f} {row[1]:7.1f} {row[2]:8.1f} {row[3]:7.1f}")
+        pairs = (f"{statistics.median(times):6.1f} {min(times):5.1f}" for times in measure(world))
+        print(f"{world:5} ", " ".join(pairs))
 
 
 if __name__ == "__main__":

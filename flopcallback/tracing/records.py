@@ -29,7 +29,7 @@ from flopcallback.tracing.recorded_values import (
     without_shadows,
 )
 
-__all__ = ["Placed", "read_records"]
+__all__ = ["Placed", "read_records", "without_garbage_collection"]
 
 
 class Placed(NamedTuple):
@@ -84,12 +84,12 @@ def read_records(
         families: operators of other families are left out; None for all, with those that cost nothing in regions.
         owner: who calls the observed model, where calls of others and their backwards are to be left out.
     """
-    with _no_garbage_collection():
+    with without_garbage_collection():
         return _Reading(result, marks, seen, families, owner).read()
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector from searching thousands of new objects in vain."""
     if not gc.isenabled():
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -349,13 +349,13 @@ class ComputeMeter:
         Arguments and ranks are as in `totals`.
         """
         work = work_of(self._throughput.read(), self.ledger.cost_of)
-        gathered = self.gather(topic, {"work": asdict(work)}, wait=wait)
+        gathered = self.gather(topic, {"work": astuple(work)}, wait=wait)
         if gathered is None:
             return {}
         numbers = totals(self._totals(gathered))
         # Rates need the work of every rank. A late or ended rank may be represented by a message without it.
         if gathered.is_whole and all("work" in message for message in gathered.messages.values()):
-            works = [Work(**message["work"]) for message in gathered.messages.values()]
+            works = [Work(*message["work"]) for message in gathered.messages.values()]
             numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
         return numbers
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from flopcallback.tracing.records import without_garbage_collection
 from flopcallback.tracing.torch_private import default_store
 
 __all__ = ["END", "Gathered", "Ranks", "are_several", "is_initialized", "rank_of"]
@@ -343,7 +344,8 @@ class Ranks:
         if not self._check(*keys):
             keys = [key for key in keys if self._check(key)]
         # One document: each call of the parser takes longer than a short message.
-        rows = json.loads(b"[%s[]]" % b"".join(self._store.multi_get(keys))) if keys else []
+        with without_garbage_collection():
+            rows = json.loads(b"[%s[]]" % b"".join(self._store.multi_get(keys))) if keys else []
         messages = {row[0]: row[1:] for row in rows if row and row[0] in ranks}
         for rank, message in messages.items():
             if message:
