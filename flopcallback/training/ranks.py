@@ -40,7 +40,7 @@ MOST_BYTES = 4 << 20
 SHORT_BYTES = 2048
 """Longest message that is sent as it is; compression of such takes longer than it saves."""
 
-COMPRESSED = b"z"
+COMPRESSED = "z"
 """Beginning of a compressed message; no JSON begins so."""
 
 BUNDLE = 512
@@ -164,7 +164,7 @@ class Ranks:
         self._answered_topics: dict[str, dict[int, str]] = {}  # last topic that a rank answered, by name and rank
         self._joined: set[int] = set()  # other ranks that were seen to take part; none ever leaves the set
         self._ended: set[int] = set()  # ranks that sent their final message
-        self._kept: dict[str, set[str]] = {}  # by name, topics that late ranks may still answer
+        self._unread: dict[str, dict[str, set[int]]] = {}  # by name, the topic that late ranks may still answer
         if is_initialized() and torch.distributed.get_world_size() > 1:
             self.rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
             c10d: Any = torch.distributed.distributed_c10d
@@ -262,7 +262,7 @@ class Ranks:
             self._store = None
         else:
             self._store.set(f"{name}/{HEARD}", number)
-            self._delete_read(name, topic, is_whole=not late)
+            self._delete_read(name, topic, late)
         return self._gathered(late)
 
     def _answer(self, topic: str, message: Any) -> None:
@@ -273,7 +273,7 @@ class Ranks:
             self._store.set(f"{END}/{self.rank}", "1")
         elif self._is_heard(topic):  # rank 0 has gone on without it
             return
-        elif len(text) > SHORT_BYTES:
+        elif text[0] == COMPRESSED:
             self._store.set(f"{topic}/of/{self.rank}", text)
             self._put(topic, f"[{self.rank}],")
         else:
@@ -290,15 +290,21 @@ class Ranks:
         key = f"{topic}/{self.rank // self._bundle}"
         (self._store.append if self._bundle > 1 else self._store.set)(key, text)
 
-    def _delete_read(self, name: str, topic: str, *, is_whole: bool) -> None:
-        """Delete messages that nobody will read again, to keep the store small."""
-        kept = self._kept.setdefault(name, set())
-        for each in kept | {topic} if is_whole else kept - {topic}:
-            for key in (f"{each}/{COUNT}", *self._bundles(each, range(1, self._world))):
+    def _delete_read(self, name: str, topic: str, late: set[int]) -> None:
+        """Delete messages that nobody will read again, to keep the store small.
+
+        Those of a topic that late ranks may still answer stay until the next topic of its name.
+        """
+        unread = self._unread.pop(name, {})
+        if late:
+            self._unread[name] = {topic: late}
+            unread.pop(topic, None)
+        else:
+            unread.setdefault(topic, late)
+        for each, ranks in unread.items():
+            bundles = self._bundles(each, range(1, self._world))
+            for key in (f"{each}/{COUNT}", *bundles, *(f"{each}/of/{rank}" for rank in ranks)):
                 self._store.delete_key(key)
-            kept.discard(each)
-        if not is_whole:
-            kept.add(topic)
 
     def _receive(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
         """Read the messages of `ranks`; return the late ranks.
@@ -401,14 +407,14 @@ class Ranks:
     def _text_of(self, message: Any) -> str:
         text = json.dumps(message, separators=(",", ":"))
         if len(text) > SHORT_BYTES:
-            text = (COMPRESSED + base64.b64encode(zlib.compress(text.encode(), 1))).decode()
+            text = COMPRESSED + base64.b64encode(zlib.compress(text.encode(), 1)).decode()
         if len(text) > MOST_BYTES:
             raise ValueError(f"a message of rank {self.rank} has {len(text)} bytes, at most {MOST_BYTES} are sent")
         return text
 
     def _read(self, key: str) -> Any:
-        text = self._store.get(key)
-        return json.loads(zlib.decompress(base64.b64decode(text[1:])) if text[:1] == COMPRESSED else text)
+        text = self._store.get(key).decode()
+        return json.loads(zlib.decompress(base64.b64decode(text[1:])) if text[0] == COMPRESSED else text)
 
     def _wait_for(self, is_done: Callable[[], bool], patience_s: float) -> bool:
         """Poll `is_done` until it returns True; return False after `patience_s`.
