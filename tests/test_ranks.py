@@ -216,6 +216,62 @@ def test_those_of_one_name_find_each_other_by_their_order(make):
     assert [each.messages.get(1) for each in heard] == [{"a": 0}, None, {"a": 1}]
 
 
+class Counted:
+    """A store that counts requests."""
+
+    def __init__(self, store):
+        self.requests, self._store = 0, store
+
+    def __getattr__(self, name):
+        self.requests += 1
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("store", ["HashStore", "TCPStore"], indirect=True)
+def test_the_first_rank_asks_as_often_for_hundreds_as_for_one(make):
+    requests = []
+    for world in (2, 300):
+        ranks = [make(rank, world, name=str(world)) for rank in range(world)]
+        first = ranks[0]
+        for number in (1, 2):
+            for rank in ranks[1:]:
+                rank.gather(f"log/{number}", {"a": 2**70})
+            first._store = counted = Counted(first._store) if number == 2 else first._store
+            heard = first.gather(f"log/{number}", {"a": 1})
+            assert sum(message["a"] for message in heard.messages.values()) == 1 + (world - 1) * 2**70
+        requests.append(counted.requests)
+    assert requests[0] == requests[1] < 12
+
+
+@pytest.mark.parametrize("store", ["HashStore", "TCPStore"], indirect=True)
+def test_of_hundreds_the_late_ones_are_named_and_the_others_heard(make):
+    first, *others = (make(rank, 300, patience_s=SHORT_S) for rank in range(300))
+    late = (7, 8, 299)
+    for number in (1, 2):
+        for rank in others:
+            if number == 1 or rank.rank not in late:
+                rank.gather(f"log/{number}", {"a": number})
+        heard = first.gather(f"log/{number}", {"a": number})
+    assert heard.late == late
+    assert {rank: message["a"] for rank, message in heard.messages.items() if message["a"] == 1} == dict.fromkeys(
+        late, 1
+    )
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["in time", "late"])
+def test_the_store_stays_small(make, store, is_late):
+    if not hasattr(store, "num_keys"):
+        pytest.skip("it does not tell how many keys it has")
+    first, second = make(0, patience_s=SHORT_S / 10), make(1)
+    numbers = []
+    for number in range(12):
+        order = (first, second) if is_late else (second, first)
+        for rank in order:
+            rank.gather(f"log/{number}", {"a": "long" * 1000 if number % 2 else number})
+        numbers.append(store.num_keys())
+    assert max(numbers[-6:]) <= max(numbers[:6])
+
+
 @pytest.mark.parametrize("store", ["TCPStore"], indirect=True)
 def test_long_words_are_sent_and_endless_ones_refused(make):
     first, second = make(0), make(1)

@@ -144,7 +144,8 @@ FREE_OPERATORS: Mapping[str, str] = {
         symm_mem::one_shot_all_reduce symm_mem::one_shot_all_reduce_copy symm_mem::two_shot_all_reduce_
         symm_mem::multimem_all_reduce_ symm_mem::multimem_one_shot_all_reduce symm_mem::reduce_scatter_out
         symm_mem::_low_contention_all_gather symm_mem::_low_contention_reduce_scatter
-        prim::PythonOp.Redistribute
+        prim::PythonOp.Redistribute prim::PythonOp.NestedRedistribute prim::PythonOp._FromTorchTensor
+        prim::PythonOp._ToTorchTensor
     """,
     "a mark for the profiler": """
         profiler::_record_function_enter profiler::_record_function_enter_new profiler::_record_function_exit

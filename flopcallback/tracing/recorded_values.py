@@ -15,7 +15,16 @@ from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
 from flopcallback.tracing.torch_private import DENSE, disable_current_modes, schema_of, tree_leaves
 
-__all__ = ["are_real", "has_lists", "inputs_of", "lacks_tensor", "outputs_of", "own_inputs", "refuses"]
+__all__ = [
+    "are_real",
+    "has_lists",
+    "inputs_of",
+    "lacks_tensor",
+    "outputs_of",
+    "own_inputs",
+    "refuses",
+    "without_shadows",
+]
 
 Values = tuple[Value, ...]
 
@@ -54,6 +63,46 @@ def _is_real(argument: Any) -> bool:
     if not hasattr(argument, "storage_data_ptr"):
         return True
     return argument.storage_data_ptr is not None or argument.layout is not torch.strided or 0 in argument.sizes
+
+
+def without_shadows(events: Sequence[Any]) -> Sequence[Any]:
+    """Leave out records of work on shapes alone, beside records of work on tensors with memory.
+
+    A distributed tensor finds out the shape of a result by an operator on fake tensors, before the operator works on
+    this process' part. Where nothing has memory, the training itself is on tensors without.
+    """
+    if not any(map(_has_meta, events)):
+        return events
+    levels = [event.children if event.name in _PYTHON else [event] for event in events]
+    inner = [event for level in levels for event in level]
+    if any(event.name in _PYTHON for event in inner):
+        return without_shadows(inner)
+    return (
+        [event for event in inner if _has_memory(event) or not _has_meta(event)]
+        if any(map(_has_memory, inner))
+        else events
+    )
+
+
+def _has_memory(event: Any) -> bool:
+    """Return whether an operator in a record has a tensor with memory that is more than a number."""
+    tensors = _recorded_tensors(event)
+    return any(each.storage_data_ptr is not None and each.sizes for each in tensors) or any(
+        map(_has_memory, event.children)
+    )
+
+
+def _has_meta(event: Any) -> bool:
+    return any(each.device.type == "meta" for each in _recorded_tensors(event)) or any(map(_has_meta, event.children))
+
+
+def _recorded_tensors(event: Any) -> Iterator[Any]:
+    inputs = getattr(event.extra_fields, "inputs", ())
+    return (each for each in inputs if hasattr(each, "storage_data_ptr"))
+
+
+# Records around what Python does for operators of tensor subclasses, and in modes of the dispatcher.
+_PYTHON = frozenset({"PythonSubclass", "PythonDispatchMode"})
 
 
 def lacks_tensor(operator: str, inputs: Sequence[Any]) -> bool:

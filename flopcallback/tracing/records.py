@@ -26,10 +26,11 @@ from flopcallback.tracing.recorded_values import (
     outputs_of,
     own_inputs,
     refuses,
+    without_shadows,
 )
 from flopcallback.tracing.torch_private import BACKWARD_NODE
 
-__all__ = ["Placed", "read_records"]
+__all__ = ["Placed", "read_records", "without_garbage_collection"]
 
 
 class Placed(NamedTuple):
@@ -84,12 +85,12 @@ def read_records(
         families: operators of other families are left out; None for all, with those that cost nothing in regions.
         owner: who calls the observed model, where calls of others and their backwards are to be left out.
     """
-    with _no_garbage_collection():
+    with without_garbage_collection():
         return _Reading(result, marks, seen, families, owner).read()
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector from searching thousands of new objects in vain."""
     if not gc.isenabled():
         yield
@@ -239,7 +240,8 @@ class _Reading:
             if are_real(inputs) and not lacks_tensor(name, inputs):
                 return self._kernel(event, name, kind, place, found)
         inner: list[_Found] = []
-        rank = self._walk(event.children, place, inner, is_top=is_top and bool(kind.region))
+        children = event.children if kind.region else without_shadows(event.children)
+        rank = self._walk(children, place, inner, is_top=is_top and bool(kind.region))
         if kind.region:
             return self._region(event, kind, place, inner, rank, found)
         is_transparent = kind.is_composite and kind.rank >= Rank.UNKNOWN and self._shows_work(event)

@@ -125,6 +125,7 @@ NAMES: tuple[Private, ...] = (
         "a profiler that warmed up before us: torch logs a warning when ours begins",
     ),
     Private("torch._C._profiler._RecordFunctionFast", "profiler_broker", _RECORDS, RECORDS),
+    Private("torch._C._profiler.RecordScope", "profiler_broker", _RECORDS, RECORDS),
     Private("torch.autograd._enable_record_function", "plain_updates", "speed: plain updates leave records, too"),
     Private(
         "torch.utils.checkpoint._StopRecomputationError",
@@ -474,7 +475,20 @@ def prepare_records() -> tuple[Any, set[Any]]:
 
 def start_records() -> None:
     """Record the operators of this thread and of its backwards."""
-    _enable_profiler(*prepare_records())  # to enable what is not prepared ends the process (2.13)
+    _enable_profiler(*prepare_records(), _scopes())  # to enable what is not prepared ends the process (2.13)
+
+
+def _scopes() -> set[Any]:
+    """Return the kinds of records to make; empty for all.
+
+    A collective makes a range of its own, in the process group's thread, which may end after the session. It then
+    writes to memory that the session has freed (2.13: heap corruption under gloo). With a process group there are
+    no such ranges, and none of the user's. An optimizer of which the observer does not know then leaves no range.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return set()
+    scopes = _found["torch._C._profiler.RecordScope"]
+    return {*scopes.__members__.values()} - {scopes.USER_SCOPE}
 
 
 def prepare_again(config: Any, activities: Any, *_: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -264,10 +264,9 @@ class ComputeLedger:
             "points": [list(point) for point in [*self._by_elements.items()][-MOST_POINTS:]],
         }
 
-    def summary(self) -> dict[str, Any]:
-        """Return the books without kinds, in the form of `state`: what a rank tells of itself on the way."""
-        sums = {"steps": self.steps, "audited": self.audited, "largest": self.largest, "sums": list(self.sums)}
-        return {**sums, "kinds": [], "counted": [], "points": []}
+    def summary(self) -> list[int]:
+        """Return the sums alone, for `merged`: what a rank tells of itself on the way."""
+        return [self.steps, self.audited, self.largest, *self.sums]
 
     def load(self, state: Mapping[str, Any], *, costs_only: bool = False) -> None:
         """Add the steps and costs of a saved ledger to this one.
@@ -293,11 +292,25 @@ class ComputeLedger:
                 self._take_in(kind)
 
     @classmethod
-    def merged(cls, states: Iterable[Mapping[str, Any]]) -> ComputeLedger:
-        """Return a ledger with the steps and costs of several states."""
+    def merged(cls, books: Iterable[Mapping[str, Any] | Sequence[int]]) -> ComputeLedger:
+        """Return a ledger with the steps and costs of several.
+
+        Args:
+            books: result of `state` or `summary` of each.
+        """
         ledger = cls()
-        for state in states:
-            ledger.load(state)
+        summaries = []
+        for each in books:
+            if isinstance(each, Mapping):
+                ledger.load(each)
+            else:
+                summaries.append(each)
+        if summaries:
+            steps, audited, largest, *sums = zip(*summaries, strict=True)
+            ledger.steps += sum(steps)
+            ledger.audited += sum(audited)
+            ledger._largest = max(ledger._largest, *largest)
+            ledger._sums = ledger._sums.plus(Sums(*map(sum, sums)))
         return ledger
 
     # --- Internals ----------------------------------------------------------------------------------------------------

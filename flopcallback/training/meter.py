@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import CallKey, key_of
+from flopcallback.modules.structures import CallKey, key_of, tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
@@ -20,6 +20,7 @@ from flopcallback.training.failures import Failures
 from flopcallback.training.kinds import Kind, ModelCall, StepCost, StepKey, StepStart
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
+from flopcallback.training.sample_groups import fingerprint_of, first_rank_on_samples
 from flopcallback.training.saved_state import checked_state
 from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
@@ -124,6 +125,9 @@ class ComputeMeter:
         self._schedule = ObservationSchedule(observe)
         self._is_auto = observe == AUTO
         self._trainable = TrainableFingerprint(model)
+        self._takes_gradients = False  # whether the inputs of the first step require gradients
+        self._fingerprint: int | None = None  # of the model; None before the first message to other ranks
+        self._counts_samples = True  # False on a rank whose samples another one counts; known with the fingerprint
         if ranks is None and is_initialized():  # otherwise at the first step
             self._join_ranks()
 
@@ -139,6 +143,8 @@ class ComputeMeter:
         """
         if self._ranks is None or self.loaded:
             self._join_ranks()
+        if not self.steps:
+            self._takes_gradients = any(tensor.requires_grad for tensor in tensors_in(inputs))
         raw = key = key_of(inputs)
         if raw is not None and (raw.names or raw.numbers):
             key = self._keys.settled(raw)
@@ -354,13 +360,17 @@ class ComputeMeter:
         Arguments and ranks are as in `totals`.
         """
         work = work_of(self._throughput.read(), self.ledger.cost_of)
-        gathered = self.gather(topic, {"work": asdict(work)}, wait=wait)
+        if self.joined_ranks().are_several and not self._finds_out_samples():
+            work = replace(work, samples=0, tokens=0)
+        gathered = self.gather(topic, {"work": astuple(work)}, wait=wait)
         if gathered is None:
             return {}
         numbers = totals(self._totals(gathered))
         # Rates need the work of every rank. A late or ended rank may be represented by a message without it.
         if gathered.is_whole and all("work" in message for message in gathered.messages.values()):
-            works = [Work(**message["work"]) for message in gathered.messages.values()]
+            works = [Work(*message["work"]) for message in gathered.messages.values()]
+            if not _knows_sizes(gathered):
+                works = [replace(each, samples=None, tokens=None) for each in works]
             numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
         return numbers
 
@@ -432,6 +442,9 @@ class ComputeMeter:
         """
         ranks = self.joined_ranks()
         message = {"ledger": self.ledger.summary(), "samples": self._samples, "tokens": self._tokens, **(extra or {})}
+        if ranks.are_several:
+            message |= {} if self._finds_out_samples() else {"samples": 0, "tokens": 0}
+            message["model"] = self._fingerprint
         gathered = ranks.gather(name if name == END else f"{name}/{self.steps}", message, wait=wait)
         if gathered is not None and not gathered.is_whole:
             self._failures.report("compute of all ranks is not complete", RuntimeError(gathered.missing))
@@ -447,11 +460,27 @@ class ComputeMeter:
         return Totals(ledger.sums, ledger.steps, ledger.audited, samples, tokens)
 
     def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
+        if not _knows_sizes(gathered):
+            return {"samples": None, "tokens": None}
         return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}
+
+    def _finds_out_samples(self) -> bool:
+        """Return whether this rank's samples count: of ranks that share samples, those of the first do."""
+        if self._fingerprint is None and self.steps:
+            self._fingerprint = fingerprint_of(self._model, takes_gradients=self._takes_gradients)
+            rank = self.joined_ranks().rank
+            self._counts_samples = first_rank_on_samples(self._model, rank) == rank
+        return self._counts_samples
 
     def _synchronize(self) -> None:
         if self._device.type not in ("cpu", "meta"):  # these run nothing asynchronously
             torch.accelerator.synchronize(self._device)
+
+
+def _knows_sizes(gathered: Gathered) -> bool:
+    """Return whether samples and tokens add up: each stage of a pipeline, which has a model of its own, sees them all."""
+    models = {message["model"] for message in gathered.messages.values() if message.get("model") is not None}
+    return len(models) <= 1
 
 
 def merged_ledger(gathered: Gathered) -> ComputeLedger:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from flopcallback.tracing.records import without_garbage_collection
 from flopcallback.tracing.torch_private import default_store
 
 __all__ = ["END", "Gathered", "Ranks", "are_several", "is_initialized", "rank_of"]
@@ -36,8 +37,20 @@ POLL_S = (0.001, 0.05)
 MOST_BYTES = 4 << 20
 """Largest message. Beyond 8 MiB a `TCPStore` closes the connection (torch 2.13), and the process group fails."""
 
+SHORT_BYTES = 2048
+"""Longest message that is sent as it is; compression of such takes longer than it saves."""
+
+COMPRESSED = "z"
+"""Beginning of a compressed message; no JSON begins so."""
+
+BUNDLE = 512
+"""Ranks whose short messages on a topic share a key: 1 MB at most, and one request for rank 0."""
+
 END = "end"
 """Topic of the final message of a rank; it sends nothing after that."""
+
+COUNT, HEARD = "count", "heard"
+"""Keys beside those of the ranks: how many have set one, and the number of the last topic that rank 0 has gathered."""
 
 # Number of `Ranks` made so far, by name. It numbers them alike in every process.
 _made: Counter[str] = Counter()
@@ -145,18 +158,23 @@ class Ranks:
         self._join_s = join_s  # 0 once it was waited for
         self._answer_s = answer_s
         self._clock, self._sleep = clock, sleep
+        self._bundle = 1  # ranks that share a key
         # The rest matters on rank 0 alone.
         self._last_messages: dict[int, Any] = {}  # by rank, on any topic; None: the rank no longer takes part
         self._answered_topics: dict[str, dict[int, str]] = {}  # last topic that a rank answered, by name and rank
         self._joined: set[int] = set()  # other ranks that were seen to take part; none ever leaves the set
         self._ended: set[int] = set()  # ranks that sent their final message
+        self._unread: dict[str, dict[str, set[int]]] = {}  # by name, the topic that late ranks may still answer
         if is_initialized() and torch.distributed.get_world_size() > 1:
             self.rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
             c10d: Any = torch.distributed.distributed_c10d
             store = default_store()
             if store is not None:  # an MPI group has none
                 self._store = c10d.PrefixStore(f"flopcallback/{name}/{number}", store)
+                self._bundle = BUNDLE if store.has_extended_api() else 1
                 self._store.set(f"member/{self.rank}", "1")
+                if self.rank:
+                    self._store.add(f"member/{COUNT}", 1)
 
     @property
     def are_several(self) -> bool:
@@ -227,27 +245,66 @@ class Ranks:
     # --- Internals ----------------------------------------------------------------------------------------------------
 
     def _gather(self, topic: str, message: Any, *, wait: bool) -> Gathered | None:
-        is_last = topic == END
+        name, _, number = topic.partition("/")
         if self.rank != 0:
-            self._send(f"last/{self.rank}", message)
-            if is_last:
-                self._store.set(f"{END}/{self.rank}", "1")
+            self._answer(topic, message)
+            if topic == END:
                 self._store = None
-            else:
-                self._send(f"{topic}/{self.rank}", message)
             return None
-        if is_last:
+        if topic == END:
             self._store.set(f"{END}/0", "1")
-        other_ranks = range(1, self._world)
-        self._wait_for_members(other_ranks, wait=wait)
-        name = topic.partition("/")[0]
+        self._wait_for_members(wait=wait)
         answered = self._answered_topics.setdefault(name, {})
         asked = {rank for rank in self._joined - self._ended if answered.get(rank) != topic}
         late = self._receive(topic, asked, wait=wait)
         answered.update(dict.fromkeys(asked - late, topic))
-        if is_last:
+        if topic == END:
             self._store = None
+        else:
+            self._store.set(f"{name}/{HEARD}", number)
+            self._delete_read(name, topic, late)
         return self._gathered(late)
+
+    def _answer(self, topic: str, message: Any) -> None:
+        """Send the message of a rank other than 0: first the message, then what tells rank 0 to look for it."""
+        text = self._text_of(message)
+        self._store.set(f"last/{self.rank}", text)
+        if topic == END:
+            self._store.set(f"{END}/{self.rank}", "1")
+        elif self._is_heard(topic):  # rank 0 has gone on without it
+            return
+        elif text[0] == COMPRESSED:
+            self._store.set(f"{topic}/of/{self.rank}", text)
+            self._put(topic, f"[{self.rank}],")
+        else:
+            self._put(topic, f"[{self.rank},{text}],")
+        self._store.add(f"{topic}/{COUNT}", 1)
+
+    def _is_heard(self, topic: str) -> bool:
+        name, _, number = topic.partition("/")
+        key = f"{name}/{HEARD}"
+        return self._check(key) and int(self._store.get(key)) > int(number)
+
+    def _put(self, topic: str, text: str) -> None:
+        """Add a message to those of some ranks: so rank 0 reads many by one request."""
+        key = f"{topic}/{self.rank // self._bundle}"
+        (self._store.append if self._bundle > 1 else self._store.set)(key, text)
+
+    def _delete_read(self, name: str, topic: str, late: set[int]) -> None:
+        """Delete messages that nobody will read again, to keep the store small.
+
+        Those of a topic that late ranks may still answer stay until the next topic of its name.
+        """
+        unread = self._unread.pop(name, {})
+        if late:
+            self._unread[name] = {topic: late}
+            unread.pop(topic, None)
+        else:
+            unread.setdefault(topic, late)
+        for each, ranks in unread.items():
+            bundles = self._bundles(each, range(1, self._world))
+            for key in (f"{each}/{COUNT}", *bundles, *(f"{each}/of/{rank}" for rank in ranks)):
+                self._store.delete_key(key)
 
     def _receive(self, topic: str, ranks: Iterable[int], *, wait: bool) -> set[int]:
         """Read the messages of `ranks`; return the late ranks.
@@ -257,48 +314,82 @@ class Ranks:
         silent = set(ranks)
 
         def have_answered() -> bool:
-            keys = [f"{topic}/{rank}" for rank in silent]
-            # The usual case first: one request says that all have answered.
-            if topic != END and self._check(*keys):
-                for rank in list(silent):
-                    self._receive_from(rank, f"{topic}/{rank}")
-                silent.clear()
-            for rank in list(silent):
-                if self._check(f"{END}/{rank}"):
-                    self._last_messages[rank] = self._read(f"last/{rank}")
-                    self._ended.add(rank)
-                    silent.discard(rank)
-                elif topic != END and self._check(f"{topic}/{rank}"):
-                    self._receive_from(rank, f"{topic}/{rank}")
-                    silent.discard(rank)
+            # Usually two numbers tell that some have not answered. An answer may be counted twice, and never too late.
+            if self._count(topic) + self._count(END) - len(self._ended) >= len(silent):
+                silent.difference_update(self._take(topic, silent))
             return not silent
 
         patience_s = self._patience_s if topic == END else self._present_patience_s
-        if self._wait_for(have_answered, patience_s if wait else min(patience_s, HASTE_S)):
+        is_whole = self._wait_for(have_answered, patience_s if wait else min(patience_s, HASTE_S))
+        if is_whole:
             self._present_patience_s = self._patience_s
-        elif wait:
-            self._present_patience_s /= 2
-        for rank in silent:
-            if self._check(f"last/{rank}"):
-                self._last_messages[rank] = self._read(f"last/{rank}")
+        else:
+            silent.difference_update(self._take(topic, silent))
+            if wait:
+                self._present_patience_s /= 2
+        self._read_last(self._which("last", silent))
         return silent
 
-    def _wait_for_members(self, other_ranks: Iterable[int], *, wait: bool) -> None:
+    def _take(self, topic: str, ranks: set[int]) -> set[int]:
+        """Read the messages of those among `ranks` that have answered or ended; return these."""
+        answered = set() if topic == END else self._read_bundles(topic, ranks)
+        ended: set[int] = set()
+        if ranks != answered and self._count(END) > len(self._ended):
+            ended = self._which(END, ranks - answered)
+            self._read_last(ended)
+            self._ended |= ended
+        return answered | ended
+
+    def _bundles(self, topic: str, ranks: Iterable[int]) -> list[str]:
+        """Return the keys that hold the messages of `ranks`."""
+        return [f"{topic}/{number}" for number in sorted({rank // self._bundle for rank in ranks})]
+
+    def _read_bundles(self, topic: str, ranks: set[int]) -> set[int]:
+        """Read the messages of those among `ranks` that have answered; return these."""
+        keys = self._bundles(topic, ranks)
+        if not self._check(*keys):
+            keys = [key for key in keys if self._check(key)]
+        # One document: each call of the parser takes longer than a short message.
+        with without_garbage_collection():
+            rows = json.loads(b"[%s[]]" % b"".join(self._store.multi_get(keys))) if keys else []
+        messages = {row[0]: row[1:] for row in rows if row and row[0] in ranks}
+        for rank, message in messages.items():
+            if message:
+                (self._last_messages[rank],) = message
+            else:
+                self._last_messages[rank] = self._read(f"{topic}/of/{rank}")
+                self._store.delete_key(f"{topic}/of/{rank}")
+        return set(messages)
+
+    def _wait_for_members(self, *, wait: bool) -> None:
         """Wait, the first time only, for ranks that are not there yet."""
 
         def have_joined() -> bool:
-            new = (rank for rank in other_ranks if rank not in self._joined and self._check(f"member/{rank}"))
-            self._joined.update(new)
-            return all(rank in self._joined for rank in other_ranks)
+            missing = set(range(1, self._world)) - self._joined
+            if self._count("member") > len(self._joined):
+                self._joined |= self._which("member", missing)
+            return len(self._joined) == self._world - 1
 
-        if not have_joined() and wait:
+        if len(self._joined) < self._world - 1 and not have_joined() and wait:
             self._wait_for(have_joined, self._join_s)
             self._join_s = 0.0
 
-    def _receive_from(self, rank: int, key: str) -> None:
-        """Read a message, and delete it to keep the store small."""
-        self._last_messages[rank] = self._read(key)
-        self._store.delete_key(key)
+    def _which(self, name: str, ranks: Iterable[int]) -> set[int]:
+        """Return those of `ranks` that have set `name/rank`: all in one request, else by halves."""
+        ranks = sorted(ranks)
+        if not ranks:
+            return set()
+        if self._check(*(f"{name}/{rank}" for rank in ranks)):
+            return set(ranks)
+        half = len(ranks) // 2
+        return self._which(name, ranks[:half]) | self._which(name, ranks[half:]) if half else set()
+
+    def _count(self, name: str) -> int:
+        """Return how often ranks other than 0 have set `name/rank`."""
+        return int(self._store.add(f"{name}/{COUNT}", 0))
+
+    def _read_last(self, ranks: Iterable[int]) -> None:
+        self._last_messages.update({rank: self._read(f"last/{rank}") for rank in ranks})
 
     def _gathered(self, late: Iterable[int]) -> Gathered:
         messages = {rank: message for rank, message in sorted(self._last_messages.items()) if message is not None}
@@ -313,14 +404,17 @@ class Ranks:
     def _check(self, *keys: str) -> bool:
         return bool(self._store.check(list(keys)))
 
-    def _send(self, key: str, message: Any) -> None:
-        text = base64.b64encode(zlib.compress(json.dumps(message).encode(), 1)).decode()
+    def _text_of(self, message: Any) -> str:
+        text = json.dumps(message, separators=(",", ":"))
+        if len(text) > SHORT_BYTES:
+            text = COMPRESSED + base64.b64encode(zlib.compress(text.encode(), 1)).decode()
         if len(text) > MOST_BYTES:
             raise ValueError(f"a message of rank {self.rank} has {len(text)} bytes, at most {MOST_BYTES} are sent")
-        self._store.set(key, text)
+        return text
 
     def _read(self, key: str) -> Any:
-        return json.loads(zlib.decompress(base64.b64decode(self._store.get(key))))
+        text = self._store.get(key).decode()
+        return json.loads(zlib.decompress(base64.b64decode(text[1:])) if text[0] == COMPRESSED else text)
 
     def _wait_for(self, is_done: Callable[[], bool], patience_s: float) -> bool:
         """Poll `is_done` until it returns True; return False after `patience_s`.
