@@ -150,9 +150,7 @@ class LoopWatch:
 
         From the first mark on, steps end nowhere else.
         """
-        self._is_marked = True
-        with self._guarded():
-            self._discard_step()
+        self.begin_marked_step()
         try:
             yield
         except BaseException:
@@ -160,8 +158,23 @@ class LoopWatch:
                 self._end_call()  # if the loop goes on, its next step begins a new call
                 self._discard_step()
             raise
+        self.end_marked_step()
+
+    def begin_marked_step(self) -> None:
+        """Begin a step that ends with `end_marked_step`; discard one that has not ended."""
+        self._is_marked = True
         with self._guarded():
-            self._end_step()
+            self._discard_step()
+
+    def end_marked_step(self, step: int | None = None, *, is_log_step: bool | None = None) -> None:
+        """End the step that `begin_marked_step` began.
+
+        Args:
+            step: step that its numbers are logged at. Default: steps are numbered from 0.
+            is_log_step: whether to log compute so far. Default: every `log_every_n_steps`.
+        """
+        with self._guarded():
+            self._end_step(step=step, is_log_step=is_log_step)
             self._reduce_to_booking()
 
     @property
@@ -441,17 +454,28 @@ class LoopWatch:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def _end_step(self, *, is_whole: bool = True, has_stepped: bool = True) -> None:
+    def _end_step(
+        self,
+        *,
+        is_whole: bool = True,
+        has_stepped: bool = True,
+        step: int | None = None,
+        is_log_step: bool | None = None,
+    ) -> None:
         if self._stage is Stage.COUNTING:
             self._end_call()
         else:
             self._call = _Call()
         self._step_watch.close()
         ended, self._step = self._step, _Step()
-        number, self._steps = self._steps, self._steps + has_stepped
+        if step is None:
+            step, self._steps = self._steps, self._steps + has_stepped
+        else:
+            self._steps = step
         if ended.plan is not None:
-            is_log_step = (number + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
-            self._training.end_step(number, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
+            if is_log_step is None:
+                is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
+            self._training.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
 
     def _discard_step(self) -> None:
         """Drop the current step without booking it.
