@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -95,6 +95,8 @@ class LoopWatch:
         training: receives the events.
         owner: who makes the calls of this model.
         failures: reports failures.
+        beside: other modules that a marked step may call, by name, such as a teacher. What they do before the model's
+            first call belongs to the step as well.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class LoopWatch:
         training: Training,
         owner: CallOwner,
         failures: Failures,
+        *,
+        beside: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._model = model
         self._optimizers = list(optimizers)
@@ -119,11 +123,13 @@ class LoopWatch:
         self._steps = 0  # number of ended steps, without those that only accumulated gradients
         self._has_begun = False  # True once a training call was seen; otherwise the hook warns when it is closed
         self._is_marked = False  # True from the first `marked_step` on: steps end there, and nowhere else
+        self._is_in_mark = False  # True between `begin_marked_step` and `end_marked_step`
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
         # What undoes the wrappers of modules, the hooks of optimizers, and the observation of the current step.
         self._model_watch, self._optimizer_watch, self._step_watch = ExitStack(), ExitStack(), ExitStack()
+        self._beside_watch = ExitStack()  # the same for the wrappers of modules beside the model
         self._hooks = OptimizerHooks(self._optimizers, self._optimizer_steps, self._optimizer_stepped)
         self._optimizer_watch.callback(self._hooks.close)
         # Weakly: what is process-wide must not keep a hook that was forgotten, and with it the model.
@@ -131,6 +137,9 @@ class LoopWatch:
         with self._guarded():
             self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
             self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
+            if beside:
+                others = outermost_calls(ModuleNames(beside), self._on_call_beside, self._failed, only=set(beside))
+                self._beside_watch.enter_context(others)
 
     # --- For the hook -------------------------------------------------------------------------------------------------
 
@@ -154,6 +163,7 @@ class LoopWatch:
         try:
             yield
         except BaseException:
+            self._is_in_mark = False
             with self._guarded():
                 self._end_call()  # if the loop goes on, its next step begins a new call
                 self._discard_step()
@@ -162,7 +172,7 @@ class LoopWatch:
 
     def begin_marked_step(self) -> None:
         """Begin a step that ends with `end_marked_step`; discard one that has not ended."""
-        self._is_marked = True
+        self._is_marked = self._is_in_mark = True
         with self._guarded():
             self._discard_step()
 
@@ -173,6 +183,7 @@ class LoopWatch:
             step: step that its numbers are logged at. Default: steps are numbered from 0.
             is_log_step: whether to log compute so far. Default: every `log_every_n_steps`.
         """
+        self._is_in_mark = False
         with self._guarded():
             self._end_step(step=step, is_log_step=is_log_step)
             self._reduce_to_booking()
@@ -304,6 +315,16 @@ class LoopWatch:
         except BaseException:
             self._call_raised()
             raise
+
+    def _on_call_beside(
+        self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Run a call of a module beside the model, as part of a marked step."""
+        # Once the step is observed, records have what it does; with autograd, the kind of the step knows its nodes.
+        if not self._is_in_mark or (self._step.plan is not None and torch.is_grad_enabled()):
+            call()
+        else:
+            self._run_without_grad(site, call, args, kwargs)
 
     def _call_raised(self) -> None:
         """Discard the current step if its first call raised.
@@ -530,7 +551,7 @@ class LoopWatch:
         The optimizers' hooks stay until `close`: this may run inside of one.
         """
         self._stage = Stage.OVER
-        for watch in (self._step_watch, self._model_watch):
+        for watch in (self._step_watch, self._model_watch, self._beside_watch):
             try:
                 watch.close()
             except Exception as error:  # noqa: BLE001 - the training goes on, and one warning is enough

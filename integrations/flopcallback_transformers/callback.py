@@ -25,7 +25,7 @@ from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING
 from flopcallback_transformers.padding import PaddedTraining
-from flopcallback_transformers.trainer import report_folder, trackers_of, trainer_around
+from flopcallback_transformers.trainer import modules_beside, report_folder, trackers_of, trainer_around
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback
@@ -167,6 +167,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         self._spent: dict[str, Any] = {}  # compute so far, as the last checkpoint got it
         self._loaded: Any = {}  # compute so far, from the checkpoint that is resumed; it is checked at the first step
         self._gave_up = False  # True after a failure, until the next training: events then do nothing
+        self._is_over = False  # True once the results of a training are logged, until the next one
         self._logged = -1  # step that numbers were last logged at
         self._watch_nothing()
 
@@ -184,7 +185,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         return {name: value for name, value in state.items() if name not in ("_training", "_watch", "_on_drop")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._watch_nothing()
 
     # --- For the user -------------------------------------------------------------------------------------------------
@@ -226,7 +227,8 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
 
     @_guarded
     def _begin(self, state: Any) -> None:
-        self._let_go()  # a training that an error ended, or that begins again with smaller batches
+        self._is_over = False
+        self._end_early()  # a training that an error ended, or that begins again with smaller batches
         self._profiles, self._numbers, self._spent, self._logged = {}, {}, {}, -1
         self._loaded = self._saved_in(state) if state.global_step else {}
         if self.left_out:
@@ -235,6 +237,8 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
     @_guarded
     def on_step_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Begin a step."""
+        if self._is_over:
+            raise RuntimeError("a step begins after the Trainer has logged its totals")
         if self._watch is None:
             # Not before the first step: by now the other callbacks have made their runs and writers.
             self._start(args, state, control, **event)
@@ -268,7 +272,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             return
         if self._options.by_compute and training.takes_copies:
             training.log_by_compute(_named(logs, self._options.by_compute))
-        if "train_runtime" in logs:
+        if "total_flos" in logs:
             # Not later: at the end of the training, the other callbacks close writers and runs.
             self._close(state.global_step)
 
@@ -317,7 +321,8 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         optimizers: list[torch.optim.Optimizer] = []
         with suppress(TypeError):  # steps end where the Trainer says, with any optimizer
             optimizers = optimizers_of(optimizer)
-        self._watch = LoopWatch(called, optimizers, options, self._training, owner, self._failures)
+        beside = modules_beside(trainer, called)
+        self._watch = LoopWatch(called, optimizers, options, self._training, owner, self._failures, beside=beside)
         # The model's wrappers hold the watch, and would keep it for good if the callback was only dropped.
         self._on_drop = weakref.finalize(self, _dropped, weakref.ref(self._watch))
         self._on_drop.atexit = False
@@ -349,6 +354,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         training, watch = self._training, self._watch
         if training is None or watch is None:
             return
+        self._is_over = True
         try:
             if step != self._logged:
                 training.log_numbers(step, self._padding())
@@ -368,12 +374,21 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if watch is not None:
             watch.drop()
 
+    def _end_early(self) -> None:
+        """Log what is there of a training that did not end, without waiting, and detach."""
+        if self._watch is not None:
+            try:
+                self._watch.close(wait=False)
+            except Exception as failure:  # noqa: BLE001 - another error came first
+                self._failures.log("the report of a training that ended early is not complete", failure)
+        self._let_go()
+
     def _give_up(self, what: str, error: Exception) -> None:
         """Stop watching this training, and report the error."""
         self._gave_up, self._spent = True, {}  # too low from now on, since further steps are not booked
         if self._training is not None:
             self._training.stop_metering()
-        self._let_go()
+        self._end_early()
         self._failures.report(what, error)
 
     def _all_numbers(self) -> dict[str, int | float]:

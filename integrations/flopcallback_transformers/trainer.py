@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from flopcallback.runs.folders import REPORT
 from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, new_name, tracker_for
 from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
 
-__all__ = ["Reporter", "report_folder", "trackers_of", "trainer_around"]
+__all__ = ["Reporter", "modules_beside", "report_folder", "trackers_of", "trainer_around"]
 
 MOST_FRAMES = 12
 """Frames between an event of a callback and the Trainer's own; subclasses add some."""
@@ -34,6 +36,20 @@ def trainer_around() -> Any:
             break
         frame = frame.f_back
     return None
+
+
+def modules_beside(trainer: Any, model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a Trainer that are no part of its model, by name, such as a teacher or a reference."""
+    own, found = set(map(id, model.modules())), dict[str, nn.Module]()
+    for name, value in ({} if trainer is None else vars(trainer)).items():
+        for module in value if isinstance(value, list) else [value]:
+            # Losses without parameters are part of every step as it is.
+            if not isinstance(module, nn.Module) or next(module.parameters(), None) is None:
+                continue
+            if own.isdisjoint(map(id, module.modules())):
+                found[name if module is value else f"{name}.{len(found)}"] = module
+                own.update(map(id, module.modules()))
+    return found
 
 
 class Reporter:
