@@ -25,7 +25,13 @@ from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING
 from flopcallback_transformers.padding import PaddedTraining
-from flopcallback_transformers.trainer import modules_beside, report_folder, trackers_of, trainer_around
+from flopcallback_transformers.trainer import (
+    is_first_of_its_kind,
+    modules_beside,
+    report_folder,
+    trackers_of,
+    trainer_around,
+)
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback
@@ -301,6 +307,8 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         """Watch the model that the Trainer calls."""
         options, is_logging = self._options, state.is_world_process_zero
         trainer = trainer_around()
+        if not is_first_of_its_kind(trainer, self):
+            raise ValueError("the Trainer has another FlopTrainerCallback before this one, which counts its steps")
         called = unwrapped(model if trainer is None else trainer.model_wrapped)
         trackers = {}
         if is_logging:
@@ -359,29 +367,34 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             if step != self._logged:
                 training.log_numbers(step, self._padding())
             has_seen_call = watch.close(wait=True)
+            self._keep_results()
         finally:
             self._let_go()
         if not has_seen_call:
             warnings.warn(UNSEEN, FlopCallbackWarning, stacklevel=2)
 
+    def _end_early(self) -> None:
+        """Log what is there of a training that did not end, without waiting, and detach."""
+        try:
+            if self._watch is not None:
+                self._watch.close(wait=False)
+            self._keep_results()
+        except Exception as failure:  # noqa: BLE001 - another error came first
+            self._failures.log("the report of a training that ended early is not complete", failure)
+        finally:
+            self._let_go()
+
     def _let_go(self) -> None:
-        """Detach from the model and the training; keep its results."""
+        """Detach from the model and the training."""
         watch, on_drop = self._watch, self._on_drop
-        self._profiles, self._numbers = self.profiles, self._all_numbers()
         self._watch_nothing()
         if on_drop is not None:
             on_drop.detach()
         if watch is not None:
             watch.drop()
 
-    def _end_early(self) -> None:
-        """Log what is there of a training that did not end, without waiting, and detach."""
-        if self._watch is not None:
-            try:
-                self._watch.close(wait=False)
-            except Exception as failure:  # noqa: BLE001 - another error came first
-                self._failures.log("the report of a training that ended early is not complete", failure)
-        self._let_go()
+    def _keep_results(self) -> None:
+        self._profiles, self._numbers = self.profiles, self._all_numbers()
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Stop watching this training, and report the error."""

@@ -14,7 +14,7 @@ from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, new_nam
 from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
 
-__all__ = ["Reporter", "modules_beside", "report_folder", "trackers_of", "trainer_around"]
+__all__ = ["Reporter", "is_first_of_its_kind", "modules_beside", "report_folder", "trackers_of", "trainer_around"]
 
 MOST_FRAMES = 12
 """Frames between an event of a callback and the Trainer's own; subclasses add some."""
@@ -36,6 +36,12 @@ def trainer_around() -> Any:
             break
         frame = frame.f_back
     return None
+
+
+def is_first_of_its_kind(trainer: Any, callback: Any) -> bool:
+    """Return whether no callback of the same class comes before this one in a Trainer's list."""
+    callbacks = [] if trainer is None else trainer.callback_handler.callbacks
+    return next((each for each in callbacks if isinstance(each, type(callback))), callback) is callback
 
 
 def modules_beside(trainer: Any, model: nn.Module) -> dict[str, nn.Module]:

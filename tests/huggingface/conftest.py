@@ -48,7 +48,9 @@ def train(tmp_path):
         ]
         told = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
         told = [text for text in told if "flopcallback" in text.lower() or "FlopTrainer" in text]
-        return Left(digest_of(model), history, hash(torch.get_rng_state().numpy().tobytes()), made_trainer, told, output)
+        return Left(
+            digest_of(model), history, hash(torch.get_rng_state().numpy().tobytes()), made_trainer, told, output
+        )
 
     return run
 
