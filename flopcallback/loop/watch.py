@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -107,6 +107,8 @@ class LoopWatch:
         training: receives the events.
         owner: who makes the calls of this model.
         failures: reports failures.
+        beside: other modules that a marked step may call, by name, such as a teacher. What they do before the model's
+            first call belongs to the step as well.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class LoopWatch:
         training: Training,
         owner: CallOwner,
         failures: Failures,
+        *,
+        beside: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._model = model
         self._optimizers = list(optimizers)
@@ -138,6 +142,7 @@ class LoopWatch:
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
         # What undoes the wrappers of modules, the hooks of optimizers, and the observation of the current step.
         self._model_watch, self._optimizer_watch, self._step_watch = ExitStack(), ExitStack(), ExitStack()
+        self._beside_watch = ExitStack()  # the same for the wrappers of modules beside the model
         self._hooks = OptimizerHooks(self._optimizers, self._optimizer_steps, self._optimizer_stepped)
         self._optimizer_watch.callback(self._hooks.close)
         # Weakly: what is process-wide must not keep a hook that was forgotten, and with it the model.
@@ -145,6 +150,9 @@ class LoopWatch:
         with self._guarded():
             self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
             self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
+            if beside:
+                others = outermost_calls(ModuleNames(beside), self._on_call_beside, self._failed, only=set(beside))
+                self._beside_watch.enter_context(others)
 
     # --- For the hook -------------------------------------------------------------------------------------------------
 
@@ -173,7 +181,7 @@ class LoopWatch:
         self.end_marked_step()
 
     def begin_marked_step(self) -> None:
-        """Begin a marked step; one that was begun and not ended is dropped."""
+        """Begin a step that ends with `end_marked_step`; one that was begun and not ended is dropped."""
         if self._is_in_marked:
             self._drop_marked_step()
         self._is_marked = self._is_in_marked = True
@@ -186,11 +194,16 @@ class LoopWatch:
             self._end_call()  # if the loop goes on, its next step begins a new call
             self._discard_step()
 
-    def end_marked_step(self) -> None:
-        """End a marked step."""
+    def end_marked_step(self, step: int | None = None, *, is_log_step: bool | None = None) -> None:
+        """End the step that `begin_marked_step` began.
+
+        Args:
+            step: step that its numbers are logged at. Default: steps are numbered from 0.
+            is_log_step: whether to log compute so far. Default: every `log_every_n_steps`.
+        """
         self._is_marked, self._is_in_marked = True, False
         with self._guarded():
-            self._end_step()
+            self._end_step(step=step, is_log_step=is_log_step)
             self._reduce_to_booking()
 
     @property
@@ -320,6 +333,16 @@ class LoopWatch:
         except BaseException:
             self._call_raised()
             raise
+
+    def _on_call_beside(
+        self, site: CallSite, call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Run a call of a module beside the model, as part of a marked step."""
+        # Once the step is observed, records have what it does; with autograd, the kind of the step knows its nodes.
+        if not self._is_in_marked or (self._step.plan is not None and torch.is_grad_enabled()):
+            call()
+        else:
+            self._run_without_grad(site, call, args, kwargs)
 
     def _call_raised(self) -> None:
         """Discard the current step if its first call raised.
@@ -480,17 +503,28 @@ class LoopWatch:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def _end_step(self, *, is_whole: bool = True, has_stepped: bool = True) -> None:
+    def _end_step(
+        self,
+        *,
+        is_whole: bool = True,
+        has_stepped: bool = True,
+        step: int | None = None,
+        is_log_step: bool | None = None,
+    ) -> None:
         if self._stage is Stage.COUNTING:
             self._end_call()
         else:
             self._call = _Call()
         self._step_watch.close()
         ended, self._step = self._step, _Step()
-        number, self._steps = self._steps, self._steps + has_stepped
+        if step is None:
+            step, self._steps = self._steps, self._steps + has_stepped
+        else:
+            self._steps = step
         if ended.plan is not None:
-            is_log_step = (number + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
-            self._training.end_step(number, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
+            if is_log_step is None:
+                is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
+            self._training.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
 
     def _discard_step(self) -> None:
         """Drop the current step without booking it.
@@ -545,7 +579,7 @@ class LoopWatch:
         The optimizers' hooks stay until `close`: this may run inside of one.
         """
         self._stage = Stage.OVER
-        for watch in (self._step_watch, self._model_watch):
+        for watch in (self._step_watch, self._model_watch, self._beside_watch):
             try:
                 watch.close()
             except Exception as error:  # noqa: BLE001 - the training goes on, and one warning is enough

@@ -73,6 +73,7 @@ TFLOPS_PER_SEC = Metric("perf/tflops_per_sec", "TFLOP/s", "log", "max", compared
 MFU = Metric("perf/mfu_pct", "%", "log", "max", "mfu", "MFU %", "median", text="MFU {}")
 HFU = Metric("perf/hfu_pct", "%", "log", "max", compared="median", text="HFU {}")
 DATA_WAIT = Metric("perf/data_wait_pct", "%", "log", "min", text="{} of the time waiting for data")
+PADDING = Metric("perf/padding_pct", "%", "log", "min", text="{} of the tokens are padding")
 # A lower bound in the same runs as `FORWARD`: both leave out operators without a count.
 COMPUTE = Metric("compute/flops_total", "FLOPs", "log", "min", "compute", "compute", "last", is_bound=True,
                  is_narrow=True)
@@ -98,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
         SAMPLES_PER_SEC,
         TOKENS_PER_SEC,
     ),
-    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
+    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, PADDING, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
     *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, STEPS, AUDITED),
 )
 """All metrics, in the order of a comparison's columns."""

@@ -441,6 +441,21 @@ class Training:
         """
         self._log_numbers("validation", step, with_rates=False)
 
+    def log_numbers(self, step: int, more: Mapping[str, int | float] | None = None) -> None:
+        """Log compute so far and throughput, between two steps.
+
+        Every rank has to call it.
+
+        Args:
+            step: step that the numbers are logged at.
+            more: numbers that only the caller knows, by name.
+        """
+        self._log_numbers("log", step)
+        if more and self._meter is not None and not self._is_uncounted:
+            self._numbers.update(more)
+            with self._meter.interrupted():
+                self._sinks.log_scalars(more, step)
+
     @property
     def takes_copies(self) -> bool:
         """True if any tracker on this rank needs the copies of `log_by_compute`."""
