@@ -362,7 +362,8 @@ class LoopWatch:
         if self._stage is Stage.OVER:
             return
         try:
-            if not (self._has_begun or self._is_told):
+            # Of several hooks, another one may have traced the call, and leaves the next to this one.
+            if not (self._has_begun or self._is_told or several.are_there):
                 self._tell_nothing_seen(self._optimizers[number])
             self._training.note_optimizer(number)
             stepped = self._step.stepped
