@@ -203,6 +203,7 @@ class ComputeLedger:
         self._add_exactly(cost)
         if key is not None:
             self._both = key, cost
+            self._by_elements[elements_in((key.inputs, key.calls))] = cost.flops  # should it be the only one
 
     def _add_exactly(self, cost: StepCost) -> None:
         self.steps += 1
