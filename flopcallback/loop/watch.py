@@ -24,7 +24,7 @@ from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.owners import CallOwner, several
-from flopcallback.tracing.torch_private import base_of
+from flopcallback.tracing.torch_private import base_of, is_backward_running, is_in_outer_step
 from flopcallback.training.failures import Failures, FlopCallbackWarning
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
@@ -139,6 +139,7 @@ class LoopWatch:
         self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
+        self._ends_late = False  # True from the end of an observed step inside a backward to the end of the backward
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
         # What undoes the wrappers of modules, the hooks of optimizers, and the observation of the current step.
         self._model_watch, self._optimizer_watch, self._step_watch = ExitStack(), ExitStack(), ExitStack()
@@ -223,6 +224,7 @@ class LoopWatch:
         was_over = self._stage is Stage.OVER or self._is_told
         try:
             with self._guarded():
+                self._end_late_step()
                 self._end_call()
                 if wait and self._training.is_own and self._step.plan is not None and not self._is_marked:
                     # The loop ended before an optimizer ended this step, or there is no optimizer.
@@ -260,8 +262,11 @@ class LoopWatch:
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
+        self._end_late_step()
         if not (site.module.training or self._model.training):
-            if site.module is self._model and self._step.plan is None:
+            if self._step.plan is not None:  # an evaluation within a step is part of its cost, as of its records
+                self._training.note_call(site.name, (args, kwargs), has_grad=torch.is_grad_enabled())
+            elif site.module is self._model:
                 self._training.pause()  # evaluation between two steps
             call()
             return
@@ -299,6 +304,9 @@ class LoopWatch:
         This is the fast path of the stage `BOOKING`, and enough for most loops. A loop that calls the model twice in a
         step leaves it for good: between two calls, backwards have to be noticed.
         """
+        if self._ends_late:
+            with self._guarded():
+                self._end_late_step()
         if not (self._has_single_calls and site.module.training and torch.is_grad_enabled()) or several.are_there:
             return False
         if self._step.plan is not None:
@@ -357,7 +365,9 @@ class LoopWatch:
     def _optimizer_steps(self, *_: Any) -> None:
         self._is_in_optimizer = True
 
-    def _optimizer_stepped(self, number: int, *_: Any) -> None:
+    def _optimizer_stepped(self, number: int, *arguments: Any) -> None:
+        if arguments and is_in_outer_step(arguments[0]):
+            return
         self._is_in_optimizer = False
         if self._stage is Stage.OVER:
             return
@@ -369,9 +379,10 @@ class LoopWatch:
             stepped = self._step.stepped
             stepped.add(number)
             if len(stepped) == len(self._optimizers) and not self._is_marked:
-                self._end_step()
-                if self._stage is not Stage.BOOKING:
-                    self._reduce_to_booking()
+                # An update in a hook of a backward: a recording cannot end there.
+                self._ends_late = self._training.observer is not None and is_backward_running()
+                if not self._ends_late:
+                    self._end_optimizers_step()
         except Exception as error:  # noqa: BLE001 - as in `_guarded`, without the cost of a context manager
             self._give_up(STEP_FAILED, error)
 
@@ -382,6 +393,17 @@ class LoopWatch:
             self._is_told = True
             text = nothing_seen(self._model, " before the first step of an optimizer")
             warnings.warn(text, FlopCallbackWarning, stacklevel=4)
+
+    def _end_optimizers_step(self) -> None:
+        self._end_step()
+        if self._stage is not Stage.BOOKING:
+            self._reduce_to_booking()
+
+    def _end_late_step(self) -> None:
+        """End a step that has ended inside a backward, once the backward is over."""
+        if self._ends_late and not is_backward_running():
+            self._ends_late = False
+            self._end_optimizers_step()
 
     def _step_aside(self, _: CompiledCall) -> Return | None:
         """Take optimizer hooks off while compiled code runs.

@@ -65,6 +65,7 @@ FORKED = "the process was forked"
 ENDING = "the process ends"
 SOMEBODY_ELSE = "its session was ended by somebody else"
 ELSEWHERE = "its step did not end in the thread in which it began"
+IN_BACKWARD = "its step ended inside a backward"
 
 END = "flopcallback end"
 """Name of a record that a session ends with."""
@@ -211,6 +212,9 @@ class _Broker:
             if not session.is_here:
                 session.lose(ELSEWHERE)
                 return None
+            if torch_private.is_backward_running():  # it would leave this thread's state of the profiler on
+                session.lose(IN_BACKWARD)
+                return None
             session.recording, session.must_end = None, True  # if this fails, the next one to come ends it
             result = self._stop(session)
             recording.why = "" if result is not None else SOMEBODY_ELSE
@@ -244,7 +248,8 @@ class _Broker:
                 return
             if session.is_here:
                 # What libkineto cancelled stays until the user's profiler is out: to end it would end the user's.
-                if session.must_end and not (session.is_taken and self._theirs.are_at_work):
+                is_stuck = torch_private.is_backward_running() or (session.is_taken and self._theirs.are_at_work)
+                if session.must_end and not is_stuck:
                     self._break_off(session)
             elif not session.owner.is_alive() and not self._theirs.are_at_work:
                 self._take_over(session)  # a thread that is gone cannot end its session

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import gc
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import or_
@@ -773,6 +774,34 @@ def step_hooks_of(optimizer: Any) -> Any:
     None for a wrapper that is an optimizer by type alone.
     """
     return getattr(optimizer, POST_HOOKS, None)
+
+
+def is_in_outer_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a hook of an optimizer's step runs inside another call of its step.
+
+    `__init__` of an optimizer makes `step` of its class call the hooks. Where a class calls `super().step()`, and its
+    base was made use of by itself, both do: the hooks run once for each.
+    """
+    if sum(_calls_hooks(vars(base).get("step")) for base in type(optimizer).__mro__) < _NESTED:  # nearly always
+        return False
+    frame: types.FrameType | None = sys._getframe(1)
+    steps = 0
+    while frame is not None and steps < _NESTED:
+        steps += frame.f_code is _STEP_WITH_HOOKS and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps == _NESTED
+
+
+def _calls_hooks(step: Any) -> bool:
+    return getattr(step, "hooked", None) is True
+
+
+def _step(optimizer: Any) -> None:
+    """Do nothing, as the step of no optimizer."""
+
+
+_NESTED = 2
+_STEP_WITH_HOOKS = getattr(torch.optim.Optimizer, "profile_hook_step", lambda step: step)(_step).__code__
 
 
 def version_of(tensor: torch.Tensor) -> int:

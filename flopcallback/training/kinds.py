@@ -392,7 +392,7 @@ def pattern_and_sizes(key: StepKey) -> tuple[Hashable, tuple[int, ...]]:
     def without_sizes(value: Any) -> Any:
         if type(value) is int:
             sizes.append(value)
-            return None
+            return int  # not None: that is a number which was left out, and has no size
         return tuple(map(without_sizes, value)) if isinstance(value, tuple) else value
 
     pattern = without_sizes(key.inputs), without_sizes(key.calls), key.trainable, key.backwards, key.optimizers

@@ -200,8 +200,10 @@ class ComputeLedger:
         Counting may have made autograd nodes that later steps lack: only a step of an equal key costs the same.
         """
         self._add_exactly(cost)
-        if key is not None and key.calls:  # else its calls are not known, and it may be of another kind
-            self._both = key, cost
+        if key is not None:
+            self._by_elements[elements_of(key)] = cost.flops  # should it be the only one
+            if key.calls:  # else its calls are not known, and it may be of another kind
+                self._both = key, cost
 
     def _add_exactly(self, cost: StepCost) -> None:
         self.steps += 1

@@ -206,7 +206,8 @@ def totals(spent: Totals) -> dict[str, int | float]:
             metrics.COMPUTE: sums.flops,
             metrics.SAMPLES: spent.samples,
             metrics.TOKENS: spent.tokens,
-            metrics.ESTIMATED: share(sums.estimated),
+            # Where no step's cost is known, 0 FLOPs are no statement.
+            metrics.ESTIMATED: share(sums.estimated) if sums.flops or spent.audited or not spent.steps else 100.0,
             metrics.ERROR: share(sums.error + sums.unjudged) or None,
             metrics.WITHOUT_GRAD: share(sums.without_grad) or None,
             metrics.LOWER_BOUND: share(sums.lower) or None,

@@ -121,6 +121,7 @@ class Training:
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
         self._waits = 0  # training calls that were not counted, since another thread was tracing or profiling
         self._awaited: NotNow | None = None  # what the last of them waited for
+        self._was_repeated = False  # whether the counted call may have been begun more than once
         self._last_step = 0  # step of the last `end_step`, for the final numbers
         if samples is not None:
             sizes = BatchSizes(options.batch_size_fn, options.tokens_fn, samples, failures)
@@ -157,6 +158,7 @@ class Training:
         """
         meter = self._meter
         self._process = os.getpid()
+        self._steps.forget_step()  # of one that has not ended, such as one whose call raised
         if meter is not None:
             meter.begin_step(inputs, site=site, has_grad=has_grad)
             if has_grad:  # else the batch is that of the next call
@@ -258,6 +260,7 @@ class Training:
             self._waits, self._awaited = self._waits + 1, observed.failure
             return False
         self.called = frozenset(name for run in observed.runs for name in run.calls)
+        self._was_repeated = observed.failure is not None
         profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return True
@@ -345,8 +348,8 @@ class Training:
                 raise failure
             counts = step_counts(runs, model)
             flops = {phase: analysis.total() for phase, analysis in counts.items()}
-            # A call that was counted beside the step, or in a second attempt, was recorded with it.
-            if is_counted and not self._recorder.is_step_alike(counts, steps.calls):
+            # What was begun in a first attempt was recorded, too.
+            if is_counted and self._was_repeated and not self._recorder.is_step_alike(counts, steps.calls):
                 return
             bound = self._bound_of(counts, is_counted=is_counted)
             if steps.is_for_profile:

@@ -78,7 +78,6 @@ class WholeSteps:
             inputs: inputs of the step's first call.
             optimizers: optimizers that may step in it.
         """
-        self.observer, self.calls = None, 0
         self._shapes = shapes_of(inputs)
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
@@ -97,7 +96,6 @@ class WholeSteps:
             optimizers: optimizers that may step in it.
             is_new: whether the ledger wants the cost of this step.
         """
-        self.observer, self.calls = None, 0
         if self.model is None:
             return False
         self._shapes = shapes_of(inputs)
@@ -110,6 +108,10 @@ class WholeSteps:
         # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.
         known = self._known if is_used() and self._may_hide_products(model) else None
         return StepRecorder(names, optimizers, owner=self._owner, known=known)
+
+    def forget_step(self) -> None:
+        """Forget the current step and its observer."""
+        self.observer, self.calls = None, 0
 
     def end_step(self) -> StepRecorder | None:
         """End the step; return its observer if it saw a call."""

@@ -375,3 +375,166 @@ def test_a_model_with_a_hook_that_was_forgotten_can_go(steps):
     gc.collect()
     assert seen() is None
     assert "__reduce_ex__" not in vars(nn.Module)
+
+
+# --- Ends of steps ----------------------------------------------------------------------------------------------------
+
+STEP = 2 * (ENCODER + HEAD) + HEAD  # the batch needs no gradient
+
+
+class UpdatesWithProducts(torch.optim.SGD):
+    """Calls the hooks twice, its own and those of `SGD.step`, and works on after the first."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for weight in (each.detach() for each in group["params"] if each.ndim == 2):
+                weight @ weight.T
+        return loss
+
+
+@pytest.mark.parametrize("observe", ["auto", "always"])
+def test_a_step_of_an_optimizer_within_its_own_does_not_end_the_step(observe):
+    model = Net()
+    sgd(model)  # puts hooks on `SGD.step`
+    tracker = MemoryTracker()
+    optimizer = UpdatesWithProducts(model.parameters())
+    with hooked(model, optimizer, to=tracker, observe=observe) as hook:
+        train(model, optimizer)
+    update = 2 * (INNER * WIDE * INNER + OUT * INNER * OUT)
+    assert hook.metrics()["compute/flops_total"] == STEPS * (STEP + update)
+    assert hook.metrics()["compute/estimated_pct"] == 0
+    assert max(step for step, _ in tracker.scalars) < STEPS
+
+
+@pytest.mark.parametrize("observe", ["auto", "always"])
+def test_updates_inside_the_backward_end_the_step_when_the_backward_is_over(observe):
+    model = Net()
+    optimizers = {weight: torch.optim.SGD([weight], lr=0.01) for weight in model.parameters()}
+
+    def update(weight):
+        optimizers[weight].step()
+        optimizers[weight].zero_grad()
+
+    for weight in model.parameters():
+        weight.register_post_accumulate_grad_hook(update)
+    with hooked(model, list(optimizers.values()), observe=observe) as hook:
+        for x in batches():
+            model(x).square().sum().backward()
+    assert hook.metrics()["compute/flops_total"] == STEPS * STEP
+    assert hook.metrics()["compute/estimated_pct"] == 0
+    assert hook.metrics()["compute/steps_total"] == STEPS
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_step_whose_call_raised_leaves_its_records_to_no_other_step():
+    class Refuses(Net):
+        def forward(self, x):
+            inner = self.encoder(x)
+            if len(x) != BATCH:
+                raise ValueError("batch")
+            return self.head(inner)
+
+    model = Refuses()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        for index, x in enumerate(batches(60)):
+            try:
+                loss = model(x if index % 3 else x[1:]).square().sum()
+            except ValueError:
+                continue
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert hook.metrics()["compute/flops_total"] == 40 * STEP
+    assert hook.metrics()["compute/estimated_pct"] == 0
+
+
+def test_an_evaluation_within_some_steps_makes_a_kind_of_its_own():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        for index, x in enumerate(batches(60)):
+            loss = model(x).square().sum()
+            if index % 3 == 0:
+                model.eval()
+                with torch.no_grad():
+                    model(x)
+                model.train()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert hook.metrics()["compute/flops_total"] == 60 * STEP + 20 * (ENCODER + HEAD)
+    assert hook.metrics()["compute/estimated_pct"] == 0
+
+
+# --- What is known of a step ------------------------------------------------------------------------------------------
+
+
+def test_work_of_the_loop_around_the_model_is_part_of_the_first_step():
+    model, queue = nn.Linear(WIDE, INNER), torch.zeros(0, INNER)
+    optimizer = sgd(model)
+    with hooked(model, optimizer, observe="always") as hook:
+        for x in batches():
+            encoded = model(x)
+            queue = torch.cat([queue, encoded.detach()])
+            (encoded @ queue.T).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    products = 2 * 2 * BATCH * INNER * BATCH * (STEPS * (STEPS + 1) // 2)
+    assert hook.metrics()["compute/flops_total"] == STEPS * 2 * ENCODER + products
+    assert hook.metrics()["compute/estimated_pct"] == 0
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDE, WIDE)
+
+    def forward(self, x, depth):
+        for _ in range(depth):
+            x = self.layer(x)
+        return x
+
+
+@pytest.mark.parametrize("observe", ["auto", "always"])
+def test_a_depth_of_many_values_is_observed_or_estimated(observe):
+    model = Deep()
+    optimizer = sgd(model)
+    depths = [1 + 7 * index % 40 for index in range(120)]
+    with hooked(model, optimizer, observe=observe) as hook:
+        for depth in depths:
+            model(torch.ones(BATCH, WIDE), depth).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    layer = 2 * BATCH * WIDE * WIDE
+    numbers, want = hook.metrics(), sum(3 * layer * depth - layer for depth in depths)
+    assert abs(numbers["compute/flops_total"] / want - 1) <= min(numbers["compute/estimated_pct"] / 100, 0.1)
+
+
+def test_steps_of_which_only_the_first_was_observed_are_not_free():
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        train(model, optimizer, 1)
+        with torch.profiler.profile(), torch.profiler.record_function("mine"):
+            for x in batches():
+                model(torch.cat([x, x])).square().sum().backward()
+                optimizer.step()
+    numbers = hook.metrics()
+    assert numbers["compute/flops_total"] == (1 + 2 * STEPS) * STEP  # in proportion to the batch
+    assert numbers["compute/estimated_pct"] == pytest.approx(100 * 2 * STEPS / (1 + 2 * STEPS))
+
+
+@pytest.mark.filterwarnings("ignore:FlopHook. no training call:UserWarning")
+def test_a_total_without_a_count_is_not_called_exact():
+    from torch.utils.checkpoint import checkpoint
+
+    model = Net()
+    optimizer = sgd(model)
+    with hooked(model, optimizer) as hook:
+        for x in batches():
+            checkpoint(model, x.requires_grad_(), use_reentrant=True).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert hook.metrics()["compute/estimated_pct"] == 100
