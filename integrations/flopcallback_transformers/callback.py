@@ -278,7 +278,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             return
         if self._options.by_compute and training.takes_copies:
             training.log_by_compute(_named(logs, self._options.by_compute))
-        if "total_flos" in logs:
+        if {"train_loss", "train_runtime"} <= logs.keys():
             # Not later: at the end of the training, the other callbacks close writers and runs.
             self._close(state.global_step)
 

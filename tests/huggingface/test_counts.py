@@ -28,13 +28,9 @@ LLAMA_BACKWARD = 2 * (LAYERS * LAYER + HEAD) + LAYERS * ATTENTION * 5 // 2
 def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    class Counted(LlamaForCausalLM):
-        def forward(self, input_ids, attention_mask):
-            return super().forward(input_ids, attention_mask=attention_mask, labels=input_ids)
-
     sizes = {"vocab_size": WORDS, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS}
-    return Counted(LlamaConfig(**sizes, **heads, max_position_embeddings=8, pad_token_id=None))
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, max_position_embeddings=8, pad_token_id=None))
 
 
 @pytest.mark.parametrize(
@@ -123,18 +119,14 @@ def test_rows_have_the_names_of_the_model(train, make_callback):
 def test_tokens_of_all_forwards_count_and_padding_is_told_apart(train, make_callback):
     from transformers import Trainer
 
-    class Pair(Net):
-        def forward(self, input_ids, attention_mask):
-            return super().forward(input_ids, attention_mask)
-
     class TwoForwards(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **_):
             first = model(**inputs)
-            second = model(input_ids=inputs["input_ids"][:, :2], attention_mask=inputs["attention_mask"][:, :2])
+            second = model(**{name: value[:, :2] for name, value in inputs.items()})
             return first["loss"] + second["loss"]
 
     callback = make_callback(strict=True)
-    train(callback, model=Pair, trainer=TwoForwards)
+    train(callback, trainer=TwoForwards)
     assert callback.metrics()["compute/tokens_total"] == 6 * 2 * (3 + 2)
     assert callback.metrics()["compute/samples_total"] == 6 * 2
     assert callback.metrics()["perf/padding_pct"] == pytest.approx(100 / 5)  # the last word of 3, none of the first 2

@@ -239,10 +239,10 @@ def test_nothing_stays_on_the_model_of_a_callback_that_is_gone(train, make_callb
 
 def test_smaller_batches_after_a_lack_of_memory_are_counted_anew(train, make_callback):
     class Tight(Net):
-        def forward(self, input_ids, attention_mask=None, labels=None):
+        def forward(self, input_ids, labels, attention_mask=None):
             if self.training and len(input_ids) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return super().forward(input_ids, attention_mask, labels)
+            return super().forward(input_ids, labels, attention_mask)
 
     callback = make_callback()
     left = train(callback, model=Tight, auto_find_batch_size=True, per_device_train_batch_size=4)

@@ -27,9 +27,9 @@ class Net(nn.Module):
         self.hidden = nn.Linear(WIDTH, HIDDEN)
         self.head = nn.Linear(HIDDEN, WORDS)
 
-    def forward(self, input_ids, attention_mask=None, labels=None):
+    def forward(self, input_ids, labels, attention_mask=None):
         logits = self.head(self.hidden(self.words(input_ids)).relu())
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), input_ids.flatten() if labels is None else labels)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return {"loss": loss, "logits": logits}
 
 
@@ -37,7 +37,7 @@ def examples(number=24):
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([1] * (LENGTH - PADDING) + [0] * PADDING)
     ids = torch.randint(0, WORDS, (number, LENGTH), generator=generator)
-    return [{"input_ids": row, "attention_mask": mask} for row in ids]
+    return [{"input_ids": row, "labels": row, "attention_mask": mask} for row in ids]
 
 
 @dataclass
