@@ -253,7 +253,9 @@ def test_of_hundreds_the_late_ones_are_named_and_the_others_heard(make):
                 rank.gather(f"log/{number}", {"a": number})
         heard = first.gather(f"log/{number}", {"a": number})
     assert heard.late == late
-    assert {rank: message["a"] for rank, message in heard.messages.items() if message["a"] == 1} == dict.fromkeys(late, 1)
+    assert {rank: message["a"] for rank, message in heard.messages.items() if message["a"] == 1} == dict.fromkeys(
+        late, 1
+    )
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["in time", "late"])

@@ -15,7 +15,16 @@ from flopcallback.formulas.op_call import UNSEEN, Value
 from flopcallback.tracing.dispatch import value_of
 from flopcallback.tracing.torch_private import DENSE, disable_current_modes, schema_of, tree_leaves
 
-__all__ = ["are_real", "has_lists", "inputs_of", "lacks_tensor", "outputs_of", "own_inputs", "refuses", "without_shadows"]
+__all__ = [
+    "are_real",
+    "has_lists",
+    "inputs_of",
+    "lacks_tensor",
+    "outputs_of",
+    "own_inputs",
+    "refuses",
+    "without_shadows",
+]
 
 Values = tuple[Value, ...]
 
@@ -68,7 +77,11 @@ def without_shadows(events: Sequence[Any]) -> Sequence[Any]:
     inner = [event for level in levels for event in level]
     if any(event.name in _PYTHON for event in inner):
         return without_shadows(inner)
-    return [event for event in inner if _has_memory(event) or not _has_meta(event)] if any(map(_has_memory, inner)) else events
+    return (
+        [event for event in inner if _has_memory(event) or not _has_meta(event)]
+        if any(map(_has_memory, inner))
+        else events
+    )
 
 
 def _has_memory(event: Any) -> bool:

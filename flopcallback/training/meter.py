@@ -457,9 +457,7 @@ class ComputeMeter:
     def _sizes_of(self, gathered: Gathered) -> dict[str, int | None]:
         if not _knows_sizes(gathered):
             return {"samples": None, "tokens": None}
-        return {
-            name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")
-        }
+        return {name: sum_of(message[name] for message in gathered.messages.values()) for name in ("samples", "tokens")}
 
     def _finds_out_samples(self) -> bool:
         """Return whether this rank's samples count: of ranks that share samples, those of the first do."""
@@ -475,7 +473,7 @@ class ComputeMeter:
 
 
 def _knows_sizes(gathered: Gathered) -> bool:
-    """Return whether samples and tokens add up: each stage of a pipeline, which has a model of its own, sees them all."""
+    """Return whether samples and tokens add up: each stage of a pipeline, a model of its own, sees them all."""
     models = {message["model"] for message in gathered.messages.values() if message.get("model") is not None}
     return len(models) <= 1
 

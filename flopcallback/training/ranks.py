@@ -429,4 +429,3 @@ class Ranks:
             self._sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, POLL_S[1])
         return True
-
