@@ -41,11 +41,11 @@ def message() -> dict[str, Any]:
 def rank_of(number: int, world: int, store: Any, *, patience_s: float = 60.0) -> Ranks:
     """Return the `Ranks` of a simulated process."""
     with (
-        mock.patch.object(module, "is_initialized", lambda: True),
-        mock.patch.object(module, "default_store", lambda: store),
+        mock.patch.object(module, "is_initialized", return_value=True),
+        mock.patch.object(module, "default_store", return_value=store),
         mock.patch.object(module, "_made", module.Counter()),
-        mock.patch.object(dist, "get_rank", lambda: number),
-        mock.patch.object(dist, "get_world_size", lambda: world),
+        mock.patch.object(dist, "get_rank", return_value=number),
+        mock.patch.object(dist, "get_world_size", return_value=world),
     ):
         return Ranks("scale", patience_s=patience_s, join_s=0.0)
 

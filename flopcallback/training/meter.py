@@ -478,7 +478,7 @@ class ComputeMeter:
 
 
 def _knows_sizes(gathered: Gathered) -> bool:
-    """Return whether samples and tokens add up: each stage of a pipeline, which has a model of its own, sees them all."""
+    """Return whether samples and tokens add up: each stage of a pipeline, a model of its own, sees them all."""
     models = {message["model"] for message in gathered.messages.values() if message.get("model") is not None}
     return len(models) <= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ __all__ = ["fingerprint_of", "first_rank_on_samples"]
 def first_rank_on_samples(model: nn.Module, rank: int) -> int:
     """Return the lowest rank that works on the same samples as this one.
 
-    Distributed parameters tell: along a dimension of their mesh that `fully_shard` does not use, ranks share the work on
-    one batch, as in tensor parallelism. Ranks that share samples by other means are not found: those of a pipeline, of
-    context parallelism, or with plain tensors for parameters.
+    Distributed parameters tell: along a dimension of their mesh that `fully_shard` does not use, ranks share the work
+    on one batch, as in tensor parallelism. Ranks that share samples by other means are not found: those of a pipeline,
+    of context parallelism, or with plain tensors for parameters.
 
     Args:
         model: the model, in a state with sharded parameters: not between a forward and its backward.
@@ -51,6 +52,6 @@ def fingerprint_of(model: nn.Module, *, takes_gradients: bool) -> int:
         model: the model, or a rank's part of it.
         takes_gradients: whether its inputs require gradients, as those of all stages but the first do.
     """
-    named = model.named_parameters()
+    named: Iterable[tuple[str, Any]] = model.named_parameters()
     shapes = [(name, None if is_lazy(each) else tuple(each.shape)) for name, each in named]
     return zlib.crc32(repr((takes_gradients, shapes)).encode())

@@ -91,15 +91,16 @@ def watched(name, net, one_step):
         warnings.simplefilter("always", FlopCallbackWarning)
         hook = None
         if is_ours:
-            given = {"to": folder / name, "warmup_steps": 1, "latency_steps": 1, "log_every_n_steps": 2, "peak_flops": PEAK}
-            hook = FlopHook(net, optimizer, summary=False, strict=True, **given)
+            given = {"warmup_steps": 1, "latency_steps": 1, "log_every_n_steps": 2, "peak_flops": PEAK}
+            hook = FlopHook(net, optimizer, to=folder / name, summary=False, strict=True, **given)
         for step in range(STEPS):
             one_step(net, step)
             optimizer.step()
             optimizer.zero_grad()
         if is_ours:
             hook.close()
-            found[name] = {"numbers": hook.metrics(), "warnings": [str(each.message) for each in caught if each.category is FlopCallbackWarning]}
+            texts = [str(each.message) for each in caught if each.category is FlopCallbackWarning]
+            found[name] = {"numbers": hook.metrics(), "warnings": texts}
     local = [each.to_local() if hasattr(each, "to_local") else each for each in net.parameters()]
     digests.setdefault(name, []).append(hashlib.sha256(repr([each.tolist() for each in local]).encode()).hexdigest())
     dist.barrier()

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from flopcallback import FlopCountAnalysis
+from flopcallback.tracing.profiler_broker import begin_recording, end_recording, why_no_recording
 
 
 @pytest.fixture
@@ -99,3 +100,17 @@ class TestDistributedTensors:
         assert type(model[0].weight) is DTensor  # sharded again
         model(x).sum().backward()
         assert model[0].weight.grad is not None
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.usefixtures("process_group")
+def test_no_collective_has_a_record_that_may_outlive_the_recording():
+    """Its end would be written, by the process group's thread, to memory that the profiler has freed."""
+    recording = begin_recording()
+    assert recording is not None, why_no_recording()
+    dist.all_reduce(torch.ones(3))
+    with torch.profiler.record_function("the user's"):
+        torch.ones(3).add(1)
+    names = {event.name() for event in end_recording(recording).events()}
+    assert "aten::add" in names
+    assert not {name for name in names if name.startswith("gloo:") or name == "the user's"}
