@@ -21,7 +21,7 @@ WHEEL_TESTS := test_import test_packaging test_public_names test_on_demand test_
 	cli/test_command cli/test_page counting/test_dispatch counting/test_shadows formulas/test_embedding_bag \
 	fvcore/test_docs measuring/test_latency reporting/test_comparison_table reporting/test_markdown trackers/test_who_counted
 
-.PHONY: demo test test-fast zoo lint bench package test-wheel test-core test-torch clean
+.PHONY: demo test test-fast zoo lint bench doors package test-wheel test-core test-torch clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -46,6 +46,18 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	@set -e; for script in $(BENCHMARKS:%=benchmarks/%.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+# Trainings by other packages, each as without us and with the FLOPs that it has on paper: docs/doors.md. Not part of
+# `make test`.
+doors: .venv-doors/.installed
+	@for script in examples/doors/use_*.py; do .venv-doors/bin/python -W ignore $$script || failed=1; done; test -z "$$failed"
+
+# torchvision comes with fastai, no script needs it, and PyPI's build does not load beside a CPU build of torch.
+.venv-doors/.installed: examples/doors/requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-doors
+	.venv-doors/bin/python $(PIP) --requirement examples/doors/requirements.txt --build-constraint constraints.txt --editable .
+	.venv-doors/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
 
 # The source archive first and the wheel out of it, so that what is missing from either shows.
 package: .venv/.installed
@@ -90,6 +102,6 @@ $(TORCH_VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-core .venv-torch-* .venv-peers build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report* lightning_logs
+	rm -rf .venv .venv-core .venv-torch-* .venv-peers .venv-doors build dist demo_output sweep_output sweep_wandb_output sweep_mlflow_output flopcallback_report* lightning_logs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
