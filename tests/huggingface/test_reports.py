@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 from hf_training import FORWARD, STEP
 
@@ -117,3 +120,16 @@ def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callba
     rows = [row for row in rows if "train/loss" in row]
     assert [row["compute/flops_total"] for row in rows] == [2 * STEP, 4 * STEP, 6 * STEP]
     assert [row["train/global_step"] for row in rows] == [2, 4, 6]
+
+
+@pytest.mark.tensorboard
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # the Trainer's default, where there is no GPU
+def test_the_example_says_what_its_training_cost(tmp_path, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "huggingface.py"))
+    script["main"](3, str(tmp_path))
+    tokens, width, inner, words, length = 8 * 32, 64, 128, 64, 32
+    linear = 2 * (4 * 2 * tokens * width * width + 3 * 2 * tokens * width * inner) + 2 * tokens * width * words
+    attention = 2 * (2 * 2 * tokens * length * width)
+    micro_batch = 3 * linear + attention * 7 // 2  # fused attention has five products in backward for two in forward
+    assert f"{3 * 2 * micro_batch:,} FLOPs in 3 steps" in capsys.readouterr().out
+    assert list(tmp_path.glob("runs/*/flopcallback.html"))
