@@ -469,10 +469,13 @@ class FlopCallback(Callback):
     def _give_up(self, what: str, error: Exception) -> None:
         """Stop observing this run, and report the error."""
         self._spent = {}  # too low from now on, since further steps are not booked
-        if self._training is not None:
-            self._training.stop_metering()
-        self._let_go()
         self._gave_up = True
+        try:
+            if self._training is not None:
+                self._training.stop_metering()
+            self._let_go()
+        except Exception as another:  # noqa: BLE001 - it may have the same cause, and the first is told
+            self._failures.log("the training that is not counted any more was not left tidy", another)
         self._failures.report(what, error)
 
     def _leave_compiled(self) -> None:
