@@ -366,7 +366,7 @@ class ModelProfile:
         profile: ModelProfile = (
             cls(**renewed(content, schema))
             if schema in OLD_SCHEMAS
-            else read(cls, content, optional=("training", *LATER_FIELDS))
+            else read(cls, content, optional=("training", "step_bound", "without_grad", *LATER_FIELDS))
         )
         for name, kind in _CONFIG_TYPES.items():
             if name in profile.config:

@@ -97,7 +97,7 @@ def renewed(content: Any, schema: int) -> dict[str, Any]:
     Raises:
         ValueError: a field is not as it was written; the message names it.
     """
-    old: _Profile = read(_Profile, content, optional=(*OLD_SCHEMAS[schema], *LATER_FIELDS))
+    old: _Profile = read(_Profile, content, optional=(*OLD_SCHEMAS[schema], *LATER_FIELDS, "without_grad"))
     fma = 2 if read(int, old.config.get(FMA, 1), f"config[{FMA!r}]") == 2 else 1
     warn_of_older_version()
     changed = {

@@ -496,7 +496,7 @@ def test_a_model_compiled_after_the_hook_trains_as_it_would_and_the_user_is_told
         return Stepping(model, hook_of(model)), compile_it()
 
     plain_count, _, plain_weights = compilations(without)
-    with pytest.warns(FlopCallbackWarning, match="make the hook after it"):
+    with pytest.warns(FlopCallbackWarning, match="with torch.compile what that returned"):
         count, profile, weights = compilations(with_us)
     assert profile is None
     assert count == plain_count

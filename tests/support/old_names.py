@@ -37,8 +37,10 @@ def former_json(profile, schema=3, fma=1):
         del row["macs"]
     content["training"] = {FORMER.get(name, name): value for name, value in content["training"].items()}
     for holder in (content, *content["modules"]):
-        for name in MISSING[schema]:
+        for name in (*MISSING[schema], "step_bound"):
             holder.pop(name, None)
+        if holder.get("step"):
+            del holder["step"]["without_grad"]
     return content
 
 
