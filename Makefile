@@ -55,6 +55,7 @@ doors: .venv-doors/.installed
 # torchvision comes with fastai, no script needs it, and PyPI's build does not load beside a CPU build of torch.
 .venv-doors/.installed: examples/doors/requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-doors
+	.venv-doors/bin/python $(PIP) --upgrade pip
 	.venv-doors/bin/python $(PIP) --requirement examples/doors/requirements.txt --build-constraint constraints.txt --editable .
 	.venv-doors/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@

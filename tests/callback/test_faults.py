@@ -407,7 +407,7 @@ def busy_hook(model, optimizer):
 
 
 OWN = "0.forward"  # of a compiled module, with or without us
-CHECKS = {"unwrapped", "_wrapped_module", "optimizers_of", "_optimizer_in"}  # of arguments, which may raise
+CHECKS = {"model_of", "unwrapped", "optimizers_of", "_optimizer_in"}  # of arguments, which may raise
 
 BUSY = [
     "loop/watch",

@@ -80,6 +80,7 @@ def test_an_elementwise_update_leaves_no_records_and_changes_as_ever(kind, monke
         torch.manual_seed(0)
         model = nn.Linear(WIDE, OUT)
         optimizer = kind(model.parameters())
+        assert plain_updates._is_plain(optimizer), vars(type(optimizer).step)
         for _ in range(2):
             if is_observed:
                 seen = Step(monkeypatch, model, optimizer, a_step(optimizer, model))
