@@ -41,6 +41,9 @@ from flopcallback.training.whole_step import ESTIMATED, WholeSteps
 
 __all__ = ["TRAINING", "Plan", "Training"]
 
+TORCHS_OWN = ("aten::", "prim::", "prims::", "bytes of ")
+"""Beginnings of names of operators that always have a record, and of remarks on no FLOPs."""
+
 # Calls that may pass uncounted before training is reported to be without a count.
 MOST_WAITS = 100
 
@@ -372,9 +375,11 @@ class Training:
         """Return the sign between the FLOPs of an observed step and their count."""
         is_lower = any(analysis.is_lower_bound for analysis in counts.values())
         is_upper = any(analysis.is_upper_bound for analysis in counts.values())
+        profile = self._recorder.profiles[TRAINING]
         if is_counted:  # under the tracer, records may miss what it has found
-            profile = self._recorder.profiles[TRAINING]
             is_lower, is_upper = is_lower or profile.is_lower_bound, is_upper or bool(profile.upper_bounds)
+        # An operator of a library may have no record at all (a `custom_op` called by its object, torch 2.14).
+        is_lower = is_lower or any(not name.startswith(TORCHS_OWN) for name in profile.unknown)
         return bound_sign(is_lower=is_lower, is_upper=is_upper)
 
     # --- Results and other events -------------------------------------------------------------------------------------
