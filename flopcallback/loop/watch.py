@@ -138,6 +138,7 @@ class LoopWatch:
         self._is_marked = False  # True from the first marked step on: steps end there, and nowhere else
         self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
+        self._may_nest = any(map(_has_several_steps, self._optimizers))  # False spares a search in every step
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._ends_late = False  # True from the end of an observed step inside a backward to the end of the backward
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
@@ -150,7 +151,8 @@ class LoopWatch:
         step_aside, failed = _weak(self._step_aside), _weak(self._step_aside_failed)
         with self._guarded():
             self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
-            self._model_watch.enter_context(outermost_calls(self._names, self._on_call, self._failed))
+            wrappers = outermost_calls(self._names, self._on_call, self._failed, on_traced=self._on_traced)
+            self._model_watch.enter_context(wrappers)
             if beside:
                 others = outermost_calls(ModuleNames(beside), self._on_call_beside, self._failed, only=set(beside))
                 self._beside_watch.enter_context(others)
@@ -352,6 +354,18 @@ class LoopWatch:
         else:
             self._run_without_grad(site, call, args, kwargs)
 
+    def _on_traced(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a module call that another hook is counting: it is part of a step of this one, too."""
+        if not (site.module.training and torch.is_grad_enabled()):
+            return
+        self._has_begun = True
+        if self._step.plan is None:
+            self._step.plan = Plan.PASS
+            self._training.begin_unseen_step((args, kwargs), args[0] if args else kwargs, site=site.name)
+        else:
+            self._training.note_call(site.name, (args, kwargs))
+        self._training.note_backward()
+
     def _call_raised(self) -> None:
         """Discard the current step if its first call raised.
 
@@ -366,7 +380,7 @@ class LoopWatch:
         self._is_in_optimizer = True
 
     def _optimizer_stepped(self, number: int, *arguments: Any) -> None:
-        if arguments and is_in_outer_step(arguments[0]):
+        if self._may_nest and arguments and is_in_outer_step(arguments[0]):
             return
         self._is_in_optimizer = False
         if self._stage is Stage.OVER:
@@ -381,8 +395,10 @@ class LoopWatch:
             if len(stepped) == len(self._optimizers) and not self._is_marked:
                 # An update in a hook of a backward: a recording cannot end there.
                 self._ends_late = self._training.observer is not None and is_backward_running()
-                if not self._ends_late:
-                    self._end_optimizers_step()
+                if not self._ends_late:  # as `_end_optimizers_step` does
+                    self._end_step()
+                    if self._stage is not Stage.BOOKING:
+                        self._reduce_to_booking()
         except Exception as error:  # noqa: BLE001 - as in `_guarded`, without the cost of a context manager
             self._give_up(STEP_FAILED, error)
 
@@ -574,6 +590,7 @@ class LoopWatch:
             only={*self._called_sites, *self._likely_sites()},
             fast_path=self._book_only,
             on_raise=self._call_raised,
+            on_traced=self._on_traced,
         )
         self._model_watch.enter_context(wrappers)
         rest_if_unused()
@@ -612,6 +629,12 @@ class LoopWatch:
         self._let_go()
         self._training.stop_metering()
         self._failures.report(what, error)
+
+
+def _has_several_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a class and a base of it both define `step`."""
+    classes = [base for base in type(optimizer).__mro__ if base is not torch.optim.Optimizer and "step" in vars(base)]
+    return len(classes) > 1
 
 
 def _weak(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

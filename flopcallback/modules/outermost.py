@@ -22,6 +22,7 @@ from flopcallback.tracing.torch_private import (
     backward_task,
     has_compiled_call,
     is_compiled,
+    is_counting,
     tracing_state,
 )
 
@@ -73,6 +74,7 @@ def outermost_calls(
     only: Collection[str] | None = None,
     fast_path: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], bool] | None = None,
     on_raise: Callable[[], None] = lambda: None,
+    on_traced: Callable[[CallSite, tuple[Any, ...], dict[str, Any]], None] | None = None,
 ) -> Iterator[None]:
     """Route each outermost call of a module through `intercept(site, call, args, kwargs)`.
 
@@ -87,10 +89,16 @@ def outermost_calls(
         only: names of the modules to intercept; all by default.
         fast_path: decides before a call whether to make it directly, which costs less than `intercept`.
         on_raise: called when a call on the fast path has raised.
+        on_traced: called before a call that somebody else here is counting, which can be noted and not intercepted.
     """
     thread = threading.get_ident()
     is_busy = False  # while a module is called: calls that it makes of other modules are not outermost
     is_over = False  # once the context has ended: a wrapper of the user's may still call ours
+
+    def is_skipped(site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if on_traced is not None and is_counting() and not isolation.depth:
+            on_traced(site, args, kwargs)
+        return True
 
     def note_raise(site: CallSite) -> None:
         try:
@@ -111,7 +119,7 @@ def outermost_calls(
             is_fast = False
             if fast_path is not None:
                 try:
-                    is_fast = _is_outside_step() or fast_path(site, args, kwargs)
+                    is_fast = is_skipped(site, args, kwargs) if _is_outside_step() else fast_path(site, args, kwargs)
                 except Exception as error:  # noqa: BLE001 - the call is the user's, and is made
                     on_failure(site, error)
                     is_fast = True
@@ -132,6 +140,7 @@ def outermost_calls(
             def around(attempt: Callable[[], Any]) -> None:
                 nonlocal is_looked_up
                 if _is_outside_step():
+                    is_skipped(site, args, kwargs)
                     attempt()
                     return
                 # By then an engine has wrapped the attribute, and attributes the call to the module. But if the user

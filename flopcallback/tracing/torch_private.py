@@ -299,6 +299,11 @@ def is_tracing() -> bool:
     return tracing_state is not None and tracing_state() is not None
 
 
+def is_counting() -> bool:
+    """Return whether the trace under way in this thread is one of ours."""
+    return is_tracing() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+
+
 def is_transforming() -> bool:
     """Return whether a transform of torch.func is under way."""
     level = _found["torch._C._functorch.maybe_current_level"]

@@ -189,6 +189,21 @@ class Training:
             return Plan.TIME
         return Plan.PASS
 
+    def begin_unseen_step(self, inputs: Any, batch: Any, *, site: str) -> None:
+        """Begin a step whose first call can neither be counted nor observed, as another training counts it.
+
+        Args:
+            inputs: all inputs of the call.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
+            site: name of the module that is called.
+        """
+        self._process = os.getpid()
+        self._steps.forget_step()
+        if self._meter is not None:
+            self._meter.begin_step(inputs, site=site)
+            self._meter.add_batch(inputs, batch)
+            self._meter.leave_out()
+
     def note_site(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Note a call of a module if a step is under way; return True, as the call can run as it is."""
         meter = self._meter

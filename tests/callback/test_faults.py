@@ -29,7 +29,12 @@ ROOTS = (str(SOURCES), str(SOURCES.parent / "integrations"))
 # What stands between our failures and the training cannot fail in its place.
 LAST_RESORTS = {
     "lightning/watch": {"wrapped", "close"},
-    "lightning/callback": {"setup", "on_exception", "guarded", "_let_go", "_give_up"},
+    "lightning/callback": {
+        *("setup", "on_exception", "guarded", "_let_go", "_give_up"),
+        # These run in every step, and what they do is guarded in there.
+        *("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end"),
+    },
+    "lightning/census": {"close"},
     "modules/attempt": {"call_once", "__init__", "__call__"},
     "training/training": {"stop_timing"},
     "training/recorder": {"stop_timing"},

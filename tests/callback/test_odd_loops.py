@@ -188,6 +188,23 @@ def test_a_second_hook_on_an_optimizer_takes_the_place_of_the_first(part, before
     assert leftovers(twin) == []
 
 
+def test_two_hooks_on_one_model_with_an_optimizer_each_have_all_steps():
+    model = Net()
+    optimizers = [sgd(model.encoder), sgd(model.head)]
+    hooks = [hooked(model, optimizer) for optimizer in optimizers]
+    for x in batches():
+        model(x).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for hook in hooks:
+        hook.close()
+    for numbers in (hook.metrics() for hook in hooks):
+        assert (numbers["compute/steps_total"], numbers["compute/samples_total"]) == (STEPS, STEPS * BATCH)
+        assert numbers["compute/flops_total"] == STEPS * STEP
+        assert numbers["compute/estimated_pct"] == 0
+
+
 def test_a_hook_that_cannot_be_made_leaves_the_first_at_work():
     model = Net()
     optimizer = sgd(model)

@@ -24,7 +24,7 @@ WINDOW = 1 + WARMUP + TIMED
 LOG_EVERY = 50
 LATE = 1000
 MOST_CALLS = 28  # ten microseconds, and some more for what of PyTorch they call
-MOST_AUDITS = 5  # in fifty steps: while a training is young, there are more than later
+MOST_AUDITS = 8  # in fifty steps: while a training is young, there are more than later
 
 
 def our_folders():
