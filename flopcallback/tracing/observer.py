@@ -30,6 +30,7 @@ from flopcallback.tracing.profiler_broker import (
     abandon_here,
     begin_recording,
     end_recording,
+    mark_here,
     why_no_recording,
 )
 from flopcallback.tracing.record import OperatorLog, Region
@@ -37,7 +38,7 @@ from flopcallback.tracing.records import Placed, read_records
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
 
-__all__ = ["NotRecorded", "StepRecorder", "observe_records", "why_not_watched"]
+__all__ = ["NotRecorded", "StepRecorder", "none_of_the_steps", "observe_records", "why_not_watched"]
 
 REASON = "what really ran is seen in PyTorch's own records"
 
@@ -342,6 +343,11 @@ class StepRecorder:
                     self._note(CompiledCode("after a reset of the compiler"))
 
         undo.callback(remove)
+
+
+def none_of_the_steps() -> AbstractContextManager[None]:
+    """Return a context for work of ours inside a watched step, such as the measurement of a peak."""
+    return mark_here(Marks.name_of(0, COMPILING))
 
 
 def observe_records(

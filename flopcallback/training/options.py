@@ -13,6 +13,7 @@ from torch import nn
 from flopcallback.measuring.hardware import peak_for
 from flopcallback.profiling.checks import checked_options
 from flopcallback.profiling.conditions import Conditions, conditions_of
+from flopcallback.tracing.observer import none_of_the_steps
 from flopcallback.training.audits import Observe
 from flopcallback.training.batch_sizes import whole_number
 from flopcallback.training.failures import Failures
@@ -81,9 +82,11 @@ class Options:
         if self.batch_size_fn is not None:
             conditions = dataclasses.replace(conditions, batch_size=None)
             with failures.as_warning("the number of samples is not known"):
-                samples = whole_number(self.batch_size_fn, "batch_size_fn", batch)
+                with none_of_the_steps():
+                    samples = whole_number(self.batch_size_fn, "batch_size_fn", batch)
                 conditions = dataclasses.replace(conditions, batch_size=samples)
-        with failures.as_warning("the device's peak is not known"):
+        # It may be measured now, in the middle of a step.
+        with failures.as_warning("the device's peak is not known"), none_of_the_steps():
             peak = peak_for(conditions.device, conditions.dtype, self.peak_flops)
             return dataclasses.replace(conditions, peak=peak)
         return conditions

@@ -22,7 +22,7 @@ from flopcallback.profile.numbers import bound_sign
 from flopcallback.profiling.build import step_counts
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import NotNow, Observed
-from flopcallback.tracing.observer import NotRecorded, StepRecorder
+from flopcallback.tracing.observer import NotRecorded, StepRecorder, none_of_the_steps
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import FORWARD, RECOMPUTE, WITHOUT_GRAD
 from flopcallback.tracing.torch_private import why_no_records
@@ -279,7 +279,8 @@ class Training:
             return False
         self.called = frozenset(name for run in observed.runs for name in run.calls)
         self._was_repeated = observed.failure is not None
-        profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
+        with none_of_the_steps():
+            profile = self._recorder.record(observed, model, conditions, what=what, is_timed=is_timed)
         if conditions.phase != TRAINING:  # an evaluation has neither whole steps nor a meter
             return True
         if not self._observes:

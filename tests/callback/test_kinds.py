@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from flopcallback import FlopHook
+from flopcallback.measuring import hardware
 from flopcallback.reporting.caption import footer
 
 WIDE, INNER = 4, 6
@@ -314,6 +315,22 @@ def test_an_operator_without_a_count_makes_compute_a_lower_bound(tmp_path):
     text = "\n".join(footer(profile))
     assert "the whole training: >= " in text
     assert f"training step: >= {2 * STEP:,} FLOPs" in text
+
+
+# --- Work of ours in the step ---
+
+
+def test_what_we_do_in_the_counted_step_is_no_work_of_it(tmp_path):
+    def ones(_):
+        torch.ones(64, 64) @ torch.ones(64, 64)
+        return 2
+
+    options = {"peak_flops": "measure", "batch_size_fn": ones}
+    hardware._measured_once.cache_clear()
+    (fitted,), _ = fit(Net(), lambda net, x, _: net(x).sum(), 1, tmp_path=tmp_path, **options)
+    hardware._measured_once.cache_clear()
+    looped, _ = loop(Net(), lambda net, number: net(torch.ones(2, WIDE)).sum(), 1, **options)
+    assert exact(fitted) == exact(looped) == 2 * STEP
 
 
 # --- Two at once ------------------------------------------------------------------------------------------------------
