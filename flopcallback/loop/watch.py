@@ -138,7 +138,7 @@ class LoopWatch:
         self._is_marked = False  # True from the first marked step on: steps end there, and nowhere else
         self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
-        self._may_nest = any(map(_has_several_steps, self._optimizers))  # False spares a search in every step
+        self._may_nest = False  # True if an optimizer's step may run inside another call of it; False spares a search
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._ends_late = False  # True from the end of an observed step inside a backward to the end of the backward
         self._called_sites: set[str] = set()  # names of the modules that the loop itself has called
@@ -150,6 +150,7 @@ class LoopWatch:
         # Weakly: what is process-wide must not keep a hook that was forgotten, and with it the model.
         step_aside, failed = _weak(self._step_aside), _weak(self._step_aside_failed)
         with self._guarded():
+            self._may_nest = any(map(_has_several_steps, self._optimizers))
             self._optimizer_watch.enter_context(stepping_aside(step_aside, failed))
             wrappers = outermost_calls(self._names, self._on_call, self._failed, on_traced=self._on_traced)
             self._model_watch.enter_context(wrappers)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flopcallback.modules.compiled import CompiledCall, is_used, stepping_aside
+from flopcallback.modules.compiled import CompiledCall, stepping_aside
 from flopcallback.modules.errors import first_line
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.snapshot import Snapshot, left_as_found, private_copies
@@ -27,6 +27,7 @@ from flopcallback.tracing.regions import intercept_named, sees_functions, withou
 from flopcallback.tracing.scopes import ModuleScopes
 from flopcallback.tracing.threads import Threads
 from flopcallback.tracing.torch_private import (
+    is_compiled,
     is_tracing,
     is_transforming,
     tree_leaves,
@@ -276,10 +277,11 @@ def evaluation_engine(names: ModuleNames, arguments: Any) -> tuple[str, str]:
     """Return the engine for a call without gradients that has to keep its digits, and why it is not the tracer.
 
     The observer only listens. But records do not tell the lengths of nested tensors, the stored elements of sparse
-    ones, or the sizes of packed weights, and compiled code may hide products. Where the model or its arguments have
+    ones, or the sizes of packed weights, and compiled modules may hide products. Where the model or its arguments have
     such, and where the profiler is at work, it is the dispatcher, which sees the tensors themselves.
     """
-    return (DISPATCH if _hides_sizes(names, arguments) or is_used() or why_not_watched() else OBSERVER), FAST_PATHS
+    hides = _hides_sizes(names, arguments) or any(map(is_compiled, names.unique.values()))
+    return (DISPATCH if hides or why_not_watched() else OBSERVER), FAST_PATHS
 
 
 def _hides_sizes(names: ModuleNames, arguments: Any) -> bool:

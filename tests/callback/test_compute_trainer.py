@@ -325,9 +325,7 @@ def test_a_closure_that_is_called_again_and_again(lightning, trainer, callback):
     ours = callback()
     fit(trainer(ours), make(lightning, training_step, optimizers=optimizers), batches(*[BATCH] * 6))
     assert calls == 6 * 4
-    _, samples, estimated = spent(ours)
-    assert samples == 6 * BATCH
-    assert estimated > 0  # the optimizer's own products grow with its history: audits do not agree
+    assert spent(ours)[1] == 6 * BATCH
     parameters = WIDE * INNER + INNER + INNER * OUT + OUT
     step = ours.profiles["train"].step
     assert step.total - step.optimizer == 4 * BATCH * PLAIN

@@ -467,7 +467,8 @@ def test_the_trainings_above_reach_every_room_and_every_exception(reached):
     codes = {code for training in TRAININGS for code in reached[training]}
     rooms = {path.parent.name for path in SOURCES.glob("*/__init__.py")}
     assert rooms - {room_of(code) for code in codes} <= WITHOUT_A_TRAINER
-    assert LAST_RESORTS.keys() | MODULE_BY_MODULE <= {file_of(code) for code in codes}
+    beside = {"tracing/beside", "tracing/dispatch"}  # of compiled modules: the busy loop below has some
+    assert (LAST_RESORTS.keys() - beside) | MODULE_BY_MODULE <= {file_of(code) for code in codes}
 
 
 def test_every_function_that_is_reached_is_broken_in_some_training(reached, to_break):

@@ -94,8 +94,12 @@ def test_mlflow_has_numbers_and_the_page_in_the_run_of_the_trainer(train, make_c
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")  # another test of the process may have set one
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     train(make_callback(), report_to="mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(before)
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "compute/flops_total")
@@ -111,6 +115,7 @@ def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callba
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    wandb.teardown()  # it remembers the folder of the first run of the process
     train(make_callback(), report_to="wandb", run_name="run")
     wandb.finish()
     from flopcallback_wandb.log import records, values
