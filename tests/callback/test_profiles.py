@@ -182,8 +182,7 @@ def test_what_a_backward_recomputes_is_not_part_of_the_forward(lightning, run, m
 
 
 @pytest.mark.parametrize(("do", "method"), [("validate", "validation_step"), ("test", "test_step")])
-def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, loader, do, method, monkeypatch):
-    # Whatever other tests of this process have compiled.
+def test_an_evaluation_has_a_profile_of_its_own(lightning, run, make_callback, loader, do, method):
     callback = make_callback()
     training = run(lightning, [callback], do=do)
     profile = callback.profiles[do]
