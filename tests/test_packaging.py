@@ -50,8 +50,9 @@ def files_below(folder):
 def test_every_file_of_the_source_is_installed(source):
     """Of a wheel this says something, and of an editable installation nothing."""
     spec = find_spec(source.name)  # not imported: what it is for may not be there
-    assert spec is not None and spec.submodule_search_locations
-    installed = files_below(Path(spec.submodule_search_locations[0]))
+    assert spec is not None
+    (folder,) = spec.submodule_search_locations
+    installed = files_below(Path(folder))
     assert len(installed) > 1
     assert installed == files_below(source)
 
