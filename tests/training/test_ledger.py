@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flopcallback.modules.structures import CallKey
-from flopcallback.training.kinds import EITHER, LOWER, UPPER, StepCost, StepKey, Sums
+from flopcallback.training.kinds import EITHER, LOWER, TRUSTED, UPPER, StepCost, StepKey, Sums
 from flopcallback.training.ledger import MOST_KINDS, MOST_SAVED, MOST_UNSEEN, USUAL_STEP, ComputeLedger
 
 TRAINABLE = "4 of 4"
@@ -401,7 +401,10 @@ def test_observed_steps_are_exact_and_a_resume_forgets_no_audit(costs, cut):
     if len(set(seen)) <= 1:
         assert whole.estimated == 0 if seen else whole.flops == 0
     else:
-        assert whole.estimated > 0 or None not in costs[: costs.index(seen[-1])]
+        at = [step for step, cost in enumerate(costs) if cost is not None]
+        agreed = next(n for n, cost in enumerate(seen) if cost != seen[0])  # before the first that differs
+        begin = 0 if agreed < TRUSTED else at[agreed - 1]
+        assert (whole.estimated > 0) == (None in costs[begin:])
         unobserved = len(costs) - len(seen)
         assert whole.flops - sum(seen) <= unobserved * max(seen)
         assert whole.flops - sum(seen) >= unobserved * min(seen) - unobserved
