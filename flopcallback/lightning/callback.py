@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from flopcallback.lightning.census import CallCensus
 from flopcallback.lightning.loggers import Destinations, report_folder, trackers_of
@@ -20,7 +20,7 @@ from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.trackers import Tracker
 from flopcallback.training.audits import Observe
-from flopcallback.training.failures import Failures, FlopCallbackWarning
+from flopcallback.training.failures import Failures, FlopCallbackWarning, guarded
 from flopcallback.training.options import Options
 from flopcallback.training.saved_state import compute_in
 from flopcallback.training.training import TRAINING, Plan, Training
@@ -61,26 +61,6 @@ UNSEEN = (
 
 LIVE = frozenset({"_training", "_files", "_watch", "_census", "log", "log_dict"})
 """What of a callback belongs to the training under way; the last two are the module's, which Lightning lends."""
-
-Hook = TypeVar("Hook", bound=Callable[..., None])
-
-
-def _guarded(hook: Hook) -> Hook:
-    """Turn an exception in one of our hooks into a warning.
-
-    The callback then gives up for the rest of the run.
-    """
-
-    @functools.wraps(hook)
-    def guarded(self: FlopCallback, *args: Any, **kwargs: Any) -> None:
-        if self._gave_up:
-            return
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the promise: training goes on
-            self._give_up(f"{hook.__name__} failed", error)
-
-    return guarded  # type: ignore[return-value]
 
 
 class FlopCallback(Callback):
@@ -225,7 +205,7 @@ class FlopCallback(Callback):
         self._gave_up = False
         self._set_up(trainer, stage)
 
-    @_guarded
+    @guarded
     def _set_up(self, trainer: Trainer, stage: str) -> None:
         self._let_go()
         self._loaded = {}
@@ -234,7 +214,7 @@ class FlopCallback(Callback):
         if stage == "fit":
             self._files.clear()  # new files for a training; an evaluation adds to those of the training before it
 
-    @_guarded
+    @guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
@@ -243,14 +223,14 @@ class FlopCallback(Callback):
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)
 
-    @_guarded
+    @guarded
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop a training with a checkpoint that has spent the budget."""
         training = self._training
         if training is not None and training.poll_budget(_step(trainer), then=_then(trainer)):
             trainer.should_stop = True
 
-    # The next four run in every step: without `_guarded`, each is one call less.
+    # The next four run in every step: without `guarded`, each is one call less.
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin a step, and wrap its call by the step's plan."""
@@ -326,7 +306,7 @@ class FlopCallback(Callback):
         if should_stop:
             trainer.should_stop = True
 
-    @_guarded
+    @guarded
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Log copies of the previous epoch's metrics at compute so far.
 
@@ -334,7 +314,7 @@ class FlopCallback(Callback):
         """
         self._by_compute.log(trainer, self._training)
 
-    @_guarded
+    @guarded
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         """Leave the time of validation out of throughput.
 
@@ -344,19 +324,19 @@ class FlopCallback(Callback):
         if self._training is not None:
             self._training.pause()
 
-    @_guarded
+    @guarded
     def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log compute so far at the step of the validation metrics."""
         if self._training is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._training.log_totals(_step(trainer))
 
-    @_guarded
+    @guarded
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Log copies of validation metrics at compute so far."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._by_compute.log(trainer, self._training)
 
-    @_guarded
+    @guarded
     def on_save_checkpoint(self, *_: Any) -> None:
         """Leave the time of writing a checkpoint out of throughput."""
         if self._training is not None:
@@ -383,37 +363,37 @@ class FlopCallback(Callback):
         with self._failures.as_warning("compute so far begins anew"):
             self._loaded = compute_in(state_dict)
 
-    @_guarded
+    @guarded
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Wrap the first step of `trainer.validate`, but no validation within `fit`."""
         self._start_evaluation(trainer, pl_module, "validate")
 
-    @_guarded
+    @guarded
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Wrap the first step of `trainer.test`."""
         self._start_evaluation(trainer, pl_module, "test")
 
-    @_guarded
+    @guarded
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Wrap the first step of `trainer.predict`."""
         self._start_evaluation(trainer, pl_module, "predict")
 
-    @_guarded
+    @guarded
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log the profile of the first step of `trainer.validate`."""
         self._end_evaluation(trainer)
 
-    @_guarded
+    @guarded
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log the profile of the first step of `trainer.test`."""
         self._end_evaluation(trainer)
 
-    @_guarded
+    @guarded
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log the profile of the first step of `trainer.predict`."""
         self._end_evaluation(trainer)
 
-    @_guarded
+    @guarded
     def on_train_epoch_end(self, *_: Any) -> None:
         """Remove the wrapper of a step that was never called.
 
@@ -421,13 +401,13 @@ class FlopCallback(Callback):
         """
         self._watch.close()
 
-    @_guarded
+    @guarded
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Log copies of the last epoch's metrics; report names never logged."""
         self._by_compute.log(trainer, self._training)
         self._by_compute.check(trainer)
 
-    @_guarded
+    @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the last results, and detach from the model and the loggers."""
         training = self._training

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 from flopcallback.modules.errors import first_line
 from flopcallback.reporting.units import visible
 
-__all__ = ["Failures", "FlopCallbackWarning"]
+__all__ = ["Failures", "FlopCallbackWarning", "guarded"]
 
 _log = logging.getLogger("flopcallback")
 
@@ -105,3 +107,32 @@ class Failures:
             yield
         except Exception as error:  # noqa: BLE001 - the promise: no failure of ours ends training
             self.report(what, error)
+
+
+class _GivesUp(Protocol):
+    """A callback of a trainer, which gives up for the rest of a run."""
+
+    _gave_up: bool
+
+    def _give_up(self, what: str, error: Exception) -> None: ...
+
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def guarded(hook: Hook) -> Hook:
+    """Turn an exception in a hook of a callback into a warning.
+
+    The callback then gives up for the rest of the run.
+    """
+
+    @functools.wraps(hook)
+    def guarded(self: _GivesUp, *args: Any, **kwargs: Any) -> None:
+        if self._gave_up:
+            return
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the promise: training goes on
+            self._give_up(f"{hook.__name__} failed", error)
+
+    return guarded  # type: ignore[return-value]

@@ -97,6 +97,7 @@ class ComputeLedger:
     Attributes:
         steps: number of steps booked.
         audited: number of observed steps among them.
+        largest: largest observed cost of a step in FLOPs, or 0.
         starts: kinds by how their steps begin.
     """
 
@@ -105,7 +106,7 @@ class ComputeLedger:
         self.audited = 0
         self._sums = Sums()  # of all steps but those that `_plain` has, and those in `_counted`
         self._plain = 0  # FLOPs of steps that were booked by an addition alone
-        self._largest = 0
+        self.largest = 0
         self._kinds: dict[StepKey, Kind] = {}
         self._places: dict[Kind, _Place] = {}  # of the kinds in `_kinds`
         self._waiting: dict[str, Kind] = {}  # kinds of a loaded state that this process has not met yet, by digest
@@ -123,8 +124,7 @@ class ComputeLedger:
     @property
     def sums(self) -> Sums:
         """Sums over all steps so far."""
-        if self._are_guesses_old:
-            self._renew_guesses()
+        self._renew_guesses()
         guessed = sum(map(self._guess_of, self._counted))
         return self._sums.plus(Sums(exact=self._plain, estimated=guessed, unjudged=guessed))
 
@@ -138,15 +138,9 @@ class ComputeLedger:
         """The estimated part of `flops`."""
         return self.sums.estimated
 
-    @property
-    def largest(self) -> int:
-        """Largest observed cost of a step in FLOPs, or 0."""
-        return self._largest
-
     def cost_of(self, kind: Kind) -> StepCost:
         """Return the cost of a step of a kind, observed or estimated."""
-        if self._are_guesses_old:
-            self._renew_guesses()
+        self._renew_guesses()
         return kind.usual_cost()
 
     # --- Booking ------------------------------------------------------------------------------------------------------
@@ -209,7 +203,7 @@ class ComputeLedger:
         self.steps += 1
         self.audited += 1
         self._sums = self._sums.plus(sums_of(cost))
-        self._largest = max(self._largest, cost.flops)
+        self.largest = max(self.largest, cost.flops)
 
     def add_counted(self, key: StepKey | None, forward: int, outside: int) -> None:
         """Book a step whose forward was counted, and which was not observed.
@@ -254,8 +248,7 @@ class ComputeLedger:
         seen = [kind for kind in kinds if kind.cost is not None][:MOST_SAVED]
         unseen = [kind for kind in kinds if kind.cost is None][:MOST_SAVED]
         unknown = [self._unknown] if self._unknown.steps else []
-        if self._are_guesses_old:
-            self._renew_guesses()
+        self._renew_guesses()
         return {
             "steps": self.steps,
             "audited": self.audited,
@@ -277,7 +270,7 @@ class ComputeLedger:
             state: result of `state`.
             costs_only: learn the costs and leave out the steps, which another rank adds.
         """
-        self._largest = max(self._largest, state["largest"])
+        self.largest = max(self.largest, state["largest"])
         self._by_elements = {**dict(state["points"]), **self._by_elements}
         if not costs_only:
             for kind in self._kinds.values():  # their distance to the present step stays
@@ -311,7 +304,7 @@ class ComputeLedger:
             steps, audited, largest, *sums = zip(*summaries, strict=True)
             ledger.steps += sum(steps)
             ledger.audited += sum(audited)
-            ledger._largest = max(ledger._largest, *largest)
+            ledger.largest = max(ledger.largest, *largest)
             ledger._sums = ledger._sums.plus(Sums(*map(sum, sums)))
         return ledger
 
@@ -376,6 +369,8 @@ class ComputeLedger:
 
     def _renew_guesses(self) -> None:
         """Estimate kinds without an observed step by all that was observed so far."""
+        if not self._are_guesses_old:
+            return
         self._are_guesses_old = False
         for kind in self._unseen:
             self._guess(kind)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from flopcallback.profile.metrics import PADDING
 from flopcallback.reporting import ModelProfile
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.training.audits import Observe
-from flopcallback.training.failures import Failures, FlopCallbackWarning
+from flopcallback.training.failures import Failures, FlopCallbackWarning, guarded
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING
 from flopcallback_transformers.padding import PaddedTraining
@@ -53,26 +52,6 @@ MADE_ANEW = (
 )
 
 DEFAULTS = Options("FlopTrainerCallback")
-
-Event = TypeVar("Event", bound=Callable[..., None])
-
-
-def _guarded(event: Event) -> Event:
-    """Turn an exception in one of our events into a warning.
-
-    The callback then gives up for the rest of the training.
-    """
-
-    @functools.wraps(event)
-    def guarded(self: FlopTrainerCallback, *args: Any, **kwargs: Any) -> None:
-        if self._gave_up:
-            return
-        try:
-            event(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the promise: training goes on
-            self._give_up(f"{event.__name__} failed", error)
-
-    return guarded  # type: ignore[return-value]
 
 
 class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -231,7 +210,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._begin(state)
 
-    @_guarded
+    @guarded
     def _begin(self, state: Any) -> None:
         self._is_over = False
         self._end_early()  # a training that an error ended, or that begins again with smaller batches
@@ -240,7 +219,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if self.left_out:
             warnings.warn(MADE_ANEW.format(", ".join(self.left_out)), FlopCallbackWarning, stacklevel=3)
 
-    @_guarded
+    @guarded
     def on_step_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Begin a step."""
         if self._is_over:
@@ -251,7 +230,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         assert self._watch is not None
         self._watch.begin_marked_step()
 
-    @_guarded
+    @guarded
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Book the step, log new results, and keep to the budget."""
         training, watch, step = self._training, self._watch, state.global_step
@@ -264,13 +243,13 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if training.is_budget_spent:
             control.should_training_stop = True
 
-    @_guarded
+    @guarded
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Log compute so far if the Trainer logs or evaluates by epochs."""
         is_log_step = control.should_log and self._options.log_every_n_steps is None
         self._log(state.global_step, control, is_log_step=is_log_step)
 
-    @_guarded
+    @guarded
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
         """Log copies of metrics by compute; end with the last log of a training."""
         training = self._training
@@ -282,13 +261,13 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             # Not later: at the end of the training, the other callbacks close writers and runs.
             self._close(state.global_step)
 
-    @_guarded
+    @guarded
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         """Leave an evaluation out of throughput."""
         if self._training is not None:
             self._training.pause()
 
-    @_guarded
+    @guarded
     def on_save(self, args: Any, *_: Any, **__: Any) -> None:
         """Leave saving out of throughput, and tell the process that saves what this one has spent."""
         if self._training is not None:
@@ -296,7 +275,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             if not args.should_save:
                 self.state()
 
-    @_guarded
+    @guarded
     def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Log the last results, and detach from model and optimizers."""
         self._close(state.global_step)

@@ -30,7 +30,7 @@ ROOTS = (str(SOURCES), str(SOURCES.parent / "integrations"))
 LAST_RESORTS = {
     "lightning/watch": {"wrapped", "close"},
     "lightning/callback": {
-        *("setup", "on_exception", "guarded", "_let_go", "_give_up"),
+        *("setup", "on_exception", "_let_go", "_give_up"),
         # These run in every step, and what they do is guarded in there.
         *("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end"),
     },
@@ -38,7 +38,7 @@ LAST_RESORTS = {
     "modules/attempt": {"call_once", "__init__", "__call__"},
     "training/training": {"stop_timing"},
     "training/recorder": {"stop_timing"},
-    "training/failures": {"report", "as_warning"},
+    "training/failures": {"report", "as_warning", "guarded"},
     # Called in place of a module's forward: all they do around it is guarded in there.
     "measuring/latency": {"timed"},
     "modules/outermost": {"outermost", "call", "takes_fast_path", "note_raise"},

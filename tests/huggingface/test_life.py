@@ -120,7 +120,7 @@ MODULES = [import_module(f"flopcallback_transformers.{name}") for name in ("call
 
 # What ends a failure, what is no part of a training, what only a weak reference calls, and the Trainer's own guards.
 NOT_BROKEN = {
-    *("__init__", "_watch_nothing", "_give_up", "_end_early", "_let_go", "_guarded"),
+    *("__init__", "_watch_nothing", "_give_up", "_end_early", "_let_go"),
     *("on_train_begin", "state"),
     *("__getstate__", "__setstate__", "metrics", "_dropped", "log_profile", "close"),
 }
@@ -149,7 +149,7 @@ def broken(function):
     def fail(*_, **__):
         raise InjectedError("injected")
 
-    return MODULES[0]._guarded(fail) if hasattr(function, "__wrapped__") else fail
+    return MODULES[0].guarded(fail) if hasattr(function, "__wrapped__") else fail
 
 
 class OtherReporter(transformers.TrainerCallback):
