@@ -159,7 +159,7 @@ class _Summing:
         if operation.body is not None and not callable(rule):
             self._add_body(operation, is_free=isinstance(rule, Free))
         elif rule is None and operator.startswith(COMPILED):
-            self._miss(operator, operation.scope, "compiled code is run as it is, and not looked into", True)
+            self._miss(operator, operation.scope, "compiled code runs as it is: what it computes may be missing", True)
         elif rule is None:
             self._miss(operator, operation.scope, "no formula", _is_floating_point(operation.call()))
         elif isinstance(rule, Free):

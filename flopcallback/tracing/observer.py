@@ -12,10 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from flopcallback.formulas.op_call import ROOT, OpCall
+from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall, Scope
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
-from flopcallback.modules.compiled import CompiledCall, CompiledCode, Return, is_used, stepping_aside
+from flopcallback.modules.compiled import (
+    COMPILED,
+    CompiledCall,
+    CompiledCode,
+    Return,
+    is_used,
+    stepping_aside,
+)
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.compiled_regions import CompiledRegions, Known
@@ -116,6 +123,7 @@ class StepRecorder:
         self._failure: Exception | None = None  # the first: later ones may follow from it
         self._placed: list[Placed] = []
         self.compiled: list[str] = []
+        self._compiled_calls: list[OpCall] = []  # for `whole_run`: empty where only products are read
 
     @contextmanager
     def watching(self, *, is_in_optimizer: bool = False) -> Iterator[None]:
@@ -186,8 +194,12 @@ class StepRecorder:
         return self._failure or self._scopes.failure
 
     def whole_run(self, reason: str = REASON) -> ObservedRun:
-        """Return the observed run, all phases together."""
-        return self._run([call for _, call in self._placed], is_first=True, reason=reason)
+        """Return the observed run, all phases together.
+
+        Compiled code that may have run products without a record is an operator of its own in it, of unknown cost.
+        """
+        calls = [call for _, call in self._placed]
+        return self._run([*calls, *self._compiled_calls], is_first=True, reason=reason)
 
     def _run(self, calls: list[OpCall | Region], *, is_first: bool, reason: str = REASON) -> ObservedRun:
         scopes = self._scopes
@@ -307,6 +319,8 @@ class StepRecorder:
 
     def _note_compiled(self, call: CompiledCall) -> Return | None:
         self.compiled.append(call.name)
+        if self._families is None and not call.is_known:
+            self._compiled_calls.append(OpCall(COMPILED + call.name, (), UNSEEN, Scope(*self._scopes.here)))
         return self._regions.enter(call)
 
     def _watch_compiler(self, undo: ExitStack) -> None:

@@ -237,7 +237,8 @@ def test_a_compiled_function_or_optimizer_in_the_step_runs_as_it_is(
     # Under manual optimisation the calls of modules are counted, of which one is the head's.
     head, mix = 2 * BATCH * CLASSES * CLASSES, 2 * BATCH * PIXELS * CLASSES
     if what is compiled_function:
-        assert profile.forward_flops == head
+        # An evaluation is read from records, which the compiled product has here, and elsewhere may not have.
+        assert profile.forward_flops == head + (mix if do == "test" else 0)
         assert list(profile.unknown) == ["torch.compile::<lambda>"]
         assert profile.is_lower_bound
     else:

@@ -161,7 +161,7 @@ def test_a_compiled_function_in_the_forward_runs_as_it_is(backend, differences, 
     assert profile.is_lower_bound
     (name,) = profile.unknown
     assert name.startswith("torch.compile::")
-    assert "compiled code is run as it is" in profile.unknown[name]
+    assert "compiled code runs as it is" in profile.unknown[name]
     # Of the step all is seen; the inputs require no grad.
     again = FIRST if kind is InACheckpoint else 0
     assert profile.step == StepFlops(forward=FIRST + SECOND, backward=FIRST + 2 * SECOND, recompute=again)
