@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow
+from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow, share
 
 __all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "shares", "shown_in", "text_columns"]
 
@@ -146,6 +146,20 @@ def _of_step(rows: Sequence[ModuleRow], phase: str) -> list[Any]:
     return [row.step and getattr(row.step, phase) for row in rows]
 
 
+def _of_time(rows: Sequence[ModuleRow], phase: str) -> list[float | None]:
+    return [None if row.time is None else getattr(row.time, phase) for row in rows]
+
+
+def _own_times(profile: Any, rows: Sequence[ModuleRow]) -> list[float | None]:
+    own = profile.own_times()
+    return [own[row.path].total if row.path in own else None for row in rows]
+
+
+def _time_shares(profile: Any, rows: Sequence[ModuleRow]) -> list[float | None]:
+    whole = None if profile.root is None or profile.root.time is None else profile.root.time.total
+    return [None if row.time is None else share(row.time.total, whole) for row in rows]
+
+
 # fmt: off
 COLUMNS: tuple[Column, ...] = (
     Column("path", "module", "text", lead=1, terminal=0, markdown=0),
@@ -187,6 +201,12 @@ COLUMNS: tuple[Column, ...] = (
            is_own=True, lead=6, terminal=2, markdown=Place(heading="% of time")),
     Column("latency_bar", "", "bar", _shares("forward_ms"), is_own=True, is_record=False,
            terminal=Place(3, style="magenta")),
+    Column("step_ms", "step ms", "ms", lambda _, rows: _of_time(rows, "total"),
+           help="of a whole training step, with the modules inside"),
+    Column("step_own_ms", "own ms", "ms", _own_times, help="of a whole training step, without the modules inside"),
+    Column("step_time_share", "%", "share", _time_shares),
+    Column("step_backward_ms", "backward ms", "ms", lambda _, rows: _of_time(rows, "backward")),
+    Column("step_recompute_ms", "recomputed ms", "ms", lambda _, rows: _of_time(rows, "recompute")),
     Column("achieved_flops_per_s", "FLOP/s", "rate", _achieved, is_own=True,
            help="over the time of the forward",
            terminal=6, markdown=0, page=Place(1, key="rate")),

@@ -24,6 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
+from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class ModelProfile:
         step_bound: sign between that step's true FLOPs and its count, as in `bound`; empty if it is exact.
         verdict: result of counting the call with both engines; None if only one was asked.
         training: final totals and rates of the training around the call, `compute/*` and `perf/*`.
+        operator_times: where the time of a whole training step goes, in decreasing order; they add up to it. Empty
+            until its steps were recorded.
 
     Raises:
         ValueError: the phase is unknown, or the first module is not the root.
@@ -93,6 +96,7 @@ class ModelProfile:
     step_bound: str = ""
     verdict: Verdict | None = None
     training: Mapping[str, int | float] = field(default_factory=dict)
+    operator_times: tuple[OperatorTime, ...] = ()
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
@@ -107,6 +111,7 @@ class ModelProfile:
         for name, value in (
             ("modules", tuple(self.modules)),
             ("operators", tuple(by_flops)),
+            ("operator_times", tuple(sorted(self.operator_times, key=lambda row: -row.ms))),
             ("config", _plain(self.config)),
             ("unknown", dict(self.unknown)),
             ("training", _plain(self.training)),
@@ -261,10 +266,32 @@ class ModelProfile:
         """
         times, spreads = forward_ms or {}, forward_ms_spread or {}
         rows = tuple(
-            replace(row, forward_ms=times.get(row.path), forward_ms_spread=spreads.get(row.path))
+            replace(row, forward_ms=times.get(row.path), forward_ms_spread=spreads.get(row.path), time=None)
             for row in self.modules
         )
-        return replace(self, modules=rows, latency=latency)
+        return replace(self, modules=rows, latency=latency, operator_times=())
+
+    def with_times(self, modules: Mapping[str, StepTime], operators: Sequence[OperatorTime]) -> ModelProfile:
+        """Return a copy with the times of a whole training step.
+
+        Args:
+            modules: milliseconds by module path, those of the whole step under `""`. A module that is missing took no
+                time.
+            operators: the same time by operator.
+        """
+        rows = tuple(replace(row, time=modules.get(row.path, StepTime())) for row in self.modules)
+        return replace(self, modules=rows, operator_times=tuple(operators))
+
+    def own_times(self) -> dict[str, StepTime]:
+        """Return each module's time in a training step without the modules inside, by path; empty if not measured.
+
+        All of them add up to the step.
+        """
+        own = {row.path: row.time for row in self.modules if row.time is not None}
+        for row in self.modules:
+            if row.time is not None and row.parent in own:
+                own[row.parent] -= row.time
+        return own
 
     def scalars(self) -> dict[str, int | float]:
         """Return the known numbers that trackers chart, by the names in `docs/metrics.md`.
@@ -366,7 +393,7 @@ class ModelProfile:
         profile: ModelProfile = (
             cls(**renewed(content, schema))
             if schema in OLD_SCHEMAS
-            else read(cls, content, optional=("training", "step_bound", "without_grad", *LATER_FIELDS))
+            else read(cls, content, optional=("training", "step_bound", "without_grad", *LATER_TIMES, *LATER_FIELDS))
         )
         for name, kind in _CONFIG_TYPES.items():
             if name in profile.config:

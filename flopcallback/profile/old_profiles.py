@@ -14,6 +14,7 @@ from flopcallback.profile.metrics import today
 from flopcallback.profile.old_names import warn_of_older_version
 from flopcallback.profile.reading import parsed, read
 from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
+from flopcallback.profile.times import LATER_TIMES
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 __all__ = ["FMA", "OLD_SCHEMAS", "is_old", "old_convention", "renewed"]
@@ -97,7 +98,9 @@ def renewed(content: Any, schema: int) -> dict[str, Any]:
     Raises:
         ValueError: a field is not as it was written; the message names it.
     """
-    old: _Profile = read(_Profile, content, optional=(*OLD_SCHEMAS[schema], *LATER_FIELDS, "without_grad"))
+    old: _Profile = read(
+        _Profile, content, optional=(*OLD_SCHEMAS[schema], *LATER_TIMES, *LATER_FIELDS, "without_grad")
+    )
     fma = 2 if read(int, old.config.get(FMA, 1), f"config[{FMA!r}]") == 2 else 1
     warn_of_older_version()
     changed = {

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from flopcallback.profile.times import StepTime
+
 __all__ = [
     "ABOVE_PEAK",
     "CPU_CLOCK",
@@ -91,6 +93,8 @@ class ModuleRow:
         unknown_calls: number of operator calls without a formula; above 0, the FLOPs are a lower bound.
         output_shape: text such as `"(32, 10)"`.
         note: remark for readers of the row, such as `"compiled"`.
+        time: milliseconds in a whole training step; None until its steps were recorded. What the modules inside have
+            and what is its own add up to it.
     """
 
     path: str
@@ -111,6 +115,7 @@ class ModuleRow:
     unknown_calls: int = 0
     output_shape: str | None = None
     note: str = ""
+    time: StepTime | None = None
 
     @property
     def flops_per_byte(self) -> float | None:
@@ -145,15 +150,36 @@ class LatencySummary:
 
     Attributes:
         forward_ms: milliseconds of the model's forward; None if not measured.
-        step_ms: milliseconds of a whole step; None if not measured.
+        step_ms: milliseconds of a whole step; None if not measured. Both are of steps that nothing stood in.
         steps: number of measured steps.
         how: clock and device in words.
+        forward_spread: first and third quartile of the forward's times.
+        step_spread: first and third quartile of the steps' times.
+        cpu_share: share of the steps' time in which their thread had a processor, 0 to 1; None if not known.
+        observed_ms: milliseconds of a step while its operators were recorded, by which the time of the others is
+            shared out; None if none was.
+        observed_steps: number of such steps.
+        parallel_ms: milliseconds of such a step that other threads worked beside it; no part of the step.
     """
 
     forward_ms: float | None
     step_ms: float | None = None
     steps: int = 0
     how: str = ""
+    forward_spread: tuple[float, float] | None = None
+    step_spread: tuple[float, float] | None = None
+    cpu_share: float | None = None
+    observed_ms: float | None = None
+    observed_steps: int = 0
+    parallel_ms: float = 0.0
+
+    @property
+    def noise(self) -> float | None:
+        """Half of the quartiles' distance over the median: of steps, or of forwards where only these are timed."""
+        whole, spread = (
+            (self.forward_ms, self.forward_spread) if self.step_ms is None else (self.step_ms, self.step_spread)
+        )
+        return None if spread is None else share((spread[1] - spread[0]) / 2, whole)
 
 
 def share(part: float | None, whole: float | None) -> float | None:

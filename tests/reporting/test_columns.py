@@ -71,7 +71,7 @@ def test_every_count_of_a_row_is_added_up():
 
 
 def test_every_figure_of_a_row_is_in_its_record(net_of):
-    known = {column.key for column in COLUMNS} | {"step"}  # of which three columns are parts
+    known = {column.key for column in COLUMNS} | {"step", "time"}  # of which other columns are parts
     assert {each.name for each in fields(ModuleRow)} <= known
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from flopcallback.profile.times import LATER_TIMES
+
 # By schema, the fields that were not there yet.
 MISSING = {1: ("step", "step_note", "verdict", "training"), 2: ("verdict", "training"), 3: ()}
 
@@ -36,8 +38,8 @@ def former_json(profile, schema=3, fma=1):
         row["flops"], _ = _former(row, "flops", "macs", fma)
         del row["macs"]
     content["training"] = {FORMER.get(name, name): value for name, value in content["training"].items()}
-    for holder in (content, *content["modules"]):
-        for name in (*MISSING[schema], "step_bound"):
+    for holder in (content, *content["modules"], content["latency"] or {}):
+        for name in (*MISSING[schema], "step_bound", *LATER_TIMES):
             holder.pop(name, None)
         if holder.get("step"):
             del holder["step"]["without_grad"]
