@@ -115,11 +115,11 @@ class _Timing:
         whole, inside, parallel = reading.end - reading.begin, 0, 0
         for event in reading.roots:
             is_ours = event.start_tid == reading.thread
-            if event.start_time_ns < reading.begin or event.end_time_ns > reading.end:  # the marks themselves
+            if (ns := self._ns(event)) <= 0:  # the marks themselves
                 continue
             self._walk(event, Place(reading.phase, OUTSIDE, is_ours=is_ours), label="")
-            inside += event.duration_time_ns * is_ours
-            parallel += event.duration_time_ns * (not is_ours)
+            inside += ns * is_ours
+            parallel += ns * (not is_ours)
         self._parts[Part(reading.phase, None, PYTHON)].ns += whole - inside
         self._add_flops()
         times = RecordedTimes(whole - self._left_out, self._parts, parallel)
@@ -127,6 +127,11 @@ class _Timing:
             self._add_device(times, kernels)
         times.parts = {part: amount for part, amount in self._parts.items() if amount.ns or amount.device_ns}
         return times
+
+    def _ns(self, event: Any) -> int:
+        """Return how long a record lies within the step: its last mark may be inside of an optimizer's."""
+        begin, end = self._reading.begin, self._reading.end
+        return int(min(event.end_time_ns, end) - max(event.start_time_ns, begin))
 
     def _walk(self, event: Any, place: Place, label: str) -> None:
         """Add the time of a record, and of those inside.
@@ -136,7 +141,9 @@ class _Timing:
             place: where it lies.
             label: name of the node of autograd, optimizer or function that it belongs to; empty outside of these.
         """
-        name, number = event.name, event.extra_fields.sequence_number
+        name, number, ns = event.name, event.extra_fields.sequence_number, self._ns(event)
+        if ns <= 0:
+            return
         kind = self._reading.kinds.of(name)
         if _is_operator(event, kind):
             if number >= 0 and place.is_ours:
@@ -144,24 +151,23 @@ class _Timing:
             if not label:
                 self._begin(event, place, name)
             if not kind.region:
-                self._part(place, label or name).ns += event.duration_time_ns * place.is_ours
+                self._part(place, label or name).ns += ns * place.is_ours
                 return
             label = label or name
         else:
             inner = self._reading.inside(event, kind, place)
             if inner is None or inner.is_others:
-                self._left_out += event.duration_time_ns * place.is_ours
+                self._left_out += ns * place.is_ours
                 return
             label, place = _label(event, kind, label), _place(event, kind, inner)
             if kind.is_node or name.startswith(_OPTIMIZERS):
                 self._begin(event, place, label)
-        own = event.duration_time_ns
         for child in event.children:
             if child.start_tid == event.start_tid:  # else it is work beside this
-                own -= child.duration_time_ns
+                ns -= max(0, self._ns(child))
                 self._walk(child, place, label)
         if place.is_ours:
-            self._part(place, label or PYTHON).ns += own
+            self._part(place, label or PYTHON).ns += ns
 
     def _begin(self, event: Any, place: Place, label: str) -> None:
         part = self._began[event.id] = self._part(place, label)
