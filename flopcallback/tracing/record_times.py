@@ -153,7 +153,7 @@ class _Timing:
             if not kind.region:
                 self._part(place, label or name).ns += ns * place.is_ours
                 return
-            label = label or name
+            label, place = label or name, place._replace(is_in_function=True)
         else:
             inner = self._reading.inside(event, kind, place)
             if inner is None or inner.is_others:
