@@ -97,6 +97,7 @@ class StepRecorder:
     Attributes:
         failure: the error that kept the step from being observed, or None.
         compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
+        reads_all: whether all families of operators are read.
         times: where the step's time went; None where it was not asked, or the step was not observed.
 
     Args:
@@ -124,6 +125,7 @@ class StepRecorder:
         self._names = names
         self._optimizers = tuple(optimizers)
         self._owner = owner
+        self.reads_all = reads_all
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks, arguments)

@@ -263,7 +263,18 @@ class ProfileRecorder:
     @property
     def wants_records(self) -> bool:
         """True if the next step's operators should be recorded, in place of clocks on its modules."""
-        return self.window is not None and self.window.is_next_clocked and len(self._recorded) < self._records_wanted
+        return self.window is not None and self.window.is_next_clocked and (self._lacks_times or self.wants_bytes)
+
+    @property
+    def wants_bytes(self) -> bool:
+        """True if the bytes of its operators should be read, too: of one step alone, as that takes longer."""
+        has_bytes = any(times.has_bytes for times in self._recorded)
+        return self._records_wanted > 1 and not has_bytes and not self._lacks_times
+
+    @property
+    def _lacks_times(self) -> bool:
+        wanted = self._records_wanted - (self._records_wanted > 1)  # one of them is read for its bytes
+        return sum(not times.has_bytes for times in self._recorded) < wanted
 
     def add_times(self, times: RecordedTimes) -> None:
         """Keep the times of a recorded step, which takes the place of one with clocks on modules."""
