@@ -190,6 +190,8 @@ class Training:
                     wants_bytes=is_timed and recorder.wants_bytes,
                 ):
                     self._leave_out()
+                    if is_timed:
+                        recorder.note_recording()
                     return Plan.OBSERVE
                 if is_new and meter is not None:
                     meter.take_back_observation()  # the profiler was not to be had
@@ -357,6 +359,8 @@ class Training:
         is_counted = self._meter is not None and self._meter.is_in_counted_step
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
+        if observer.untimed is not None:
+            self._failures.report("the operators of a step could not be timed", observer.untimed)
         if observer.times is not None and observer.failure is None:
             self._recorder.add_times(observer.times)
         if observer.reads_all:  # it was read for its bytes; unknown work without products is no bound of FLOPs
