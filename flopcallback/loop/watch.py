@@ -16,7 +16,7 @@ from torch import nn
 
 from flopcallback.loop.objects import OptimizerHooks
 from flopcallback.modules.compiled import After, CompiledCall, Return, rest_if_unused, stepping_aside
-from flopcallback.modules.names import ModuleNames, innermost
+from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
@@ -30,7 +30,7 @@ from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import TRAINING, Plan, Training
 
-__all__ = ["MOST_CALLS", "LoopWatch", "nothing_seen"]
+__all__ = ["MOST_CALLS", "LoopWatch"]
 
 SEVERAL = 2
 """Number of optimizers from which a backward no longer ends a call: the networks of a GAN share a step."""
@@ -45,17 +45,6 @@ MOST_CALLS = 100
 """Module calls that are counted as one call. Each takes memory, and without an optimizer's step there is no end."""
 
 STEP_FAILED = "the training step could not be counted"
-
-NOTHING_SEEN = (
-    "FlopHook: no training call of {} was seen{}. It counts calls with grad enabled and model.training, made in the "
-    "thread that made the hook; not those that compiled code makes. Give it the module that the loop calls: with "
-    "torch.compile what that returned; where calls are made under no_grad, as by odeint_adjoint, a module around them."
-)
-
-
-def nothing_seen(model: nn.Module, when: str = "") -> str:
-    """Return the text for a loop without a training call, with the way out."""
-    return NOTHING_SEEN.format(type(innermost(model)).__name__, when)
 
 
 class Stage(Enum):
@@ -107,6 +96,7 @@ class LoopWatch:
         training: receives the events.
         owner: who makes the calls of this model.
         failures: reports failures.
+        unseen: text for a loop without a training call, with a place for when.
         beside: other modules that a marked step may call, by name, such as a teacher. What they do before the model's
             first call belongs to the step as well.
     """
@@ -120,6 +110,7 @@ class LoopWatch:
         owner: CallOwner,
         failures: Failures,
         *,
+        unseen: str,
         beside: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._model = model
@@ -128,6 +119,7 @@ class LoopWatch:
         self._training = training
         self._owner = owner
         self._failures = failures
+        self._unseen = unseen
         self._names = ModuleNames({"": model})
         self._conditions: Conditions | None = None  # of the counted call; None until it begins
         self._stage = Stage.COUNTING
@@ -408,7 +400,7 @@ class LoopWatch:
         # At a learning rate of 0, PyTorch's distributed checkpoints make a step only to create the optimizer's state.
         if any(group.get("lr", 1) for group in optimizer.param_groups):
             self._is_told = True
-            text = nothing_seen(self._model, " before the first step of an optimizer")
+            text = self._unseen.format(" before the first step of an optimizer")
             warnings.warn(text, FlopCallbackWarning, stacklevel=4)
 
     def _end_optimizers_step(self) -> None:

@@ -218,6 +218,18 @@ def test_a_training_that_raises_leaves_a_callback_that_can_train_again(train, ma
     assert callback.metrics()["compute/flops_total"] == 6 * STEP
 
 
+def test_a_trainer_that_never_calls_its_model_is_told_so_once_and_early(train, make_callback):
+    class Penalty(transformers.Trainer):
+        def compute_loss(self, model, inputs, *_, **__):
+            return sum(each.square().sum() for each in model.parameters())
+
+    told = train(make_callback(), trainer=Penalty).told
+    early = "no training call of the model was seen before the first step of an optimizer, and nothing is counted"
+    assert len(told) == 1
+    assert told[0].startswith(f"FlopTrainerCallback: {early}. It counts")
+    assert "FlopHook" not in told[0]
+
+
 def test_nothing_stays_on_the_model_of_a_callback_that_is_gone(train, make_callback):
     from transformers import TrainerCallback
 
