@@ -307,8 +307,9 @@ class FlopHook:
     def step(self) -> Iterator[None]:
         """Mark the code inside as one step.
 
-        Use it around every step if steps of the loop do not end with the steps of its optimizers. Where the loop is not
-        yours, `begin_step` and `end_step` do the same in its callbacks.
+        Use it around every step if steps of the loop do not end with the steps of its optimizers, or to have what comes
+        before the first call of the model in the step, such as that of another module. Where the loop is not yours,
+        `begin_step` and `end_step` do the same in its callbacks.
         """
         with self._watch.marked_step():
             yield

@@ -27,7 +27,18 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.compiled_regions import CompiledRegions, Known
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
+from flopcallback.tracing.marks import (
+    BACKWARD_MARK,
+    BEGIN,
+    CALLED,
+    CLOSURE,
+    COMPILING,
+    END,
+    ON,
+    OPTIMIZER_MARK,
+    STOPPED,
+    Marks,
+)
 from flopcallback.tracing.observed import OBSERVER, NotNow, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
@@ -41,7 +52,7 @@ from flopcallback.tracing.profiler_broker import (
     why_no_recording,
 )
 from flopcallback.tracing.record import OperatorLog, Region
-from flopcallback.tracing.records import Placed, read_records
+from flopcallback.tracing.records import StepRecords, read_records
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
 
@@ -121,7 +132,7 @@ class StepRecorder:
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
-        self._placed: list[Placed] = []
+        self._records = StepRecords([])
         self.compiled: list[str] = []
         self._compiled_calls: list[OpCall] = []  # for `whole_run`: empty where only products are read
 
@@ -175,16 +186,26 @@ class StepRecorder:
         finally:
             self._forwards -= is_forward
 
+    def note_first_call(self) -> None:
+        """Note that the model is about to be called for the first time in the step."""
+        self._marks.at(CALLED)
+
+    @property
+    def works_early(self) -> bool:
+        """Whether anything that costs FLOPs ran before `note_first_call`."""
+        return self._records.works_early
+
     def reveal_hidden(self) -> bool:
         """Add the products that compiled code ran without a record; return False if they are not certain."""
-        revealed = self._regions.revealed(self._placed)
-        self._placed = self._placed if revealed is None else revealed
+        revealed = self._regions.revealed(self._records.placed)
+        if revealed is not None:
+            self._records = self._records._replace(placed=revealed)
         return revealed is not None
 
     def runs(self) -> Mapping[str, ObservedRun]:
         """Return the observed run of each phase."""
         calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
-        for phase, call in self._placed:
+        for phase, call in self._records.placed:
             calls[phase].append(call)
         return {phase: self._run(of_phase, is_first=phase == FORWARD) for phase, of_phase in calls.items()}
 
@@ -198,7 +219,7 @@ class StepRecorder:
 
         Compiled code that may have run products without a record is an operator of its own in it, of unknown cost.
         """
-        calls = [call for _, call in self._placed]
+        calls = [call for _, call in self._records.placed]
         return self._run([*calls, *self._compiled_calls], is_first=True, reason=reason)
 
     def _run(self, calls: list[OpCall | Region], *, is_first: bool, reason: str = REASON) -> ObservedRun:
@@ -241,7 +262,7 @@ class StepRecorder:
             self._note(NotRecorded(recording.why or "the step was not seen"))
             return
         try:
-            self._placed = read_records(result, self._marks, self._scopes, families=self._families, owner=self._owner)
+            self._records = read_records(result, self._marks, self._scopes, families=self._families, owner=self._owner)
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
 

@@ -13,7 +13,7 @@ import torch
 from flopcallback.formulas.cost import Family
 from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, CALLED, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed, without_grad
 from flopcallback.tracing.record import AUTOGRAD_FUNCTION, Region, leaves_memory_empty, leaves_some_empty
@@ -30,7 +30,7 @@ from flopcallback.tracing.recorded_values import (
 )
 from flopcallback.tracing.torch_private import BACKWARD_NODE
 
-__all__ = ["Placed", "read_records", "without_garbage_collection"]
+__all__ = ["Placed", "StepRecords", "read_records", "without_garbage_collection"]
 
 
 class Placed(NamedTuple):
@@ -38,6 +38,18 @@ class Placed(NamedTuple):
 
     phase: str
     call: OpCall | Region
+
+
+class StepRecords(NamedTuple):
+    """What records say of a step.
+
+    Attributes:
+        placed: the operators between an observer's first and last mark, in order.
+        works_early: whether one of them ran before the mark at the model's first call, if there is one.
+    """
+
+    placed: list[Placed]
+    works_early: bool = False
 
 
 @dataclass(slots=True)
@@ -75,8 +87,8 @@ def read_records(
     *,
     families: Collection[Family] | None = None,
     owner: CallOwner | None = None,
-) -> list[Placed]:
-    """Return the operators between an observer's first and last mark, in order.
+) -> StepRecords:
+    """Return the operators between an observer's first and last mark.
 
     Args:
         result: the records.
@@ -134,7 +146,7 @@ class _Reading:
         self._constants: dict[int, Sequence[Any]] = {}
         self._thread = 0
 
-    def read(self) -> list[Placed]:
+    def read(self) -> StepRecords:
         roots = self._result.experimental_event_tree()
         begin = next((event for event in _depth_first(roots) if self._is(event, BEGIN)), None)
         if begin is None:
@@ -150,10 +162,14 @@ class _Reading:
             if event.start_time_ns <= stop and event.end_time_ns >= start:
                 self._walk([event], Place(phase, is_ours=event.start_tid == self._thread), found, is_top=True)
         self._fetch_constants(found)
+        called = next((event for event in _depth_first(roots) if self._is(event, CALLED)), None)
+        works_early = called is not None and any(
+            record.event is not None and record.event.start_time_ns < called.start_time_ns for record in found
+        )
         calls = ((record, self._call(record)) for record in found)
         placed = [Placed(record.place.phase, call) for record, call in calls if call is not None]
         self._result = None
-        return placed
+        return StepRecords(placed, works_early)
 
     def _is(self, event: Any, kind: str) -> bool:
         mark = Marks.read(event.name)

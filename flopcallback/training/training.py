@@ -120,6 +120,7 @@ class Training:
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
         self._was_spent = False  # of a copy: the budget of the training that was copied was spent
+        self.begins_at_marks = False  # True once a marked step was seen to work before its first call
         self.called: frozenset[str] = frozenset()  # names of the modules that the counted call has called
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
         self._waits = 0  # training calls that were not counted, since another thread was tracing or profiling
@@ -149,6 +150,7 @@ class Training:
         *,
         site: str | None = None,
         has_grad: bool = True,
+        watching: StepRecorder | None = None,
     ) -> Plan:
         """Begin a step, and return its plan.
 
@@ -158,6 +160,7 @@ class Training:
             optimizers: optimizers that may step in it.
             site: name of the module that is called first; None if calls are noted one by one.
             has_grad: whether that call is made with autograd.
+            watching: result of `observer_from_mark` that watches the step already.
         """
         meter = self._meter
         self._process = os.getpid()
@@ -170,15 +173,57 @@ class Training:
             self._leave_out()
             if meter is not None and self._observes and not why_no_records():
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
-                    self._steps.begin_counted(self._model, inputs, optimizers)
+                    self._steps.begin_counted(self._model, inputs, optimizers, watching)
             return Plan.COUNT
-        steps = self._steps
+        return self._plan(inputs, optimizers, watching)
+
+    def begin_marked_step(self, optimizers: Iterable[Any] = ()) -> Plan:
+        """Begin a step before its first call, and return its plan; `note_inputs` follows.
+
+        Args:
+            optimizers: optimizers that may step in it.
+        """
+        self._process = os.getpid()
+        self._steps.forget_step()
+        if self._meter is not None:
+            self._meter.begin_marked_step()
+        return self._plan((), optimizers, is_marked=True)
+
+    def note_inputs(self, inputs: Any) -> None:
+        """Note all inputs of the first call of a step that began by `begin_marked_step`."""
+        self._steps.note_inputs(inputs)
+
+    def observer_from_mark(self, optimizers: Iterable[Any] = ()) -> StepRecorder | None:
+        """Return an observer for a step that is about to begin, if it is likely to be observed.
+
+        It finds work before the step's first call, after which `begins_at_marks` is True.
+        """
+        if self._meter is None or not self._observes:
+            return None
+        if not self._recorder.has_training:
+            is_likely = not why_no_records()
+        else:
+            is_timing = self._recorder.window is not None
+            is_likely = self._steps.model is not None and self._meter.expects_observation(is_timing=is_timing)
+        return self._steps.recorder(self._model, optimizers) if is_likely else None
+
+    def _plan(
+        self,
+        inputs: Any,
+        optimizers: Iterable[Any],
+        watching: StepRecorder | None = None,
+        *,
+        is_marked: bool = False,
+    ) -> Plan:
+        """Return the plan of a step after the counted one."""
+        steps, meter = self._steps, self._meter
         if steps.model is not None:
             is_timing = self._recorder.window is not None
             is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
             if is_new or steps.awaited is not None:
-                if steps.begin_step(inputs, optimizers, is_new=is_new):
+                # What a marked step is called with is not known yet: it may be the awaited one.
+                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, watching=watching):
                     self._leave_out()
                     return Plan.OBSERVE
                 if is_new and meter is not None:
@@ -370,6 +415,7 @@ class Training:
             # What was begun in a first attempt was recorded, too.
             if is_counted and self._was_repeated and not self._recorder.is_step_alike(counts, steps.calls):
                 return
+            self.begins_at_marks |= observer.works_early
             bound = self._bound_of(counts, is_counted=is_counted)
             if steps.is_for_profile:
                 is_whole = self._recorder.add_step(counts, steps.calls, bound)

@@ -70,22 +70,34 @@ class WholeSteps:
         self.awaited = conditions.input_shapes
         self._has_thin = self.has_thin_products(observed.runs)
 
-    def begin_counted(self, model: nn.Module, inputs: Any, optimizers: Iterable[Any]) -> None:
+    def recorder(self, model: nn.Module, optimizers: Iterable[Any]) -> StepRecorder | None:
+        """Return an observer for a step whose first call is not known yet; None if none is to be had."""
+        if why_not_watched():
+            return None
+        names = ModuleNames({"": model}) if self.model is None else self._names
+        return self._recorder(names, self.model or model, optimizers)
+
+    def begin_counted(
+        self, model: nn.Module, inputs: Any, optimizers: Iterable[Any], watching: StepRecorder | None = None
+    ) -> None:
         """Begin the step whose calls are counted, and observe it if the tracer is likely to count them.
 
         Args:
             model: root of the modules.
             inputs: inputs of the step's first call.
             optimizers: optimizers that may step in it.
+            watching: observer that watches the step already.
         """
         self._shapes = shapes_of(inputs)
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
-        if not why_not_watched() and not untraceable_reason(names, inputs):
-            self.observer = self._recorder(names, model, optimizers)
+        if (watching is not None or not why_not_watched()) and not untraceable_reason(names, inputs):
+            self.observer = watching or self._recorder(names, model, optimizers)
         self.is_for_profile = self.observer is not None
 
-    def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
+    def begin_step(
+        self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool, watching: StepRecorder | None = None
+    ) -> bool:
         """Begin a step; return whether it is observed, by `observer`.
 
         The first step with inputs of the same shapes as the counted call completes the profile. Nothing is observed
@@ -95,14 +107,20 @@ class WholeSteps:
             inputs: inputs of the step's first call.
             optimizers: optimizers that may step in it.
             is_new: whether the ledger wants the cost of this step.
+            watching: observer that watches the step already.
         """
         if self.model is None:
             return False
         self._shapes = shapes_of(inputs)
         self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
-        if (self.is_for_profile or is_new) and not why_not_watched():
-            self.observer = self._recorder(self._names, self.model, optimizers)
+        if (self.is_for_profile or is_new) and (watching is not None or not why_not_watched()):
+            self.observer = watching or self._recorder(self._names, self.model, optimizers)
         return self.observer is not None
+
+    def note_inputs(self, inputs: Any) -> None:
+        """Note the inputs of the first call of a step that began before that."""
+        self._shapes = shapes_of(inputs)
+        self.is_for_profile = self.observer is not None and self.awaited is not None and self.awaited == self._shapes
 
     def _recorder(self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any]) -> StepRecorder:
         # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.
