@@ -31,7 +31,7 @@ from flopcallback.training.audits import NEVER
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
-from flopcallback.training.kinds import StepCost
+from flopcallback.training.kinds import MARKED, StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
@@ -155,7 +155,7 @@ class Training:
         """Begin a step, and return its plan.
 
         Args:
-            inputs: the batch, or all inputs of the step's first model call.
+            inputs: the batch, or all inputs of the step's first model call; `MARKED` before that.
             batch: argument of the user's functions for samples, tokens and FLOPs.
             optimizers: optimizers that may step in it.
             site: name of the module that is called first; None if calls are noted one by one.
@@ -165,7 +165,10 @@ class Training:
         meter = self._meter
         self._process = os.getpid()
         self._steps.forget_step()  # of one that has not ended, such as one whose call raised
-        if meter is not None:
+        is_marked = inputs is MARKED
+        if is_marked and meter is not None:
+            meter.begin_marked_step()
+        elif meter is not None:
             meter.begin_step(inputs, site=site, has_grad=has_grad)
             if has_grad:  # else the batch is that of the next call
                 meter.add_batch(inputs, batch)
@@ -175,7 +178,23 @@ class Training:
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
                     self._steps.begin_counted(self._model, inputs, optimizers, watching)
             return Plan.COUNT
-        return self._plan(inputs, optimizers, watching)
+        steps = self._steps
+        if steps.model is not None:
+            is_timing = self._recorder.window is not None
+            is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
+            # As long as the profile awaits a step, each step is checked for the awaited shapes.
+            if is_new or steps.awaited is not None:
+                # What a marked step is called with is not known yet: it may be the awaited one.
+                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, watching=watching):
+                    self._leave_out()
+                    return Plan.OBSERVE
+                if is_new and meter is not None:
+                    meter.take_back_observation()  # the profiler was not to be had
+        if self._recorder.window is not None:
+            if self._recorder.begin_step():  # clocks on modules slow the step down
+                self._leave_out()
+            return Plan.TIME
+        return Plan.PASS
 
     def begin_marked_step(self, optimizers: Iterable[Any] = ()) -> Plan:
         """Begin a step before its first call, and return its plan; `note_inputs` follows.
@@ -183,11 +202,7 @@ class Training:
         Args:
             optimizers: optimizers that may step in it.
         """
-        self._process = os.getpid()
-        self._steps.forget_step()
-        if self._meter is not None:
-            self._meter.begin_marked_step()
-        return self._plan((), optimizers, is_marked=True)
+        return self.begin_step(MARKED, None, optimizers, has_grad=False)
 
     def note_inputs(self, inputs: Any) -> None:
         """Note all inputs of the first call of a step that began by `begin_marked_step`."""
@@ -206,33 +221,6 @@ class Training:
             is_timing = self._recorder.window is not None
             is_likely = self._steps.model is not None and self._meter.expects_observation(is_timing=is_timing)
         return self._steps.recorder(self._model, optimizers) if is_likely else None
-
-    def _plan(
-        self,
-        inputs: Any,
-        optimizers: Iterable[Any],
-        watching: StepRecorder | None = None,
-        *,
-        is_marked: bool = False,
-    ) -> Plan:
-        """Return the plan of a step after the counted one."""
-        steps, meter = self._steps, self._meter
-        if steps.model is not None:
-            is_timing = self._recorder.window is not None
-            is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
-            # As long as the profile awaits a step, each step is checked for the awaited shapes.
-            if is_new or steps.awaited is not None:
-                # What a marked step is called with is not known yet: it may be the awaited one.
-                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, watching=watching):
-                    self._leave_out()
-                    return Plan.OBSERVE
-                if is_new and meter is not None:
-                    meter.take_back_observation()  # the profiler was not to be had
-        if self._recorder.window is not None:
-            if self._recorder.begin_step():  # clocks on modules slow the step down
-                self._leave_out()
-            return Plan.TIME
-        return Plan.PASS
 
     def begin_unseen_step(self, inputs: Any, batch: Any, *, site: str) -> None:
         """Begin a step whose first call can neither be counted nor observed, as another training counts it.

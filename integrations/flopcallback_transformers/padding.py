@@ -85,11 +85,6 @@ class PaddedTraining(Training):
             self.padding.note(inputs)
         return super().begin_step(inputs, batch, optimizers, site=site, has_grad=has_grad, watching=watching)
 
-    def begin_marked_step(self, optimizers: Iterable[Any] = ()) -> Plan:
-        """Begin a step before its first call; see `Training.begin_marked_step`."""
-        self.padding.discard_step()
-        return super().begin_marked_step(optimizers)
-
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of a further call; see `Training.add_batch`."""
         self.padding.note(inputs)
