@@ -276,9 +276,10 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
     To read such a view ends the process (torch 2.13).
     """
-    if not _is_strided(tensor):
+    try:
+        return tensor.untyped_storage().nbytes() > 0 or tensor.numel() == 0
+    except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
         return True
-    return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
 
 
 def _is_strided(tensor: torch.Tensor) -> bool:
