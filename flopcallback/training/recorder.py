@@ -22,6 +22,7 @@ from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.tracing.record_times import RecordedTimes
 from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
+from flopcallback.training.whole_step import Timing
 
 __all__ = ["TRAINING", "ProfileRecorder"]
 
@@ -257,31 +258,22 @@ class ProfileRecorder:
                     self._read_window()
 
     @property
-    def timed_on(self) -> str | None:
-        """Type of the device on which steps are timed; None while they warm up, and after the window."""
-        return self._device if self.window is not None and self.window.is_warm else None
-
-    @property
-    def wants_records(self) -> bool:
-        """True if the next step's operators should be recorded, in place of clocks on its modules."""
+    def timing(self) -> Timing | None:
+        """What is wanted to know of the next step's times; None while steps warm up, and outside of the window."""
+        if self.window is None or not self.window.is_warm:
+            return None
+        timed = sum(not times.has_bytes for times in self._recorded)
+        wanted = self._records_wanted - (
+            self._records_wanted > 1
+        )  # one of them is read for its bytes, which takes longer
+        wants_bytes = self._records_wanted > 1 and timed >= wanted and timed == len(self._recorded)
         may_try = self._attempts < 2 * self._records_wanted  # some may fail, and the window has to end
-        is_next = may_try and self.window is not None and self.window.can_spare_next
-        return is_next and (self._lacks_times or self.wants_bytes)
+        is_wanted = may_try and self.window.can_spare_next and (timed < wanted or wants_bytes)
+        return Timing(self._device, is_wanted, wants_bytes)
 
     def note_recording(self) -> None:
         """Note that a step is recorded for its times."""
         self._attempts += 1
-
-    @property
-    def wants_bytes(self) -> bool:
-        """True if the bytes of its operators should be read, too: of one step alone, as that takes longer."""
-        has_bytes = any(times.has_bytes for times in self._recorded)
-        return self._records_wanted > 1 and not has_bytes and not self._lacks_times
-
-    @property
-    def _lacks_times(self) -> bool:
-        wanted = self._records_wanted - (self._records_wanted > 1)  # one of them is read for its bytes
-        return sum(not times.has_bytes for times in self._recorded) < wanted
 
     def add_times(self, times: RecordedTimes) -> None:
         """Keep the times of a recorded step, which takes the place of one with clocks on modules."""

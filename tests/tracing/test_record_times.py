@@ -30,7 +30,8 @@ def recorded(model, loss, optimizer=None, inputs=None):
     """A recorder after a step of a training."""
     x = torch.ones(BATCH, WIDE) if inputs is None else inputs
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = StepRecorder(ModuleNames({"": model}), [optimizer], timed_on="cpu")
+    recorder = StepRecorder(ModuleNames({"": model}), [optimizer])
+    recorder.timed_on = "cpu"
     with recorder.watching():
         with recorder.on():
             y = model(x)
@@ -293,13 +294,16 @@ def test_where_times_cannot_be_read_the_count_stands_and_the_window_ends(monkeyp
     monkeypatch.setattr(observing, "times_of", fail)
     model = nn.Sequential(nn.Linear(WIDE, WIDE))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train():
+        with FlopHook(model, optimizer, summary=False, warmup_steps=1, latency_steps=12) as hook:
+            for _ in range(40):
+                model(torch.ones(BATCH, WIDE)).sum().backward()
+                optimizer.step()
+        return hook.profile
+
     with pytest.warns(FlopCallbackWarning, match="could not be timed.*no such record") as told:
-        hook = FlopHook(model, optimizer, summary=False, warmup_steps=1, latency_steps=12)
-        for _ in range(40):
-            model(torch.ones(BATCH, WIDE)).sum().backward()
-            optimizer.step()
-        profile = hook.profile
-        hook.close()
+        profile = train()
     assert len(told) == 1
     assert profile.step.total == 2 * 2 * BATCH * WIDE * WIDE
     assert profile.latency.step_ms is not None
