@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from flopcallback.tracing.torch_private import DYNAMO_CONTEXT, EVAL_FRAME, MAYBE_SET_EVAL_FRAME, SET_EVAL_FRAME
@@ -25,6 +26,7 @@ __all__ = [
     "CompiledCode",
     "Return",
     "as_written",
+    "chooses_kernels",
     "is_loaded",
     "is_used",
     "may_step_aside",
@@ -79,14 +81,48 @@ _installed: dict[str, Callable[[Any], Any]] = {}  # the original functions of `E
 _depths = threading.local()  # how many contexts of `as_written` and `with_known_count` this thread is inside
 
 
+# Backends that run the operators as they are written.
+_FAITHFUL = frozenset({"eager", "aot_eager"})
+INDUCTOR, INDUCTOR_CONFIG = "inductor", "torch._inductor.config"
+
+
 def is_used() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
+    backends = _backends()
+    return backends is None or bool(backends)
+
+
+def _backends() -> list[Any] | None:
+    """Return the backends that compiled something in this process; None if this torch does not say."""
     module = sys.modules.get(EVAL_FRAME)
     if module is None:
-        return False
+        return []
     backends = getattr(module, "cached_backends", None)
     # Functions that the compiler is to leave alone, as optimizers' are, have None for a backend.
-    return backends is None or any(backend is not None for backend in backends.values())
+    return None if backends is None else [backend for backend in backends.values() if backend is not None]
+
+
+def chooses_kernels(devices: Iterable[torch.device]) -> bool:
+    """Return whether compiled code may run products of any size by other means than torch's operators.
+
+    Those leave no records: Triton templates, replays of CUDA graphs, C++ templates of `mode="max-autotune"` (2.13). On
+    a CPU, Inductor as it comes has torch's operators for all products without a dimension of 1.
+
+    Args:
+        devices: devices of the tensors that the code works on.
+    """
+    backends = _backends()
+    if backends is None or any(device.type not in ("cpu", "meta") for device in devices):
+        return True
+    config = sys.modules.get(INDUCTOR_CONFIG)
+    tunes = any(getattr(config, name, False) for name in ("max_autotune", "max_autotune_gemm"))
+    return any(_chooses_kernels(backend, tunes) for backend in backends)
+
+
+def _chooses_kernels(backend: Any, tunes: bool) -> bool:
+    name = getattr(backend, "compiler_name", "")
+    # `mode=` and `options=` are its `config`, which is empty if neither was given.
+    return (tunes or bool(backend.config)) if name == INDUCTOR else name not in _FAITHFUL
 
 
 def is_loaded() -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.formulas.op_call import OpCall
-from flopcallback.modules.compiled import is_used
+from flopcallback.modules.compiled import chooses_kernels, is_used
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
@@ -126,12 +127,13 @@ class WholeSteps:
         """Return whether compiled code in the current step may have products without a record.
 
         Inductor writes a product with a dimension of 1 as a loop: of one row, of one column, of one query. In a forward
-        it may leave a record, and in the backward none.
+        it may leave a record, and in the backward none. On a GPU, and where it is told to choose, any product may have
+        none.
         """
         return self.model is not None and self._may_hide_products(self.model)
 
     def _may_hide_products(self, model: nn.Module) -> bool:
-        if self._has_thin:
+        if self._has_thin or chooses_kernels({each.device for each in chain(model.parameters(), model.buffers())}):
             return True
         parameters: Iterable[Any] = model.parameters()
         weights = (tuple(each.shape) for each in parameters if not is_lazy(each))
