@@ -10,11 +10,10 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from flopcallback.tracing.torch_private import DYNAMO_CONTEXT, EVAL_FRAME, MAYBE_SET_EVAL_FRAME, SET_EVAL_FRAME
@@ -83,7 +82,7 @@ _depths = threading.local()  # how many contexts of `as_written` and `with_known
 
 # Backends that run the operators as they are written.
 _FAITHFUL = frozenset({"eager", "aot_eager"})
-INDUCTOR, INDUCTOR_CONFIG = "inductor", "torch._inductor.config"
+INDUCTOR, INDUCTOR_CONFIG, REGISTRY = "inductor", "torch._inductor.config", "torch._dynamo.backends.registry"
 
 
 def is_used() -> bool:
@@ -102,27 +101,28 @@ def _backends() -> list[Any] | None:
     return None if backends is None else [backend for backend in backends.values() if backend is not None]
 
 
-def chooses_kernels(devices: Iterable[torch.device]) -> bool:
+def chooses_kernels() -> bool:
     """Return whether compiled code may run products of any size by other means than torch's operators.
 
-    Those leave no records: Triton templates, replays of CUDA graphs, C++ templates of `mode="max-autotune"` (2.13). On
-    a CPU, Inductor as it comes has torch's operators for all products without a dimension of 1.
-
-    Args:
-        devices: devices of the tensors that the code works on.
+    Those leave no records: Triton and C++ templates, replays of CUDA graphs. Inductor uses them when it is told to, by
+    `mode=`, `options=` or its settings; as it comes, it has torch's operators for all products without a dimension of 1
+    (2.13). Other compilers that torch knows by name may do anything; a function that is given as the compiler is
+    trusted.
     """
     backends = _backends()
-    if backends is None or any(device.type not in ("cpu", "meta") for device in devices):
+    if backends is None:
         return True
     config = sys.modules.get(INDUCTOR_CONFIG)
-    tunes = any(getattr(config, name, False) for name in ("max_autotune", "max_autotune_gemm"))
-    return any(_chooses_kernels(backend, tunes) for backend in backends)
+    settings = [getattr(config, name, False) for name in ("max_autotune", "max_autotune_gemm")]
+    settings.append(getattr(getattr(config, "triton", None), "cudagraphs", False))
+    return any(_chooses_kernels(backend, any(settings)) for backend in backends)
 
 
-def _chooses_kernels(backend: Any, tunes: bool) -> bool:
-    name = getattr(backend, "compiler_name", "")
-    # `mode=` and `options=` are its `config`, which is empty if neither was given.
-    return (tunes or bool(backend.config)) if name == INDUCTOR else name not in _FAITHFUL
+def _chooses_kernels(backend: Any, is_set: bool) -> bool:
+    name = getattr(backend, "compiler_name", None)
+    if name == INDUCTOR:
+        return is_set or bool(backend.config)  # `mode=` and `options=`
+    return name in sys.modules[REGISTRY].list_backends(exclude_tags=()) and name not in _FAITHFUL
 
 
 def is_loaded() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -127,13 +126,12 @@ class WholeSteps:
         """Return whether compiled code in the current step may have products without a record.
 
         Inductor writes a product with a dimension of 1 as a loop: of one row, of one column, of one query. In a forward
-        it may leave a record, and in the backward none. On a GPU, and where it is told to choose, any product may have
-        none.
+        it may leave a record, and in the backward none. Where it is told to choose kernels, any product may have none.
         """
         return self.model is not None and self._may_hide_products(self.model)
 
     def _may_hide_products(self, model: nn.Module) -> bool:
-        if self._has_thin or chooses_kernels({each.device for each in chain(model.parameters(), model.buffers())}):
+        if self._has_thin or chooses_kernels():
             return True
         parameters: Iterable[Any] = model.parameters()
         weights = (tuple(each.shape) for each in parameters if not is_lazy(each))
