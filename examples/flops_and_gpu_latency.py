@@ -222,7 +222,8 @@ def describe_compiled(eager: Table, compiled: Table) -> Iterator[str]:
     """Yield what compiling changes, as lines."""
     factor = eager.ms / compiled.ms
     low, middle, high = np.percentile(factor, [25, 50, 75])
-    yield f"{eager.name}, compiled: {middle:.2f} times as fast (quartiles {low:.2f}, {high:.2f}; {len(factor):,} models)"
+    quartiles = f"quartiles {low:.2f}, {high:.2f}; {len(factor):,} models"
+    yield f"{eager.name}, compiled: {middle:.2f} times as fast ({quartiles})"
     before, after = correlations(eager), correlations(compiled)
     yield "  rank correlation: " + ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in SIZES)
     families = eager.families
