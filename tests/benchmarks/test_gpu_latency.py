@@ -82,7 +82,7 @@ def test_within_families_and_among_all(script, tmp_path):
     within = script["within_families"](table)
     # Medians of two families: 1 and -1; 1 - 6 * 2 / (6 * 35) and 1; -1 and 1.
     assert within == pytest.approx({"FLOPs": 0, "activations": (1 - 12 / 210 + 1) / 2, "parameters": 0})
-    # By time the families take turns: activations 20 11 10 21 30 31 ..., of the ranks 2 1 0 3 4 5 ... for 0 1 2 3 4 5 ...
+    # By time the families take turns: activations 20 11 10 21 30 31 ..., whose ranks are 2 1 0 3 4 5 ...
     assert script["correlations"](table)["activations"] == pytest.approx(1 - 6 * 8 / (11 * 120))
     assert list(script["time_per_flop"](table)) == ["flat", "tall"]
 
