@@ -122,7 +122,8 @@ def _chooses_kernels(backend: Any, is_set: bool) -> bool:
     name = getattr(backend, "compiler_name", None)
     if name == INDUCTOR:
         return is_set or bool(backend.config)  # `mode=` and `options=`
-    return name in sys.modules[REGISTRY].list_backends(exclude_tags=()) and name not in _FAITHFUL
+    is_known = bool(name in sys.modules[REGISTRY].list_backends(exclude_tags=()))
+    return is_known and name not in _FAITHFUL
 
 
 def is_loaded() -> bool:
