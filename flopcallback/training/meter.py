@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.measuring.latency import is_captured
 from flopcallback.modules.structures import CallKey, key_of, tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
@@ -492,7 +493,8 @@ class ComputeMeter:
         return self._counts_samples
 
     def _synchronize(self) -> None:
-        if self._device.type not in ("cpu", "meta"):  # these run nothing asynchronously
+        # A CPU runs nothing asynchronously, and a step that the user captures in a graph must not be waited for.
+        if self._device.type not in ("cpu", "meta") and not is_captured(self._device):
             torch.accelerator.synchronize(self._device)
 
 

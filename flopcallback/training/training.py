@@ -396,7 +396,7 @@ class Training:
         if failure is None and hides and observer.reveal_hidden():
             runs = observer.runs()
         elif failure is None and hides:
-            failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
+            failure = CompiledCode(f"{observer.compiled[0]}, which may have run products without a record")
             if self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         if isinstance(failure, (NotRecorded, CompiledCode)):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopcallback.formulas.op_call import OpCall
-from flopcallback.modules.compiled import is_used
+from flopcallback.modules.compiled import chooses_kernels, is_used
 from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.structures import Shapes, shapes_of
 from flopcallback.profiling.conditions import Conditions
@@ -182,12 +182,12 @@ class WholeSteps:
         """Return whether compiled code in the current step may have products without a record.
 
         Inductor writes a product with a dimension of 1 as a loop: of one row, of one column, of one query. In a forward
-        it may leave a record, and in the backward none.
+        it may leave a record, and in the backward none. Where it is told to choose kernels, any product may have none.
         """
         return self.model is not None and self._may_hide_products(self.model)
 
     def _may_hide_products(self, model: nn.Module) -> bool:
-        if self._has_thin:
+        if self._has_thin or chooses_kernels():
             return True
         parameters: Iterable[Any] = model.parameters()
         weights = (tuple(each.shape) for each in parameters if not is_lazy(each))
