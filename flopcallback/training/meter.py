@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from flopcallback.modules.structures import CallKey, key_of, tensors_in
+from flopcallback.modules.structures import tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
-from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
-from flopcallback.training.kinds import Kind, ModelCall, StepCost, StepKey, StepStart
+from flopcallback.training.kinds import Kind, StepCost, StepKey, StepStart
+from flopcallback.training.known_inputs import Beginning, End, InputTable, KnownCall, KnownInputs
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
 from flopcallback.training.sample_groups import fingerprint_of, first_rank_on_samples
@@ -35,35 +35,31 @@ MOST_CALLS = 1024
 
 
 @dataclass(slots=True)
-class OpenStep:
-    """Step in progress.
+class OpenStep(StepSizes):
+    """Step in progress, with the samples and tokens of its batches.
 
     Attributes:
-        start: what is known when it begins.
+        beginning: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
-        raw_key: key of the last call's inputs, with all numbers and names, by which sizes are known.
         calls: the first `MOST_CALLS` calls of the model.
+        backwards: number of backwards.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
         batches: number of batches; several calls may share one.
-        sizes: samples and tokens of the batches.
-        backwards: number of backwards.
         stepped: numbers of the optimizers that stepped, in order.
         flops: sum of the results of the user's `flops_fn`; None without one.
         counted: FLOPs of one batch's forward, in a counted step.
         cost: cost of an observed step.
     """
 
-    start: StepStart
+    beginning: Beginning
     nodes_before: int
-    raw_key: CallKey | None
-    calls: list[ModelCall]
+    calls: list[KnownCall]
+    backwards: int
     nodes_inside: int = 0
     is_timed: bool = True
     batches: int = 0
-    sizes: StepSizes = field(default_factory=StepSizes)
-    backwards: int = 0
-    stepped: list[int] = field(default_factory=list)
+    stepped: tuple[int, ...] = ()
     flops: int | None = None
     counted: int | None = None
     cost: StepCost | None = None
@@ -72,8 +68,8 @@ class OpenStep:
 class ComputeMeter:
     """Meter of compute and throughput over the steps of a training.
 
-    A step is `begin_step`, `add_batch` for each batch, `add_call` for each model call, `end_step`. None of these waits
-    for the device or for another rank; `leave_out` waits for the device.
+    A step is `begin_step`, `add_call` and `add_batch` for each further model call and batch, `end_step`. None of these
+    waits for the device or for another rank; `leave_out` waits for the device.
 
     Args:
         model: model under training.
@@ -107,7 +103,7 @@ class ComputeMeter:
     ) -> None:
         self._model = model
         self._sizes = sizes
-        self._keys = CallKeys()
+        self._inputs = InputTable()
         self._flops_fn = flops_fn
         self._measures_waiting = measures_waiting
         self._failures = failures or Failures()
@@ -133,24 +129,43 @@ class ComputeMeter:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, inputs: Any, *, site: str | None = None, has_grad: bool = True) -> None:
+    def begin_step(
+        self, inputs: Any, batch: Any, *, site: str | None = None, has_grad: bool = True, backwards: int = 0
+    ) -> bool:
         """Begin a step; forget one that has not ended.
 
         Args:
             inputs: the batch, or all inputs of the step's first call.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
             site: name of the module that is called first; None if `inputs` is the batch.
-            has_grad: whether autograd is on in that call.
+            has_grad: whether autograd is on in that call; if not, the batch is that of a further one.
+            backwards: number of backwards that are taken for granted.
+
+        Returns:
+            Whether the step is to be observed for its cost: False, or True if `decide_observation` is to be asked.
         """
         if self._ranks is None or self.loaded:
             self._join_ranks()
         if not self.steps:
             self._takes_gradients = any(tensor.requires_grad for tensor in tensors_in(inputs))
-        raw = key = key_of(inputs)
-        if raw is not None and (raw.names or raw.numbers):
-            key = self._keys.settled(raw)
-        calls = [] if site is None else [(site, has_grad, key)]
-        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), raw, calls)
+        known = self._inputs.look_up(inputs)
+        trainable = self._trainable.read()
+        beginning = known.beginnings.get(trainable) or known.begin(trainable)
+        calls = [] if site is None else [(site, has_grad, known)]
+        # By position: with names, it takes a third longer.
+        step = self.step = OpenStep(0, 0, 0, beginning, nodes_so_far(), calls, backwards)
+        if has_grad:
+            if known.sizes is not None and known.key is self._inputs.raw:  # else names that tell of tokens may differ
+                step.samples, step.tokens = known.sizes
+                step.batches = 1
+            else:
+                self._add_batch(step, known, inputs, batch)
         self._throughput.begin_step()
+        group = beginning.group
+        if group is None or not group.kinds:  # no kind so far, or all were forgotten
+            group = beginning.group = self.ledger.starts.get(beginning.start)
+        # For nearly all steps nothing is left to ask.
+        return group is None or bool(group.unseen or group.due) or not self._is_auto or known.key is None
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
         """Add a further call of the model to the step.
@@ -161,13 +176,10 @@ class ComputeMeter:
             has_grad: whether autograd is on.
         """
         step = self.step
-        if step is None:
-            return
-        raw = step.raw_key = key = key_of(inputs)
-        if raw is not None and (raw.names or raw.numbers):
-            key = self._keys.settled(raw)
-        if len(step.calls) < MOST_CALLS:
-            step.calls.append((site, has_grad, key))
+        if step is not None:
+            known = self._inputs.look_up(inputs)
+            if len(step.calls) < MOST_CALLS:
+                step.calls.append((site, has_grad, known))
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of the last call to the step, which then has its samples and tokens.
@@ -180,16 +192,26 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        self._sizes.add(step.sizes, batch, inputs, step.raw_key, is_new=is_new)
-        if not is_new:
-            return
+        known = self._inputs.look_up(inputs)
+        if is_new:
+            self._add_batch(step, known, inputs, batch)
+        else:
+            self._sizes.add(step, batch, inputs, self._inputs.raw, is_new=False)
+
+    def _add_batch(self, step: OpenStep, known: KnownInputs, inputs: Any, batch: Any) -> None:
+        """Add a batch, whose inputs were looked up just now."""
+        raw = self._inputs.raw
+        self._sizes.add(step, batch, inputs, raw)
         step.batches += 1
-        if self._flops_fn is not None:
-            try:
-                step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
-            except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
-                self._flops_fn, step.flops = None, None
-                self._failures.report("flops_fn failed: compute is counted", error)
+        if self._flops_fn is None:
+            if raw == known.key:
+                known.sizes = self._sizes.known(raw)
+            return
+        try:
+            step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
+        except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
+            self._flops_fn, step.flops = None, None
+            self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
         """Leave the current step out of throughput.
@@ -232,17 +254,15 @@ class ComputeMeter:
         step = self.step
         if step is None or self._flops_fn is not None:
             return False
-        start, ledger = step.start, self.ledger
+        start, ledger = step.beginning.start, self.ledger
         kinds = ledger.starts.get(start)
-        if self._is_auto and kinds is not None and not (kinds.unseen or kinds.due):  # nearly all steps
-            return False
         is_known = start.inputs is not None
         return self._schedule.should_observe(kinds, self._number, ledger.steps, is_known=is_known, is_timing=is_timing)
 
     def take_back_observation(self) -> None:
         """Take back a decision to observe the current step, which could not be carried out."""
         if self.step is not None:
-            self._schedule.take_back(self.ledger.starts.get(self.step.start))
+            self._schedule.take_back(self.ledger.starts.get(self.step.beginning.start))
 
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
@@ -285,15 +305,22 @@ class ComputeMeter:
             return
         self.steps += 1
         self._number += 1
-        samples, tokens, given = step.sizes.samples, step.sizes.tokens, step.flops
+        samples, tokens = step.samples, step.tokens
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
-        if given is not None:
-            self.ledger.add_flops(given)
-            kind: Kind | int | None = given
+        kind: Kind | int | None
+        if step.flops is not None:
+            self.ledger.add_flops(step.flops)
+            kind = step.flops
         elif step.cost is None and step.counted is None:
-            kind = self.ledger.add(self._key_of(step, nodes_so_far() - step.nodes_before))
+            end = tuple(step.calls), step.backwards, step.stepped, nodes_so_far() - step.nodes_before
+            known = step.beginning.ends.get(end)
+            if known is not None and known.plain is not None:  # nearly all steps
+                self.ledger.add_plain(known, known.plain)
+                kind = known
+            else:
+                kind = self._book_unobserved(step, end)
         else:
             kind = self._book(step)
         if not step.is_timed or kind is None:
@@ -309,12 +336,21 @@ class ComputeMeter:
 
     def _key_of(self, step: OpenStep, nodes: int) -> StepKey | None:
         """Return the kind of a step; None if nothing is known that tells it from others."""
-        (inputs, trainable), calls = step.start, tuple(step.calls)
+        inputs, trainable = step.beginning.start
+        calls = tuple((site, has_grad, known.key) for site, has_grad, known in step.calls)
         if inputs is None and all(key is None for _, _, key in calls):
             return None
         if not can_count_nodes:  # no step is observed then; the key must not match one from another process
             nodes = UNKNOWN_NODES
-        return StepKey(inputs, trainable, calls, step.backwards, tuple(step.stepped), nodes)
+        return StepKey(inputs, trainable, calls, step.backwards, step.stepped, nodes)
+
+    def _book_unobserved(self, step: OpenStep, end: End) -> Kind:
+        """Book a step at the cost of its kind; return the kind."""
+        key = self._key_of(step, end[-1])
+        kind = self.ledger.add(key)
+        if key is not None:
+            step.beginning.note(end, kind)
+        return kind
 
     def _book(self, step: OpenStep) -> Kind | None:
         """Book a counted or observed step; return its kind, or None if it is of none."""

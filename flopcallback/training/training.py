@@ -149,6 +149,7 @@ class Training:
         *,
         site: str | None = None,
         has_grad: bool = True,
+        backwards: int = 0,
     ) -> Plan:
         """Begin a step, and return its plan.
 
@@ -158,21 +159,26 @@ class Training:
             optimizers: optimizers that may step in it.
             site: name of the module that is called first; None if calls are noted one by one.
             has_grad: whether that call is made with autograd.
+            backwards: number of backwards that are taken for granted.
         """
-        meter = self._meter
+        meter, steps, recorder = self._meter, self._steps, self._recorder
         self._process = os.getpid()
-        self._steps.forget_step()  # of one that has not ended, such as one whose call raised
-        if meter is not None:
-            meter.begin_step(inputs, site=site, has_grad=has_grad)
-            if has_grad:  # else the batch is that of the next call
-                meter.add_batch(inputs, batch)
-        if not self._recorder.has_training:
+        if steps.calls or steps.observer is not None:
+            steps.forget_step()  # the one before has not ended, such as one whose call raised
+        if (
+            meter is not None
+            and not meter.begin_step(inputs, batch, site=site, has_grad=has_grad, backwards=backwards)
+            and recorder.has_training
+            and recorder.window is None
+            and steps.awaited is None
+        ):
+            return Plan.PASS  # nearly all steps
+        if not recorder.has_training:
             self._leave_out()
             if meter is not None and self._observes and not why_no_records():
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
                     self._steps.begin_counted(self._model, inputs, optimizers)
             return Plan.COUNT
-        steps = self._steps
         if steps.model is not None:
             is_timing = self._recorder.window is not None
             is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
@@ -200,8 +206,7 @@ class Training:
         self._process = os.getpid()
         self._steps.forget_step()
         if self._meter is not None:
-            self._meter.begin_step(inputs, site=site)
-            self._meter.add_batch(inputs, batch)
+            self._meter.begin_step(inputs, batch, site=site)
             self._meter.leave_out()
 
     def note_site(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -241,7 +246,7 @@ class Training:
     def note_optimizer(self, number: int) -> None:
         """Note that the optimizer with this number stepped."""
         if self._meter is not None and (open_step := self._meter.step) is not None:
-            open_step.stepped.append(number)
+            open_step.stepped += (number,)
 
     @property
     def observer(self) -> StepRecorder | None:
