@@ -9,6 +9,7 @@ from flopcallback.modules.structures import CallKey, Facts, facts_of, key_of
 from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.kinds import Kind, StepStart
 from flopcallback.training.ledger import StartOfKinds
+from flopcallback.training.throughput import Alike
 
 __all__ = ["Beginning", "End", "InputTable", "KnownCall", "KnownInputs"]
 
@@ -49,8 +50,9 @@ class KnownInputs:
 KnownCall = tuple[str, bool, KnownInputs]
 """A call of a module in a step: name of the module, whether autograd is on, and its inputs."""
 
-End = tuple[tuple[KnownCall, ...], int, tuple[int, ...], int]
-"""What is known of a step when it has ended: its calls, number of backwards, optimizers that stepped, and nodes."""
+End = tuple[tuple[KnownCall, ...], int, tuple[int, ...], int, "int | None", "int | None"]
+"""What is known of a step when it has ended: calls, number of backwards, optimizers that stepped, nodes, samples and
+tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,18 +62,18 @@ class Beginning:
     Attributes:
         start: the same as part of a key.
         group: kinds that begin so, as the ledger has them; None if none were met so far.
-        ends: kinds by how their steps have ended, so that most steps make no key.
+        ends: steps by how they have ended, so that most steps make no key.
     """
 
     start: StepStart
     group: StartOfKinds | None = None
-    ends: dict[End, Kind] = field(default_factory=dict)
+    ends: dict[End, Alike] = field(default_factory=dict)
 
     def note(self, end: End, kind: Kind) -> None:
         """Note the kind of steps that end so."""
         if len(self.ends) >= MOST_ENDS:
             self.ends.clear()
-        self.ends[end] = kind
+        self.ends[end] = Alike(kind, *end[-2:])
 
 
 class InputTable:
@@ -80,6 +82,8 @@ class InputTable:
     Attributes:
         raw: key of the inputs that were looked up last, with all numbers and names, by which sizes are known.
     """
+
+    __slots__ = ("_by_facts", "_by_key", "_keys", "_unknown", "raw")
 
     def __init__(self) -> None:
         self._keys = CallKeys()

@@ -309,18 +309,21 @@ class ComputeMeter:
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
-        kind: Kind | int | None
-        if step.flops is not None:
+        if step.cost is None and step.counted is None and step.flops is None:
+            nodes = nodes_so_far() - step.nodes_before
+            end = tuple(step.calls), step.backwards, step.stepped, nodes, samples, tokens
+            alike = step.beginning.ends.get(end)
+            if alike is not None and (flops := alike.kind.plain) is not None and step.is_timed and has_stepped:
+                # Nearly all steps. Kinds are noted, not FLOPs: the cost of one may be learned after its steps.
+                self.ledger.add_plain(alike.kind, flops)
+                schedule = self._schedule
+                schedule.plain_s += self._throughput.end_alike(alike)
+                schedule.plain += 1
+                return
+            kind: Kind | int | None = self._book_unobserved(step, end)
+        elif step.flops is not None:
             self.ledger.add_flops(step.flops)
             kind = step.flops
-        elif step.cost is None and step.counted is None:
-            end = tuple(step.calls), step.backwards, step.stepped, nodes_so_far() - step.nodes_before
-            known = step.beginning.ends.get(end)
-            if known is not None and known.plain is not None:  # nearly all steps
-                self.ledger.add_plain(known, known.plain)
-                kind = known
-            else:
-                kind = self._book_unobserved(step, end)
         else:
             kind = self._book(step)
         if not step.is_timed or kind is None:
@@ -328,11 +331,10 @@ class ComputeMeter:
             if step.cost is not None and step.counted is None:
                 self._schedule.note_observed(seconds)
             return
-        # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
-        seconds = self._throughput.end_step(kind, samples=samples, tokens=tokens, has_stepped=has_stepped)
-        schedule = self._schedule
-        schedule.plain_s += seconds
-        schedule.plain += 1
+        self._schedule.plain_s += self._throughput.end_step(
+            kind, samples=samples, tokens=tokens, has_stepped=has_stepped
+        )
+        self._schedule.plain += 1
 
     def _key_of(self, step: OpenStep, nodes: int) -> StepKey | None:
         """Return the kind of a step; None if nothing is known that tells it from others."""
@@ -346,7 +348,7 @@ class ComputeMeter:
 
     def _book_unobserved(self, step: OpenStep, end: End) -> Kind:
         """Book a step at the cost of its kind; return the kind."""
-        key = self._key_of(step, end[-1])
+        key = self._key_of(step, end[3])
         kind = self.ledger.add(key)
         if key is not None:
             step.beginning.note(end, kind)
