@@ -407,7 +407,7 @@ class LoopWatch:
             stepped.add(number)
             if len(stepped) == len(self._optimizers) and not self._is_marked:
                 # An update in a hook of a backward: a recording cannot end there.
-                self._ends_late = self._training.observer is not None and is_backward_running()
+                self._ends_late = self._is_step_watched and is_backward_running()
                 if not self._ends_late:  # as `_end_optimizers_step` does
                     self._end_step()
                     if self._stage is not Stage.BOOKING:

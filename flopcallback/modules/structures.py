@@ -44,7 +44,7 @@ MOST_VALUES = 1_000
 """Values that are looked at in plain containers, and as many in objects; with more, nothing is known."""
 
 MOST_FACTS = 64
-"""Facts beyond which a look-up by them is no faster than by a key."""
+"""Containers, and values in each, beyond which inputs are known by their key alone."""
 
 LONG = 8
 """Items of a plain list up to which each number in it counts; longer ones are data, known by their length."""
@@ -186,17 +186,37 @@ def facts_of(inputs: Any) -> Facts | None:
         Shapes, `requires_grad` and names as they are met. None if there is anything but tensors in plain containers, or
         too much.
     """
+    # Most calls get a few tensors by position.
+    kind = type(inputs)
+    parts = (inputs,) if kind is Tensor else inputs
+    if kind is tuple and len(inputs) == 2 and not inputs[1] and type(inputs[1]) is dict:
+        parts = inputs[0]
+    if type(parts) is not tuple or len(parts) > MOST_FACTS:
+        return _nested_facts_of(inputs)
+    facts: list[Any] = []
+    for part in parts:
+        if type(part) is not Tensor or part.layout is not STRIDED:
+            return _nested_facts_of(inputs)
+        try:
+            facts.append(part.shape)
+        except RuntimeError:  # as in `key_of`
+            return None
+        facts.append(part.requires_grad)
+    return tuple(facts)
+
+
+def _nested_facts_of(inputs: Any) -> Facts | None:
     facts: list[Any] = []
     containers: list[Any] = [(inputs,)]  # grows as it is walked through
     for parts in containers:
-        if len(parts) + len(facts) + len(containers) > MOST_FACTS:
+        if len(parts) > MOST_FACTS or len(containers) > MOST_FACTS:
             return None
         for part in parts:
             kind = type(part)
             if kind is Tensor and part.layout is STRIDED:
                 try:
                     facts += part.shape, part.requires_grad
-                except RuntimeError:  # as in `key_of`
+                except RuntimeError:  # as above
                     return None
             elif kind is tuple or kind is list:
                 containers.append(part)

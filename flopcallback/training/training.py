@@ -48,6 +48,26 @@ TORCHS_OWN = ("aten::", "prim::", "prims::", "bytes of ")
 MOST_WAITS = 100
 
 
+class _Here:
+    """The present process; read by every step, for which asking the system is slow.
+
+    Attributes:
+        process: its number.
+    """
+
+    def __init__(self) -> None:
+        self.ask()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.ask)
+
+    def ask(self) -> None:
+        """Ask the system for the number."""
+        self.process = os.getpid()
+
+
+here = _Here()
+
+
 class Plan(Enum):
     """Treatment of the model calls in a step.
 
@@ -98,7 +118,7 @@ class Training:
     ) -> None:
         self._failures = failures
         self._model = model
-        self._process = os.getpid()  # the one that makes its steps
+        self._process = here.process  # the one that makes its steps
         self._sinks = Sinks(
             trackers,
             prefix=options.prefix,
@@ -162,7 +182,7 @@ class Training:
             backwards: number of backwards that are taken for granted.
         """
         meter, steps, recorder = self._meter, self._steps, self._recorder
-        self._process = os.getpid()
+        self._process = here.process
         if steps.calls or steps.observer is not None:
             steps.forget_step()  # the one before has not ended, such as one whose call raised
         if (
@@ -203,7 +223,7 @@ class Training:
             batch: argument of the user's functions for samples, tokens and FLOPs.
             site: name of the module that is called.
         """
-        self._process = os.getpid()
+        self._process = here.process
         self._steps.forget_step()
         if self._meter is not None:
             self._meter.begin_step(inputs, batch, site=site)
@@ -566,7 +586,7 @@ class Training:
     @property
     def is_own(self) -> bool:
         """False in a forked child of the process that makes the steps."""
-        return os.getpid() == self._process
+        return here.process == self._process
 
     def close(self, step: int, *, wait: bool = True) -> None:
         """Log what has not been logged yet, and close the trackers.
