@@ -42,6 +42,9 @@ YOUNG = 8
 NEAR = 16
 """Steps after which a kind that is overdue is not awaited any more."""
 
+AHEAD = 64
+"""Steps that are looked at in advance for the next audit: what changes meanwhile is seen after as many."""
+
 MOST_ASKED = 8
 """Unseen kinds of one beginning that are awaited: the latest."""
 
@@ -117,7 +120,11 @@ class ObservationSchedule:
         ):
             return self._may_see()
         due = [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
-        return bool(due) and self._may_audit(due, step, steps)
+        if due and self._may_audit(due, step, steps):
+            return True
+        if due and not is_timing:
+            start.quiet_until = self._quiet_until(due, step)
+        return False
 
     def take_back(self, start: StartOfKinds | None) -> None:
         """Take back the last decision to observe, since the step could not be observed."""
@@ -134,7 +141,7 @@ class ObservationSchedule:
         if (price := self.price) is not None:
             self.level = min(MOST_LEVEL, max(0, math.ceil(math.log2(price / AUDITS_SHARE))) if price else 0)
         if self._audits < FREE_AUDITS and not kind.is_paired and start is not None:
-            start.due[kind] = None  # the very next one, too
+            start.note_due(kind)  # the very next one, too
         varies = kind.audits is not None and self._audits < FREE_AUDITS  # the mean of more audits is a better one
         kind.due = kind.steps + (1 if varies else min(kind.steps, 2**self.level))
 
@@ -158,13 +165,24 @@ class ObservationSchedule:
     def _may_audit(self, due: Iterable[Kind], step: int, steps: int) -> bool:
         """Return whether to audit this step; take the time for it."""
         is_free = self._audits < FREE_AUDITS
-        needed = COIN if is_free else max(COIN, self.level)
-        if _level(step) < needed and not any(
+        if _level(step) < self._needed and not any(
             (is_free and not kind.is_paired) or _is_overdue(kind, steps) for kind in due
         ):
             return False
         self._audits += 1
         return True
+
+    @property
+    def _needed(self) -> int:
+        """Level of a step that may be an audit."""
+        return COIN if self._audits < FREE_AUDITS else max(COIN, self.level)
+
+    def _quiet_until(self, due: Iterable[Kind], step: int) -> int:
+        """Return the next step that may be an audit, or one before it, after this one may not."""
+        # A kind is overdue after so many further steps at the earliest, if all are of it.
+        left = min(RAREST - 1 - (kind.steps - kind.seen) for kind in due)
+        end = step + max(1, min(left, AHEAD))
+        return next((later for later in range(step + 1, end) if _level(later) >= self._needed), end)
 
 
 def _is_overdue(kind: Kind, steps: int) -> bool:

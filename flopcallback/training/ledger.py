@@ -52,11 +52,19 @@ class StartOfKinds:
         kinds: these kinds; an ordered set.
         unseen: those without an observed step.
         due: those whose audit is due.
+        quiet_until: number of the step before which none of these will be audited, so that nobody has to ask.
     """
 
     kinds: dict[Kind, None] = field(default_factory=dict)
     unseen: dict[Kind, None] = field(default_factory=dict)
     due: dict[Kind, None] = field(default_factory=dict)
+    quiet_until: int = 0
+
+    def note_due(self, kind: Kind) -> None:
+        """Note that the audit of a kind is due."""
+        if kind not in self.due:
+            self.due[kind] = None
+            self.quiet_until = 0
 
 
 class _Place(NamedTuple):
@@ -162,7 +170,7 @@ class ComputeLedger:
         kind.meet(self.steps)
         self._enter(kind)
         if kind.steps >= kind.due and key is not None and kind.cost is not None:
-            self._places[kind].start.due[kind] = None
+            self._places[kind].start.note_due(kind)
         return kind
 
     def add_plain(self, kind: Kind, flops: int) -> None:
@@ -178,7 +186,7 @@ class ComputeLedger:
         kind.last = self.steps
         self._plain += flops
         if kind.steps >= kind.due:
-            self._places[kind].start.due[kind] = None
+            self._places[kind].start.note_due(kind)
 
     def add_observed(self, key: StepKey | None, cost: StepCost, outside: int = 0) -> Kind:
         """Book an observed step at its cost, and learn from it; return its kind.

@@ -165,7 +165,9 @@ class ComputeMeter:
         if group is None or not group.kinds:  # no kind so far, or all were forgotten
             group = beginning.group = self.ledger.starts.get(beginning.start)
         # For nearly all steps nothing is left to ask.
-        return group is None or bool(group.unseen or group.due) or not self._is_auto or known.key is None
+        if group is None or group.unseen or not self._is_auto or known.key is None:
+            return True
+        return bool(group.due) and self._number >= group.quiet_until
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
         """Add a further call of the model to the step.
