@@ -1,18 +1,19 @@
 """Cost of booking a step after the measuring window, in microseconds, and of the audits of a long training.
 
-Usage: python benchmarks/step_cost.py [--steps 3000] [--beside CHECKOUT] [--audits [--long 20000]]
+Usage: python benchmarks/step_cost.py [--steps 3000] [--beside CHECKOUT ...] [--audits [--long 20000]]
 
-The net is so small that the cost shows. Steps without us, with us, and with wrappers, hooks or a callback that do nothing
-take turns in one thread, first in one order, then in the other: A B C, C B A. Printed is the median of the differences
-between steps of one turn, in time of the clock and in the thread's time on the processor; the second one leaves out what
-other programs do meanwhile. Those that do nothing are the floor: what Python, PyTorch and Lightning take to call anything.
+The net is so small that the cost shows. Steps without us, with us, and with wrappers, hooks or a callback that do
+nothing take turns in one thread, in alternating order: A B C, C B A. Printed is the median of the differences between
+steps of one turn, in the thread's time on the processor, which leaves out what other programs do meanwhile, and by the
+clock. Each is the median over rounds, with the least and the most. "Doing nothing" is the floor: what Python, PyTorch and
+Lightning take to call anything.
 
 Plain loop: three nets. Trainer: one training, whose callbacks are exchanged from step to step; steps without us go
 through a twin of the net, with the same parameters and without wrappers.
 
 The cost does not depend on the model, except for its parameters: `requires_grad` of each is read in every step.
 
-With `--beside`, the same is measured with the `flopcallback` of another checkout, by turns in processes of their own.
+With `--beside`, the `flopcallback` of other checkouts is measured too, by turns with this one.
 
 With `--audits`, a training of a small transformer of many steps: how many of them are audits, what share of the time
 they take beyond a plain step's, and how much the process has grown meanwhile.
@@ -22,11 +23,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
+import os
 import statistics
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +85,7 @@ def in_a_loop(steps: int) -> dict[str, list[Pair]]:
     with_wrappers(models[NOTHING], optimizers[NOTHING])
     with FlopHook(models[OURS], optimizers[OURS], summary=False):
         for turn in range(steps):
-            for name in itertools.islice(itertools.cycle([*models, *reversed(models)]), 3 * (turn % 2), 3 * (turn % 2 + 1)):
+            for name in [*models][:: -1 if turn % 2 else 1]:
                 model, optimizer = models[name], optimizers[name]
                 begin = now()
                 model(x).square().mean().backward()
@@ -168,19 +173,47 @@ def under_a_trainer(steps: int) -> dict[str, list[Pair]]:
     return turns.taken
 
 
-def summarized(taken: dict[str, list[Pair]]) -> dict[str, Pair]:
-    """Return the medians of a step without us, and of what the others take more, in nanoseconds."""
+def summarized(taken: dict[str, list[Pair]]) -> dict[str, list[float]]:
+    """Return the median microseconds of a step without us, and of what the others take more: clock and processor."""
     late = {name: times[WINDOW:] for name, times in taken.items()}
-    medians = {WITHOUT: tuple(map(statistics.median, zip(*late[WITHOUT], strict=True)))}
-    for name in (NOTHING, OURS):
-        pairs = zip(late[name], late[WITHOUT], strict=False)
-        more = [(wall - wall_without, cpu - cpu_without) for (wall, cpu), (wall_without, cpu_without) in pairs]
-        medians[name] = tuple(map(statistics.median, zip(*more, strict=True)))
-    return medians
+    plain = late.pop(WITHOUT)
+    more = {WITHOUT: plain} | {
+        name: [
+            (clock - without[0], processor - without[1])
+            for (clock, processor), without in zip(times, plain, strict=False)
+        ]
+        for name, times in late.items()
+    }
+    return {
+        name: [statistics.median(column) / 1e3 for column in zip(*pairs, strict=True)] for name, pairs in more.items()
+    }
 
 
-def beside(checkouts: list[Path], steps: int) -> dict[str, dict[str, dict[str, Pair]]]:
-    """Return the summaries of several checkouts, measured by turns, each the median of `ROUNDS`."""
+def measured(steps: int) -> dict[str, dict[str, list[float]]]:
+    """Return the medians by loop and by what stands in it."""
+    return {"plain loop": summarized(in_a_loop(steps)), "Trainer": summarized(under_a_trainer(steps))}
+
+
+def measured_in(checkout: Path, steps: int) -> dict[str, dict[str, list[float]]]:
+    """Return what a process measures with the package of a checkout."""
+    places = os.pathsep.join([str(checkout), str(checkout / "integrations")])
+    command = [sys.executable, __file__, "--steps", str(steps), "--json"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def by_turns(checkouts: Sequence[Path], steps: int, rounds: int) -> list[list[str]]:
+    """Return a row for each checkout and loop: the median over rounds, in which checkouts take turns."""
+    taken = [[measured_in(checkout, steps) for checkout in checkouts] for _ in range(rounds)]
+    rows = []
+    for number, checkout in enumerate(checkouts):
+        for loop in taken[0][number]:
+            cells = [loop, checkout.name or str(checkout)]
+            for name, column in ((WITHOUT, 1), (NOTHING, 1), (OURS, 1), (OURS, 0)):
+                each = [one[number][loop][name][column] for one in taken]
+                cells.append(f"{statistics.median(each):.0f} ({min(each):.0f} to {max(each):.0f})")
+            rows.append(cells)
+    return rows
 
 
 def audits_of(steps: int) -> list[list[str]]:
@@ -212,6 +245,9 @@ def audits_of(steps: int) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000, help="of a training")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other checkouts to measure by turns")
+    parser.add_argument("--rounds", type=int, default=3, help="of trainings, each in a process of its own")
+    parser.add_argument("--json", action="store_true", help="measure in this process, and print plain numbers")
     parser.add_argument("--audits", action="store_true", help="measure audits instead")
     parser.add_argument("--long", type=int, default=20_000, help="steps of the training that is audited")
     options = parser.parse_args()
@@ -219,16 +255,16 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if options.json:
+        print(json.dumps(measured(steps)))
+        return
     print(environment("lightning"))
     if options.audits:
         headings = ["up to step", "audits", "an audit, in steps", "share of the time", "resident, MiB"]
         print(markdown(headings, audits_of(options.long)))
         return
-    rows = []
-    for name, train in (("plain loop", in_a_loop), ("Trainer", under_a_trainer)):
-        without, ours = train(steps)
-        rows.append([name, f"{without:.0f}", f"{ours:.0f}", f"{ours - without:.0f}"])
-    print(markdown(["loop", "a step without us, µs", "with us", "difference"], rows))
+    headings = ["loop", "checkout", "a step without us, µs", "doing nothing", "with us", "with us, by the clock"]
+    print(markdown(headings, by_turns([Path(__file__).resolve().parents[1], *options.beside], steps, options.rounds)))
 
 
 if __name__ == "__main__":

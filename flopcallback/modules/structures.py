@@ -189,7 +189,7 @@ def facts_of(inputs: Any) -> Facts | None:
     # Most calls get a few tensors by position.
     kind = type(inputs)
     parts = (inputs,) if kind is Tensor else inputs
-    if kind is tuple and len(inputs) == 2 and not inputs[1] and type(inputs[1]) is dict:
+    if kind is tuple and len(inputs) == 2 and type(inputs[1]) is dict and not inputs[1]:
         parts = inputs[0]
     if type(parts) is not tuple or len(parts) > MOST_FACTS:
         return _nested_facts_of(inputs)

@@ -16,7 +16,7 @@ from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, n
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.failures import Failures
-from flopcallback.training.kinds import Kind, StepCost, StepKey, StepStart
+from flopcallback.training.kinds import Kind, StepCost, StepKey
 from flopcallback.training.known_inputs import Beginning, End, InputTable, KnownCall, KnownInputs
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized

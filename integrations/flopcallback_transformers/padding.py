@@ -82,9 +82,7 @@ class PaddedTraining(Training):
         self.padding.discard_step()
         if has_grad:  # as tokens are counted
             self.padding.note(inputs)
-        return super().begin_step(
-            inputs, batch, optimizers, site=site, has_grad=has_grad, backwards=backwards
-        )
+        return super().begin_step(inputs, batch, optimizers, site=site, has_grad=has_grad, backwards=backwards)
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of a further call; see `Training.add_batch`."""
