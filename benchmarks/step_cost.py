@@ -5,8 +5,8 @@ Usage: python benchmarks/step_cost.py [--steps 3000] [--beside CHECKOUT ...] [--
 The net is so small that the cost shows. Steps without us, with us, and with wrappers, hooks or a callback that do
 nothing take turns in one thread, in alternating order: A B C, C B A. Printed is the median of the differences between
 steps of one turn, in the thread's time on the processor, which leaves out what other programs do meanwhile, and by the
-clock. Each is the median over rounds, with the least and the most. "Doing nothing" is the floor: what Python, PyTorch and
-Lightning take to call anything.
+clock. Each is the median over rounds, with the least and the most. "Doing nothing" is the floor: what Python, PyTorch
+and Lightning take to call anything.
 
 Plain loop: three nets. Trainer: one training, whose callbacks are exchanged from step to step; steps without us go
 through a twin of the net, with the same parameters and without wrappers.
