@@ -138,7 +138,7 @@ class ComputeMeter:
         """Begin a step; forget one that has not ended.
 
         Args:
-            inputs: the batch, or all inputs of the step's first call.
+            inputs: the batch, or all inputs of the step's first call; `MARKED` before that, without a gradient.
             batch: argument of the user's functions for samples, tokens and FLOPs.
             site: name of the module that is called first; None if `inputs` is the batch.
             has_grad: whether autograd is on in that call; if not, the batch is that of a further one.
@@ -151,8 +151,12 @@ class ComputeMeter:
             self._join_ranks()
         if not self.steps:
             self._takes_gradients = any(tensor.requires_grad for tensor in tensors_in(inputs))
-        known = self._inputs.look_up(inputs)
-        step = self._open(known, [] if site is None else [(site, has_grad, known)], backwards)
+        known = self._marked if inputs is MARKED else self._inputs.look_up(inputs)
+        trainable = self._trainable.read()
+        beginning = known.beginnings.get(trainable) or known.begin(trainable)
+        calls = [] if site is None else [(site, has_grad, known)]
+        # By position: with names, it takes a third longer.
+        step = self.step = OpenStep(0, 0, 0, beginning, nodes_so_far(), calls, backwards)
         if has_grad:
             if known.sizes is not None and known.key is self._inputs.raw:  # else names that tell of tokens may differ
                 step.samples, step.tokens = known.sizes
@@ -160,30 +164,11 @@ class ComputeMeter:
             else:
                 self._add_batch(step, known, inputs, batch)
         self._throughput.begin_step()
-        return self._may_be_observed(step)
-
-    def begin_marked_step(self) -> bool:
-        """Begin a step before its first call; forget one that has not ended. Returns what `begin_step` does."""
-        if self._ranks is None or self.loaded:
-            self._join_ranks()
-        step = self._open(self._marked, [], 0)
-        self._throughput.begin_step()
-        return self._may_be_observed(step)
-
-    def _open(self, known: KnownInputs, calls: list[KnownCall], backwards: int) -> OpenStep:
-        trainable = self._trainable.read()
-        beginning = known.beginnings.get(trainable) or known.begin(trainable)
-        # By position: with names, it takes a third longer.
-        step = self.step = OpenStep(0, 0, 0, beginning, nodes_so_far(), calls, backwards)
-        return step
-
-    def _may_be_observed(self, step: OpenStep) -> bool:
-        beginning = step.beginning
         group = beginning.group
         if group is None or not group.kinds:  # no kind so far, or all were forgotten
             group = beginning.group = self.ledger.starts.get(beginning.start)
         # For nearly all steps nothing is left to ask.
-        if group is None or group.unseen or not self._is_auto or beginning.start.inputs is None:
+        if group is None or group.unseen or not self._is_auto or known.key is None:
             return True
         return bool(group.due) and self._number >= group.quiet_until
 

@@ -188,13 +188,9 @@ class Training:
         self._process = here.process
         if steps.calls or steps.observer is not None:
             steps.forget_step()  # the one before has not ended, such as one whose call raised
-        is_marked = inputs is MARKED
-        if meter is None:
-            may_be_new = False
-        elif is_marked:
-            may_be_new = meter.begin_marked_step()
-        else:
-            may_be_new = meter.begin_step(inputs, batch, site=site, has_grad=has_grad, backwards=backwards)
+        may_be_new = meter is not None and meter.begin_step(
+            inputs, batch, site=site, has_grad=has_grad, backwards=backwards
+        )
         if not may_be_new and recorder.has_training and recorder.window is None and steps.awaited is None:
             return Plan.PASS  # nearly all steps
         if not recorder.has_training:
@@ -210,7 +206,9 @@ class Training:
             timing = recorder.timing
             if is_new or (timing is not None and timing.is_wanted) or steps.awaited is not None:
                 # What a marked step is called with is not known yet: it may be the awaited one.
-                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, timing=timing, watching=watching):
+                if steps.begin_step(
+                    inputs, optimizers, is_new=is_new or inputs is MARKED, timing=timing, watching=watching
+                ):
                     self._leave_out()
                     if timing is not None and timing.is_wanted:
                         recorder.note_recording()
