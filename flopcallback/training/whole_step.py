@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,7 @@ class WholeSteps:
 
     Args:
         owner: who calls the model, if several models may be under training.
+        beside: other modules whose work in a step is told apart, by name.
 
     Attributes:
         model: root of the modules; None if no step may be observed: before `allow` and after `forbid`.
@@ -44,8 +45,9 @@ class WholeSteps:
         awaited: input shapes of the step that the profile waits for; None before `allow`, and once it has its step.
     """
 
-    def __init__(self, owner: CallOwner | None = None) -> None:
+    def __init__(self, owner: CallOwner | None = None, beside: Mapping[str, nn.Module] | None = None) -> None:
         self._owner = owner
+        self._beside = dict(beside or {})
         self.model: nn.Module | None = None
         self.observer: StepRecorder | None = None
         self.calls = 0
@@ -67,6 +69,8 @@ class WholeSteps:
             conditions: conditions of the counted call.
         """
         self.model, self._names = model, observed.runs[0].names
+        if self._beside:
+            self._names = self._names_with_others(model)
         self.awaited = conditions.input_shapes
         self._has_thin = self.has_thin_products(observed.runs)
 
@@ -82,7 +86,7 @@ class WholeSteps:
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
         if not why_not_watched() and not untraceable_reason(names, inputs):
-            self.observer = self._recorder(names, model, optimizers)
+            self.observer = self._recorder(self._names_with_others(model), model, optimizers)
         self.is_for_profile = self.observer is not None
 
     def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
@@ -103,6 +107,9 @@ class WholeSteps:
         if (self.is_for_profile or is_new) and not why_not_watched():
             self.observer = self._recorder(self._names, self.model, optimizers)
         return self.observer is not None
+
+    def _names_with_others(self, model: nn.Module) -> ModuleNames:
+        return ModuleNames({"": model, **self._beside})
 
     def _recorder(self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any]) -> StepRecorder:
         # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.

@@ -293,12 +293,13 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if is_logging:
             event = {"trainer": trainer, "model": model}
             trackers = trackers_of(self._to, options, self._failures, args, state, control, **event)
-        owner = CallOwner()
+        owner, beside = CallOwner(), modules_beside(trainer, called)
         self._training = PaddedTraining(
             called,
             options,
             trackers,
             owner=owner,
+            beside=beside,
             samples=samples_in,
             measures_waiting=True,  # between two steps, a Trainer fetches data
             show=_print if options.summary and is_logging else None,
@@ -308,7 +309,6 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         optimizers: list[torch.optim.Optimizer] = []
         with suppress(TypeError):  # steps end where the Trainer says, with any optimizer
             optimizers = optimizers_of(optimizer)
-        beside = modules_beside(trainer, called)
         self._watch = LoopWatch(called, optimizers, options, self._training, owner, self._failures, beside=beside)
         # The model's wrappers hold the watch, and would keep it for good if the callback was only dropped.
         self._on_drop = weakref.finalize(self, _dropped, weakref.ref(self._watch))
