@@ -333,15 +333,16 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
 def _rows_beside(names: ModuleNames) -> Iterator[ModuleRow]:
     by_path = {names.shown[name]: module for name, module in names.unique.items()}  # the innermost
     for path, module in by_path.items():
-        sizes = [(each.numel(), each.requires_grad) for each in module.parameters() if not is_lazy(each)]
+        parameters: Iterable[Any] = module.parameters()
+        with_size = [each for each in parameters if not is_lazy(each)]
         yield ModuleRow(
             path=path,
             parent=_parent(path),
             depth=path.count(".") + 1,
             type=type(module).__name__,
             calls=0,
-            params=sum(size for size, _ in sizes),
-            params_trainable=sum(size for size, trains in sizes if trains),
+            params=sum(each.numel() for each in with_size),
+            params_trainable=sum(each.numel() for each in with_size if each.requires_grad),
         )
 
 
