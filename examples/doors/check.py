@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MakeHook = Callable[..., AbstractContextManager[Any]]
 Train = Callable[[MakeHook], Iterable[torch.Tensor]]
+TrainWith = Callable[[list[Any]], Iterable[torch.Tensor]]
 
 
 def check(package: str, train: Train, flops: int, *, is_lower_bound: bool = False) -> FlopHook:
@@ -50,9 +51,7 @@ def check(package: str, train: Train, flops: int, *, is_lower_bound: bool = Fals
     return hook
 
 
-def check_trainer(
-    package: str, train: Callable[[list[Any]], Iterable[torch.Tensor]], flops: int
-) -> FlopTrainerCallback:
+def check_trainer(package: str, train: TrainWith, flops: int) -> FlopTrainerCallback:
     """Train by a Hugging Face Trainer without a callback and with one, and compare, as `check` does.
 
     Args:

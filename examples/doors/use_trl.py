@@ -115,18 +115,24 @@ def head(words):
 
 
 def forward(sequences):
-    """trl takes the logits of no word that has no next one."""
+    """Return the FLOPs of a forward, with the logits of all words that have a next one."""
     return LAYERS * (layer(sequences * LENGTH) + attention(sequences, LENGTH, LENGTH)) + head(sequences * (LENGTH - 1))
 
 
 def backward(sequences):
-    """Attention has five products for the two of its forward, and trl's head three for one: both compute scores again."""
+    """Return the FLOPs of a backward.
+
+    Attention has five products for the two of its forward, and trl's head three for one: both compute scores again.
+    """
     layers = LAYERS * (2 * layer(sequences * LENGTH) + attention(sequences, LENGTH, LENGTH) * 5 // 2)
     return layers + 3 * head(sequences * (LENGTH - 1))
 
 
 def adapted(sequences):
-    """Frozen weights have no gradients, and nothing before the first adapters has."""
+    """Return the FLOPs of a step with adapters.
+
+    Frozen weights have no gradients, and nothing before the first adapters has.
+    """
     words = sequences * LENGTH
     half = projection(words, WIDTH, RANK)  # of an adapter, which has two; a layer has two adapters
     again = 3 * projection(words, WIDTH, INNER) + attention(sequences, LENGTH, LENGTH) * 5 // 2
@@ -137,7 +143,7 @@ def adapted(sequences):
 
 
 def generation(sequences):
-    """The prompt at once, then word by word, with the keys and values so far kept."""
+    """Return the FLOPs of generating: the prompt at once, then word by word, with keys and values kept."""
     total = LAYERS * (layer(sequences * PROMPT) + attention(sequences, PROMPT, PROMPT)) + head(sequences)
     for keys in range(PROMPT + 1, LENGTH):
         total += LAYERS * (layer(sequences) + attention(sequences, 1, keys)) + head(sequences)
