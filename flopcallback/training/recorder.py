@@ -58,6 +58,7 @@ class ProfileRecorder:
         elementwise: whether elementwise operators count as `macs`.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; every second one has clocks on modules.
+        beside: other modules that a step may call, by name: they have rows in a training's profile.
         failures: reports failures.
         clock: returns seconds, for times on a CPU.
         event: `torch.Event` or a stand-in, for times on other devices.
@@ -76,6 +77,7 @@ class ProfileRecorder:
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
+        beside: Mapping[str, nn.Module] | None = None,
         failures: Failures | None = None,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., Any] | None = None,
@@ -86,6 +88,7 @@ class ProfileRecorder:
         self._latency_steps = latency_steps
         # Half of the steps that are not bare; the others have clocks on modules, as records are not always to be had.
         self._records_wanted = (latency_steps - latency_steps // 2) // 2
+        self._beside = dict(beside or {})
         self._failures = failures or Failures()
         self._clock = clock
         self._event = event
@@ -118,7 +121,8 @@ class ProfileRecorder:
         """
         if not observed.runs:
             raise observed.failure or RuntimeError("no module was called in it")
-        return profile_of(observed, model, conditions, elementwise=self._elementwise)
+        beside = self._beside if conditions.phase == TRAINING else {}
+        return profile_of(observed, model, conditions, elementwise=self._elementwise, beside=beside)
 
     def record(
         self,

@@ -100,6 +100,7 @@ class Training:
         show: prints a text; None prints nothing.
         fallback: folder for what a tracker failed to log.
         owner: who calls the model, if several models may be under training.
+        beside: other modules that a step may call, such as a teacher, by name: they have rows, too.
         failures: reports failures.
     """
 
@@ -114,6 +115,7 @@ class Training:
         show: Callable[[str], None] | None = None,
         fallback: str | Path | None = None,
         owner: CallOwner | None = None,
+        beside: Mapping[str, nn.Module] | None = None,
         failures: Failures,
     ) -> None:
         self._failures = failures
@@ -132,9 +134,10 @@ class Training:
             elementwise=options.elementwise,
             warmup_steps=options.warmup_steps,
             latency_steps=options.latency_steps,
+            beside=beside,
             failures=failures,
         )
-        self._steps = WholeSteps(owner)
+        self._steps = WholeSteps(owner, beside)
         self._observes = options.observe != NEVER
         self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
