@@ -24,7 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
-from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime
+from flopcallback.profile.times import IDLE, LATER_TIMES, PYTHON, OperatorTime, StepTime
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
@@ -40,10 +40,14 @@ PHASES = ("train", "validate", "test", "predict", "call")
 SCHEMA = 4
 """Version of the JSON that `ModelProfile.to_json` writes. It rises when older readers would fail or misread."""
 
+KNOWN_BYTES = 0.9
+"""Share of the operators' time from which the bytes of those that are known stand for all."""
+
 _CONFIG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
     **dict.fromkeys(("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version"), str),
     "flops.peak_tflops": float | None,
+    "flops.peak_gb_per_s": float | None,
     "flops.peak_source": str | None,
     "flops.input_shapes": tuple[tuple[int, ...], ...],
     "flops.unknown_operators": tuple[str, ...],
@@ -203,6 +207,26 @@ class ModelProfile:
         peak = self.config.get("flops.peak_tflops")
         # The config has TFLOP/s.
         return peak * 1e12 if isinstance(peak, (int, float)) else None
+
+    @property
+    def peak_bytes_per_s(self) -> float | None:
+        """Bandwidth of the device's memory in bytes/s; None if unknown."""
+        bandwidth = self.config.get("flops.peak_gb_per_s")
+        return bandwidth * 1e9 if isinstance(bandwidth, (int, float)) else None
+
+    @property
+    def step_bytes(self) -> int | None:
+        """Bytes that the operators of a whole training step read and write; None if unknown.
+
+        Operators whose bytes are not known, as of lists of tensors, are left out; where these take more than a tenth of
+        the operators' time, the sum is unknown.
+        """
+        operators = [each for each in self.operator_times if each.operator not in (PYTHON, IDLE)]
+        known = [each for each in operators if each.bytes is not None]
+        known_ms, whole_ms = (sum(each.ms for each in some) for some in (known, operators))
+        if not known or (share(known_ms, whole_ms) or 0.0) < KNOWN_BYTES:
+            return None
+        return sum(each.bytes or 0 for each in known)
 
     def is_above_peak(self, row: Timed) -> bool:
         """Return whether the row's FLOP/s exceed the peak of the device.
