@@ -34,8 +34,8 @@ _VENDOR_WORDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct"})
 
 _REPEATS = 3  # of each size, at least
 
-# Elements of each array of the triad. STREAM asks for four times the last cache: three arrays of float32 of that size are
-# 192 MiB, which is more than that for all but the largest servers, and fits beside a training.
+# Elements of each array of the triad. STREAM wants arrays of four times the last cache: three of float32 are 192 MiB,
+# which is that for all but the largest servers, and fits beside a training.
 _TRIAD = 2**24
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
@@ -86,9 +86,9 @@ def peak_for(
     Args:
         device: the device; the peak of a CPU is known only if it is given or measured.
         dtype: dtype of the matrices. For float32, PyTorch's settings decide whether the peak is that of TF32.
-        given: FLOP/s, or "measure" for `measured_peak`, and for `measured_bandwidth` of what is not in the table, once per
-            process. With None, the environment variable
-            `FLOPCALLBACK_PEAK_FLOPS` decides, a number or "measure", and without it the table.
+        given: FLOP/s, or "measure" for `measured_peak`, and for `measured_bandwidth` of what is not in the table, once
+            per process. With None, the environment variable `FLOPCALLBACK_PEAK_FLOPS` decides, a number or "measure",
+            and without it the table.
         environ: the environment.
         name_of: returns the driver's name of a device.
 
@@ -278,8 +278,9 @@ def measured_bandwidth(
 ) -> float:
     """Measure the bytes/s of a device's memory by STREAM's triad, `a = b + scalar * c`.
 
-    As there, an element counts three times: read twice and written once. The fastest of several rounds counts (McCalpin,
-    "Memory Bandwidth and Machine Balance in Current High Performance Computers", 1995). No random number is drawn.
+    As there, an element counts three times: read twice and written once. The fastest of several rounds counts
+    (McCalpin, "Memory Bandwidth and Machine Balance in Current High Performance Computers", 1995). No random number is
+    drawn.
 
     Args:
         device: device to measure.

@@ -41,6 +41,9 @@ LONG_BACKWARD = 1.5
 # A smaller share is written as 0 %.
 LEAST = 0.005
 
+# Optimizers of torch.optim that have `fused=`.
+FUSED = frozenset({"Adagrad", "Adam", "AdamW", "SGD"})
+
 # One module among so few says nothing that the table does not.
 FEWEST_MODULES = 3
 # How many times its share of the modules a module's share of the time has to be, to be more than a part of the model.
@@ -110,6 +113,8 @@ class _Part:
     def name(self) -> str:
         """Name in a sentence: that of the place where there is only one, else of the kind."""
         first = self.points[0]
+        if first.is_outside and first.operator != OPTIMIZER:
+            return f"{first.operator}, outside of the model"
         if first.operator:
             return _end(first.path) if len(self.points) == 1 else first.operator
         if len(self.points) == 1 and first.modules == 1:
@@ -183,6 +188,11 @@ class _Facts:
         rest = achieved_flops_per_s(sum(other.flops for other in others), math.fsum(other.ms for other in others))
         return share(rate, rest)
 
+    def share_of_peak(self, part: _Part) -> float | None:
+        """Return the part's FLOP/s over the device's peak; None if that is not known or not believable."""
+        of_peak = share(achieved_flops_per_s(part.flops, part.ms), self.profile.peak_flops_per_s)
+        return of_peak if of_peak is not None and of_peak <= 1 else None
+
     @property
     def data_wait(self) -> float:
         """Share of the training's time between two steps, 0 to 1."""
@@ -221,15 +231,9 @@ def _most_time(facts: _Facts, part: _Part) -> str:
         return text
     is_slow = part.share > SLOW_SHARE * part.flops_share
     verdict = "slow for them" if is_slow else "not slow for them"
-    return f"{text} for {_percent(part.flops_share)} of the FLOPs, {verdict}{_of_peak(facts, part)}"
-
-
-def _of_peak(facts: _Facts, part: _Part) -> str:
-    peak, rate = facts.profile.peak_flops_per_s, achieved_flops_per_s(part.flops, part.ms)
-    # A rate above the peak is wrong.
-    if peak is None or rate is None or rate > peak:
-        return ""
-    return f", at {_percent(rate / peak)} of the peak"
+    of_peak = facts.share_of_peak(part)
+    rate = "" if of_peak is None else f", at {_percent(of_peak)} of the peak"
+    return f"{text} for {_percent(part.flops_share)} of the FLOPs, {verdict}{rate}"
 
 
 def _busy(facts: _Facts) -> str:
@@ -283,11 +287,12 @@ def _slow(facts: _Facts) -> Iterator[Finding]:
 
 def _slow_one(facts: _Facts, part: _Part) -> Finding | None:
     ratio = facts.rate_beside(part) if part.flops and part.share >= SLOW else None
-    if ratio is None or ratio > SLOW_RATE or not part.is_countable:
+    of_peak = facts.share_of_peak(part)
+    # Nor is slow what comes near the peak, however fast the rest is.
+    if ratio is None or max(ratio, of_peak or 0.0) > SLOW_RATE or not part.is_countable:
         return None
-    of_peak = _of_peak(facts, part).removeprefix(", ")
-    rate = of_peak or f"at 1/{1 / ratio:,.0f} of the rate of the rest"
-    text = f"{part.name} runs {rate}, {_percent(part.share)} of the {facts.what}"
+    rate = f"{_percent(of_peak)} of the peak" if of_peak else f"1/{1 / ratio:,.0f} of the rate of the rest"
+    text = f"{part.name} runs at {rate}, {_percent(part.share)} of the {facts.what}"
     # At the rate of the others it would take that much less.
     return Finding(text, part.share * (1 - ratio), "slow", part.path)
 
@@ -365,13 +370,11 @@ def _optimizer(facts: _Facts) -> Iterator[Finding]:
     part = facts.phase_share("optimizer")
     if part >= PHASE:
         names = {each.operator for each in facts.profile.operator_times if each.phase == "optimizer"}
-        if any("_fused_" in name for name in names):
-            advice = "it is fused already; a larger batch makes it a smaller part"
-        elif any("_foreach_" in name for name in names):
-            advice = "try fused=True"
-        else:
-            advice = "try foreach=True or fused=True"
-        yield Finding(f"optimizer: {_percent(part)} of the step: {advice}", part, "optimizer")
+        classes = sorted(name.removesuffix(".step") for name in names if name.endswith(".step"))
+        who = f" ({', '.join(classes)})" if classes else ""
+        can_fuse = all(name in FUSED for name in classes) and not any("_fused_" in name for name in names)
+        advice = "try fused=True or foreach=True" if can_fuse else "a larger batch makes it a smaller part"
+        yield Finding(f"optimizer{who}: {_percent(part)} of the step: {advice}", part, "optimizer")
 
 
 def _recomputation(facts: _Facts) -> Iterator[Finding]:

@@ -58,16 +58,14 @@ def orderings(profile: ModelProfile) -> dict[str, float]:
     if None in moved:
         moved = [point.forward_bytes for point in points]
     known = [
-        (point, flops, activations, of_bytes)
-        for point, flops, activations, of_bytes in (
-            (point, point.flops, point.activations, each) for point, each in zip(points, moved, strict=True)
-        )
-        if activations is not None and of_bytes is not None
+        (point, {"FLOPs": point.flops, "activations": point.activations, "bytes": each})
+        for point, each in zip(points, moved, strict=True)
+        if point.activations is not None and each is not None
     ]
-    chosen = [point for point, *_ in known]
+    chosen = [point for point, _ in known]
     found = {
-        name: _by_time([figures[place] for figures in known], chosen)
-        for place, name in enumerate(("FLOPs", "activations", "bytes"), start=1)
+        name: _by_time([figures[name] or 0 for _, figures in known], chosen)
+        for name in ("FLOPs", "activations", "bytes")
     }
     ranked = sorted(((value, name) for name, value in found.items() if value is not None), key=lambda pair: -pair[0])
     return {name: value for value, name in ranked}

@@ -28,11 +28,12 @@ def noise_in_words(latency: LatencySummary | None) -> str:
     """Say that times are noisy and by how much; empty if they are not, or if that is not known."""
     if latency is None:
         return ""
+    parts = []
     if latency.noise is not None and latency.noise >= NOISY:
-        return f"noisy machine: times ±{100 * latency.noise:.0f} %"
+        parts.append(f"times ±{100 * latency.noise:.0f} %")
     if crowded := _crowded(latency):
-        return f"noisy machine: the steps had a processor for {100 * (1 - crowded):.0f} % of their time"
-    return ""
+        parts.append(f"a processor for {100 * (1 - crowded):.0f} % of the steps' time")
+    return f"noisy machine: {', '.join(parts)}" if parts else ""
 
 
 def lost_share(latency: LatencySummary | None) -> float:
@@ -61,7 +62,6 @@ def observed_in_words(latency: LatencySummary | None) -> str:
     if latency is None or latency.observed_ms is None or latency.step_ms is None:
         return ""
     steps = "one step" if latency.observed_steps == 1 else f"{latency.observed_steps:,} steps"
-    verb = "was" if latency.observed_steps == 1 else "were"
     more_ms = latency.observed_ms - latency.step_ms
     part = share(abs(more_ms), latency.step_ms) or 0.0
     if part < WORTH_SAYING:
@@ -70,6 +70,6 @@ def observed_in_words(latency: LatencySummary | None) -> str:
         difference = f"{milliseconds(abs(more_ms))} ms ({percent(part)}) {'more' if more_ms > 0 else 'less'} than"
     took = f"{milliseconds(latency.observed_ms)} ms"
     return (
-        f"shares of time: from {steps} whose operators {verb} recorded, {took}, {difference} the "
+        f"shares of time: from {steps} whose operators were recorded, {took}, {difference} the "
         f"{milliseconds(latency.step_ms)} ms of steps that nothing stood in; milliseconds are shares of the latter"
     )

@@ -54,7 +54,9 @@ OVERHEAD = (PYTHON, IDLE)
 _ATTENTION = re.compile(r"scaled_dot_product_\w+")
 # The backward of an operator has its name, with such an end.
 _BACKWARD = re.compile(r"_backward(_data)?$")
-_PRODUCTS = {"mm": "matmul", "bmm": "matmul"}  # which `matmul` becomes in backward
+# Autograd's node of it is `UnbindBackward0` for `unbind`.
+_NODE, _NEXT_WORD = re.compile(r"(\w+)Backward\d+"), re.compile("(?<=[a-z0-9])(?=[A-Z])")
+_PRODUCTS = {"mm": "matmul", "bmm": "matmul", "addmm": "linear"}  # which products become in backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Point:
         calls: calls of operators in that time; 0 if unknown.
         overhead_ms: part of `ms` in Python and launches, or in which the device was idle.
         modules: number of modules in it.
+        is_outside: True for work outside of the model, such as its loss.
         time_share: share of all the time, 0 to 1.
         flops_share: share of the FLOPs in that time, 0 to 1.
     """
@@ -88,6 +91,7 @@ class Point:
     calls: int = 0
     overhead_ms: float = 0.0
     modules: int = 1
+    is_outside: bool = False
     time_share: float = 0.0
     flops_share: float = 0.0
 
@@ -146,23 +150,34 @@ def memory_line(profile: ModelProfile, points: Sequence[Point]) -> Roof | None:
 
     None if it is unknown, or if the device's peak allows no more.
     """
-    known = [(point.flops, point.bytes) for point in points if point.flops and point.bytes]
+    known = [(flops, moved) for flops, moved in map(_flops_and_bytes, points) if flops and moved]
     flops, moved = sum(flops for flops, _ in known), sum(moved for _, moved in known)
     roof = memory_roof(flops, moved, peak=profile.peak_flops_per_s, bandwidth=profile.peak_bytes_per_s)
     return None if roof is None else Roof(roof, flops / moved)
 
 
 def bound_of_point(profile: ModelProfile, point: Point) -> Bound:
-    """Return what sets the pace of a point."""
+    """Return what sets the pace of a point.
+
+    Where the bytes of its time are not known, the FLOPs per byte are those of the counted call.
+    """
+    flops, moved = _flops_and_bytes(point)
     return bound_by(
-        point.flops,
-        point.bytes,
+        flops,
+        moved,
         point.ms,
         peak=profile.peak_flops_per_s,
         bandwidth=profile.peak_bytes_per_s,
         overhead_ms=point.overhead_ms,
         calls=point.calls,
     )
+
+
+def _flops_and_bytes(point: Point) -> tuple[int, int | None]:
+    """Return FLOPs, and the bytes that go with them."""
+    if point.bytes is None and not point.operator:
+        return point.row.flops, point.row.bytes
+    return point.flops, point.bytes
 
 
 def points_of(profile: ModelProfile) -> list[Point]:
@@ -174,8 +189,9 @@ def measured_points(profile: ModelProfile) -> list[Point]:
     """Return what was timed as one, each with a finite time above 0.
 
     They are modules without timed modules inside, and the own operators of all others, such as attention: one by one
-    where operators were timed, else together. With what Python and launches take between them, and with the time in
-    which a device has nothing to do, they are all of the time.
+    where operators were timed, else together. So are the operators of a module that does products of several kinds.
+    With what Python and launches take between them, and with the time in which a device has nothing to do, they are all
+    of the time.
     """
     ms, flops = whole_ms(profile), whole_flops(profile)
     return [
@@ -243,9 +259,7 @@ def _by_row(profile: ModelProfile, times: Mapping[str, float], *, is_step: bool)
         if left_ms > ROUNDING * ms and (is_step or all(child.path in times for child in inside)):
             flops = own.step_flops(row) if is_step else row.own_flops
             moved = own.bytes(row)
-            yield Point(
-                row, path, OWN, left_ms, flops, None if is_step else moved, moved, own.activations(row)
-            )
+            yield Point(row, path, OWN, left_ms, flops, None if is_step else moved, moved, own.activations(row))
 
 
 class _Own:
@@ -276,7 +290,7 @@ def _by_operator(profile: ModelProfile) -> Iterator[Point]:
     """Yield a point per innermost module, and one per own operator of all other modules and of none."""
     rows = {row.path: row for row in profile.modules}
     times = [each for each in profile.operator_times if _is_time(each.ms)]
-    containers = _containers(rows, {each.path for each in times if each.path in rows})
+    containers = _containers(rows, {each.path for each in times if each.path in rows}) | _of_several_kinds(times)
     groups = _grouped(times, containers, whole_ms(profile) or 0.0)
     products: defaultdict[str | None, int] = defaultdict(int)  # own operators with FLOPs, by path
     for (path, operator), group in groups.items():
@@ -299,7 +313,18 @@ def _by_operator(profile: ModelProfile) -> Iterator[Point]:
             activations=_activations(own, row, path, operator, flops, products[path]),
             calls=sum(each.calls for each in work),
             overhead_ms=math.fsum(each.ms for each in group if each.operator in OVERHEAD),
+            is_outside=path is None,
         )
+
+
+def _of_several_kinds(times: Iterable[OperatorTime]) -> set[str]:
+    """Return the paths of modules whose own operators do products of several kinds, as `nn.MultiheadAttention` does."""
+    kinds: defaultdict[str, set[str]] = defaultdict(set)
+    for each in times:
+        # The backward of one operator may be several.
+        if each.path is not None and each.flops and each.phase != "backward":
+            kinds[each.path].add(_short(each.operator))
+    return {path for path, names in kinds.items() if len(names) > 1}
 
 
 def _grouped(
@@ -327,9 +352,7 @@ def _row_of(rows: Mapping[str, ModuleRow], path: str | None) -> ModuleRow:
     return rows.get(path or "") or ModuleRow(path or "", None if not path else "", 0 if not path else 1, type="")
 
 
-def _activations(
-    own: _Own, row: ModuleRow, path: str | None, operator: str, flops: int, products: int
-) -> int | None:
+def _activations(own: _Own, row: ModuleRow, path: str | None, operator: str, flops: int, products: int) -> int | None:
     """Return the activations of a point; None where several own operators share those of their module."""
     if not operator:
         return row.activations
@@ -351,9 +374,11 @@ def _sum_if_known(numbers: Iterable[int | None]) -> int | None:
 def _short(operator: str) -> str:
     """Return an operator's name as a reader knows it, the same in forward and backward."""
     name = operator.removeprefix("aten::")
+    if node := _NODE.fullmatch(name):
+        name = _NEXT_WORD.sub("_", node[1]).lower()
     if _ATTENTION.search(name):
         return "scaled_dot_product_attention"
-    name = _BACKWARD.sub("", name).lstrip("_")
+    name = _BACKWARD.sub("", name).lstrip("_").removeprefix("native_")
     return _PRODUCTS.get(name, name) or operator
 
 
@@ -364,10 +389,10 @@ def folded(profile: ModelProfile, points: Iterable[Point]) -> list[Point]:
     """Join the points of identical modules side by side; return them in decreasing order of time."""
     root = module_tree(profile)
     places = {} if root is None else {path: line.node.path for line in walk(root) for path in line.node.paths}
-    groups: defaultdict[tuple[str, str], list[Point]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str, bool], list[Point]] = defaultdict(list)
     for point in points:
-        groups[places.get(point.place, point.place), point.operator].append(point)
-    joined = [_joined(place, group) for (place, _), group in groups.items()]
+        groups[places.get(point.place, point.place), point.operator, point.is_outside].append(point)
+    joined = [_joined(place, group) for (place, *_), group in groups.items()]
     return sorted(joined, key=lambda point: -point.ms)
 
 
@@ -386,4 +411,3 @@ def _joined(place: str, group: Sequence[Point]) -> Point:
         time_share=math.fsum(point.time_share for point in group),
         flops_share=math.fsum(point.flops_share for point in group),
     )
-

@@ -179,9 +179,7 @@ class Work:
     bytes: int | None = None
 
 
-def work_of(
-    interval: Interval, cost_of: Callable[[Kind], StepCost], recorded: tuple[int, int] | None = None
-) -> Work:
+def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost], recorded: tuple[int, int] | None = None) -> Work:
     """Return the work of an interval, at present costs of steps.
 
     Args:

@@ -231,10 +231,10 @@ def _name_outliers(axes: Axes, points: Sequence[Point], places: Sequence[float])
             chosen.setdefault((point[1].type, point[1].flops), point)
     middle = math.sqrt(math.prod(axes.get_xlim()))
     names = []
-    for time, point, place in chosen.values():
+    for time, named, place in chosen.values():
         left_half = place < middle
         name = axes.annotate(
-            drawable(_shortened(end_of(point.path or point.type, LONGEST_LABEL), LONGEST_LABEL)),
+            drawable(_shortened(end_of(named.path or named.type, LONGEST_LABEL), LONGEST_LABEL)),
             (place, time),
             xytext=(10 if left_half else -10, 0),
             textcoords="offset points",
