@@ -189,7 +189,7 @@ def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost], recorded: t
             an interval in which every step has these FLOPs.
     """
     costs = [(count, cost_of(kind)) for kind, count in interval.kinds.items()]
-    is_alike = recorded is not None and costs and all(cost.flops == recorded[0] for _, cost in costs)
+    is_alike = recorded is not None and not interval.flops and {cost.flops for _, cost in costs} == {recorded[0]}
     return Work(
         interval.seconds,
         interval.waited_s,

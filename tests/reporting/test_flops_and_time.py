@@ -168,6 +168,16 @@ def test_flops_per_second_above_the_peak_are_flagged_and_never_shown_as_true():
     assert "peak: 5.00 TFLOP/s (given); above it, so not believable: b" in table
 
 
+def test_a_module_is_bound_by_memory_or_by_compute_where_both_rates_are_known():
+    # Four bytes for each FLOP: 3 FLOPs take 3 s at 1 FLOP/s, and 12 bytes 6 s at 2 bytes/s, or 1.2 s at 10.
+    def notes(bytes_per_s):
+        config = {"flops.peak_tflops": 1e-12, "flops.peak_gb_per_s": bytes_per_s / 1e9}
+        return [record["note"] for record in side_by_side([3, 5], [10_000.0, 10_000.0], **config).module_records()]
+
+    assert notes(2) == ["", "bound by memory", "bound by memory"]
+    assert notes(10) == ["", "bound by compute", "bound by compute"]
+
+
 def test_nothing_is_above_a_peak_that_is_not_known():
     profile = side_by_side([3 * 10**15], [1.0])
     assert not any(map(profile.is_above_peak, profile.modules))
