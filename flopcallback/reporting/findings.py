@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -114,12 +113,12 @@ class _Part:
         """Name in a sentence: that of the place where there is only one, else of the kind."""
         first = self.points[0]
         if first.is_outside and first.operator != OPTIMIZER:
-            return f"{first.operator}, outside of the model"
+            return first.path if first.path != first.operator else f"{first.operator}, outside of the model"
         if first.operator:
-            return _end(first.path) if len(self.points) == 1 else first.operator
+            return first.short_path if len(self.points) == 1 else first.operator
         if len(self.points) == 1 and first.modules == 1:
             return f"{first.path} ({first.type})" if first.path else first.type
-        return first.type or _end(first.path)
+        return first.type or first.short_path
 
     @property
     def path(self) -> str | None:
@@ -255,9 +254,9 @@ def _most_flops(profile: ModelProfile) -> Finding:
         return Finding("no FLOPs were counted, and no times were measured", 0.0, "most flops")
     flops: defaultdict[str, int] = defaultdict(int)
     for node in nodes:
-        flops[node.type or _end(node.path)] += node.flops
+        flops[node.type or node.path] += node.flops
     kind = max(flops, key=flops.__getitem__)
-    largest = max((node for node in nodes if (node.type or _end(node.path)) == kind), key=lambda node: node.flops)
+    largest = max((node for node in nodes if (node.type or node.path) == kind), key=lambda node: node.flops)
     text = f"{kind} has {_percent(share(flops[kind], profile.forward_flops) or 0.0)} of the FLOPs"
     if largest.path and largest.flops < flops[kind]:
         text += f", {largest.path} alone {_percent(share(largest.flops, profile.forward_flops) or 0.0)}"
@@ -410,11 +409,3 @@ def _percent(part: float) -> str:
     """Write a share of 0 to 1 in per cent, with two digits at most."""
     percent = 100 * part
     return f"{percent:.0f} %" if percent >= 1 or percent == 0 else f"{percent:.1g} %"
-
-
-def _end(path: str) -> str:
-    """Return the last part of a dotted name with what follows, and the one before where it is only a number."""
-    place, _, operator = path.partition(": ")
-    end = re.search(r"(?:[^.]*\.)?\d[\d …]*$|[^.]*$", place)
-    name = place if end is None else end[0]
-    return f"{name}: {operator}" if operator else name

@@ -50,6 +50,9 @@ ROUNDING = 1e-6
 
 OVERHEAD = (PYTHON, IDLE)
 
+# Such as `norm`, or `layers.0 … 23`.
+_LAST_NAME = re.compile(r"(?:[^.]*\.)?\d[\d …]*$|[^.]*$")
+
 # What fused attention is called inside, by kernel and in backward.
 _ATTENTION = re.compile(r"scaled_dot_product_\w+")
 # The backward of an operator has its name, with such an end.
@@ -100,7 +103,17 @@ class Point:
         """Name to show, such as `self_attn: scaled_dot_product_attention`; empty for the model itself."""
         if self.operator == OWN:
             return f"{self.place or self.row.type} {OWN}"
-        return f"{self.place}: {self.operator}" if self.place and self.operator else self.place or self.operator
+        if self.is_outside:
+            return f"outside of the model: {OTHERS}" if self.operator == OTHERS else self.operator
+        return f"{self.place or self.row.type}: {self.operator}" if self.operator else self.place
+
+    @property
+    def short_path(self) -> str:
+        """The end of `path`: the module's own name, with the one before where it is only a number."""
+        if self.is_outside or not self.place:
+            return self.path
+        end = _LAST_NAME.search(self.place)
+        return self.path.removeprefix(self.place[: end.start()] if end else "")
 
     @property
     def type(self) -> str:

@@ -194,14 +194,15 @@ def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
 def _draw_roofs(axes: Axes, frame: FlopsAndTime, profile: ModelProfile, points: Sequence[Point]) -> None:
     """Draw the device's peak, and what its memory allows, where they cross the figure."""
     peak, roof = profile.peak_flops_per_s, memory_line(profile, points)
-    if peak:
-        _draw_rate(axes, frame, math.log10(peak), "peak", PALE)
+    rates = [(peak, "peak")] if peak else []
     if roof is not None:
-        _draw_rate(axes, frame, math.log10(roof.flops_per_s), f"memory,\n{si(roof.flops_per_byte)} FLOPs/byte", PALE)
+        rates.append((roof.flops_per_s, f"memory, {si(roof.flops_per_byte)}\nFLOPs/byte"))
+    for rate, text in rates:
+        _draw_rate(axes, frame, math.log10(rate), text, PALE, frame.zero_band)
 
 
-def _draw_rate(axes: Axes, frame: FlopsAndTime, rate: float, text: str, colour: str) -> None:
-    x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low)
+def _draw_rate(axes: Axes, frame: FlopsAndTime, rate: float, text: str, colour: str, left: float | None = None) -> None:
+    x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low if left is None else left)
     if x1 >= x2:
         return
     axes.plot([10**x1, 10**x2], [10**y1, 10**y2], color=colour, linewidth=1, zorder=1)
@@ -234,7 +235,7 @@ def _name_outliers(axes: Axes, points: Sequence[Point], places: Sequence[float])
     for time, named, place in chosen.values():
         left_half = place < middle
         name = axes.annotate(
-            drawable(_shortened(end_of(named.path or named.type, LONGEST_LABEL), LONGEST_LABEL)),
+            drawable(_label(named)),
             (place, time),
             xytext=(10 if left_half else -10, 0),
             textcoords="offset points",
@@ -247,6 +248,11 @@ def _name_outliers(axes: Axes, points: Sequence[Point], places: Sequence[float])
         )
         names.append(name)
     _move_apart(axes, names)
+
+
+def _label(point: Point) -> str:
+    name = point.short_path if point.operator else end_of(point.path or point.type, LONGEST_LABEL)
+    return _shortened(name, LONGEST_LABEL + 10 if point.operator else LONGEST_LABEL)
 
 
 def _move_apart(axes: Axes, names: Iterable[Annotation]) -> None:
