@@ -97,7 +97,9 @@ class StepRecorder:
     Attributes:
         failure: the error that kept the step from being observed, or None.
         compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
+        reads_all: whether all families of operators are read.
         times: where the step's time went; None where it was not asked, or the step was not observed.
+        untimed: the error that kept its times from being read, or None.
 
     Args:
         names: the modules.
@@ -124,6 +126,7 @@ class StepRecorder:
         self._names = names
         self._optimizers = tuple(optimizers)
         self._owner = owner
+        self.reads_all = reads_all
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks, arguments)
@@ -135,6 +138,7 @@ class StepRecorder:
         self._placed: list[Placed] = []
         self.compiled: list[str] = []
         self.times: RecordedTimes | None = None
+        self.untimed: Exception | None = None
         self._timed_on = timed_on
         self._compiled_calls: list[OpCall] = []  # for `whole_run`: empty where only products are read
 
@@ -260,10 +264,16 @@ class StepRecorder:
             with without_garbage_collection():
                 reading = Reading(result, self._marks, self._scopes, self._families, self._owner)
                 self._placed = reading.read()
-                if self._timed_on is not None:
-                    self.times = times_of(reading, device_records(result, self._timed_on))
+                self._read_times(reading, result)
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
+
+    def _read_times(self, reading: Reading, result: Any) -> None:
+        try:
+            if self._timed_on is not None:
+                self.times = times_of(reading, device_records(result, self._timed_on))
+        except Exception as error:  # noqa: BLE001 - its FLOPs are of use without times
+            self.untimed = error
 
     def _note(self, failure: Exception | None) -> None:
         self._failure = self._failure or failure

@@ -136,6 +136,11 @@ class Reading:
         self.found: list[Found] = []
         self.calls: list[OpCall | Region | None] = []
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether operators of all families are read."""
+        return self._families is None
+
     def read(self) -> list[Placed]:
         """Return the operators, in order."""
         roots = self._result.experimental_event_tree()

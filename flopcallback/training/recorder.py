@@ -95,6 +95,7 @@ class ProfileRecorder:
         self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
         self._device = "cpu"
         self._names = ModuleNames({})  # of the modules that are timed
+        self._attempts = 0  # steps that were recorded for their times, or in vain
         self._recorded: list[RecordedTimes] = []  # times of steps in the window whose operators were recorded
 
     @property
@@ -151,7 +152,7 @@ class ProfileRecorder:
             self._as_written = backward_as_written(observed, model)
         if is_timed and self._latency_steps > 0:
             self._timed_phase, self._device = conditions.phase, conditions.device.type
-            self._names, self._recorded = observed.runs[0].names, []
+            self._names, self._recorded, self._attempts = observed.runs[0].names, [], 0
             self.window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -263,7 +264,24 @@ class ProfileRecorder:
     @property
     def wants_records(self) -> bool:
         """True if the next step's operators should be recorded, in place of clocks on its modules."""
-        return self.window is not None and self.window.is_next_clocked and len(self._recorded) < self._records_wanted
+        may_try = self._attempts < 2 * self._records_wanted  # some may fail, and the window has to end
+        is_next = may_try and self.window is not None and self.window.is_next_clocked
+        return is_next and (self._lacks_times or self.wants_bytes)
+
+    def note_recording(self) -> None:
+        """Note that a step is recorded for its times."""
+        self._attempts += 1
+
+    @property
+    def wants_bytes(self) -> bool:
+        """True if the bytes of its operators should be read, too: of one step alone, as that takes longer."""
+        has_bytes = any(times.has_bytes for times in self._recorded)
+        return self._records_wanted > 1 and not has_bytes and not self._lacks_times
+
+    @property
+    def _lacks_times(self) -> bool:
+        wanted = self._records_wanted - (self._records_wanted > 1)  # one of them is read for its bytes
+        return sum(not times.has_bytes for times in self._recorded) < wanted
 
     def add_times(self, times: RecordedTimes) -> None:
         """Keep the times of a recorded step, which takes the place of one with clocks on modules."""

@@ -181,8 +181,17 @@ class Training:
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
             if is_new or is_timed or steps.awaited is not None:
                 timed_on = recorder.timed_on if is_timing else None
-                if steps.begin_step(inputs, optimizers, is_new=is_new, timed_on=timed_on, is_timed=is_timed):
+                if steps.begin_step(
+                    inputs,
+                    optimizers,
+                    is_new=is_new,
+                    timed_on=timed_on,
+                    is_timed=is_timed,
+                    wants_bytes=is_timed and recorder.wants_bytes,
+                ):
                     self._leave_out()
+                    if is_timed:
+                        recorder.note_recording()
                     return Plan.OBSERVE
                 if is_new and meter is not None:
                     meter.take_back_observation()  # the profiler was not to be had
@@ -349,8 +358,12 @@ class Training:
         is_counted = self._meter is not None and self._meter.is_in_counted_step
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
+        if observer.untimed is not None:
+            self._failures.report("the operators of a step could not be timed", observer.untimed)
         if observer.times is not None and observer.failure is None:
             self._recorder.add_times(observer.times)
+        if observer.reads_all:  # it was read for its bytes; unknown work without products is no bound of FLOPs
+            return
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         failure, runs = observer.failure, observer.runs()
         hides = bool(observer.compiled) and (steps.may_hide_products() or steps.has_thin_products(runs.values()))

@@ -94,6 +94,7 @@ class WholeSteps:
         is_new: bool,
         timed_on: str | None = None,
         is_timed: bool = False,
+        wants_bytes: bool = False,
     ) -> bool:
         """Begin a step; return whether it is observed, by `observer`.
 
@@ -106,22 +107,31 @@ class WholeSteps:
             is_new: whether the ledger wants the cost of this step.
             timed_on: type of the device, if the times of an observed step like the counted one are to be read.
             is_timed: whether such a step is to be observed for its times.
+            wants_bytes: whether the bytes of its operators are to be read, if it is observed for nothing else.
         """
         if self.model is None:
             return False
         self._shapes = shapes_of(inputs)
         self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
         is_usual = self._shapes == self._usual
-        if (self.is_for_profile or is_new or (is_timed and is_usual)) and not why_not_watched():
-            self.observer = self._recorder(self._names, self.model, optimizers, timed_on if is_usual else None)
+        is_needed = self.is_for_profile or is_new
+        if (is_needed or (is_timed and is_usual)) and not why_not_watched():
+            timed_on, reads_all = timed_on if is_usual else None, wants_bytes and not is_needed
+            self.observer = self._recorder(self._names, self.model, optimizers, timed_on, reads_all=reads_all)
         return self.observer is not None
 
     def _recorder(
-        self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any], timed_on: str | None = None
+        self,
+        names: ModuleNames,
+        model: nn.Module,
+        optimizers: Iterable[Any],
+        timed_on: str | None = None,
+        *,
+        reads_all: bool = False,
     ) -> StepRecorder:
         # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.
         known = self._known if is_used() and self._may_hide_products(model) else None
-        return StepRecorder(names, optimizers, owner=self._owner, known=known, timed_on=timed_on)
+        return StepRecorder(names, optimizers, owner=self._owner, reads_all=reads_all, known=known, timed_on=timed_on)
 
     def forget_step(self) -> None:
         """Forget the current step and its observer."""
