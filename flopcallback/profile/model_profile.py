@@ -24,7 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
-from flopcallback.profile.times import IDLE, LATER_TIMES, PYTHON, OperatorTime, StepTime
+from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime, bytes_of
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ PHASES = ("train", "validate", "test", "predict", "call")
 
 SCHEMA = 4
 """Version of the JSON that `ModelProfile.to_json` writes. It rises when older readers would fail or misread."""
-
-KNOWN_BYTES = 0.9
-"""Share of the operators' time from which the bytes of those that are known stand for all."""
 
 _CONFIG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
@@ -216,17 +213,8 @@ class ModelProfile:
 
     @property
     def step_bytes(self) -> int | None:
-        """Bytes that the operators of a whole training step read and write; None if unknown.
-
-        Operators whose bytes are not known, as of lists of tensors, are left out; where these take more than a tenth of
-        the operators' time, the sum is unknown.
-        """
-        operators = [each for each in self.operator_times if each.operator not in (PYTHON, IDLE)]
-        known = [each for each in operators if each.bytes is not None]
-        known_ms, whole_ms = (sum(each.ms for each in some) for some in (known, operators))
-        if not known or (share(known_ms, whole_ms) or 0.0) < KNOWN_BYTES:
-            return None
-        return sum(each.bytes or 0 for each in known)
+        """Bytes that the operators of a whole training step read and write; None if unknown, as in `bytes_of`."""
+        return bytes_of(self.operator_times)
 
     def is_above_peak(self, row: Timed) -> bool:
         """Return whether the row's FLOP/s exceed the peak of the device.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flopcallback.profile.roofline import bound_by, memory_roof
 from flopcallback.profile.rows import ModuleRow, share
-from flopcallback.profile.times import IDLE, PYTHON
+from flopcallback.profile.times import IDLE, PYTHON, bytes_of
 from flopcallback.reporting.tree import OWN, module_tree, walk
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def _by_operator(profile: ModelProfile) -> Iterator[Point]:
             operator=operator,
             ms=math.fsum(each.ms for each in group),
             flops=flops,
-            bytes=_sum_if_known([each.bytes for each in work]),
+            bytes=bytes_of(group),
             forward_bytes=None if operator else row.bytes,
             activations=_activations(own, row, path, operator, flops, products[path]),
             calls=sum(each.calls for each in work),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flopcallback.measuring.hardware import Peak
 from flopcallback.modules.batches import samples_in
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.failures import Failures
@@ -351,3 +352,25 @@ def test_a_meter_without_steps_has_no_numbers(clock):
     meter.leave_out()
     meter.pause()
     assert meter.numbers("log")["compute/flops_total"] == 0
+
+
+def test_a_training_whose_steps_were_recorded_has_the_utilisation_of_its_memory(clock):
+    model = nn.Linear(3, 2)
+    meter = ComputeMeter(model, BatchSizes(None, None, samples_in, Failures()), clock=clock)
+
+    def train(steps, *, is_counted=False):
+        for _ in range(steps):
+            meter.begin_step(torch.ones(4, 3))
+            clock.pass_(0.5)
+            if is_counted:
+                meter.set_counted_forward(10, torch.device("cpu"), Peak(1e3, "given", 400.0))
+                meter.set_observed_cost(StepCost(30))
+            meter.end_step()
+
+    train(1, is_counted=True)
+    train(4)
+    assert "perf/mbu_pct" not in meter.numbers("before it is recorded")
+    meter.recorded_step = 30, 50
+    train(4)
+    # 50 bytes in half a second are 100 of 400 a second.
+    assert meter.numbers("log")["perf/mbu_pct"] == pytest.approx(25)

@@ -56,6 +56,7 @@ def test_all_of_the_operators_time_is_in_a_point_or_between_modules(layer, conta
         OperatorTime("body.fc", "aten::linear", "forward", 2.0, 3, 7, bytes=11),
         OperatorTime("body.fc", "AddmmBackward0", "backward", 3.0, 1, 13, bytes=17),
         OperatorTime("body.fc", PYTHON, "forward", 0.5),
+        OperatorTime("body.fc", "TBackward0", "backward", 0.5, 1),  # less than a tenth of its time
         OperatorTime("body.act", "aten::relu", "forward", 1.0),
         OperatorTime("body", "aten::matmul", "forward", 1.5, 2, 5),
         OperatorTime("body", "MmBackward0", "backward", 2.5, 2, 10),
@@ -71,7 +72,7 @@ def test_all_of_the_operators_time_is_in_a_point_or_between_modules(layer, conta
     profile = net(layer, container, model_of, operator_times=tuple(times))
     points = {point.path: point for point in measured_points(profile)}
     assert {path: point.ms for path, point in points.items()} == {
-        "body.fc": 5.5,
+        "body.fc": 6.0,
         "body.act": 1.0,
         "body: matmul": 4.0,
         "body: other operators": pytest.approx(0.003),
@@ -80,7 +81,7 @@ def test_all_of_the_operators_time_is_in_a_point_or_between_modules(layer, conta
     }
     assert whole_ms(profile) == pytest.approx(sum(each.ms for each in times))
     linear = points["body.fc"]
-    assert (linear.flops, linear.bytes, linear.calls, linear.overhead_ms) == (20, 28, 4, 0.5)
+    assert (linear.flops, linear.bytes, linear.calls, linear.overhead_ms) == (20, 28, 5, 0.5)
     assert (points["body: matmul"].flops, points["body: matmul"].bytes) == (15, None)
     assert points["optimizer"].overhead_ms == 0.125
     assert sum(point.flops_share for point in points.values()) == pytest.approx(1)
