@@ -12,7 +12,7 @@ from flopcallback.profile import metrics
 from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.profile.times import IDLE, PYTHON, StepTime
 from flopcallback.reporting.noise import lost_share, noise_in_words
-from flopcallback.reporting.points import OPTIMIZER, is_of_step, points_of, whole_ms
+from flopcallback.reporting.points import OPTIMIZER, bound_of_point, is_of_step, points_of, whole_ms
 from flopcallback.reporting.tree import OWN, leaves
 
 if TYPE_CHECKING:
@@ -140,10 +140,15 @@ class _Facts:
         self.what = "step" if is_of_step(profile) else "forward"
 
     @cached_property
+    def points(self) -> list[Point]:
+        """All of the work, the slowest first; empty without times."""
+        return points_of(self.profile) if self.whole else []
+
+    @cached_property
     def parts(self) -> list[_Part]:
         """All of the work by kind, the slowest first."""
         groups: defaultdict[tuple[bool, str], list[Point]] = defaultdict(list)
-        for point in points_of(self.profile) if self.whole else ():
+        for point in self.points:
             # What modules of one class do on their own is no kind; of several it has as many meanings.
             name = point.path if point.operator == OWN or not point.type else point.type
             groups[bool(point.operator), name].append(point)
@@ -390,6 +395,15 @@ def _without_grad(facts: _Facts) -> Iterator[Finding]:
         yield Finding(text, part, "without grad")
 
 
+def _memory(facts: _Facts) -> Iterator[Finding]:
+    """Find time that memory bounds, which is known where the device's bandwidth is."""
+    bound = [point for point in facts.points if bound_of_point(facts.profile, point) == "memory"]
+    part = min(1.0, math.fsum(point.time_share for point in bound))
+    if part >= MEMORY:
+        advice = "a lower precision moves fewer bytes" if facts.is_compiled else "torch.compile may move fewer bytes"
+        yield Finding(f"{_percent(part)} of the {facts.what} is bound by memory: {advice}", part, "memory")
+
+
 def _noise(facts: _Facts) -> Iterator[Finding]:
     if text := noise_in_words(facts.profile.latency):
         yield Finding(text, lost_share(facts.profile.latency), "noise")
@@ -397,7 +411,7 @@ def _noise(facts: _Facts) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     *(_no_products, _slow, _one_module, _python, _idle, _data_wait),
-    *(_backward, _optimizer, _recomputation, _without_grad, _noise),
+    *(_backward, _optimizer, _recomputation, _without_grad, _memory, _noise),
 )
 """The rules. A new one is a function here and its place in this table."""
 
