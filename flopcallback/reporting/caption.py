@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
 from flopcallback.profile.numbers import bound_sign
 from flopcallback.profile.rows import CPU_CLOCK
-from flopcallback.reporting.flops_and_time import (
-    measured_leaves,
-    orderings,
-    rank_correlation,
-    slow_for_their_flops,
-    time_covered,
-)
+from flopcallback.reporting.flops_and_time import agreement, measured_leaves, slow_for_their_flops
 from flopcallback.reporting.noise import noise_in_words, observed_in_words, spread_in_words
-from flopcallback.reporting.points import is_of_step, measured_points
+from flopcallback.reporting.points import is_of_step
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
@@ -68,7 +62,7 @@ def footer(profile: ModelProfile) -> list[str]:
     counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
     times = (
         *(_clock(profile), noise_in_words(profile.latency), observed_in_words(profile.latency)),
-        *(_module_times(profile), _agreement(profile), _best_order(profile), *_slow_modules(profile)),
+        *(_module_times(profile), *_agreement(profile), *_slow_modules(profile)),
     )
     ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile), _at_most(profile))
     return [line for line in (*counts, *times, *ends) if line]
@@ -236,26 +230,18 @@ def _with_unit(value: float, metric: Metric) -> str:
     return f"{si(value) if metric.unit.endswith('/s') else f'{value:,}'} {metric.unit}"
 
 
-def _agreement(profile: ModelProfile) -> str:
-    """Say how well FLOPs predict time."""
-    correlation = rank_correlation(profile)
-    if correlation is None:
-        return ""
-    what = "modules and own operators" if is_of_step(profile) else "modules"
-    covered = percent(time_covered(profile))
-    return (
-        f"FLOPs and time: rank correlation {correlation:.2f} by time over {len(measured_points(profile)):,} {what} "
-        f"with {covered} of the time; {in_words(correlation)}"
-    )
-
-
-def _best_order(profile: ModelProfile) -> str:
-    """Say which of FLOPs, activations and bytes orders modules by time best."""
-    found = orderings(profile)
-    if len(found) < 2:
-        return ""
-    best, *others = (f"{name} {value:.2f}" for name, value in found.items())
-    return f"what orders modules by time best: {best}, then {', '.join(others)} (the same rank correlation)"
+def _agreement(profile: ModelProfile) -> Iterator[str]:
+    """Say how well FLOPs predict time, and which of FLOPs, activations and bytes does best."""
+    found = agreement(profile)
+    if found.correlation is not None:
+        what = "modules and own operators" if is_of_step(profile) else "modules"
+        yield (
+            f"FLOPs and time: rank correlation {found.correlation:.2f} by time over {found.points:,} {what} with "
+            f"{percent(found.covered)} of the time; {in_words(found.correlation)}"
+        )
+    if len(found.orderings) > 1:
+        best, *others = (f"{name} {value:.2f}" for name, value in found.orderings.items())
+        yield f"what orders modules by time best: {best}, then {', '.join(others)} (the same rank correlation)"
 
 
 def in_words(correlation: float) -> str:

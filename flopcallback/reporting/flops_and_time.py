@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from flopcallback.reporting.points import measured_points, points_of, timed_innermost
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from flopcallback.reporting.points import Point
 
 __all__ = [
+    "Agreement",
+    "agreement",
     "measured_leaves",
     "orderings",
     "rank_correlation",
@@ -36,6 +38,29 @@ def measured_leaves(profile: ModelProfile) -> list[ModuleRow]:
     return [row for row in profile.modules if row.path in innermost]
 
 
+class Agreement(NamedTuple):
+    """How well FLOPs predict time.
+
+    Attributes:
+        correlation: rank correlation of FLOPs and time, -1 to 1, as of `rank_correlation`.
+        orderings: the same for FLOPs, activations and bytes, as of `orderings`.
+        points: number of points.
+        covered: share of the time that they have, as of `time_covered`.
+    """
+
+    correlation: float | None
+    orderings: Mapping[str, float]
+    points: int
+    covered: float
+
+
+def agreement(profile: ModelProfile) -> Agreement:
+    """Return how well FLOPs predict time, and what predicts it best."""
+    points = measured_points(profile)
+    correlation = _by_time([point.flops for point in points], points)
+    return Agreement(correlation, _orderings(points), len(points), _covered(points))
+
+
 def rank_correlation(profile: ModelProfile) -> float | None:
     """Return the rank correlation of FLOPs and time, -1 to 1, each point with the weight of its time.
 
@@ -43,17 +68,19 @@ def rank_correlation(profile: ModelProfile) -> float | None:
     `weighted_rank_correlation` over the points of `measured_points`. None for fewer than three, or if all have the same
     FLOPs or the same time.
     """
-    points = measured_points(profile)
-    return _by_time([point.flops for point in points], points)
+    return agreement(profile).correlation
 
 
-def orderings(profile: ModelProfile) -> dict[str, float]:
+def orderings(profile: ModelProfile) -> Mapping[str, float]:
     """Return the rank correlations with time of FLOPs, activations and bytes, the highest first.
 
     All are over the same points: those of which all three are known. Bytes are those of the same time where they are
     known, else those of the counted call, as activations are. What has no correlation is left out.
     """
-    points = measured_points(profile)
+    return agreement(profile).orderings
+
+
+def _orderings(points: Sequence[Point]) -> dict[str, float]:
     moved = [point.bytes for point in points]
     if None in moved:
         moved = [point.forward_bytes for point in points]
@@ -130,8 +157,12 @@ def time_covered(profile: ModelProfile) -> float:
 
     The rest is Python and launches between modules, and time in which a device had nothing to do.
     """
+    return _covered(measured_points(profile))
+
+
+def _covered(points: Sequence[Point]) -> float:
     # Medians of parts can add up to more than the median of the whole.
-    return min(1.0, math.fsum(point.time_share for point in measured_points(profile)))
+    return min(1.0, math.fsum(point.time_share for point in points))
 
 
 def slow_for_their_flops(profile: ModelProfile, limit: int = 5) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import defaultdict
@@ -384,6 +385,7 @@ def _sum_if_known(numbers: Iterable[int | None]) -> int | None:
     return total
 
 
+@functools.cache
 def _short(operator: str) -> str:
     """Return an operator's name as a reader knows it, the same in forward and backward."""
     name = operator.removeprefix("aten::")
