@@ -10,8 +10,8 @@ from flopcallback.profile import metrics
 from flopcallback.profile.numbers import bound_sign
 from flopcallback.profile.rows import CPU_CLOCK
 from flopcallback.reporting.flops_and_time import agreement, measured_leaves, slow_for_their_flops
+from flopcallback.reporting.measured import is_of_step
 from flopcallback.reporting.noise import noise_in_words, observed_in_words, spread_in_words
-from flopcallback.reporting.points import is_of_step
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 

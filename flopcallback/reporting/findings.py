@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flopcallback.profile import metrics
-from flopcallback.profile.rows import achieved_flops_per_s, share
-from flopcallback.profile.times import IDLE, PYTHON, StepTime
+from flopcallback.profile.rows import share
+from flopcallback.profile.times import IDLE, PYTHON
+from flopcallback.reporting.facts import Facts
+from flopcallback.reporting.measured import is_of_step
 from flopcallback.reporting.noise import lost_share, noise_in_words
-from flopcallback.reporting.points import OPTIMIZER, bound_of_point, is_of_step, points_of, whole_ms
-from flopcallback.reporting.tree import OWN, leaves
+from flopcallback.reporting.points import OPTIMIZER, bound_of_point
+from flopcallback.reporting.tree import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from flopcallback.profile.model_profile import ModelProfile
-    from flopcallback.reporting.points import Point
+    from flopcallback.reporting.facts import Part
 
 __all__ = ["RULES", "Finding", "findings"]
 
@@ -75,7 +75,7 @@ def findings(profile: ModelProfile) -> list[Finding]:
     The first says which part takes the most time, whether it is slow for its FLOPs, and whether the machine computes or
     waits; without times, where the FLOPs are. Then come the others, in decreasing order of the time that they explain.
     """
-    facts = _Facts(profile)
+    facts = Facts(profile)
     found = [finding for rule in RULES for finding in rule(facts)]
     first = _first(facts, found)
     others = [finding for finding in found if not _is_same(finding, first)]
@@ -87,133 +87,10 @@ def _is_same(finding: Finding, first: Finding) -> bool:
     return finding.text in first.text or (finding.path is not None and finding.path == first.path)
 
 
-# --- What the rules go by ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Points of one kind: modules of a class, or an operator of modules' own.
-
-    Attributes:
-        points: the points, the slowest first.
-        share: share of the time.
-        flops_share: share of the FLOPs.
-        flops: FLOPs.
-        ms: milliseconds.
-    """
-
-    points: Sequence[Point]
-    share: float
-    flops_share: float
-    flops: int
-    ms: float
-
-    @property
-    def name(self) -> str:
-        """Name in a sentence: that of the place where there is only one, else of the kind."""
-        first = self.points[0]
-        if first.is_outside and first.operator != OPTIMIZER:
-            return first.path if first.path != first.operator else f"{first.operator}, outside of the model"
-        if first.operator:
-            return first.short_path if len(self.points) == 1 else first.operator
-        if len(self.points) == 1 and first.modules == 1:
-            return f"{first.path} ({first.type})" if first.path else first.type
-        return first.type or first.short_path
-
-    @property
-    def path(self) -> str | None:
-        """Path of the slowest module; None outside of the model."""
-        return self.points[0].row.path or None
-
-    @property
-    def is_countable(self) -> bool:
-        """True if its FLOPs are all that it does: no operator without a count is in it."""
-        return not any(point.row.unknown_calls for point in self.points)
-
-
-class _Facts:
-    """A profile's times, sorted for the rules."""
-
-    def __init__(self, profile: ModelProfile) -> None:
-        self.profile = profile
-        self.whole = whole_ms(profile) or 0.0
-        self.what = "step" if is_of_step(profile) else "forward"
-
-    @cached_property
-    def points(self) -> list[Point]:
-        """All of the work, the slowest first; empty without times."""
-        return points_of(self.profile) if self.whole else []
-
-    @cached_property
-    def parts(self) -> list[_Part]:
-        """All of the work by kind, the slowest first."""
-        groups: defaultdict[tuple[bool, str], list[Point]] = defaultdict(list)
-        for point in self.points:
-            # What modules of one class do on their own is no kind; of several it has as many meanings.
-            name = point.path if point.operator == OWN or not point.type else point.type
-            groups[bool(point.operator), name].append(point)
-        parts = [
-            _Part(
-                points,
-                min(1.0, math.fsum(point.time_share for point in points)),
-                math.fsum(point.flops_share for point in points),
-                sum(point.flops for point in points),
-                math.fsum(point.ms for point in points),
-            )
-            for points in groups.values()
-        ]
-        return sorted(parts, key=lambda part: -part.ms)
-
-    def share_of(self, operator: str) -> float:
-        """Return the share of `PYTHON` or `IDLE` in all of the step, 0 to 1."""
-        ms = math.fsum(each.ms for each in self.profile.operator_times if each.operator == operator)
-        return share(ms, self.whole) or 0.0
-
-    @cached_property
-    def phases(self) -> StepTime:
-        """Milliseconds by phase; all 0 if they are not known."""
-        root = self.profile.root
-        if root is not None and root.time is not None:
-            return root.time
-        sums = dict.fromkeys((phase.name for phase in fields(StepTime)), 0.0)
-        for each in self.profile.operator_times:
-            if each.phase in sums:
-                sums[each.phase] += each.ms
-        return StepTime(**sums)
-
-    def phase_share(self, phase: str) -> float:
-        """Return the share of a phase, 0 to 1."""
-        return share(getattr(self.phases, phase), self.phases.total) or 0.0
-
-    def rate_beside(self, part: _Part) -> float | None:
-        """Return the part's FLOP/s over those of all other parts with FLOPs; None without any."""
-        others = [other for other in self.parts if other.flops and other is not part]
-        rate = achieved_flops_per_s(part.flops, part.ms)
-        rest = achieved_flops_per_s(sum(other.flops for other in others), math.fsum(other.ms for other in others))
-        return share(rate, rest)
-
-    def share_of_peak(self, part: _Part) -> float | None:
-        """Return the part's FLOP/s over the device's peak; None if that is not known or not believable."""
-        of_peak = share(achieved_flops_per_s(part.flops, part.ms), self.profile.peak_flops_per_s)
-        return of_peak if of_peak is not None and of_peak <= 1 else None
-
-    @property
-    def data_wait(self) -> float:
-        """Share of the training's time between two steps, 0 to 1."""
-        return (self.profile.training.get(metrics.DATA_WAIT.name) or 0.0) / 100
-
-    @property
-    def is_compiled(self) -> bool:
-        """True if some of the model is compiled."""
-        return any("compiled" in row.note for row in self.profile.modules) or any(
-            "Compiled" in each.operator for each in self.profile.operator_times
-        )
-
-
 # --- The first sentence ----------------------------------------------------------------------------------------------
 
 
-def _first(facts: _Facts, found: Sequence[Finding]) -> Finding:
+def _first(facts: Facts, found: Sequence[Finding]) -> Finding:
     """Return the sentence about the part with the most time, or with the most FLOPs."""
     if not facts.parts:
         return _most_flops(facts.profile)
@@ -229,7 +106,7 @@ def _first(facts: _Facts, found: Sequence[Finding]) -> Finding:
     return Finding(text + _busy(facts), part.share, rule, part.path)
 
 
-def _most_time(facts: _Facts, part: _Part) -> str:
+def _most_time(facts: Facts, part: Part) -> str:
     text = f"{part.name} takes {_percent(part.share)} of the {facts.what}"
     if not part.flops:
         return text
@@ -240,7 +117,7 @@ def _most_time(facts: _Facts, part: _Part) -> str:
     return f"{text} for {_percent(part.flops_share)} of the FLOPs, {verdict}{rate}"
 
 
-def _busy(facts: _Facts) -> str:
+def _busy(facts: Facts) -> str:
     """Say whether the machine computes or waits; empty if that is not known."""
     if not facts.profile.operator_times:
         return f"; {_percent(facts.data_wait)} of the time waits for data" if facts.data_wait >= WAIT else ""
@@ -271,12 +148,12 @@ def _most_flops(profile: ModelProfile) -> Finding:
 # --- Rules -----------------------------------------------------------------------------------------------------------
 
 
-def _no_products(facts: _Facts) -> Iterator[Finding]:
+def _no_products(facts: Facts) -> Iterator[Finding]:
     """Find kinds of modules and operators that take time without any FLOPs."""
     yield from filter(None, (_without_products(facts, part) for part in facts.parts))
 
 
-def _without_products(facts: _Facts, part: _Part) -> Finding | None:
+def _without_products(facts: Facts, part: Part) -> Finding | None:
     is_enough = part.share >= NO_PRODUCTS and part.points[0].operator != OPTIMIZER
     if part.flops or not is_enough or not part.is_countable:
         return None
@@ -284,12 +161,12 @@ def _without_products(facts: _Facts, part: _Part) -> Finding | None:
     return Finding(text, part.share, "no products", part.path)
 
 
-def _slow(facts: _Facts) -> Iterator[Finding]:
+def _slow(facts: Facts) -> Iterator[Finding]:
     """Find parts with FLOPs that run far below the rate of the others."""
     yield from filter(None, (_slow_one(facts, part) for part in facts.parts))
 
 
-def _slow_one(facts: _Facts, part: _Part) -> Finding | None:
+def _slow_one(facts: Facts, part: Part) -> Finding | None:
     ratio = facts.rate_beside(part) if part.flops and part.share >= SLOW else None
     of_peak = facts.share_of_peak(part)
     # Nor is slow what comes near the peak, however fast the rest is.
@@ -301,7 +178,7 @@ def _slow_one(facts: _Facts, part: _Part) -> Finding | None:
     return Finding(text, part.share * (1 - ratio), "slow", part.path)
 
 
-def _one_module(facts: _Facts) -> Iterator[Finding]:
+def _one_module(facts: Facts) -> Iterator[Finding]:
     """Find the innermost module that has most of the time and few of the modules."""
     times = _inclusive(facts.profile)
     inner = _innermost_inside(facts.profile)
@@ -338,14 +215,14 @@ def _innermost_inside(profile: ModelProfile) -> dict[str, int]:
     return counts
 
 
-def _python(facts: _Facts) -> Iterator[Finding]:
+def _python(facts: Facts) -> Iterator[Finding]:
     part = facts.share_of(PYTHON)
     if part >= OVERHEAD:
         advice = "a larger batch makes it a smaller part" if facts.is_compiled else "try torch.compile"
         yield Finding(f"{_percent(part)} of the {facts.what} is Python and launches: {advice}", part, "python")
 
 
-def _idle(facts: _Facts) -> Iterator[Finding]:
+def _idle(facts: Facts) -> Iterator[Finding]:
     part = facts.share_of(IDLE)
     if part >= OVERHEAD:
         advice = "try a larger batch" if facts.is_compiled else "try torch.compile or a larger batch"
@@ -353,13 +230,13 @@ def _idle(facts: _Facts) -> Iterator[Finding]:
         yield Finding(text, part, "idle")
 
 
-def _data_wait(facts: _Facts) -> Iterator[Finding]:
+def _data_wait(facts: Facts) -> Iterator[Finding]:
     part = facts.data_wait
     if part >= WAIT:
         yield Finding(f"{_percent(part)} of the time waits for data: try more workers (num_workers=)", part, "data")
 
 
-def _backward(facts: _Facts) -> Iterator[Finding]:
+def _backward(facts: Facts) -> Iterator[Finding]:
     """Find a backward that takes longer than its FLOPs say."""
     phases, step = facts.phases, facts.profile.step
     times = share(phases.backward, phases.forward)
@@ -370,32 +247,32 @@ def _backward(facts: _Facts) -> Iterator[Finding]:
         yield Finding(text, excess, "backward")
 
 
-def _optimizer(facts: _Facts) -> Iterator[Finding]:
+def _optimizer(facts: Facts) -> Iterator[Finding]:
     part = facts.phase_share("optimizer")
     if part >= PHASE:
         names = {each.operator for each in facts.profile.operator_times if each.phase == "optimizer"}
         classes = sorted(name.removesuffix(".step") for name in names if name.endswith(".step"))
         who = f" ({', '.join(classes)})" if classes else ""
         can_fuse = all(name in FUSED for name in classes) and not any("_fused_" in name for name in names)
-        advice = "try fused=True or foreach=True" if can_fuse else "a larger batch makes it a smaller part"
+        advice = "try fused=True, if it is not on" if can_fuse else "a larger batch makes it a smaller part"
         yield Finding(f"optimizer{who}: {_percent(part)} of the step: {advice}", part, "optimizer")
 
 
-def _recomputation(facts: _Facts) -> Iterator[Finding]:
+def _recomputation(facts: Facts) -> Iterator[Finding]:
     part = facts.phase_share("recompute")
     if part >= PHASE:
         text = f"recomputation: {_percent(part)} of the step, the price of activation checkpointing"
         yield Finding(text, part, "recomputation")
 
 
-def _without_grad(facts: _Facts) -> Iterator[Finding]:
+def _without_grad(facts: Facts) -> Iterator[Finding]:
     part = facts.phase_share("without_grad")
     if part >= PHASE:
         text = f"forward without autograd, as of a teacher: {_percent(part)} of the step"
         yield Finding(text, part, "without grad")
 
 
-def _memory(facts: _Facts) -> Iterator[Finding]:
+def _memory(facts: Facts) -> Iterator[Finding]:
     """Find time that memory bounds, which is known where the device's bandwidth is."""
     bound = [point for point in facts.points if bound_of_point(facts.profile, point) == "memory"]
     part = min(1.0, math.fsum(point.time_share for point in bound))
@@ -404,12 +281,12 @@ def _memory(facts: _Facts) -> Iterator[Finding]:
         yield Finding(f"{_percent(part)} of the {facts.what} is bound by memory: {advice}", part, "memory")
 
 
-def _noise(facts: _Facts) -> Iterator[Finding]:
+def _noise(facts: Facts) -> Iterator[Finding]:
     if text := noise_in_words(facts.profile.latency):
         yield Finding(text, lost_share(facts.profile.latency), "noise")
 
 
-RULES: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
+RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     *(_no_products, _slow, _one_module, _python, _idle, _data_wait),
     *(_backward, _optimizer, _recomputation, _without_grad, _memory, _noise),
 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from flopcallback.reporting.points import measured_points, points_of, timed_innermost
+from flopcallback.reporting.measured import measured_points, points_of, timed_innermost
 
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile

@@ -244,7 +244,7 @@ def test_a_long_backward_explains_its_excess(step):
 @pytest.mark.parametrize(
     ("operator", "text"),
     [
-        ("AdamW.step", "optimizer (AdamW): 22 % of the step: try fused=True or foreach=True"),
+        ("AdamW.step", "optimizer (AdamW): 22 % of the step: try fused=True, if it is not on"),
         ("Lion.step", "optimizer (Lion): 22 % of the step: a larger batch makes it a smaller part"),
         ("aten::_fused_adamw_", "optimizer: 22 % of the step: a larger batch makes it a smaller part"),
     ],

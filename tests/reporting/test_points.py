@@ -9,7 +9,8 @@ import pytest
 from flopcallback.profile.rows import LatencySummary, ModuleRow, StepFlops
 from flopcallback.profile.times import IDLE, PYTHON, OperatorTime, StepTime
 from flopcallback.reporting.flops_and_time import slow_for_their_flops, time_covered
-from flopcallback.reporting.points import bound_of_point, measured_points, memory_line, points_of, whole_ms
+from flopcallback.reporting.measured import measured_points, points_of, whole_ms
+from flopcallback.reporting.points import bound_of_point, memory_line
 
 SDPA = "aten::scaled_dot_product_attention"
 

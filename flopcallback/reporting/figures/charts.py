@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from flopcallback.profile.rows import share
 from flopcallback.reporting.caption import at_least, headline
 from flopcallback.reporting.figures.axes import PALETTE, FlopsAndTime, heaviest_types, tick_label
-from flopcallback.reporting.points import is_of_step, measured_points, memory_line
+from flopcallback.reporting.measured import is_of_step, measured_points
+from flopcallback.reporting.points import memory_line
 from flopcallback.reporting.tree import OWN, end_of, widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
 

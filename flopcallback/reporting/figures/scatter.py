@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flopcallback.reporting.figures.axes import FlopsAndTime, heaviest_types, thinned, tick_label
-from flopcallback.reporting.points import bound_of_point, is_of_step, measured_points, memory_line
+from flopcallback.reporting.measured import is_of_step, measured_points
+from flopcallback.reporting.points import bound_of_point, memory_line
 from flopcallback.reporting.units import si
 
 if TYPE_CHECKING:
