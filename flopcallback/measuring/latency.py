@@ -150,14 +150,19 @@ class LatencyWindow:
         return self._steps_to_skip == 0
 
     @property
-    def is_next_clocked(self) -> bool:
-        """True if the next step is to be timed with clocks on modules."""
-        return self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
+    def can_spare_next(self) -> bool:
+        """True if the next step is to be timed with clocks on modules, and one like it was timed already."""
+        is_clocked = self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
+        return is_clocked and self._has_clocked
 
-    def use_up_clocked(self) -> None:
-        """Use up a step with clocks on modules without timing it; the last one only if there are times of others."""
-        if self._steps_to_time > 1 or any(not call.is_bare for call in self._calls):
+    def spare_step(self) -> None:
+        """Use up a step with clocks on modules without timing it, if one like it was timed already."""
+        if self._has_clocked:
             self._steps_to_time = max(0, self._steps_to_time - 1)
+
+    @property
+    def _has_clocked(self) -> bool:
+        return any(not call.is_bare for call in self._calls)
 
     def warm_up(self) -> None:
         """Use up one warm-up step, if any is left, without timing it."""

@@ -265,7 +265,7 @@ class ProfileRecorder:
     def wants_records(self) -> bool:
         """True if the next step's operators should be recorded, in place of clocks on its modules."""
         may_try = self._attempts < 2 * self._records_wanted  # some may fail, and the window has to end
-        is_next = may_try and self.window is not None and self.window.is_next_clocked
+        is_next = may_try and self.window is not None and self.window.can_spare_next
         return is_next and (self._lacks_times or self.wants_bytes)
 
     def note_recording(self) -> None:
@@ -288,7 +288,7 @@ class ProfileRecorder:
         if self.window is not None:
             with self._timing():
                 self._recorded.append(times)
-                self.window.use_up_clocked()
+                self.window.spare_step()
                 if not self.window.is_open:
                     self._read_window()
 
