@@ -35,12 +35,14 @@ def bound_by(
     Args:
         flops: FLOPs.
         moved: bytes that are read and written; None if unknown.
-        ms: milliseconds.
+        ms: milliseconds; where they are not above 0, nothing is known.
         peak: the device's FLOP/s; None if unknown.
         bandwidth: bytes/s of its memory; None if unknown.
         overhead_ms: part of `ms` outside of operators.
         calls: number of calls of operators; 0 if unknown.
     """
+    if not ms > 0:
+        return ""
     if overhead_ms >= ms / 2 or (calls and ms - overhead_ms < calls * LAUNCH_MS):
         return "launches"
     if moved is None or peak is None or bandwidth is None or not (moved or flops):

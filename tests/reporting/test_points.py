@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
+from flopcallback import FlopHook
 from flopcallback.profile.rows import LatencySummary, ModuleRow, StepFlops
 from flopcallback.profile.times import IDLE, PYTHON, OperatorTime, StepTime
+from flopcallback.reporting.findings import findings
 from flopcallback.reporting.flops_and_time import slow_for_their_flops, time_covered
 from flopcallback.reporting.measured import measured_points, points_of, whole_ms
 from flopcallback.reporting.points import bound_of_point, memory_line
@@ -44,6 +48,48 @@ def test_attention_that_takes_half_of_the_time_is_the_first_candidate(decoder):
     assert slow_for_their_flops(profile)[0] == slowest
     # What passes between modules is no point.
     assert time_covered(profile) == pytest.approx(1 - 6 * 0.25 / (4 * leaves + 6 * 0.25))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        query, key, value = self.qkv(x).unflatten(-1, (3, 1, 8)).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out(attended.squeeze(1))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.head = Attention(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.self_attn(x))
+
+
+def test_attention_of_a_real_step_is_the_finding_when_it_takes_half_of_the_time():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FlopHook(model, optimizer, summary=False, warmup_steps=1, latency_steps=8, strict=True) as hook:
+        for _ in range(20):
+            model(torch.ones(2, 5, 8)).sum().backward()
+            optimizer.step()
+    profile = hook.profile
+    # What a step takes is not the same twice: times that add up to a known share take their place.
+    names = {each: "scaled" in each.operator.lower() for each in profile.operator_times}
+    attention, others = sum(names.values()), len(names) - sum(names.values())
+    assert attention >= 2  # forward and backward
+    times = [replace(each, ms=1 / attention if is_attention else 1 / others) for each, is_attention in names.items()]
+    timed = replace(profile, operator_times=tuple(times))
+    slowest = points_of(timed)[0]
+    assert slowest.path == "self_attn: scaled_dot_product_attention"
+    assert slowest.time_share == pytest.approx(0.5)
+    # Two products of 5 by 5 by 8 for each of 2 samples, and their backward.
+    assert slowest.flops >= 3 * 2 * (2 * 2 * 5 * 5 * 8)
+    assert findings(timed)[0].text.startswith("self_attn: scaled_dot_product_attention")
 
 
 def net(layer, container, model_of, **more):
