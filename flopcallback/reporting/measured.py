@@ -15,7 +15,7 @@ from flopcallback.reporting.points import OPTIMIZER, OTHERS, Point
 from flopcallback.reporting.tree import OWN, module_tree, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.times import OperatorTime
@@ -38,6 +38,9 @@ WORTH_A_POINT = 0.002
 ROUNDING = 1e-6
 
 OVERHEAD = (PYTHON, IDLE)
+
+ATTENTION = "scaled_dot_product_attention"
+PARTS_OF_ATTENTION = frozenset({"matmul", "baddbmm", "softmax", "dropout"})
 
 # What fused attention is called inside, by kernel and in backward.
 _ATTENTION = re.compile(r"scaled_dot_product_\w+")
@@ -225,19 +228,36 @@ def _grouped(
 ) -> dict[tuple[str | None, str], list[OperatorTime]]:
     """Return operators by path and name of their point; what is between modules has none."""
     groups: defaultdict[tuple[str | None, str], list[OperatorTime]] = defaultdict(list)
+    forward: defaultdict[str | None, set[str]] = defaultdict(set)  # names of operators, by path
+    for each in times:
+        if each.phase != "backward":
+            forward[each.path].add(_short(each.operator))
     for each in times:
         if each.path is not None and each.path not in containers:
             groups[each.path, ""].append(each)
         elif each.path is None and each.phase == "optimizer":
             groups[None, OPTIMIZER].append(each)
         elif each.operator not in OVERHEAD:
-            groups[each.path, _short(each.operator)].append(each)
+            groups[each.path, _name_of(each, forward[each.path])].append(each)
     joined: defaultdict[tuple[str | None, str], list[OperatorTime]] = defaultdict(list)
     for (path, operator), group in groups.items():
         is_small = math.fsum(each.ms for each in group) < WORTH_A_POINT * whole
         is_other = operator not in ("", OPTIMIZER) and is_small and not any(each.flops for each in group)
         joined[path, OTHERS if is_other else operator] += group
     return dict(joined)
+
+
+def _name_of(each: OperatorTime, forward: Container[str]) -> str:
+    """Return the name of an operator's point.
+
+    Args:
+        each: the operator.
+        forward: names of what its module does in forward.
+    """
+    name = _short(each.operator)
+    # Without a kernel of its own, attention is several operators in backward.
+    is_part = each.phase == "backward" and name in PARTS_OF_ATTENTION and name not in forward
+    return ATTENTION if is_part and ATTENTION in forward else name
 
 
 def _row_of(rows: Mapping[str, ModuleRow], path: str | None) -> ModuleRow:
@@ -271,7 +291,7 @@ def _short(operator: str) -> str:
     if node := _NODE.fullmatch(name):
         name = _NEXT_WORD.sub("_", node[1]).lower()
     if _ATTENTION.search(name):
-        return "scaled_dot_product_attention"
+        return ATTENTION
     name = _BACKWARD.sub("", name).lstrip("_").removeprefix("native_")
     return _PRODUCTS.get(name, name) or operator
 

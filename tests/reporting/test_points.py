@@ -149,6 +149,28 @@ def test_a_module_that_does_products_of_several_kinds_has_a_point_for_each(layer
     assert points == {"attn: linear": 21, "attn: scaled_dot_product_attention": 5, "fc": 33}
 
 
+def test_attention_without_a_kernel_is_several_operators_in_backward_and_one_point(layer, container, model_of):
+    proj = layer("attn.proj", "Linear")
+    times = [OperatorTime("attn.proj", "aten::linear", "forward", 1.0)]
+    times += [OperatorTime("attn", name, "backward", 1.0, 2, 7) for name in ("BmmBackward0", "SoftmaxBackward0")]
+    rows = [container("attn", "Attention", [proj]), proj]
+
+    def points(*forward):
+        profile = model_of("Net", rows, operator_times=(*times, *forward))
+        return {point.path: (point.ms, point.flops) for point in measured_points(profile) if point.operator}
+
+    attention = OperatorTime("attn", SDPA, "forward", 2.0, 1, 7)
+    assert points(attention) == {"attn: scaled_dot_product_attention": (4.0, 21)}
+    # By hand, its products are its own; with both, nobody knows whose backward a product is.
+    apart = {"attn: matmul": (1.0, 7), "attn: softmax": (1.0, 7)}
+    assert points() == apart
+    matmul = OperatorTime("attn", "aten::matmul", "forward", 3.0, 1, 7)
+    assert points(matmul, attention) == {
+        "attn: matmul": (4.0, 14),
+        "attn: scaled_dot_product_attention": (3.0, 14),
+    }
+
+
 def test_a_modules_flops_are_those_of_its_row_where_the_step_was_counted(layer, container, model_of):
     profile = net(
         layer, container, model_of, operator_times=(OperatorTime("body.fc", "CompiledFunction", "forward", 1),)
