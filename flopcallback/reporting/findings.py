@@ -273,12 +273,17 @@ def _without_grad(facts: Facts) -> Iterator[Finding]:
 
 
 def _memory(facts: Facts) -> Iterator[Finding]:
-    """Find time that memory bounds, which is known where the device's bandwidth is."""
-    bound = [point for point in facts.points if bound_of_point(facts.profile, point) == "memory"]
-    part = min(1.0, math.fsum(point.time_share for point in bound))
+    """Find bytes that take much of the time even at the full bandwidth of the memory."""
+    bandwidth = facts.profile.peak_bytes_per_s
+    if bandwidth is None:
+        return
+    bound = [point for point in facts.points if bound_of_point(facts.profile, point) == "memory" and point.bytes]
+    needed_ms = math.fsum(min(point.ms, 1e3 * (point.bytes or 0) / bandwidth) for point in bound)
+    part = share(needed_ms, facts.whole) or 0.0
     if part >= MEMORY:
-        advice = "a lower precision moves fewer bytes" if facts.is_compiled else "torch.compile may move fewer bytes"
-        yield Finding(f"{_percent(part)} of the {facts.what} is bound by memory: {advice}", part, "memory")
+        advice = "a lower precision moves fewer" if facts.is_compiled else "torch.compile may move fewer"
+        text = f"bytes take {_percent(part)} of the {facts.what} at the memory's full bandwidth: {advice}"
+        yield Finding(text, part, "memory")
 
 
 def _noise(facts: Facts) -> Iterator[Finding]:

@@ -273,20 +273,21 @@ def test_further_phases_are_said(step, phase, rule, text):
     assert not of_rule(step(conv(92), conv(8, 10, phase)), rule)
 
 
-def test_time_that_memory_bounds_is_said_where_the_bandwidth_is_known(step):
-    def told(bandwidth, moved=1000, compiled=""):
+def test_bytes_that_need_much_of_the_time_are_said_where_the_bandwidth_is_known(step):
+    def told(bandwidth, moved=40_000_000, compiled=""):
         config = {"flops.peak_tflops": 1.0, "flops.peak_gb_per_s": bandwidth}
-        work = OperatorTime("conv", CONV, "forward", 40, 1, 1000, moved), replace(norm(60), bytes=0)
+        work = OperatorTime("conv", CONV, "forward", 50, 1, 1000, moved), replace(norm(50), bytes=0)
         profile = step(*work, config=config)
         rows = tuple(replace(row, note=compiled) for row in profile.modules)
-        return [finding.text for finding in of_rule(replace(profile, modules=rows), "memory")]
+        return [(each.text, each.weight) for each in of_rule(replace(profile, modules=rows), "memory")]
 
-    # 1,000 bytes at 1e9 a second take 1 us, 1,000 FLOPs at 1e12 a second 1 ns.
-    assert told(1.0) == ["40 % of the step is bound by memory: torch.compile may move fewer bytes"]
-    assert told(1.0, compiled="compiled") == [
-        "40 % of the step is bound by memory: a lower precision moves fewer bytes"
-    ]
-    assert told(1.0, moved=0) == told(None) == []
+    # 40 MB at 1 GB/s take 40 ms of 100.
+    said = "bytes take 40 % of the step at the memory's full bandwidth"
+    assert told(1.0) == [(f"{said}: torch.compile may move fewer", pytest.approx(0.4))]
+    assert told(1.0, compiled="compiled") == [(f"{said}: a lower precision moves fewer", pytest.approx(0.4))]
+    # More than its time cannot be explained.
+    assert told(0.5) == [(f"{said}: torch.compile may move fewer".replace("40", "50"), pytest.approx(0.5))]
+    assert told(1.0, moved=20_000_000) == told(1.0, moved=None) == told(None) == []
 
 
 def test_noise_is_said(step):
