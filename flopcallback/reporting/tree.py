@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["Line", "Node", "end_of", "leaves", "lines", "merge_smallest", "module_tree", "timed_leaves", "widest_work"]
+__all__ = ["Line", "Node", "end_of", "leaves", "lines", "merge_smallest", "module_tree", "walk", "widest_work"]
 
 _DIGITS = re.compile(r"\d+")
 
@@ -47,6 +47,7 @@ class Node:
         modules: number of modules in this line.
         is_whole: False if own operators are included: only columns with `is_own` are known of them.
         children: lines one level below.
+        paths: paths of the modules.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Node:
     modules: int = 1
     is_whole: bool = True
     children: tuple[Node, ...] = ()
+    paths: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
@@ -123,12 +125,12 @@ def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int 
     if root is None:
         return []
     if max_depth is not None:
-        return list(_walk(root, max_depth))
+        return list(walk(root, max_depth))
     # One line is the root's.
     root = merge_smallest(root, max_rows - 1)
-    shown = list(_walk(root, 1))
+    shown = list(walk(root, 1))
     for depth in range(2, _height(root) + 1):
-        deeper = list(_walk(root, depth))
+        deeper = list(walk(root, depth))
         if len(deeper) > max_rows:
             break
         shown = deeper
@@ -141,24 +143,7 @@ def leaves(profile: ModelProfile) -> list[Node]:
     Lines of own operators are among them, so together they are all the work.
     """
     root = module_tree(profile)
-    return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
-
-
-def timed_leaves(profile: ModelProfile) -> list[Node]:
-    """Return the innermost nodes with a time above 0.
-
-    No node of the list contains another.
-    """
-    root = module_tree(profile)
-    return [] if root is None else list(_timed_leaves(root))
-
-
-def _timed_leaves(node: Node) -> Iterator[Node]:
-    inside = [leaf for child in node.children if child.label != OWN for leaf in _timed_leaves(child)]
-    if inside:
-        yield from inside
-    elif node.forward_ms is not None and node.forward_ms > 0:
-        yield node
+    return [] if root is None else [line.node for line in walk(root) if not line.node.children]
 
 
 def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
@@ -219,7 +204,7 @@ def _merged_node(nodes: Sequence[Node], parent: str) -> Node:
     return Node(label, f"{parent} {label}".strip(), row, count, all(node.is_whole for node in nodes))
 
 
-def _walk(root: Node, max_depth: int) -> Iterator[Line]:
+def walk(root: Node, max_depth: int = sys.maxsize) -> Iterator[Line]:
     """Yield the lines of a tree, depth first."""
 
     def below(node: Node, lead: str, depth: int) -> Iterator[Line]:
@@ -295,7 +280,7 @@ class _TreeBuilder:
             self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
             for run in self._runs(below[0])
         ]
-        node = Node(label, path, _summed(rows), len(rows))
+        node = Node(label, path, _summed(rows), len(rows), paths=tuple(row.path for row in rows))
         # A module without children is all own operators, and needs no line for them.
         if children and node.row.own_flops > 0:
             children.append(_own_operators(node, children))
