@@ -1,6 +1,6 @@
 // FLOPs against time: which module a point is, by mouse, finger or arrow keys.
-(() => {
-  const { byId, make, moduleTable } = page;
+page.drawScatter = (moduleTable) => {
+  const { byId, make } = page;
   const plot = byId("plot");
   if (!plot) return;
   const tip = byId("tip"), svg = plot.querySelector("svg"), NEAR = 28;
@@ -72,4 +72,4 @@
       button.addEventListener(event, () => point && choose(on ? point : null, false));
     }
   }
-})();
+};
