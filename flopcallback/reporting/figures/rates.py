@@ -21,7 +21,7 @@ OF_PEAK = (0.01, 0.05, 0.2, 0.5)
 OF_MEDIAN = (0.1, 0.4, 2.5, 10.0)
 
 _OF_PEAK = ("under 1 %", "1 to 5 %", "5 to 20 %", "20 to 50 %", "over 50 %")
-_OF_MEDIAN = ("under 1/10", "1/10 to 2/5", "alike", "2.5 to 10 times", "over 10 times")
+_OF_MEDIAN = ("under 1/10", "1/10 to 2/5", "about the median", "2.5 to 10 times", "over 10 times")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flopcallback.profile.rows import achieved_flops_per_s
 from flopcallback.reporting.figures.rates import RateScale
-from flopcallback.reporting.page.own_work import OPERATOR, WAITING
+from flopcallback.reporting.page.own_work import WAITING
 from flopcallback.reporting.units import NOTHING, milliseconds, percent, si
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flopcallback.profile.rows import ModuleRow
     from flopcallback.reporting.page.page_rows import PageRow, PageRows
 
-__all__ = ["Icicle", "TypeShare", "icicle"]
+__all__ = ["Icicle", "TypeShare"]
 
 WHOLE = 10**7
 """What the shares of a figure add up to, so that the smallest that anyone can see are whole numbers."""
@@ -144,39 +144,37 @@ class Icicle:
         flops, time = (self.figures.get(f"{self._scope()} {of}") for of in ("flops", "time"))
         if time is None:
             return []
-        sums: dict[str, list[float]] = {}
+        shares: dict[str, list[float]] = {}
+        modules: dict[str, set[int]] = {}
         for index, each in self.leaves():
-            entry = sums.setdefault(self._type_of(each), [0, 0, 0])
-            entry[0] += each.modules
-            entry[1] += flops.values[index] / flops.total if flops else 0.0
-            entry[2] += time.values[index] / time.total
-        ranked = sorted(sums.items(), key=lambda item: -item[1][2])
+            kind, module = self._type_of(index, each)
+            part = shares.setdefault(kind, [0.0, 0.0])
+            part[0] += flops.values[index] / flops.total if flops else 0.0
+            part[1] += time.values[index] / time.total
+            modules.setdefault(kind, set()).update(() if module is None else (module,))
+        ranked = sorted(((*part, len(modules[kind]), kind) for kind, part in shares.items()), key=lambda row: -row[1])
         if len(ranked) > limit:
             others = ranked[limit - 1 :]
-            whole = [sum(entry[place] for _, entry in others) for place in range(3)]
-            ranked = [*ranked[: limit - 1], (f"{len(others):,} other types", whole)]
+            whole = [sum(row[place] for row in others) for place in (0, 1)]
+            ranked = [*ranked[: limit - 1], (*whole, 0, f"{len(others):,} others")]
         return [
-            TypeShare(kind, int(modules) or None, percent(part) if flops else NOTHING, percent(ms))
-            for kind, (modules, part, ms) in ranked
+            TypeShare(kind, count or None, percent(part) if flops else NOTHING, percent(ms))
+            for part, ms, count, kind in ranked
         ]
 
-    def _type_of(self, each: PageRow) -> str:
+    def _type_of(self, index: int, each: PageRow) -> tuple[str, int | None]:
+        """Return what kind of work a leaf is, and the place of its module if it is all of one."""
         if each.modules:
-            return each.row.type or each.row.path
+            return each.row.type or each.row.path, index
         if each.is_outside:
-            return "outside of the model"
-        if each.row.path in WAITING:
-            return each.row.path
+            return "outside of the model", None
         above = self._rows.rows[each.parent]
-        own = each.name if each.row.type == OPERATOR else "own operators"
         # A module without others inside is all its operators'.
-        is_leaf = all(not self._rows.rows[child].modules for child in self._rows.tree[each.parent])
-        return above.row.type if is_leaf and above.modules else f"{above.row.type}: {own}"
-
-
-def icicle(profile: ModelProfile, rows: PageRows) -> Icicle:
-    """Divide a profile's FLOPs and times among the rows of its page."""
-    return Icicle(profile, rows)
+        if each.parent and all(not self._rows.rows[child].modules for child in self._rows.tree[each.parent]):
+            return above.row.type or above.row.path, each.parent
+        if each.row.path in WAITING:
+            return f"{each.row.path}, between modules", None
+        return f"{above.row.type or above.row.path}: {each.name}", None
 
 
 def _forward_time(profile: ModelProfile) -> Callable[[ModuleRow], float | None]:

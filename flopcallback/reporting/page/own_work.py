@@ -60,7 +60,7 @@ class _Work:
             calls=self.calls,
             step=self.step,
             time=self.time,
-            forward_ms=self.time.forward,
+            forward_ms=self.time.forward or None,
         )
 
 
@@ -182,7 +182,7 @@ class OwnWork:
             macs=total.macs,
             step=steps if has_step else total.step,
             time=None if total.time is None else left,
-            forward_ms=total.forward_ms if total.time is None else left.forward,
+            forward_ms=total.forward_ms if total.time is None else left.forward or None,
         )
         is_something = rest.flops or (rest.step and rest.step.total) or left.total or rest.forward_ms
         rows = [*named, rest] if is_something else named

@@ -7,7 +7,7 @@ page.drawIcicle = (rows, data, table) => {
   const frame = byId("icicle");
   if (!frame || !data) return;
   const crumbs = byId("crumbs"), tell = byId("tell");
-  const LEAST_PX = 3, GROUP_PX = 26, DRAWN_PX = 0.6, LABEL_PX = 30, DEEPEST = 12;
+  const LEAST_PX = 3, GROUP_PX = 110, DRAWN_PX = 0.6, LABEL_PX = 30, PART_PX = 46, DEEPEST = 12;
   const state = { scope: "", of: "", path: [], unfolded: new Set(), active: 0 };
   let blocks = [];
 
@@ -41,15 +41,15 @@ page.drawIcicle = (rows, data, table) => {
     const rate = relativeRate(node);
     if (!rate) return "none";
     if (data.isPeak && rate > 1) return "above";
-    return `r${data.scale.limits.filter((limit) => rate >= limit).length}`;
+    return `q${data.scale.limits.filter((limit) => rate >= limit).length}`;
   }
 
   // ---- Nodes: a row, or a few that are too small to stand alone ----
   const nodeOf = (row) => ({ rows: [row], row, name: rows.names[row], count: rows.counts[row] ?? 0 });
 
   function groupOf(nodes) {
-    const ends = [nodes[0].name, nodes[nodes.length - 1].name];
-    return { rows: nodes.flatMap((node) => node.rows), row: null, nodes, name: `${ends[0]} … ${ends[1]}`, count: 0 };
+    const name = `${nodes[0].name} and ${(nodes.length - 1).toLocaleString("en")} more`;
+    return { rows: nodes.flatMap((node) => node.rows), row: null, nodes, name, count: 0 };
   }
 
   function inside(node) {
@@ -61,7 +61,7 @@ page.drawIcicle = (rows, data, table) => {
     const drawn = [], whole = partOf(node, state.of);
     let small = [], smallWidth = 0;
     const end = () => {
-      if (small.length) drawn.push(small.length === 1 || small.length === inside(node).length ? small[0] : groupOf(small));
+      if (small.length) drawn.push(small.length === 1 ? small[0] : groupOf(small));
       small = [];
       smallWidth = 0;
     };
@@ -75,11 +75,21 @@ page.drawIcicle = (rows, data, table) => {
       if (smallWidth >= GROUP_PX) end();
     }
     end();
-    return drawn;
+    // A block of all that is inside would say nothing: zooming in gives them room.
+    return drawn.length === 1 && drawn[0].nodes ? [] : drawn;
   }
 
   // ---- Drawing ----
-  function place(node, left, width, level, above) {
+  /** What alone fills a node stands in its place, with both names. */
+  function innermostOf(node, width) {
+    const [only, ...others] = node.row ? parts(node, width) : [];
+    if (!only || others.length || only.row === null || rows.isOwn(only.row)) return node;
+    const isWhole = partOf(only, state.of) >= 0.9999 * partOf(node, state.of);
+    return isWhole ? innermostOf({ ...only, name: `${node.name}.${only.name}` }, width) : node;
+  }
+
+  function place(outer, left, width, level, above) {
+    const node = level ? innermostOf(outer, width) : outer;
     const at = blocks.push({ node, left, width, level, above }) - 1;
     if (level >= DEEPEST) return;
     const whole = partOf(node, state.of);
@@ -99,6 +109,8 @@ page.drawIcicle = (rows, data, table) => {
     return `${value >= 99.95 ? value.toFixed(0) : value.toPrecision(3)} ${prefixes[power]}${unit}`;
   }
 
+  const milliseconds = (ms) => `${ms >= 99.95 ? Math.round(ms).toLocaleString("en") : ms.toPrecision(3)} ms`;
+
   function rateText(node) {
     const rate = relativeRate(node);
     if (!rate) return "";
@@ -114,12 +126,12 @@ page.drawIcicle = (rows, data, table) => {
     const of = state.scope === "step" ? "the step's" : "the forward's", texts = [];
     if (node.count) texts.push(`${node.count.toLocaleString("en")} modules`);
     const type = node.row === null ? "" : table.exact("type", node.row);
-    if (type && type !== "operator") texts.push(type);
+    if (type && type !== "operator" && type !== node.name) texts.push(type);
     for (const name of ["time", "flops"]) {
       const all = figure(name);
       if (!all) continue;
       const part = partOf(node, name), word = name === "time" ? "time" : "FLOPs";
-      const amount = all.total === null ? "" : name === "time" ? `, ${(part * all.total).toPrecision(3)} ms` : `, ${si(part * all.total, "FLOPs")}`;
+      const amount = all.total === null ? "" : name === "time" ? `, ${milliseconds(part * all.total)}` : `, ${si(part * all.total, "FLOPs")}`;
       texts.push(part || name === "time" ? `${percent(part)} of ${of} ${word}${part ? amount : ""}` : "no FLOPs");
     }
     const rate = rateText(node);
@@ -129,7 +141,7 @@ page.drawIcicle = (rows, data, table) => {
 
   function drawBlock(block, at, width) {
     const { node, left, level } = block;
-    const element = make("div", `block ${colourOf(node)}`);
+    const element = make("div", `block ${colourOf(node)}${block.width < LABEL_PX ? " narrow" : ""}`);
     element.style.left = `${(100 * left) / width}%`;
     element.style.width = `${(100 * block.width) / width}%`;
     element.style.setProperty("--level", level);
@@ -141,7 +153,7 @@ page.drawIcicle = (rows, data, table) => {
     element.setAttribute("aria-label", `${nameOf(node)}: ${described(node)}`);
     if (block.width >= LABEL_PX) {
       element.append(make("span", "label", node.count ? `${node.name} × ${node.count.toLocaleString("en")}` : node.name));
-      element.append(make("span", "part", percent(partOf(node, state.of))));
+      if (block.width >= PART_PX) element.append(make("span", "part", percent(partOf(node, state.of))));
     }
     return element;
   }
@@ -195,8 +207,7 @@ page.drawIcicle = (rows, data, table) => {
       button.disabled = !data.figures[`${scope} ${of}`];
     }
     drawCrumbs();
-    const hint = state.path.length ? "Escape goes back." : "Click a block to zoom in, Escape goes back.";
-    tell.replaceChildren(make("b", "", nameOf(top)), ` ${described(top)}. ${hint}`);
+    tell.replaceChildren(make("b", "", nameOf(top)), ` ${described(top)}${state.path.length ? "" : ". Click a block to zoom in, Escape goes back."}`);
   }
 
   // ---- What the reader does ----

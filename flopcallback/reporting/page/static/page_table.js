@@ -176,9 +176,8 @@ page.drawTable = (rows) => {
     const line = make("span", bar ? "cell" : "cell zero"), track = make("span", "track"), fill = make("i", each.bar);
     line.append(make("span", "", text), make("small", "", share));
     fill.style.width = `${bar}%`;
-    if (!bar) fill.style.minWidth = "0";
     track.append(fill);
-    cell.append(line, track);
+    cell.append(line, ...(bar ? [track] : []));
     return cell;
   }
 
@@ -347,6 +346,11 @@ page.drawTable = (rows) => {
   });
   byId("close-all").addEventListener("click", () => { openSet().clear(); openSet().add(0); draw(); });
   more.addEventListener("click", () => { state.limit += MORE; draw(); });
+
+  // Sentences elsewhere on the page lead to the row that they are about.
+  for (const button of document.querySelectorAll(":is(.slow, .advice) [data-row]")) {
+    button.addEventListener("click", () => reveal(Number(button.dataset.row)));
+  }
 
   addEventListener("resize", () => {
     for (const cell of body.querySelectorAll(".detail > td")) cell.colSpan = columnsInSight();

@@ -67,7 +67,6 @@ page.drawScatter = (moduleTable) => {
 
   for (const button of document.querySelectorAll(".slow button")) {
     const point = points.find((each) => each.dataset.row === button.dataset.row);
-    button.addEventListener("click", () => moduleTable.reveal(Number(button.dataset.row)));
     for (const [event, on] of [["mouseenter", true], ["mouseleave", false], ["focus", true], ["blur", false]]) {
       button.addEventListener(event, () => point && choose(on ? point : null, false));
     }
