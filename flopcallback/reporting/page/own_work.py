@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flopcallback.profile.rows import ModuleRow, StepFlops
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.times import OperatorTime
 
-__all__ = ["OPERATOR", "OTHER", "OWN", "WAITING", "OwnWork"]
+__all__ = ["OPERATOR", "OTHER", "OWN", "WAITING", "OwnWork", "short_name"]
 
 OPERATOR = "operator"
 """`ModuleRow.type` of a row of one operator."""
@@ -28,7 +30,11 @@ WAITING = {PYTHON: "python", IDLE: "idle"}
 SMALLEST = 0.0005
 """Share of the step from which an operator has a row of its own. Shorter ones without FLOPs share a row."""
 
-FEW_PARTS = 1e-6
+# How autograd calls its nodes: `ScaledDotProductFlashAttentionBackward0`.
+_NODE = re.compile(r"([A-Z]\w*?)Backward\d*")
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+ROUNDING = 1e-6
 """Share of the whole up to which a rest of time is rounding."""
 
 
@@ -64,6 +70,12 @@ class _Work:
         )
 
 
+def short_name(operator: str) -> str:
+    """Write an operator's name as readers know it, such as `addmm backward` for `AddmmBackward0`."""
+    node = _NODE.fullmatch(operator)
+    return f"{_WORDS.sub('_', node[1]).lower()} backward" if node else operator.removeprefix("aten::")
+
+
 class OwnWork:
     """What the modules of a profile do themselves, as rows."""
 
@@ -82,34 +94,52 @@ class OwnWork:
         time = self.times.get(self.rows[index].path)
         return time.total / self.step_ms if time and self.step_ms else 0.0
 
+    @cached_property
+    def step_row(self) -> int:
+        """Place of the row that has the work of no module: that of Lightning's step itself, or else the root."""
+        return next((index for index, row in enumerate(self.rows) if index and not row.type), 0)
+
     def of(self, indices: Sequence[int]) -> list[ModuleRow]:
         """Return rows that add up to what identical modules do themselves, the longest first.
 
         Args:
             indices: places of the modules' rows.
         """
-        work = self._by_operator(self.by_path[self.rows[index].path] for index in indices)
+        paths = [self.rows[index].path for index in indices]
         total = self._total(indices)
-        if 0 in indices:
-            outside = _sum(self._by_operator([self.by_path[None]]).values())
+        if self.step_row in indices:
+            paths = [*paths, ""] if self.step_row else paths
+            outside = _sum(self._outside().values())
             total = replace(
                 total,
                 time=None if total.time is None else total.time - outside.time,
                 step=None if total.step is None else total.step - outside.step,
             )
-        return self._rows(work, total)
+        elif 0 in indices:
+            paths = []
+        return self._rows(self._by_operator(self.by_path[path] for path in paths), total)
 
     def outside(self) -> dict[str, list[ModuleRow]]:
         """Return the rows of what runs outside of the model, by phase."""
         by_phase: defaultdict[str, list[OperatorTime]] = defaultdict(list)
-        for record in self.by_path[None]:
+        for record in self.by_path[None] if self._outside() else ():
             by_phase[record.phase].append(record)
         rows = {}
         for phase, records in by_phase.items():
             work = self._by_operator([records])
             whole = _sum(work.values())
-            rows[phase] = self._rows(work, ModuleRow("", None, 0, "", step=whole.step, time=whole.time), is_forward=False)
+            total = ModuleRow("", None, 0, "", step=whole.step, time=whole.time)
+            rows[phase] = self._rows(work, total, is_forward=False)
         return rows
+
+    def _outside(self) -> dict[str, _Work]:
+        """Return the work outside of the model; none if the row that contains it has less time."""
+        work = self._by_operator([self.by_path[None]])
+        own = self.times.get(self.rows[self.step_row].path)
+        return work if own is not None and self._fits(work, own) else {}
+
+    def _fits(self, work: Mapping[str, _Work], time: StepTime) -> bool:
+        return _sum(work.values()).time.total <= time.total + ROUNDING * self.step_ms
 
     def _by_operator(self, groups: Iterable[Iterable[OperatorTime]]) -> dict[str, _Work]:
         work: defaultdict[str, _Work] = defaultdict(_Work)
@@ -140,7 +170,7 @@ class OwnWork:
             # A module inside that ran untimed is in what would be left.
             is_known = all(child.forward_ms is not None or not child.calls for child in inside)
             left = forward_ms - sum(child.forward_ms or 0.0 for child in inside)
-            forward_ms = left if is_known and left > FEW_PARTS * self.forward_ms else 0.0
+            forward_ms = left if is_known and left > ROUNDING * self.forward_ms else 0.0
         return replace(
             row,
             flops=row.own_flops,
@@ -155,6 +185,8 @@ class OwnWork:
 
         What they leave of it is a row as well. FLOPs of the operators that exceed it are not shown.
         """
+        if total.time is not None and not self._fits(work, total.time):
+            work = {}  # of another step than the total
         whole = _sum(work.values())
         steps = None if total.step is None else total.step - whole.step
         has_step = steps is not None and min(steps.forward, steps.backward, steps.recompute, steps.without_grad) >= 0
@@ -171,7 +203,7 @@ class OwnWork:
             else:
                 small.time, small.calls = small.time + each.time, small.calls + each.calls
         rest_ms = None if total.time is None else total.time - whole.time
-        left = _positive(rest_ms, FEW_PARTS * self.step_ms) + small.time
+        left = _positive(rest_ms, ROUNDING * self.step_ms) + small.time
         rest = ModuleRow(
             OTHER if named else OWN,
             None,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from flopcallback.profile.rows import ModuleRow
-from flopcallback.reporting.page.own_work import OPERATOR, OwnWork
+from flopcallback.reporting.page.own_work import OwnWork, short_name
 from flopcallback.reporting.tree import Folds, leaf_name, run_name, summed
 
 if TYPE_CHECKING:
@@ -135,35 +135,31 @@ class _Builder:
         self._add_own(at, indices)
 
     def _add_own(self, at: int, indices: Sequence[int]) -> None:
-        has_children = bool(self._children[indices[0]])
+        has_children = bool(self._children[indices[0]]) or self._own.step_row in indices
         if not has_children and sum(map(self._own.share_of_step, indices)) < WORTH_SPLITTING:
             return
         rows = self._own.of(indices)
         # One row would only repeat the module.
         if has_children or len(rows) > 1:
             for row in rows:
-                self._add(PageRow(row, _short(row), at, 0, is_in_fold=self.rows[at].is_in_fold))
+                self._add(PageRow(row, short_name(row.path), at, 0, is_in_fold=self.rows[at].is_in_fold))
 
     def _add_outside(self) -> None:
         by_phase = self._own.outside()
         if not by_phase:
             return
         everything = [row for rows in by_phase.values() for row in rows]
-        outside = self._add(PageRow(_whole(everything), OUTSIDE, 0, 0, is_outside=True))
+        outside = self._add(PageRow(_whole(everything), OUTSIDE, self._own.step_row, 0, is_outside=True))
         for phase, rows in by_phase.items():
             at = self._add(PageRow(_whole(rows), PHASES[phase], outside, 0, is_outside=True))
             for row in rows:
-                self._add(PageRow(row, _short(row), at, 0, is_outside=True))
+                self._add(PageRow(row, short_name(row.path), at, 0, is_outside=True))
 
 
 def _whole(rows: Sequence[ModuleRow]) -> ModuleRow:
     """Return the time and the FLOPs of rows together."""
     whole = summed(rows)
     return ModuleRow("", None, 0, "", step=whole.step, time=whole.time)
-
-
-def _short(row: ModuleRow) -> str:
-    return row.path.removeprefix("aten::") if row.type == OPERATOR else row.path
 
 
 def _parents(profile: ModelProfile) -> list[int]:

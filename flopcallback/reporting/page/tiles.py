@@ -71,7 +71,7 @@ def _noise(latency: LatencySummary) -> str:
         return f"noisy machine: times ±{100 * latency.noise:.0f} %"
     # A thread that feeds a device waits for it without a processor.
     if latency.cpu_share is not None and latency.cpu_share < CROWDED and latency.how.startswith(CPU_CLOCK):
-        return f"busy machine: a processor for {100 * latency.cpu_share:.0f} % of the time"
+        return f"noisy machine: {100 * latency.cpu_share:.0f} % of a processor"
     return ""
 
 

@@ -173,11 +173,15 @@ page.drawTable = (rows) => {
       if (each.key === "rate" && text && each.of[row] < each.unsortable) cell.classList.add("warning");
       return cell;
     }
-    const line = make("span", bar ? "cell" : "cell zero"), track = make("span", "track"), fill = make("i", each.bar);
+    if (!bar) {
+      cell.append(make("span", "cell zero", text)); // A bar of nothing would only be ink.
+      return cell;
+    }
+    const line = make("span", "cell"), track = make("span", "track"), fill = make("i", each.bar);
     line.append(make("span", "", text), make("small", "", share));
     fill.style.width = `${bar}%`;
     track.append(fill);
-    cell.append(line, ...(bar ? [track] : []));
+    cell.append(line, track);
     return cell;
   }
 
