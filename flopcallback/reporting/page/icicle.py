@@ -165,7 +165,7 @@ class Icicle:
     def _type_of(self, index: int, each: PageRow) -> tuple[str, int | None]:
         """Return what kind of work a leaf is, and the place of its module if it is all of one."""
         if each.modules:
-            return each.row.type or each.row.path, index
+            return (each.row.type, index) if each.row.type else (each.row.path, None)
         if each.is_outside:
             return "outside of the model", None
         above = self._rows.rows[each.parent]

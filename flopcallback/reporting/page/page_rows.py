@@ -69,6 +69,8 @@ class PageRows(NamedTuple):
 
 def page_rows(profile: ModelProfile) -> PageRows:
     """Build the rows of a profile's page."""
+    if not profile.modules:
+        return PageRows([], [])
     builder = _Builder(profile)
     return PageRows(builder.rows, builder.tree)
 
