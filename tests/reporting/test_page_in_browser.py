@@ -184,8 +184,8 @@ def test_the_keyboard_goes_through_the_tree(show, decoder):
 def test_sorting_keeps_modules_below_the_one_that_contains_them(show, decoder):
     browser = show(decoder(8))
     browser.click("#open-all")
-    # It is sorted by FLOPs, for want of times. Per block: MLP 3 * 64 * 176, attention 4 * 64 * 64 + 2 * 128 * 64, norm 0,
-    # all times 2 * 128 tokens.
+    # It is sorted by FLOPs, as there are no times. Per block: MLP 3 * 64 * 176, attention 4 * 64 * 64 + 2 * 128 * 64,
+    # norm 0, all times 2 * 128 tokens.
     mlp = ["mlp", "gate_proj", "up_proj", "down_proj", "act_fn"]
     attention = ["self_attn", "own operators", "q", "k", "v", "o"]
     rest = ["embed_tokens", "norm", "lm_head"]

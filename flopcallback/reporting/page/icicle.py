@@ -87,7 +87,7 @@ class Icicle:
         self.figures = {each.key: each for each in figures if each.total > 0}
         self.scale = RateScale.of(profile, self._rates())
 
-    def _figure(self, scope: str, of: str, value: Callable[[ModuleRow], float]) -> _Figure:
+    def _figure(self, scope: str, of: str, value: Callable[[ModuleRow], float | None]) -> _Figure:
         is_forward = scope == "forward"
         rows = zip(self._rows.rows, self._rows.tree, strict=True)
         values = [0 if inside or (is_forward and each.is_outside) else _plain(value(each.row)) for each, inside in rows]
@@ -152,14 +152,20 @@ class Icicle:
             part[0] += flops.values[index] / flops.total if flops else 0.0
             part[1] += time.values[index] / time.total
             modules.setdefault(kind, set()).update(() if module is None else (module,))
-        ranked = sorted(((*part, len(modules[kind]), kind) for kind, part in shares.items()), key=lambda row: -row[1])
+        ranked = sorted(shares, key=lambda kind: -shares[kind][1])
         if len(ranked) > limit:
             others = ranked[limit - 1 :]
-            whole = [sum(row[place] for row in others) for place in (0, 1)]
-            ranked = [*ranked[: limit - 1], (*whole, 0, f"{len(others):,} others")]
+            together = f"{len(others):,} others"
+            shares[together] = [sum(shares[kind][place] for kind in others) for place in (0, 1)]
+            ranked = [*ranked[: limit - 1], together]
         return [
-            TypeShare(kind, count or None, percent(part) if flops else NOTHING, percent(ms))
-            for part, ms, count, kind in ranked
+            TypeShare(
+                kind,
+                len(modules.get(kind, ())) or None,
+                percent(shares[kind][0]) if flops else NOTHING,
+                percent(shares[kind][1]),
+            )
+            for kind in ranked
         ]
 
     def _type_of(self, index: int, each: PageRow) -> tuple[str, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,8 @@ class _Work:
         calls: number of calls in a step.
     """
 
-    time: StepTime = StepTime()
-    step: StepFlops = StepFlops()
+    time: StepTime = field(default_factory=StepTime)
+    step: StepFlops = field(default_factory=StepFlops)
     calls: int = 0
 
     def add(self, record: OperatorTime) -> None:

@@ -1,7 +1,7 @@
 """The rows that the page shows: modules, runs of identical ones as a fold, and what modules do themselves.
 
-Rows of the profile come first, in their order. Behind them stand the folds with all that is inside them, and rows of own
-work. Whatever a module contains, folded or not, adds up to it.
+Rows of the profile come first, in their order. Behind them stand the folds with all that is inside them, and rows of
+own work. Whatever a module contains, folded or not, adds up to it.
 """
 
 from __future__ import annotations
