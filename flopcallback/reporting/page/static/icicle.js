@@ -147,6 +147,7 @@ page.drawIcicle = (rows, data, table) => {
     element.style.setProperty("--level", level);
     element.tabIndex = at === state.active ? 0 : -1;
     element.dataset.at = at;
+    element.dataset.name = nameOf(node);
     if (node.row !== null) element.dataset.row = node.row;
     element.setAttribute("role", "treeitem");
     element.setAttribute("aria-level", level + 1);
@@ -195,10 +196,12 @@ page.drawIcicle = (rows, data, table) => {
 
   function draw() {
     const top = state.path[state.path.length - 1] ?? nodeOf(0), width = frame.clientWidth || 1000;
+    const hadFocus = frame.contains(document.activeElement);
     blocks = [];
     if (partOf(top, state.of)) place(top, 0, width, 0, -1);
     state.active = Math.min(state.active, Math.max(0, blocks.length - 1));
     frame.replaceChildren(...blocks.map((block, at) => drawBlock(block, at, width)));
+    if (hadFocus) frame.children[state.active]?.focus();
     frame.style.setProperty("--levels", 1 + Math.max(0, ...blocks.map((block) => block.level)));
     byId("icicle-empty").hidden = blocks.length > 0;
     for (const button of document.querySelectorAll("[data-scope], [data-of]")) {
@@ -212,11 +215,9 @@ page.drawIcicle = (rows, data, table) => {
 
   // ---- What the reader does ----
   function zoomTo(path) {
-    const hadFocus = frame.contains(document.activeElement);
     state.path = path;
     state.active = 0;
     draw();
-    if (hadFocus) frame.firstElementChild?.focus();
   }
 
   /** Zooms into a block; the path is that of all blocks above it. */
@@ -261,7 +262,12 @@ page.drawIcicle = (rows, data, table) => {
   for (const button of document.querySelectorAll("[data-scope], [data-of]")) {
     button.addEventListener("click", () => { Object.assign(state, button.dataset); draw(); });
   }
-  new ResizeObserver(() => { if (frame.clientWidth) draw(); }).observe(frame);
+  let drawnWidth = 0; // Zooming changes the height alone.
+  new ResizeObserver(() => {
+    if (!frame.clientWidth || frame.clientWidth === drawnWidth) return;
+    drawnWidth = frame.clientWidth;
+    draw();
+  }).observe(frame);
 
   // What says most comes first: the time of a step.
   const first = ["step time", "forward time", "step flops", "forward flops"].find((key) => data.figures[key]);
