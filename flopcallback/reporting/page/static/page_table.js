@@ -206,7 +206,8 @@ page.drawTable = (rows) => {
     cell.colSpan = columnsInSight();
     for (const each of data.columns) {
       const { exact } = cellOf(each, row);
-      if (!exact) continue;
+      // What is no module has no parameters either.
+      if (!exact || (rows.isOwn(row) && /^0($| )/.test(exact))) continue;
       const pair = make("div");
       pair.append(make("dt", "", each.heading), make("dd", "", exact));
       list.append(pair);
