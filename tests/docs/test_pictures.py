@@ -25,5 +25,7 @@ def test_no_picture_is_older_than_the_page(take):
 
 def test_every_picture_of_the_page_is_taken_by_the_script(take):
     assert {file.name for file in IMAGES.glob("page-*.png")} == set(take.PICTURES)
-    texts = [file.read_text(encoding="utf-8") for file in (*IMAGES.parent.glob("*.md"), IMAGES.parents[1] / "README.md")]
+    texts = [
+        file.read_text(encoding="utf-8") for file in (*IMAGES.parent.glob("*.md"), IMAGES.parents[1] / "README.md")
+    ]
     assert all(any(f"images/{name}" in text for text in texts) for name in take.PICTURES)

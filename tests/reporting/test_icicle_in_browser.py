@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from chromium import Chromium
 
@@ -89,7 +91,7 @@ def test_blocks_of_a_level_stand_side_by_side_and_fill_what_contains_them(show, 
     drawn = blocks(browser)
     for level in range(2, 6):
         row = sorted((block for block in drawn if block["level"] == level), key=lambda block: block["left"])
-        for one, other in zip(row, row[1:], strict=False):
+        for one, other in itertools.pairwise(row):
             assert one["left"] + one["width"] <= other["left"] + 0.01
     # What is directly in the model, those of less than a pixel left out.
     assert sum(block["width"] for block in drawn if block["level"] == 2) == pytest.approx(100, abs=0.2)

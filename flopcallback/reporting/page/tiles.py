@@ -77,7 +77,8 @@ def _noise(latency: LatencySummary) -> str:
 
 def _flops(profile: ModelProfile) -> Tile:
     if profile.step is None:
-        return Tile("FLOPs, forward", profile.bound + si(profile.forward_flops), profile.step_note)
+        note = profile.step_note or f"{profile.bound}{profile.forward_flops:,}"
+        return Tile("FLOPs, forward", profile.bound + si(profile.forward_flops), note)
     note = profile.step_note or step_parts(profile.step)
     value = f"{profile.step_bound}{si(profile.step.total)}"
     return Tile("FLOPs per step", value, note, is_warning=bool(profile.step_note))
