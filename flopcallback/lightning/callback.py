@@ -6,7 +6,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ UNSEEN = (
     "and not looked into. With a compiled optimizer, optimize by hand: `automatic_optimization = False`."
 )
 
-LIVE = frozenset({"_training", "_files", "_watch", "_census", "log", "log_dict"})
+LIVE = frozenset({"_training", "_files", "_watch", "_census", "_optimizers", "log", "log_dict"})
 """What of a callback belongs to the training under way; the last two are the module's, which Lightning lends."""
 
 
@@ -183,6 +183,7 @@ class FlopCallback(Callback):
         self._files: dict[Path | str, Tracker] = {}  # of the present training: report folders and what else has one
         self._watch = StepWatch()
         self._census = CallCensus()
+        self._optimizers = OptimizersOf(None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and profiles: a copy does not watch the training under way."""
@@ -219,6 +220,7 @@ class FlopCallback(Callback):
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
         training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
+        self._optimizers = OptimizersOf(trainer)
         earlier = self._spent if self._loaded == {} and trainer.global_step else self._loaded
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)
@@ -240,7 +242,7 @@ class FlopCallback(Callback):
             if (training := self._training) is not None:
                 if not self._census.is_open and TRAINING in training.profiles:
                     self._open_census(pl_module, training)
-                plan = training.begin_step(batch, batch, trainer.optimizers)
+                plan = training.begin_step(batch, batch, self._optimizers)
                 if plan is not Plan.PASS:
                     self._carry_out(plan, pl_module, training)
         except Exception as error:  # noqa: BLE001 - the promise: training goes on
@@ -258,12 +260,7 @@ class FlopCallback(Callback):
         """Note the optimizer that steps."""
         try:
             if self._training is not None:
-                number = 0
-                for candidate in trainer.optimizers:  # not `list.index`: a user's optimizer may define `==`
-                    if candidate is optimizer:
-                        break
-                    number += 1
-                self._training.note_optimizer(number)
+                self._training.note_optimizer(self._optimizers.number_of(optimizer))
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up("on_before_optimizer_step failed", error)
 
@@ -294,7 +291,8 @@ class FlopCallback(Callback):
         if self._watch.compiled and TRAINING not in training.profiles:
             self._leave_compiled()
             return
-        has_stepped = not trainer.fit_loop._should_accumulate()
+        # Without accumulation, which is quicker to see, each batch steps.
+        has_stepped = trainer.accumulate_grad_batches == 1 or not trainer.fit_loop._should_accumulate()
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as `_step` returns it
         # `vars`, since `Trainer` declares no such attribute (Lightning 2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
@@ -512,6 +510,29 @@ class FlopCallback(Callback):
             fallback=report_folder(trainer, options),
             failures=self._failures,
         )
+
+
+class OptimizersOf:
+    """Optimizers of a trainer, looked up when they are asked for.
+
+    Args:
+        trainer: the trainer; None has no optimizers.
+    """
+
+    def __init__(self, trainer: Trainer | None) -> None:
+        self._trainer = trainer
+        self._known: list[Any] = []  # as of the last look: the trainer asks its strategy each time
+
+    def __iter__(self) -> Iterator[Any]:
+        self._known = [] if self._trainer is None else list(self._trainer.optimizers)
+        return iter(self._known)
+
+    def number_of(self, optimizer: Any) -> int:
+        """Return the position of an optimizer; that behind the last one if it is none of the trainer's."""
+        for number, known in enumerate(self._known):  # not `list.index`: a user's optimizer may define `==`
+            if known is optimizer:
+                return number
+        return next((number for number, known in enumerate(self) if known is optimizer), len(self._known))
 
 
 def _then(trainer: Trainer) -> str:

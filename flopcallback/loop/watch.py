@@ -16,13 +16,14 @@ from torch import nn
 
 from flopcallback.loop.objects import OptimizerHooks
 from flopcallback.modules.compiled import After, CompiledCall, Return, rest_if_unused, stepping_aside
-from flopcallback.modules.names import ModuleNames, innermost
+from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.torch_private import base_of, is_backward_running, is_in_outer_step
 from flopcallback.training.failures import Failures, FlopCallbackWarning
@@ -30,7 +31,7 @@ from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import TRAINING, Plan, Training
 
-__all__ = ["MOST_CALLS", "LoopWatch", "nothing_seen"]
+__all__ = ["MOST_CALLS", "LoopWatch"]
 
 SEVERAL = 2
 """Number of optimizers from which a backward no longer ends a call: the networks of a GAN share a step."""
@@ -45,17 +46,6 @@ MOST_CALLS = 100
 """Module calls that are counted as one call. Each takes memory, and without an optimizer's step there is no end."""
 
 STEP_FAILED = "the training step could not be counted"
-
-NOTHING_SEEN = (
-    "FlopHook: no training call of {} was seen{}. It counts calls with grad enabled and model.training, made in the "
-    "thread that made the hook; not those that compiled code makes. Give it the module that the loop calls: with "
-    "torch.compile what that returned; where calls are made under no_grad, as by odeint_adjoint, a module around them."
-)
-
-
-def nothing_seen(model: nn.Module, when: str = "") -> str:
-    """Return the text for a loop without a training call, with the way out."""
-    return NOTHING_SEEN.format(type(innermost(model)).__name__, when)
 
 
 class Stage(Enum):
@@ -72,18 +62,26 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class _Step:
-    """State of a step, replaced when the step ends."""
+    """State of a step, cleared when the step ends."""
 
-    plan: Plan | None = None  # None until the step's first call begins
+    plan: Plan | None = None  # None until the step begins: at its first call, or where it is marked
+    watching: StepRecorder | None = None  # observer that watches a marked step from before its first call
+    has_inputs: bool = True  # False from the begin of a step at its mark to its first call
     is_in_first_call: bool = False  # True from the begin of the step's first call to the begin of its second
     stepped: set[int] = field(default_factory=set)  # numbers of the optimizers that have stepped
+
+    def clear(self) -> None:
+        """Make it that of the next step."""
+        self.plan, self.watching = None, None
+        self.has_inputs, self.is_in_first_call = True, False
+        self.stepped.clear()
 
 
 @dataclass(slots=True)
 class _Call:
     """State of a call: all module calls up to a backward.
 
-    It is replaced after a backward and with each step.
+    It is replaced after a backward, and cleared with each step.
     """
 
     has_called: bool = False  # True once one of its module calls has returned
@@ -91,6 +89,11 @@ class _Call:
     is_added: bool = False  # True if `_book_only` has reported the module call that `_on_call` runs next
     modules_called: int = 0  # number of module calls that have returned
     seen: list[tuple[str, Observed]] = field(default_factory=list)  # counted module calls, with the module's name
+
+    def clear(self) -> None:
+        """Make it that of the next call, where nothing was counted."""
+        self.has_called = self.has_backward = self.is_added = False
+        self.modules_called = 0
 
 
 class LoopWatch:
@@ -107,6 +110,7 @@ class LoopWatch:
         training: receives the events.
         owner: who makes the calls of this model.
         failures: reports failures.
+        unseen: text for a loop without a training call, with a place for when.
         beside: other modules that a marked step may call, by name, such as a teacher. What they do before the model's
             first call belongs to the step as well.
     """
@@ -120,6 +124,7 @@ class LoopWatch:
         owner: CallOwner,
         failures: Failures,
         *,
+        unseen: str,
         beside: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._model = model
@@ -128,6 +133,7 @@ class LoopWatch:
         self._training = training
         self._owner = owner
         self._failures = failures
+        self._unseen = unseen
         self._names = ModuleNames({"": model})
         self._conditions: Conditions | None = None  # of the counted call; None until it begins
         self._stage = Stage.COUNTING
@@ -138,6 +144,7 @@ class LoopWatch:
         self._is_marked = False  # True from the first marked step on: steps end there, and nowhere else
         self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
+        self._is_step_watched = False  # True while `_step_watch` has something to undo; spares closing it
         self._may_nest = False  # True if an optimizer's step may run inside another call of it; False spares a search
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._ends_late = False  # True from the end of an observed step inside a backward to the end of the backward
@@ -191,6 +198,24 @@ class LoopWatch:
         self._is_marked = self._is_in_marked = True
         with self._guarded():
             self._discard_step()
+            if self._stage is not Stage.OVER:
+                self._watch_from_mark()
+
+    def _watch_from_mark(self) -> None:
+        """Observe a marked step from its begin, if that is likely to be wanted.
+
+        Where work before the first call was found, all steps begin at their marks. Others begin with that call, whose
+        inputs tell which kind they are of.
+        """
+        training, step = self._training, self._step
+        if training.begins_at_marks:
+            step.plan, step.has_inputs = training.begin_marked_step(self._optimizers), False
+            observer = training.observer
+        else:
+            observer = step.watching = training.observer_from_mark(self._optimizers)
+        if observer is not None:
+            self._is_step_watched = True
+            self._step_watch.enter_context(observer.watching(is_in_optimizer=self._is_in_optimizer))
 
     def _drop_marked_step(self) -> None:
         self._is_in_marked = False
@@ -318,12 +343,13 @@ class LoopWatch:
             # that share a backward are rarer.
             self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
-        self._add_call(site, args, kwargs)
-        if self._step.plan is Plan.OBSERVE:
-            self._call.is_added = True
+        self._step.is_in_first_call = True
+        call = self._call
+        call.is_added = self._begin_step(site, args, kwargs, backwards=not call.has_called) is Plan.OBSERVE
+        if call.is_added:
             return False
-        self._call.has_called = True
-        self._call.modules_called = 1
+        call.has_called = True
+        call.modules_called = 1
         return True
 
     def _run_without_grad(
@@ -336,6 +362,7 @@ class LoopWatch:
         if is_first:
             self._begin_step(site, args, kwargs, has_grad=False)
         else:
+            self._note_inputs(args, kwargs)
             self._training.note_call(site.name, (args, kwargs), has_grad=False)
         observer = self._training.observer
         try:
@@ -395,7 +422,7 @@ class LoopWatch:
             stepped.add(number)
             if len(stepped) == len(self._optimizers) and not self._is_marked:
                 # An update in a hook of a backward: a recording cannot end there.
-                self._ends_late = self._training.observer is not None and is_backward_running()
+                self._ends_late = self._is_step_watched and is_backward_running()
                 if not self._ends_late:  # as `_end_optimizers_step` does
                     self._end_step()
                     if self._stage is not Stage.BOOKING:
@@ -408,7 +435,7 @@ class LoopWatch:
         # At a learning rate of 0, PyTorch's distributed checkpoints make a step only to create the optimizer's state.
         if any(group.get("lr", 1) for group in optimizer.param_groups):
             self._is_told = True
-            text = nothing_seen(self._model, " before the first step of an optimizer")
+            text = self._unseen.format(" before the first step of an optimizer")
             warnings.warn(text, FlopCallbackWarning, stacklevel=4)
 
     def _end_optimizers_step(self) -> None:
@@ -509,27 +536,54 @@ class LoopWatch:
         call = self._call
         is_first = self._step.plan is None
         self._step.is_in_first_call = is_first
+        backwards = not call.has_called  # one per batch is assumed; autograd cannot be asked
         if is_first:
-            self._begin_step(site, args, kwargs)
+            self._begin_step(site, args, kwargs, backwards=backwards)
         else:
             inputs, batch = (args, kwargs), args[0] if args else kwargs
+            self._note_inputs(args, kwargs)
             self._training.note_call(site.name, inputs)
             # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
             self._training.add_batch(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
             self._has_single_calls = False
-        if not call.has_called:
-            self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
+            if backwards:
+                self._training.note_backward()
+
+    def _note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what the first call of a step is given that began where it is marked."""
+        if not self._step.has_inputs:
+            self._step.has_inputs = True
+            self._training.note_inputs((args, kwargs))
 
     def _begin_step(
-        self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any], *, has_grad: bool = True
-    ) -> None:
-        """Begin a step with a module call, and watch it if it is observed."""
-        training, batch = self._training, args[0] if args else kwargs
-        plan = training.begin_step((args, kwargs), batch, self._optimizers, site=site.name, has_grad=has_grad)
-        self._step.plan = plan
+        self,
+        site: CallSite,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        has_grad: bool = True,
+        backwards: int = 0,
+    ) -> Plan:
+        """Begin a step with a module call, and watch it if it is observed; return its plan."""
+        training, batch, watching = self._training, args[0] if args else kwargs, self._step.watching
+        plan = self._step.plan = training.begin_step(
+            (args, kwargs),
+            batch,
+            self._optimizers,
+            site=site.name,
+            has_grad=has_grad,
+            watching=watching,
+            backwards=backwards,
+        )
+        if watching is not None:
+            if training.observer is watching:
+                watching.note_first_call()
+                return plan
+            self._close_step_watch()
         if plan is not Plan.PASS and training.observer is not None:
-            observing = training.observer.watching(is_in_optimizer=self._is_in_optimizer)
-            self._step_watch.enter_context(observing)
+            self._is_step_watched = True
+            self._step_watch.enter_context(training.observer.watching(is_in_optimizer=self._is_in_optimizer))
+        return plan
 
     def _end_call(self) -> None:
         """End the current call, and record it if it was counted."""
@@ -554,24 +608,30 @@ class LoopWatch:
         if self._stage is Stage.COUNTING:
             self._end_call()
         else:
-            self._call = _Call()
-        self._step_watch.close()
-        ended, self._step = self._step, _Step()
+            self._call.clear()
+        if self._is_step_watched:
+            self._close_step_watch()
+        was_begun = self._step.plan is not None and self._step.has_inputs
+        self._step.clear()
         if step is None:
             step, self._steps = self._steps, self._steps + has_stepped
         else:
             self._steps = step
-        if ended.plan is not None:
+        if was_begun:
             if is_log_step is None:
                 is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
             self._training.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
+
+    def _close_step_watch(self) -> None:
+        self._is_step_watched = False
+        self._step_watch.close()
 
     def _discard_step(self) -> None:
         """Drop the current step without booking it.
 
         Optimizers that have stepped in it stay noted.
         """
-        self._step_watch.close()
+        self._close_step_watch()
         self._step = _Step(stepped=self._step.stepped)
 
     def _reduce_to_booking(self) -> None:

@@ -34,7 +34,12 @@ __all__ = ["StepAnalysis", "backward_as_written", "is_step_alike", "profile_of",
 
 
 def profile_of(
-    observed: Observed, model: nn.Module, conditions: Conditions, *, elementwise: bool = False
+    observed: Observed,
+    model: nn.Module,
+    conditions: Conditions,
+    *,
+    elementwise: bool = False,
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> ModelProfile:
     """Build the profile of a call, observed at least in part.
 
@@ -46,6 +51,7 @@ def profile_of(
         model: the model that was called.
         conditions: the inputs and settings of the call.
         elementwise: whether elementwise operators count as `macs`.
+        beside: modules that the call does not reach and the step may, by name: their rows have no part in the call.
     """
     counts, runs = _Counts(), observed.runs
     for run in runs:
@@ -57,7 +63,7 @@ def profile_of(
     return ModelProfile(
         name=type(innermost(model)).__name__,
         phase=conditions.phase,
-        modules=tuple(_module_rows(names, counts, conditions)),
+        modules=(*_module_rows(names, counts, conditions), *_rows_beside(ModuleNames(beside or {}))),
         operators=tuple(_operator_rows(counts)),
         config=_config(runs, counts, conditions, elementwise=elementwise),
         batch_size=conditions.batch_size,
@@ -322,6 +328,22 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
         )
     if conditions.step_row is not None:
         yield _step_row(types, counts, conditions.step_row)
+
+
+def _rows_beside(names: ModuleNames) -> Iterator[ModuleRow]:
+    by_path = {names.shown[name]: module for name, module in names.unique.items()}  # the innermost
+    for path, module in by_path.items():
+        parameters: Iterable[Any] = module.parameters()
+        with_size = [each for each in parameters if not is_lazy(each)]
+        yield ModuleRow(
+            path=path,
+            parent=_parent(path),
+            depth=path.count(".") + 1,
+            type=type(module).__name__,
+            calls=0,
+            params=sum(each.numel() for each in with_size),
+            params_trainable=sum(each.numel() for each in with_size if each.requires_grad),
+        )
 
 
 def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:

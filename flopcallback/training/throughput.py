@@ -12,7 +12,7 @@ from flopcallback.profile import metrics
 from flopcallback.profile.metrics import by_name
 from flopcallback.training.kinds import Kind, StepCost, Sums
 
-__all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
+__all__ = ["Alike", "Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
 
 
 @dataclass(slots=True)
@@ -41,6 +41,17 @@ class Interval:
     samples: int | None = 0
     tokens: int | None = 0
 
+    def add(self, kind: Kind | int, samples: int | None, tokens: int | None, steps: int = 1) -> None:
+        """Add timed steps, each of these samples and tokens; an int is the FLOPs of each as the user gives them."""
+        if isinstance(kind, int):
+            self.flops += steps * kind
+        else:
+            self.kinds[kind] += steps
+        self.timed += steps
+        self.ended += steps
+        self.samples = None if samples is None or self.samples is None else self.samples + steps * samples
+        self.tokens = None if tokens is None or self.tokens is None else self.tokens + steps * tokens
+
     @property
     def optimizer_steps(self) -> float:
         """Optimizer steps in the timed interval.
@@ -48,6 +59,23 @@ class Interval:
         Fractional if part of an accumulation cycle was excluded.
         """
         return self.timed * self.stepped / self.ended if self.ended else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Alike:
+    """Steps that are alike, so that one more is a number more.
+
+    Attributes:
+        kind: their kind.
+        samples: number of samples in each; None if unknown.
+        tokens: number of tokens in each; None if unknown.
+        timed: number of timed steps since the last reading.
+    """
+
+    kind: Kind
+    samples: int | None
+    tokens: int | None
+    timed: int = 0
 
 
 class Throughput:
@@ -60,6 +88,8 @@ class Throughput:
         synchronize: waits for the device. It is called only when a stretch ends.
     """
 
+    __slots__ = ("_clock", "_interval", "_met", "_step_began", "_step_ended", "_stretch_began", "_synchronize")
+
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, synchronize: Callable[[], None] = lambda: None
     ) -> None:
@@ -69,6 +99,7 @@ class Throughput:
         self._step_ended: float | None = None  # end of the last step in it; None before its first step has ended
         self._step_began = 0.0  # begin of the last step
         self._interval = Interval()
+        self._met: list[Alike] = []  # those with timed steps since the last reading
 
     def begin_step(self) -> None:
         """Begin a timed step, and a stretch if there is none."""
@@ -87,17 +118,21 @@ class Throughput:
             tokens: number of tokens; None if unknown.
             has_stepped: whether an optimizer stepped.
         """
-        interval = self._interval
         now = self._step_ended = self._clock()
-        if isinstance(kind, int):
-            interval.flops += kind
-        else:
-            interval.kinds[kind] += 1
-        interval.timed += 1
-        interval.ended += 1
-        interval.stepped += has_stepped
-        interval.samples = None if samples is None or interval.samples is None else interval.samples + samples
-        interval.tokens = None if tokens is None or interval.tokens is None else interval.tokens + tokens
+        self._interval.add(kind, samples, tokens)
+        self._interval.stepped += has_stepped
+        return now - self._step_began
+
+    def end_alike(self, alike: Alike) -> float:
+        """End a timed step that an optimizer's step ended, and return its time in seconds.
+
+        Args:
+            alike: steps that it is like.
+        """
+        now = self._step_ended = self._clock()
+        if not alike.timed:
+            self._met.append(alike)
+        alike.timed += 1
         return now - self._step_began
 
     def end_left_out(self, *, has_stepped: bool) -> float:
@@ -132,6 +167,11 @@ class Throughput:
         """End the current stretch; return time and work since the last reading."""
         self.stop()
         interval, self._interval = self._interval, Interval()
+        for alike in self._met:
+            interval.add(alike.kind, alike.samples, alike.tokens, alike.timed)
+            interval.stepped += alike.timed
+            alike.timed = 0
+        self._met.clear()
         return interval
 
 
