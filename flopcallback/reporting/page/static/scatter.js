@@ -1,6 +1,6 @@
 // FLOPs against time: which module a point is, by mouse, finger or arrow keys.
-(() => {
-  const { byId, make, moduleTable } = page;
+page.drawScatter = (moduleTable) => {
+  const { byId, make } = page;
   const plot = byId("plot");
   if (!plot) return;
   const tip = byId("tip"), svg = plot.querySelector("svg"), NEAR = 28;
@@ -67,9 +67,8 @@
 
   for (const button of document.querySelectorAll(".slow button")) {
     const point = points.find((each) => each.dataset.row === button.dataset.row);
-    button.addEventListener("click", () => moduleTable.reveal(Number(button.dataset.row)));
     for (const [event, on] of [["mouseenter", true], ["mouseleave", false], ["focus", true], ["blur", false]]) {
       button.addEventListener(event, () => point && choose(on ? point : null, false));
     }
   }
-})();
+};
