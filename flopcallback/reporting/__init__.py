@@ -9,6 +9,7 @@ from flopcallback.reporting.files import report_files, write_file
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
+from flopcallback.reporting.text.module_table import by_lead, module_table
 from flopcallback.reporting.text.table import plain_table, rich_table, rich_text
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
@@ -22,6 +23,7 @@ __all__ = [
     "OperatorRow",
     "StepFlops",
     "Verdict",
+    "by_lead",
     "escaped",
     "footer",
     "headline",
@@ -33,6 +35,7 @@ __all__ = [
     "measured_leaves",
     "milliseconds",
     "module_chart",
+    "module_table",
     "percent",
     "pixels",
     "plain_table",
