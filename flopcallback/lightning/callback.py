@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -502,6 +503,8 @@ class FlopCallback(Callback):
         Without `samples` it is an evaluation, for which no steps are booked.
         """
         options = self._options
+        if trainer.fast_dev_run:  # a few batches, of which one line is printed
+            options = dataclasses.replace(options, latency_steps=0)
         return Training(
             pl_module,
             options,
@@ -509,7 +512,7 @@ class FlopCallback(Callback):
             samples=samples,
             measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
-            fallback=report_folder(trainer, options),
+            fallback=None if trainer.fast_dev_run else report_folder(trainer, options),
             failures=self._failures,
         )
 

@@ -40,7 +40,8 @@ def trackers_of(
 ) -> dict[str, Tracker]:
     """Return a tracker for each logger of the trainer and each destination, by name.
 
-    Loggers without a tracker share a report folder. On ranks other than 0 the dict is empty.
+    Loggers without a tracker share a report folder. On ranks other than 0, and in a `fast_dev_run`, which is to write
+    nothing, the dict is empty.
 
     Args:
         trainer: trainer, of either package.
@@ -51,7 +52,7 @@ def trackers_of(
         to: further destinations. A name such as `"wandb"` adds nothing if a logger has that tracker already.
     """
     trackers: dict[str, Tracker] = {}
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or trainer.fast_dev_run:
         return trackers
     without = []  # loggers without a tracker
     for logger in trainer.loggers:

@@ -7,6 +7,7 @@ from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
 from flopcallback.reporting.files import report_files, write_file
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.line import counts_line, profile_line
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
 from flopcallback.reporting.text.module_table import by_lead, module_table
@@ -24,6 +25,7 @@ __all__ = [
     "StepFlops",
     "Verdict",
     "by_lead",
+    "counts_line",
     "escaped",
     "footer",
     "headline",
@@ -39,6 +41,7 @@ __all__ = [
     "percent",
     "pixels",
     "plain_table",
+    "profile_line",
     "rank_correlation",
     "report_files",
     "rich_table",

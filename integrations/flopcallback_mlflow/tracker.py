@@ -10,10 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from flopcallback.profile.metrics import METRICS, placed, unsaid
 from flopcallback.profile.numbers import finite
 from flopcallback.reporting import by_lead, latency_chart, measured_leaves, module_chart, module_table, report_files
+from flopcallback.runs import without_password
 from flopcallback_mlflow.target import client_and_run, is_local
 
 if TYPE_CHECKING:
@@ -75,13 +77,14 @@ class MLflowTracker:
         self.prefix = prefix
         self._tags: dict[str, str] = {}  # numbers that are tags, as last written
         self._send: Callable[[Request], object] = _at_once
+        self._is_local = False  # True once the store is known to be files of this machine
 
     def send_by(self, send: Callable[[Request], None]) -> bool:
         """Give every request to `send` from now on, unless the store is local files."""
-        is_remote = not is_local(self.client, self.run_id)
-        if is_remote:
+        self._is_local = is_local(self.client, self.run_id)
+        if not self._is_local:
             self._send = send
-        return is_remote
+        return not self._is_local
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
         """Add one point to each chart, and replace the tags of all other numbers."""
@@ -116,6 +119,13 @@ class MLflowTracker:
         self._write_report(profile, (".json", ".html"))
         self._log_batch([], {self.prefix + name: value for name, value in profile.training.items()})
         self._empty_tags(self.prefix, unsaid(profile.training, "log"))
+
+    def page_of(self, profile: ModelProfile) -> str:
+        """Return the path of the page, or the run where its files are not local."""
+        if self._is_local:
+            folder = urlsplit(self.client.get_run(self.run_id).info.artifact_uri)
+            return str(Path(unquote(folder.path), self._path(profile, "report.html")))
+        return f"run {self.run_id} at {without_password(self.client.tracking_uri)}"
 
     def close(self) -> None:
         """Do nothing: everything is written, and the caller ends the run."""

@@ -147,6 +147,11 @@ class TensorBoardTracker:
             if self._is_own:
                 self.writer.close()
 
+    def page_of(self, profile: ModelProfile) -> str | None:
+        """Return the path of the page beside the events; None in a bucket."""
+        folder = self._folder()
+        return None if folder is None else str(folder / f"{self._stem(profile)}.html")
+
     @property
     def log_dir(self) -> str | None:
         """Folder of the events that nobody else knows; None for a writer that was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile.metrics import COMPUTE, card, placed, unsaid
@@ -111,6 +112,10 @@ class WandbTracker:
         gone = [self.prefix + name for name in unsaid(profile.training, "log")]
         self._keep(self._prefixed(kept | _whole(profile.training)), gone)
         self.run.log_artifact(artifact(profile, html_page(profile), self.run.id, self.prefix))
+
+    def page_of(self, profile: ModelProfile) -> str:
+        """Return the address of the run, or its folder while it is offline."""
+        return str(self.run.url or f"{Path(self.run.dir).parent} (wandb sync uploads it)")
 
     def use_compute_axis(self, names: Sequence[str]) -> None:
         """Make compute so far the x-axis of these metrics of the caller's."""
