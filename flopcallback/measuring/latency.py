@@ -1,12 +1,14 @@
-"""Latency of every module over a window of real steps, as medians."""
+"""Latency of every module over a window of real steps, in parts that add up."""
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.outermost import CallSite, call_sites, has_forward
+from flopcallback.modules.outermost import CallSite, call_sites
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profile.rows import CPU_CLOCK
 from flopcallback.tracing.torch_private import is_backward_running
@@ -41,16 +43,18 @@ class DeviceEvent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Medians over a window, in milliseconds.
+    """Times over a window, in milliseconds.
 
     Attributes:
-        forward_ms: time of the counted call.
-        step_ms: time of the step around it.
+        forward_ms: median time of the counted call.
+        step_ms: median time of the step around it.
         steps: number of timed calls.
         how: clock and device, in words.
-        modules: time by the module's name for the user; its time in a call is the sum over its own calls, with
-            everything inside.
+        modules: time by the module's name for the user, with everything inside. They are shares of the call's time:
+            what is inside a module and its own time add up to it.
         spreads: first and third quartile, by the same name.
+        step_spread: those of the step's time; None if no step was timed.
+        cpu_share: share of the steps' time in which their thread had a processor; None where it was not measured.
     """
 
     forward_ms: float | None
@@ -59,21 +63,25 @@ class Latency:
     how: str
     modules: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    step_spread: tuple[float, float] | None = None
+    cpu_share: float | None = None
 
     def within(self, bare_ms: Sequence[float]) -> Latency:
-        """Replace the whole call's times by bare ones; cap modules at them.
+        """Replace the whole call's times by bare ones, and share these out to the modules.
 
         Args:
             bare_ms: times of the whole call in calls without clocks on modules.
         """
         whole_ms = statistics.median(bare_ms)
-        modules = {name: min(ms, whole_ms) for name, ms in self.modules.items()}
-        spreads = {name: (min(low, whole_ms), high) for name, (low, high) in self.spreads.items()}
+        scale = whole_ms / self.forward_ms if self.forward_ms else 1.0
         return replace(
             self,
             forward_ms=whole_ms,
-            modules={**modules, "": whole_ms},
-            spreads={**spreads, "": quartiles(bare_ms)},
+            modules={**{name: ms * scale for name, ms in self.modules.items()}, "": whole_ms},
+            spreads={
+                **{name: (low * scale, high * scale) for name, (low, high) in self.spreads.items()},
+                "": quartiles(bare_ms),
+            },
         )
 
 
@@ -87,7 +95,8 @@ class LatencyWindow:
     `timed_call` only.
 
     The clocks on the modules take time themselves. So `bare_steps` run without them, in turns with the others: if there
-    are any, they give the times of the call and of the step, and no module gets more than the call.
+    are any, they give the times of the call and of the step, which are shared out to the modules as the others took
+    theirs. Of these the faster half counts, in which fewest other things happened.
 
     Args:
         names: modules to time.
@@ -121,16 +130,34 @@ class LatencyWindow:
         self._steps_to_time_bare = bare_steps
         self._step_spans: list[_Span] = []
         self._bare_step_spans: list[_Span] = []
+        self._cpu_s: list[float] = []  # of the calling thread, in bare steps
+        self._cpu_began: float | None = None
         self._calls: list[_TimedCall] = []
         self._in_step = False  # between `begin_step` and `end_step`
         self._is_bare = False  # of the current step; meaningful only while `_began` is set
         self._began: Any = None  # mark at the begin of the current step; None while warming up, or after the window
         self._sites = list(call_sites(names))
+        self._measures_cpu = isinstance(self._timer, _Clock) and clock is time.perf_counter
 
     @property
     def is_open(self) -> bool:
         """True if there are steps left to warm up or to time."""
         return self._steps_to_time > 0 or self._steps_to_time_bare > 0
+
+    @property
+    def is_warm(self) -> bool:
+        """True if no warm-up steps are left."""
+        return self._steps_to_skip == 0
+
+    @property
+    def is_next_clocked(self) -> bool:
+        """True if the next step is to be timed with clocks on modules."""
+        return self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
+
+    def use_up_clocked(self) -> None:
+        """Use up a step with clocks on modules without timing it; the last one only if there are times of others."""
+        if self._steps_to_time > 1 or any(not call.is_bare for call in self._calls):
+            self._steps_to_time = max(0, self._steps_to_time - 1)
 
     def warm_up(self) -> None:
         """Use up one warm-up step, if any is left, without timing it."""
@@ -142,6 +169,7 @@ class LatencyWindow:
         # With as many bare steps as others, every second step is bare.
         self._is_bare = self._steps_to_time_bare > self._steps_to_time
         self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
+        self._cpu_began = time.thread_time() if self._measures_cpu and self._is_bare else None
 
     @property
     def is_disturbing(self) -> bool:
@@ -188,6 +216,8 @@ class LatencyWindow:
             if is_whole:
                 spans = self._bare_step_spans if self._is_bare else self._step_spans
                 spans.append((self._began, self._timer.mark()))
+                if self._cpu_began is not None:
+                    self._cpu_s.append(time.thread_time() - self._cpu_began)
             self._began = None
             if self._is_bare:
                 self._steps_to_time_bare -= 1
@@ -207,20 +237,22 @@ class LatencyWindow:
         if wait:
             self._timer.wait()
         done = [call for call in self._calls if call.whole and all(map(self._has_passed, call.spans()))]
-        calls = [self._times(call) for call in done if not call.is_bare]
+        calls = [self._own_times(call) for call in done if not call.is_bare]
         if not calls:
             return None
-        by_name = {name: [times[name] for times in calls if name in times] for name in dict.fromkeys(chain(*calls))}
-        shown = self._names.as_shown
         # Bare steps are the undisturbed ones.
         steps = self._step_times(self._bare_step_spans) or self._step_times(self._step_spans)
+        bare_s = sum(self._step_times(self._bare_step_spans)) / 1e3
+        times = [_with_what_is_inside(own) for own in calls]
         latency = Latency(
-            forward_ms=statistics.median(by_name[""]),
+            forward_ms=statistics.median(each[""] for each in times),
             step_ms=statistics.median(steps) if steps else None,
             steps=len(done),
             how=self._timer.how,
-            modules=shown({name: statistics.median(times) for name, times in by_name.items()}),
-            spreads=shown({name: quartiles(times) for name, times in by_name.items()}),
+            modules=self._names.as_shown(_shared_out(times)),
+            spreads=self._names.as_shown(_spreads(times)),
+            step_spread=quartiles(steps) if steps else None,
+            cpu_share=sum(self._cpu_s) / bare_s if self._cpu_s and bare_s else None,
         )
         bare_ms = [self._sum(call.whole) for call in done if call.is_bare]
         return latency.within(bare_ms) if bare_ms else latency
@@ -231,33 +263,52 @@ class LatencyWindow:
     def _has_passed(self, span: _Span) -> bool:
         return all(map(self._timer.has_reached, span))
 
-    def _times(self, call: _TimedCall) -> dict[str, float]:
-        """Return the milliseconds of one call by module.
+    def _own_times(self, call: _TimedCall) -> dict[str, float]:
+        """Return the milliseconds of one call by module, without those that a module called.
 
-        The time of the call itself has the root's name.
+        They add up to the call.
         """
-        times = {name: self._sum(spans) for name, spans in call.modules.items()}
-        times[""] = self._sum(call.whole)
+        # Not below 0, as rounding may make them.
+        own = {
+            name: max(0.0, self._sum(spans) - self._sum(call.inner[name]))
+            for name, spans in call.modules.items()
+            if name
+        }
+        rest = max(0.0, self._sum(call.whole) - math.fsum(own.values()))
         # Outside of a forward, `whole` is only a sum over modules: nothing is left over.
-        if self._rest is not None and call.is_forward:
-            times[self._rest] = times[""] - self._sum(call.submodules)
-        return self._with_containers(times)
+        is_apart = self._rest is not None and call.is_forward
+        return {**own, "": rest} if not is_apart else {**own, "": 0.0, str(self._rest): rest}
 
-    def _sum(self, spans: list[_Span]) -> float:
-        return sum(self._timer.ms(*span) for span in spans)
+    def _sum(self, spans: Iterable[_Span]) -> float:
+        return math.fsum(self._timer.ms(*span) for span in spans)
 
-    def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
-        """Add containers that are never called themselves (`ModuleList`).
 
-        Their time is the sum over their children.
-        """
-        # Children before their parents, so that nested containers add up.
-        for name in reversed(self._names.unique):
-            if name not in times and not has_forward(self._names.unique[name]):
-                inside = [times[child] for child in times if child.rpartition(".")[0] == name]
-                if inside:
-                    times[name] = sum(inside)
-        return times
+def _with_what_is_inside(own: Mapping[str, float]) -> dict[str, float]:
+    """Add to each module's time that of the modules inside, called or not."""
+    times: dict[str, float] = {}
+    for name, ms in own.items():
+        for owner in ModuleNames.owners(name):
+            times[owner] = times.get(owner, 0.0) + ms
+    return times
+
+
+def _shared_out(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median call, shared out as the modules shared the faster half of the calls."""
+    faster = sorted(times, key=lambda each: each[""])[: (len(times) + 1) // 2]
+    sums: dict[str, float] = {}
+    for each in faster:
+        for name, ms in each.items():
+            sums[name] = sums.get(name, 0.0) + ms
+    scale = statistics.median(each[""] for each in times) / sums[""] if sums[""] else 0.0
+    return {name: ms * scale for name, ms in sums.items()}
+
+
+def _spreads(times: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    by_name: dict[str, list[float]] = {}
+    for each in times:
+        for name, ms in each.items():
+            by_name.setdefault(name, []).append(ms)
+    return {name: quartiles(values) for name, values in by_name.items()}
 
 
 # Marks at begin and end, of a `_Clock` or of `_Events`.
@@ -319,7 +370,7 @@ class _TimedCall:
         is_bare: True if modules carry no clock in this call.
         whole: spans of the call; if it is not a forward, of the outermost module calls in it.
         modules: spans by canonical name.
-        submodules: spans of the submodules that no other submodule called.
+        inner: spans of the modules that each module called itself, by its name.
     """
 
     def __init__(self, timer: _Clock | _Events, is_forward: bool, is_bare: bool) -> None:
@@ -328,7 +379,7 @@ class _TimedCall:
         self.failure: Exception | None = None
         self.whole: list[_Span] = []
         self.modules: dict[str, list[_Span]] = {}
-        self.submodules: list[_Span] = []
+        self.inner: dict[str, list[_Span]] = defaultdict(list)
         self._timer = timer
         self._thread = threading.get_ident()
         self._running: list[str] = []  # names of the modules under call, outermost first
@@ -377,10 +428,10 @@ class _TimedCall:
     def _keep(self, name: str, span: _Span) -> None:
         self.modules.setdefault(name, []).append(span)
         # `_running` has the callers only: the module itself was just removed.
-        if not self._running and not self.is_forward:
+        if self._running:
+            self.inner[self._running[-1]].append(span)
+        elif not self.is_forward:
             self.whole.append(span)
-        if name and not any(self._running):  # the root's name is empty, so it does not count as a caller
-            self.submodules.append(span)
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float]:

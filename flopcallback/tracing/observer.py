@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
+
 from flopcallback.formulas.op_call import ROOT, UNSEEN, OpCall, Scope
 from flopcallback.formulas.registry import HARDWARE_FAMILIES, counts_functions
 from flopcallback.modules.attempt import call_once
@@ -41,9 +43,15 @@ from flopcallback.tracing.profiler_broker import (
     why_no_recording,
 )
 from flopcallback.tracing.record import OperatorLog, Region
-from flopcallback.tracing.records import Placed, read_records
+from flopcallback.tracing.record_times import RecordedTimes, times_of
+from flopcallback.tracing.records import Placed, Reading, without_garbage_collection
 from flopcallback.tracing.regions import intercept_named, replaced
-from flopcallback.tracing.torch_private import backward_engine, compilation_callbacks, stopped_recomputation
+from flopcallback.tracing.torch_private import (
+    backward_engine,
+    compilation_callbacks,
+    device_records,
+    stopped_recomputation,
+)
 
 __all__ = ["NotRecorded", "StepRecorder", "none_of_the_steps", "observe_records", "why_not_watched"]
 
@@ -89,6 +97,7 @@ class StepRecorder:
     Attributes:
         failure: the error that kept the step from being observed, or None.
         compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
+        times: where the step's time went; None where it was not asked, or the step was not observed.
 
     Args:
         names: the modules.
@@ -98,6 +107,7 @@ class StepRecorder:
         reads_all: whether all families of operators are read, or those alone that multiply.
         known: calls of compiled code in earlier steps as they are written, for `reveal_hidden`; None where it is not
             asked.
+        timed_on: type of the device on which the step's work is done, if its times are to be read; else None.
     """
 
     def __init__(
@@ -109,6 +119,7 @@ class StepRecorder:
         arguments: Any = (),
         reads_all: bool = False,
         known: Known | None = None,
+        timed_on: str | None = None,
     ) -> None:
         self._names = names
         self._optimizers = tuple(optimizers)
@@ -123,6 +134,8 @@ class StepRecorder:
         self._failure: Exception | None = None  # the first: later ones may follow from it
         self._placed: list[Placed] = []
         self.compiled: list[str] = []
+        self.times: RecordedTimes | None = None
+        self._timed_on = timed_on
         self._compiled_calls: list[OpCall] = []  # for `whole_run`: empty where only products are read
 
     @contextmanager
@@ -135,7 +148,10 @@ class StepRecorder:
         """
         recording: Recording | None = None
         try:
-            recording = begin_recording()
+            device = self._timed_on or "cpu"
+            if device != "cpu":  # what was launched before is not the step's
+                torch.accelerator.synchronize()
+            recording = begin_recording(device=device)
         except Exception as error:  # noqa: BLE001 - the step is the training's, and is made
             self._note(error)
         if recording is None:
@@ -241,7 +257,11 @@ class StepRecorder:
             self._note(NotRecorded(recording.why or "the step was not seen"))
             return
         try:
-            self._placed = read_records(result, self._marks, self._scopes, families=self._families, owner=self._owner)
+            with without_garbage_collection():
+                reading = Reading(result, self._marks, self._scopes, self._families, self._owner)
+                self._placed = reading.read()
+                if self._timed_on is not None:
+                    self.times = times_of(reading, device_records(result, self._timed_on))
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
 

@@ -14,6 +14,7 @@ __all__ = [
     "BACKWARD",
     "FORWARD",
     "OPTIMIZER",
+    "OUTSIDE",
     "PHASES",
     "RECOMPUTE",
     "WITHOUT_GRAD",
@@ -30,6 +31,9 @@ PHASES = FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER, WITHOUT_GRAD = (
     *("forward", "backward", "recompute", "optimizer"),
     "without_grad",
 )
+
+OUTSIDE = Scope("", ())
+"""Scope of what runs outside of all modules, where that is told from the root's own work."""
 
 
 class Backward(NamedTuple):
@@ -64,6 +68,11 @@ class Place(NamedTuple):
     is_others: bool = False
     has_grad: bool = True
     is_in_function: bool = False
+
+    @property
+    def is_in_module(self) -> bool:
+        """Whether a module inside the root is at work, or one that the root's own work was told from."""
+        return self.scope is not ROOT and self.scope is not OUTSIDE
 
 
 class Span(NamedTuple):
@@ -172,7 +181,7 @@ class Placing:
             span = self._backward_at(start)
             place = Place(BACKWARD, ROOT, Backward(False, ROOT)) if span is None else span.place
         elif place.backward is None:  # a backward that C++ began
-            phase = BACKWARD if place.scope is ROOT else place.phase
+            phase = place.phase if place.is_in_module else BACKWARD
             place = Place(phase, place.scope, Backward(False, place.scope))
         assert place.backward is not None
         phase = BACKWARD if place.phase == RECOMPUTE else place.phase

@@ -185,12 +185,12 @@ class _Broker:
 
     # --- What listeners ask for ---
 
-    def begin(self, max_records: int) -> Recording | None:
+    def begin(self, max_records: int, device: str) -> Recording | None:
         with self._lock:
             self.settle()
             self.install()  # before the question: it looks for profilers that are at work already
             try:
-                session = None if self._why_not() else self._start()
+                session = None if self._why_not() else self._start(device)
             finally:
                 self.uninstall()
             if session is None:
@@ -282,7 +282,7 @@ class _Broker:
         # Somebody outside the process may start a profiler, which nothing here would see.
         return "KINETO_USE_DAEMON is set" if "KINETO_USE_DAEMON" in os.environ else ""
 
-    def _start(self) -> _Session | None:
+    def _start(self, device: str) -> _Session | None:
         self._watch_process()
         if self._has_left_open:
             self._close_ranges()
@@ -291,7 +291,7 @@ class _Broker:
         try:
             self._has_used_kineto = True
             self._theirs.note_ours()
-            torch_private.start_records()
+            torch_private.start_records(device)
         except RuntimeError as error:
             self._session = None
             self.uninstall()
@@ -469,7 +469,7 @@ def _end_without_destructors() -> None:
 _broker = _Broker()
 
 
-def begin_recording(*, max_records: int = MAX_RECORDS) -> Recording | None:
+def begin_recording(*, max_records: int = MAX_RECORDS, device: str = "cpu") -> Recording | None:
     """Begin a recording of this thread's operators.
 
     Begin and end it outside of operators and, for speed, of ranges by `record_function` that it would see only the
@@ -477,11 +477,12 @@ def begin_recording(*, max_records: int = MAX_RECORDS) -> Recording | None:
 
     Args:
         max_records: bound of its records, estimated; see `Recording.check`.
+        device: type of a device whose work is recorded, too.
 
     Returns:
         The recording, or None; `why_no_recording` then gives the reason.
     """
-    return _broker.begin(max_records)
+    return _broker.begin(max_records, device)
 
 
 def end_recording(recording: Recording) -> Result | None:

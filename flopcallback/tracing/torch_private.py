@@ -452,6 +452,8 @@ BACKWARD_NODE = "autograd::engine::evaluate_function: "
 """Beginning of the name of the record around everything that a node of autograd does."""
 OPTIMIZER_STEP = "Optimizer.step#"
 """Beginning of the name of the record around an optimizer's step."""
+COMPILED_GRAPH = "## Call CompiledFxGraph"
+"""Beginning of the name of the record around code that Inductor wrote."""
 
 _is_profiling: Any = _found["torch.autograd._profiler_enabled"]
 _autograd: Any = torch.autograd  # some of its public names are re-exports without a stub
@@ -466,12 +468,16 @@ records (2.13).
 """
 
 
-def prepare_records() -> tuple[Any, set[Any]]:
+def prepare_records(device: str = "cpu") -> tuple[Any, set[Any]]:
     """Prepare libkineto for a session, and return what it is started with.
 
     If it runs one, that is cancelled.
+
+    Args:
+        device: type of a device whose work is recorded, too, where libkineto can.
     """
-    activities = {_autograd.ProfilerActivity.CPU}
+    known = _autograd.ProfilerActivity.__members__
+    activities = {_autograd.ProfilerActivity.CPU, known.get(device.upper(), _autograd.ProfilerActivity.CPU)}
     options = _found["torch._C._profiler._ExperimentalConfig"]()
     # Shapes, and neither stacks, FLOPs, modules nor memory.
     config = _autograd.ProfilerConfig(_autograd.ProfilerState.KINETO, True, False, False, False, False, options)
@@ -479,9 +485,16 @@ def prepare_records() -> tuple[Any, set[Any]]:
     return config, activities
 
 
-def start_records() -> None:
-    """Record the operators of this thread and of its backwards."""
-    _enable_profiler(*prepare_records(), _scopes())  # to enable what is not prepared ends the process (2.13)
+def start_records(device: str = "cpu") -> None:
+    """Record the operators of this thread and of its backwards, and a device's work."""
+    _enable_profiler(*prepare_records(device), _scopes())  # to enable what is not prepared ends the process (2.13)
+
+
+def device_records(result: Any, timed_on: str) -> list[Any]:
+    """Return the records of a device's work among those of a session."""
+    if timed_on == "cpu":
+        return []
+    return [event for event in result.events() if event.device_type() != torch._C._autograd.DeviceType.CPU]
 
 
 def _scopes() -> set[Any]:

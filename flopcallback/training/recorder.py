@@ -12,11 +12,14 @@ from typing import Any
 from torch import nn
 
 from flopcallback.measuring.latency import LatencyWindow
+from flopcallback.modules.names import ModuleNames
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary
 from flopcallback.profiling.build import StepAnalysis, backward_as_written, is_step_alike, profile_of, with_step
 from flopcallback.profiling.conditions import Conditions
+from flopcallback.profiling.times import with_times
 from flopcallback.tracing.observed import DISPATCH, Observed
+from flopcallback.tracing.record_times import RecordedTimes
 from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
 
@@ -81,6 +84,8 @@ class ProfileRecorder:
         self._elementwise = elementwise
         self._warmup_steps = warmup_steps
         self._latency_steps = latency_steps
+        # Half of the steps that are not bare; the others have clocks on modules, as records are not always to be had.
+        self._records_wanted = (latency_steps - latency_steps // 2) // 2
         self._failures = failures or Failures()
         self._clock = clock
         self._event = event
@@ -90,6 +95,9 @@ class ProfileRecorder:
         self._is_short = False  # True if the training ended before any step was timed
         self._timed_phase = ""  # phase of the profile that gets the times
         self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
+        self._device = "cpu"
+        self._names = ModuleNames({})  # of the modules that are timed
+        self._recorded: list[RecordedTimes] = []  # times of steps in the window whose operators were recorded
 
     @property
     def profiles(self) -> dict[str, ModelProfile]:
@@ -144,7 +152,8 @@ class ProfileRecorder:
         if conditions.phase == TRAINING:
             self._as_written = backward_as_written(observed, model)
         if is_timed and self._latency_steps > 0:
-            self._timed_phase = conditions.phase
+            self._timed_phase, self._device = conditions.phase, conditions.device.type
+            self._names, self._recorded = observed.runs[0].names, []
             self.window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -248,6 +257,25 @@ class ProfileRecorder:
                 if not self.window.is_open:
                     self._read_window()
 
+    @property
+    def timed_on(self) -> str | None:
+        """Type of the device on which steps are timed; None while they warm up, and after the window."""
+        return self._device if self.window is not None and self.window.is_warm else None
+
+    @property
+    def wants_records(self) -> bool:
+        """True if the next step's operators should be recorded, in place of clocks on its modules."""
+        return self.window is not None and self.window.is_next_clocked and len(self._recorded) < self._records_wanted
+
+    def add_times(self, times: RecordedTimes) -> None:
+        """Keep the times of a recorded step, which takes the place of one with clocks on modules."""
+        if self.window is not None:
+            with self._timing():
+                self._recorded.append(times)
+                self.window.use_up_clocked()
+                if not self.window.is_open:
+                    self._read_window()
+
     def use_up_warmup(self) -> None:
         """Use up one warm-up step, if any is left, without timing it."""
         if self.window is not None:
@@ -282,9 +310,18 @@ class ProfileRecorder:
         latency = None if window is None else window.read(wait=wait)
         self._is_short = window is not None and latency is None
         if latency is not None:
-            summary = LatencySummary(latency.forward_ms, latency.step_ms, latency.steps, latency.how)
+            summary = LatencySummary(
+                latency.forward_ms,
+                latency.step_ms,
+                latency.steps + len(self._recorded),
+                latency.how,
+                latency.spreads.get(""),
+                latency.step_spread,
+                latency.cpu_share,
+            )
             profile = self._phases[self._timed_phase].profile
-            self._keep(profile.with_latency(summary, latency.modules, latency.spreads))
+            profile = profile.with_latency(summary, latency.modules, latency.spreads)
+            self._keep(with_times(profile, self._recorded, self._names))
 
     # --- Logging ------------------------------------------------------------------------------------------------------
 

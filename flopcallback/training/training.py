@@ -174,11 +174,14 @@ class Training:
             return Plan.COUNT
         steps = self._steps
         if steps.model is not None:
-            is_timing = self._recorder.window is not None
+            recorder = self._recorder
+            is_timing = recorder.window is not None
             is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
+            is_timed = is_timing and recorder.wants_records
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
-            if is_new or steps.awaited is not None:
-                if steps.begin_step(inputs, optimizers, is_new=is_new):
+            if is_new or is_timed or steps.awaited is not None:
+                timed_on = recorder.timed_on if is_timing else None
+                if steps.begin_step(inputs, optimizers, is_new=is_new, timed_on=timed_on, is_timed=is_timed):
                     self._leave_out()
                     return Plan.OBSERVE
                 if is_new and meter is not None:
@@ -347,6 +350,8 @@ class Training:
         is_counted = self._meter is not None and self._meter.is_in_counted_step
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
+        if observer.times is not None and observer.failure is None:
+            self._recorder.add_times(observer.times)
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         failure, runs = observer.failure, observer.runs()
         hides = bool(observer.compiled) and (steps.may_hide_products() or steps.has_thin_products(runs.values()))

@@ -55,6 +55,7 @@ class WholeSteps:
         self.trusts_compiled = True
         self._has_thin = False  # whether the counted call has products with a dimension of 1
         self._known: Known = {}  # compiled calls as they are written
+        self._usual: Shapes = ()  # of the inputs of the counted call
         self._shapes: Shapes = ()  # of the inputs of the current step's first call
         self._attempts = 0  # steps that were observed for the profile, in vain
 
@@ -67,7 +68,7 @@ class WholeSteps:
             conditions: conditions of the counted call.
         """
         self.model, self._names = model, observed.runs[0].names
-        self.awaited = conditions.input_shapes
+        self.awaited = self._usual = conditions.input_shapes
         self._has_thin = self.has_thin_products(observed.runs)
 
     def begin_counted(self, model: nn.Module, inputs: Any, optimizers: Iterable[Any]) -> None:
@@ -85,7 +86,15 @@ class WholeSteps:
             self.observer = self._recorder(names, model, optimizers)
         self.is_for_profile = self.observer is not None
 
-    def begin_step(self, inputs: Any, optimizers: Iterable[Any], *, is_new: bool) -> bool:
+    def begin_step(
+        self,
+        inputs: Any,
+        optimizers: Iterable[Any],
+        *,
+        is_new: bool,
+        timed_on: str | None = None,
+        is_timed: bool = False,
+    ) -> bool:
         """Begin a step; return whether it is observed, by `observer`.
 
         The first step with inputs of the same shapes as the counted call completes the profile. Nothing is observed
@@ -95,19 +104,24 @@ class WholeSteps:
             inputs: inputs of the step's first call.
             optimizers: optimizers that may step in it.
             is_new: whether the ledger wants the cost of this step.
+            timed_on: type of the device, if the times of an observed step like the counted one are to be read.
+            is_timed: whether such a step is to be observed for its times.
         """
         if self.model is None:
             return False
         self._shapes = shapes_of(inputs)
         self.is_for_profile = self.awaited is not None and self.awaited == self._shapes
-        if (self.is_for_profile or is_new) and not why_not_watched():
-            self.observer = self._recorder(self._names, self.model, optimizers)
+        is_usual = self._shapes == self._usual
+        if (self.is_for_profile or is_new or (is_timed and is_usual)) and not why_not_watched():
+            self.observer = self._recorder(self._names, self.model, optimizers, timed_on if is_usual else None)
         return self.observer is not None
 
-    def _recorder(self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any]) -> StepRecorder:
+    def _recorder(
+        self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any], timed_on: str | None = None
+    ) -> StepRecorder:
         # Compiled code is counted as it is written only where the compiler may hide what it does: that takes its time.
         known = self._known if is_used() and self._may_hide_products(model) else None
-        return StepRecorder(names, optimizers, owner=self._owner, known=known)
+        return StepRecorder(names, optimizers, owner=self._owner, known=known, timed_on=timed_on)
 
     def forget_step(self) -> None:
         """Forget the current step and its observer."""
