@@ -21,6 +21,7 @@ __all__ = [
     "by_column",
     "by_name",
     "card",
+    "describes_run",
     "logged_name",
     "of_group",
     "placed",
@@ -209,6 +210,12 @@ def placed(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Val
         else:
             kept[name] = value
     return charts, kept
+
+
+def describes_run(name: str) -> bool:
+    """Return whether a logged name is one of the count and its times, or says how exact the compute is."""
+    _, metric = _metric_of(name)
+    return metric is not None and (metric.when != "log" or metric.says_zero)
 
 
 def unsaid(values: Mapping[str, Value], *whens: When) -> list[str]:

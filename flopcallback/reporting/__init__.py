@@ -4,7 +4,9 @@ from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
 from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.reporting.caption import footer, headline
-from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
+from flopcallback.reporting.figures.bars import module_chart
+from flopcallback.reporting.figures.canvas import pixels
+from flopcallback.reporting.figures.charts import latency_chart
 from flopcallback.reporting.files import report_files, write_file
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.line import counts_line, profile_line

@@ -35,7 +35,8 @@ def hyperparameters(writer: Any, values: Mapping[str, int | float]) -> None:
     """
     module = import_module("tensorboardX.summary" if _is_tensorboardx(writer) else "torch.utils.tensorboard.summary")
     if writer.file_writer is not None:
-        _, values_of_run, _ = module.hparams(dict(values), {})
+        # 2026-11, tensorboardX 2.6.5: integers of 2**64 and above raise.
+        _, values_of_run, _ = module.hparams({name: float(value) for name, value in values.items()}, {})
         writer.file_writer.add_summary(values_of_run)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.profile.metrics import FORWARD_MS, card, placed
+from flopcallback.profile.metrics import FORWARD_MS, card, describes_run, placed
 from flopcallback.profile.numbers import finite
 from flopcallback.profile.old_profiles import is_old
 from flopcallback.reporting import (
@@ -79,7 +79,7 @@ class TensorBoardTracker:
         self.writer: Any = writer
         self.prefix = prefix
         self._has_hyperparameters = bool(getattr(target, "hparams", None))  # Lightning's logger has written them
-        self._kept: dict[str, int | float] = {}  # numbers that are not charted
+        self._kept: dict[str, int | float] = {}  # numbers that are to be hyperparameters
         self._undrawn: tuple[ModelProfile, int] | None = (
             None  # profile of a training that awaits its times, and its step
         )
@@ -92,7 +92,7 @@ class TensorBoardTracker:
         charts, kept = placed(values)
         for name, value in charts.items():
             self.writer.add_scalar(name, float(value), step)
-        self._kept.update(kept)
+        self._kept.update((name, value) for name, value in kept.items() if describes_run(name))
         numbers = {name: finite(value) for name, value in values.items()}
         note(self.writer, f"{self.prefix}{NUMBERS}", json.dumps(numbers, allow_nan=False), step)
         if self._undrawn is not None and step > self._undrawn[1] and not _are_times(values):

@@ -115,7 +115,8 @@ class WandbTracker:
 
     def page_of(self, profile: ModelProfile) -> str:
         """Return the address of the run, or its folder while it is offline."""
-        return str(self.run.url or f"{Path(self.run.dir).parent} (wandb sync uploads it)")
+        folder = f"{Path(self.run.dir).parent} (wandb sync uploads it)"
+        return folder if self.run.offline else str(self.run.url)
 
     def use_compute_axis(self, names: Sequence[str]) -> None:
         """Make compute so far the x-axis of these metrics of the caller's."""

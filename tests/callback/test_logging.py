@@ -64,9 +64,9 @@ def test_tensorboard_shows_scalars_texts_figures_and_a_file(flavour, run, make_c
     }
     assert {"flops/forward", "model/params", "latency/forward_ms", "latency/step_ms"} <= set(ours)
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
-    assert {"flops/tree", "flops/modules", "flops/operators"} <= texts
-    assert {"flops/by_module", "flops/latency"} <= set(events.Tags()["images"])
-    tree = events.Tensors("flops/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert {"workload/tree", "workload/modules", "workload/operators"} <= texts
+    assert {"workload/by_module", "workload/latency"} <= set(events.Tags()["images"])
+    tree = events.Tensors("workload/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert f"{profile.forward_flops:,} FLOPs" in tree
     assert ModelProfile.from_json((Path(folder) / "flopcallback.json").read_text()) == profile
 

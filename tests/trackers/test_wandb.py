@@ -100,7 +100,7 @@ def test_lightnings_logger_of_either_name_writes_into_its_own_run(tmp_path, net,
     tracker.close()
     read = ended(logger.experiment)
     assert read.summary["flops/forward"] == 8
-    assert len(read.table("flops/modules")) == 3
+    assert len(read.table("workload/modules")) == 3
 
 
 @pytest.mark.parametrize("name", ["wandb", "wandb.run"])
@@ -284,8 +284,8 @@ def awkward(net, **more):
 def test_the_tables_are_the_records_of_the_profile(run, net, timed):
     profile = timed(awkward(net))
     read = logged(run, profile)
-    assert read.table("flops/modules") == profile.module_records()
-    assert read.table("flops/operators") == profile.operator_records()
+    assert read.table("workload/modules") == profile.module_records()
+    assert read.table("workload/operators") == profile.operator_records()
 
 
 def column_types(read, table):
@@ -298,9 +298,9 @@ def column_types(read, table):
 def test_a_column_without_any_value_has_its_type(run, net):
     profile = net([3, 5])
     read = logged(run, profile)
-    assert {row["forward_ms"] for row in read.table("flops/modules")} == {None}
-    assert list(read.table("flops/modules")[0]) == list(profile.module_records()[0])
-    types = column_types(read, "flops/modules")
+    assert {row["forward_ms"] for row in read.table("workload/modules")} == {None}
+    assert list(read.table("workload/modules")[0]) == list(profile.module_records()[0])
+    types = column_types(read, "workload/modules")
     assert types["forward_ms"] == types["flops"] == {"none", "number"}
     assert types["output_shape"] == types["path"] == {"none", "string"}
 
@@ -314,13 +314,13 @@ def test_every_column_of_text_is_known_as_one(net):
 
 def test_a_new_column_is_in_the_table_with_its_type(run, net, frozen_column):
     read = logged(run, net([3, 5]))
-    assert [row["params_frozen"] for row in read.table("flops/modules")] == [3 + 5, 3, 5]
-    assert column_types(read, "flops/modules")["params_frozen"] == {"none", "number"}
+    assert [row["params_frozen"] for row in read.table("workload/modules")] == [3 + 5, 3, 5]
+    assert column_types(read, "workload/modules")["params_frozen"] == {"none", "number"}
 
 
 def test_a_time_that_is_not_finite_is_no_number_in_a_table(run, net):
     profile = net([3, 5]).with_latency(LatencySummary(1.0), {"layer0": math.nan, "layer1": math.inf})
-    assert {row["forward_ms"] for row in logged(run, profile).table("flops/modules")} == {None}
+    assert {row["forward_ms"] for row in logged(run, profile).table("workload/modules")} == {None}
 
 
 def test_the_report_goes_up_at_once_and_again_with_times(run, net, timed):
@@ -331,11 +331,11 @@ def test_the_report_goes_up_at_once_and_again_with_times(run, net, timed):
     run.log({"train/loss": 0.5})
     tracker.close()
     read = ended(run)
-    assert read.logged("flops/report") == [0, 1]
-    assert read.file("flops/report") == html_page(timed(net([3, 5])))
+    assert read.logged("workload/report") == [0, 1]
+    assert read.file("workload/report") == html_page(timed(net([3, 5])))
 
 
-@pytest.mark.parametrize("key", ["flops/modules", "flops/operators", "flops/by_module", "flops/latency"])
+@pytest.mark.parametrize("key", ["workload/modules", "workload/operators", "workload/by_module", "workload/latency"])
 def test_tables_and_charts_are_logged_once_with_times(run, net, timed, key):
     read = logged(run, net([3, 5]), timed(net([3, 5])))
     assert len(read.logged(key) + read.logged(f"Custom Chart Tables/{key}_table")) == 1
@@ -348,8 +348,8 @@ def test_tables_come_when_training_ends_where_no_times_came(run, net):
     tracker.close()
     tracker.close()
     read = ended(run)
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == read.logged("flops/operators") == [1]
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == read.logged("workload/operators") == [1]
     assert read.logged("Custom Chart Tables/flops/latency_table") == []
 
 
@@ -414,13 +414,13 @@ def test_prefix_and_phase_stand_in_front_of_all_names(run, net, timed):
 
 def test_a_profile_without_any_module_is_logged(run):
     read = logged(run, ModelProfile("Nothing"))
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == read.logged("Custom Chart Tables/flops/by_module_table") == []
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == read.logged("Custom Chart Tables/flops/by_module_table") == []
 
 
 def test_a_single_module_is_logged(run, net):
     read = logged(run, net([], forward_flops=7))
-    assert [row["path"] for row in read.table("flops/modules")] == [""]
+    assert [row["path"] for row in read.table("workload/modules")] == [""]
 
 
 def test_of_more_modules_than_wandb_shows_the_largest_are_shown_and_the_rest_is_told(run, net, timed, monkeypatch):
@@ -430,7 +430,7 @@ def test_of_more_modules_than_wandb_shows_the_largest_are_shown_and_the_rest_is_
     monkeypatch.setattr(wandb.Table, "MAX_ROWS", 10)
     profile = timed(net([(index * 7) % 30 for index in range(30)]))
     read = logged(run, profile)
-    *shown, last = read.table("flops/modules")
+    *shown, last = read.table("workload/modules")
     assert {key for key, value in last.items() if value is not None} == {"path"}
     # The root and all modules but the 8 largest are 31 - 9.
     assert last["path"] == "… 22 more"
@@ -442,7 +442,7 @@ def test_of_more_modules_than_wandb_shows_the_largest_are_shown_and_the_rest_is_
 # Again in the same run
 
 
-PANELS = ("flops/report", "flops/modules", "flops/operators", "Custom Chart Tables/flops/by_module_table")
+PANELS = ("workload/report", "workload/modules", "workload/operators", "Custom Chart Tables/flops/by_module_table")
 
 
 def fit(run, profile, timed, prefix=""):
@@ -462,7 +462,7 @@ def test_a_second_fit_shows_the_same_model_once(run, net, timed):
     fit(run, net([3, 5]), timed)
     fit(run, net([3, 5]), lambda profile: profile.with_latency(LatencySummary(2.0), {"layer0": 7.0}))
     read = ended(run)
-    assert read.logged("flops/report") == [0, 1]
+    assert read.logged("workload/report") == [0, 1]
     assert all(read.logged(panel) == [1] for panel in PANELS[1:])
     assert len(artifacts(read)) == 1
     assert read.logged("flops/forward") == [0, 3]
@@ -473,7 +473,7 @@ def test_a_second_fit_of_another_model_shows_it(run, net, timed):
     fit(run, net([3, 7], config={"flops.dtype": "bfloat16"}), timed)
     read = ended(run)
     assert all(read.logged(panel) == [1, 4] for panel in PANELS[1:])
-    assert [row["flops"] for row in read.table("flops/modules")] == [3 + 7, 3, 7]
+    assert [row["flops"] for row in read.table("workload/modules")] == [3 + 7, 3, 7]
     assert read.config["flops.dtype"] == "bfloat16"
 
 
@@ -482,8 +482,8 @@ def test_a_second_fit_shows_the_times_that_the_first_had_not(run, net, timed):
     fit(run, net([3, 5]), timed)
     fit(run, net([3, 5]), None)
     read = ended(run)
-    assert read.logged("flops/modules") == [1, 3]
-    assert {row["forward_ms"] for row in read.table("flops/modules")} == {None, 0.5}
+    assert read.logged("workload/modules") == [1, 3]
+    assert {row["forward_ms"] for row in read.table("workload/modules")} == {None, 0.5}
 
 
 def test_a_fit_that_broke_off_before_its_tables_has_them_in_the_next(run, net):
@@ -491,8 +491,8 @@ def test_a_fit_that_broke_off_before_its_tables_has_them_in_the_next(run, net):
     run.log({"train/loss": 1.0})
     fit(run, net([3, 5]), None)
     read = ended(run)
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == [2]
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == [2]
 
 
 def test_a_resumed_run_shows_the_same_model_no_second_time(start, net, timed):
@@ -514,14 +514,14 @@ def test_a_run_that_was_given_the_config_of_another_shows_its_model(start, net, 
     ours = {name: value for name, value in ended(first).config.items() if name.startswith("flops.")}
     second = start(config=ours)
     fit(second, net([3, 5]), timed)
-    assert ended(second).logged("flops/modules") == [1]
+    assert ended(second).logged("workload/modules") == [1]
 
 
 def test_a_peak_that_is_measured_anew_makes_no_other_model(run, net, timed):
     for peak in (1.25, 1.5):
         fit(run, net([3, 5], config={"flops.dtype": "half", "flops.peak_tflops": peak}), timed)
     read = ended(run)
-    assert read.logged("flops/modules") == [1]
+    assert read.logged("workload/modules") == [1]
     assert read.config["flops.peak_tflops"] == 1.5
 
 
@@ -529,8 +529,8 @@ def test_two_models_in_a_run_have_their_own_panels_behind_their_prefixes(run, ne
     fit(run, net([3, 5]), timed, prefix="teacher/")
     fit(run, net([3, 5]), timed, prefix="student/")
     read = ended(run)
-    assert read.logged("teacher/flops/modules") == [1]
-    assert read.logged("student/flops/modules") == [4]
+    assert read.logged("teacher/workload/modules") == [1]
+    assert read.logged("student/workload/modules") == [4]
 
 
 # A training
@@ -622,8 +622,8 @@ def test_a_training_with_either_lightning_shows_its_profile(flavour, make_logger
     assert steps_of(read, "flops/forward") == [0]
     assert steps_of(read, "latency/step_ms") == [3]
     assert all("train/loss" in row for row in read.rows)
-    assert read.logged("flops/report") == [0, 3]
-    assert read.logged("flops/modules") == read.logged("flops/operators") == [3]
+    assert read.logged("workload/report") == [0, 3]
+    assert read.logged("workload/modules") == read.logged("workload/operators") == [3]
     assert read.summary["flops/forward"] == FIRST + SECOND
 
 
@@ -650,11 +650,11 @@ def test_tables_have_the_integers_that_an_analysis_of_the_same_batch_gives(light
     trainer_of(lightning, logger, make_callback()).fit(model)
     read = ended(logger.experiment)
     analysis = FlopCountAnalysis(model, torch.ones(BATCH, IN))
-    modules = {row["path"]: row["flops"] for row in read.table("flops/modules")}
+    modules = {row["path"]: row["flops"] for row in read.table("workload/modules")}
     modules.pop("(training_step)", None)
     assert modules == dict(analysis.hardware_flops())
     assert modules == {"": FIRST + SECOND, "net": FIRST + SECOND, "net.0": FIRST, "net.1": 0, "net.2": SECOND}
-    operators = {row["operator"]: row["flops"] for row in read.table("flops/operators") if row["flops"]}
+    operators = {row["operator"]: row["flops"] for row in read.table("workload/operators") if row["flops"]}
     assert sum(operators.values()) == read.summary["flops/forward"] == analysis.hardware_flops()[""]
 
 
@@ -665,7 +665,7 @@ def test_fits_and_evaluations_with_one_logger_add_what_is_new(lightning, make_lo
         trainer_of(lightning, logger, callback).fit(model)
     trainer_of(lightning, logger, callback, limit_val_batches=2).validate(model, verbose=False)
     read = ended(logger.experiment)
-    assert len(read.logged("flops/modules")) == len(read.logged("validate/flops/modules")) == 1
+    assert len(read.logged("workload/modules")) == len(read.logged("validate/workload/modules")) == 1
     assert steps_of(read, "flops/forward") == [0, 0]
     (validated,) = (row for row in read.rows if "validate/flops/forward" in row)
     assert (validated["validate/flops/forward"], "val/loss" in validated) == (FIRST + SECOND, True)
@@ -710,5 +710,5 @@ def test_a_plain_loop_that_passes_steps_shows_its_profile(run):
     read = ended(run)
     assert [step for step, _ in of_the_user(read.rows)] == [0, 10, 20, 30, 40]
     assert len(read.rows) == 5
-    assert [row["flops"] for row in read.table("flops/modules")] == [FIRST + SECOND, FIRST, 0, SECOND]
-    assert len(read.logged("flops/modules")) == len(read.logged("latency/step_ms")) == 1
+    assert [row["flops"] for row in read.table("workload/modules")] == [FIRST + SECOND, FIRST, 0, SECOND]
+    assert len(read.logged("workload/modules")) == len(read.logged("latency/step_ms")) == 1
