@@ -12,7 +12,7 @@ from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlat
 from flopcallback.reporting.line import counts_line, profile_line
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
-from flopcallback.reporting.text.module_table import by_lead, module_table
+from flopcallback.reporting.text.module_table import module_table, operator_table
 from flopcallback.reporting.text.table import plain_table, rich_table, rich_text
 from flopcallback.reporting.tree import widest_work
 from flopcallback.reporting.units import milliseconds, percent, si
@@ -26,7 +26,6 @@ __all__ = [
     "OperatorRow",
     "StepFlops",
     "Verdict",
-    "by_lead",
     "counts_line",
     "escaped",
     "footer",
@@ -40,6 +39,7 @@ __all__ = [
     "milliseconds",
     "module_chart",
     "module_table",
+    "operator_table",
     "percent",
     "pixels",
     "plain_table",

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from flopcallback.profile.metrics import METRICS, placed, unsaid
 from flopcallback.profile.numbers import finite
-from flopcallback.reporting import by_lead, latency_chart, measured_leaves, module_chart, module_table, report_files
+from flopcallback.reporting import latency_chart, measured_leaves, module_chart, module_table, operator_table, report_files
 from flopcallback.runs import without_password
 from flopcallback_mlflow.target import client_and_run, is_local
 
@@ -103,7 +103,7 @@ class MLflowTracker:
         Raises:
             ModuleNotFoundError: matplotlib is not installed; everything except the figures is written nevertheless.
         """
-        tables = {"modules.json": module_table(profile), "operators.json": by_lead(profile.operator_records())}
+        tables = {"modules.json": module_table(profile), "operators.json": operator_table(profile)}
         for name, records in tables.items():
             self._write(profile, name, _table(records))
         self._set_tags(profile, {self._path(profile, name): len(records) for name, records in tables.items()})

@@ -11,7 +11,7 @@ import wandb
 
 from flopcallback.profile.columns import text_columns
 from flopcallback.profile.numbers import finite
-from flopcallback.reporting import latency_chart, measured_leaves, module_chart, module_table, pixels
+from flopcallback.reporting import latency_chart, measured_leaves, module_chart, module_table, operator_table, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ LONGEST_ARTIFACT_NAME = 128
 
 def tables(profile: ModelProfile) -> dict[str, wandb.Table]:
     """Return `modules` and `operators`, if they have rows."""
-    records = {"modules": module_table(profile), "operators": profile.operator_records()}
+    records = {"modules": module_table(profile), "operators": operator_table(profile)}
     return {name: _table(_cut(rows)) for name, rows in records.items() if rows}
 
 

@@ -1,4 +1,4 @@
-"""The table of modules for trackers that show records as they are."""
+"""The tables of modules and operators for trackers that show records as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flopcallback.profile import columns
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["by_lead", "module_table"]
+__all__ = ["module_table", "operator_table"]
 
 
 def module_table(profile: ModelProfile) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def module_table(profile: ModelProfile) -> list[dict[str, Any]]:
     Columns that a reader wants first come first, and the root has the model's name.
     """
     named = [{**record, **_named(profile, record)} for record in profile.module_records()]
-    return by_lead(named)
+    return _by_lead(named, columns.COLUMNS)
 
 
 def _named(profile: ModelProfile, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,8 +28,12 @@ def _named(profile: ModelProfile, record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: profile.name if record[key] == "" else record[key] for key in ("path", "parent")}
 
 
-def by_lead(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return records with their columns in the order in which a reader wants them."""
-    places = {column.key: column.lead for column in (*columns.COLUMNS, *columns.OPERATOR_COLUMNS) if column.lead}
+def operator_table(profile: ModelProfile) -> list[dict[str, Any]]:
+    """Return the rows of `operator_records()` for such a page."""
+    return _by_lead(profile.operator_records(), columns.OPERATOR_COLUMNS)
+
+
+def _by_lead(records: Sequence[Mapping[str, Any]], table: Sequence[columns.Column]) -> list[dict[str, Any]]:
+    places = {column.key: column.lead for column in table if column.lead}
     names = sorted(records[0] if records else (), key=lambda name: places.get(name, math.inf))
     return [{name: record[name] for name in names} for record in records]
