@@ -29,7 +29,7 @@ SMALL = 8.5
 DPI = 216
 
 # Characters of a title, and of any other text.
-LONGEST_TITLE, LONGEST_TEXT = 80, 48
+LONGEST_TITLE, LONGEST_TEXT = 72, 48
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:

@@ -38,7 +38,7 @@ __all__ = ["latency_chart"]
 # Characters of a name.
 LONGEST_LABEL = 26
 # Points of the scatter that have a name.
-LABELLED = 5
+LABELLED = 6
 MOST_TICKS, MOST_LINES = 6, 5
 
 # Decades left free around the points of the scatter: to the left, to the right, below and above.
