@@ -21,7 +21,7 @@ WHEEL_TESTS := test_import test_packaging test_public_names test_on_demand test_
 	cli/test_command cli/test_page counting/test_dispatch counting/test_shadows formulas/test_embedding_bag \
 	fvcore/test_docs measuring/test_latency reporting/test_comparison_table reporting/test_markdown trackers/test_who_counted
 
-.PHONY: demo test test-fast zoo lint bench doors package test-wheel test-core test-torch clean
+.PHONY: demo test test-fast zoo lint bench gpu-check doors package test-wheel test-core test-torch clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -46,6 +46,12 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	@set -e; for script in $(BENCHMARKS:%=benchmarks/%.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+# What is said about GPUs, held against the one that is here, in at most eight minutes; skipped where there is none. In
+# the environment of GPU_PYTHON, which has a torch for it: `make gpu-check GPU_PYTHON=python`.
+GPU_PYTHON ?= $(BIN)/python
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.installed)
+	PYTHONPATH=.:integrations $(GPU_PYTHON) benchmarks/gpu_check.py
 
 # Trainings by other packages, each as without us and with the FLOPs that it has on paper: docs/doors.md. Not part of
 # `make test`.

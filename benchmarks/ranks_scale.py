@@ -1,8 +1,9 @@
 """Time that rank 0 spends in one gather of all ranks, by their number: `python benchmarks/ranks_scale.py`.
 
-The ranks are simulated: one process answers for all of them, through a `TCPStore` on the loopback interface. Rank 0
-finds all answers in the store, so no waiting for others is in its time; reading and adding up the books is. One rank is
-then left silent, to see that it is named.
+The ranks are simulated: one process answers for all of them, through a `TCPStore` on the loopback interface, which it
+serves: as with torchrun, the store is not in the process of rank 0. Rank 0 finds all answers in the store, so no
+waiting for others is in its time; reading and adding up the books is. One rank is then left silent, to see that it is
+named.
 """
 
 from __future__ import annotations
@@ -50,26 +51,27 @@ def rank_of(number: int, world: int, store: Any, *, patience_s: float = 60.0) ->
         return Ranks("scale", patience_s=patience_s, join_s=0.0)
 
 
-def answer(world: int, port: int, rounds: int, ready: Any, go_on: Any) -> None:
-    """Answer for all ranks but the first; in the last round rank 1 is silent."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+def answer(world: int, port: Any, rounds: int, ready: Any, go_on: Any) -> None:
+    """Serve the store, and answer for all ranks but the first; in the last round rank 1 is silent."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    port.value = store.port
     ranks = [rank_of(number, world, store) for number in range(1, world)]
     own = message()
     for step in range(rounds):
         for rank in ranks[step == rounds - 1 :]:
             rank.gather(f"log/{step}", own)
         ready.release()
-        go_on.acquire()
+        go_on.acquire()  # the last time, rank 0 has done with the store
 
 
 def measure(world: int) -> tuple[list[float], list[float], list[float]]:
     """Return milliseconds of each gather, of its CPU time, and of each sum over the ranks."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
-    ready, go_on = context.Semaphore(0), context.Semaphore(0)
-    others = context.Process(target=answer, args=(world, store.port, ROUNDS + 1, ready, go_on))
+    port, ready, go_on = context.Value("i", 0), context.Semaphore(0), context.Semaphore(0)
+    others = context.Process(target=answer, args=(world, port, ROUNDS + 1, ready, go_on))
     others.start()
     ready.acquire()
+    store = dist.TCPStore("127.0.0.1", port.value, is_master=False, timeout=timedelta(seconds=60))
     first, own = rank_of(0, world, store), message()
     gathering, of_cpu, adding = [], [], []
     for step in range(ROUNDS):

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from flopcallback.loop.objects import EndedWatch, model_of, optimizers_of
-from flopcallback.loop.watch import LoopWatch, nothing_seen
+from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.batches import samples_in
+from flopcallback.modules.names import innermost
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
@@ -33,6 +34,12 @@ __all__ = ["FlopHook"]
 REPLACED = (
     "FlopHook: this one takes the place of an earlier one with the same optimizer and modules in common, which is now "
     "closed: no step is counted twice. Close a hook before you make the next, or give each another optimizer."
+)
+
+UNSEEN = (
+    "FlopHook: no training call of {} was seen{}. It counts calls with grad enabled and model.training, made in the "
+    "thread that made the hook; not those that compiled code makes. Give it the module that the loop calls: with "
+    "torch.compile what that returned; where calls are made under no_grad, as by odeint_adjoint, a module around them."
 )
 
 DROPPED = (
@@ -179,7 +186,8 @@ class FlopHook:
             failures=self._failures,
         )
         self._replace_earlier(optimizers)
-        watch = LoopWatch(self._model, optimizers, options, self._training, owner, self._failures)
+        self._unseen = UNSEEN.format(type(innermost(self._model)).__name__, "{}")
+        watch = LoopWatch(self._model, optimizers, options, self._training, owner, self._failures, unseen=self._unseen)
         self._watch: LoopWatch | EndedWatch = watch
         self._is_closed = False  # True from the first `close` on
         # The model's wrappers hold the watch, and would keep it for good if the user only dropped the hook. Weakly: a
@@ -299,8 +307,9 @@ class FlopHook:
     def step(self) -> Iterator[None]:
         """Mark the code inside as one step.
 
-        Use it around every step if steps of the loop do not end with the steps of its optimizers. Where the loop is not
-        yours, `begin_step` and `end_step` do the same in its callbacks.
+        Use it around every step if steps of the loop do not end with the steps of its optimizers, or to have what comes
+        before the first call of the model in the step, such as that of another module. Where the loop is not yours,
+        `begin_step` and `end_step` do the same in its callbacks.
         """
         with self._watch.marked_step():
             yield
@@ -353,7 +362,7 @@ class FlopHook:
         self._on_drop.detach()
         has_seen_call = self._watch.close(wait=wait)
         if wait and not has_seen_call and not is_replaced:
-            warnings.warn(nothing_seen(self._model), FlopCallbackWarning, stacklevel=3)
+            warnings.warn(self._unseen.format(""), FlopCallbackWarning, stacklevel=3)
 
     def _replace_earlier(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Close earlier hooks that have one of the optimizers, and modules in common with this one."""

@@ -16,13 +16,14 @@ from torch import nn
 
 from flopcallback.loop.objects import OptimizerHooks
 from flopcallback.modules.compiled import After, CompiledCall, Return, rest_if_unused, stepping_aside
-from flopcallback.modules.names import ModuleNames, innermost
+from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.outermost import CallSite, outermost_calls
 from flopcallback.modules.structures import tensors_in
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.in_flight import observe_module_call, together
 from flopcallback.tracing.observed import Observed
+from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.torch_private import base_of, is_backward_running, is_in_outer_step
 from flopcallback.training.failures import Failures, FlopCallbackWarning
@@ -30,7 +31,7 @@ from flopcallback.training.options import Options
 from flopcallback.training.ranks import rank_of
 from flopcallback.training.training import TRAINING, Plan, Training
 
-__all__ = ["MOST_CALLS", "LoopWatch", "nothing_seen"]
+__all__ = ["MOST_CALLS", "LoopWatch"]
 
 SEVERAL = 2
 """Number of optimizers from which a backward no longer ends a call: the networks of a GAN share a step."""
@@ -45,17 +46,6 @@ MOST_CALLS = 100
 """Module calls that are counted as one call. Each takes memory, and without an optimizer's step there is no end."""
 
 STEP_FAILED = "the training step could not be counted"
-
-NOTHING_SEEN = (
-    "FlopHook: no training call of {} was seen{}. It counts calls with grad enabled and model.training, made in the "
-    "thread that made the hook; not those that compiled code makes. Give it the module that the loop calls: with "
-    "torch.compile what that returned; where calls are made under no_grad, as by odeint_adjoint, a module around them."
-)
-
-
-def nothing_seen(model: nn.Module, when: str = "") -> str:
-    """Return the text for a loop without a training call, with the way out."""
-    return NOTHING_SEEN.format(type(innermost(model)).__name__, when)
 
 
 class Stage(Enum):
@@ -74,7 +64,9 @@ class Stage(Enum):
 class _Step:
     """State of a step, replaced when the step ends."""
 
-    plan: Plan | None = None  # None until the step's first call begins
+    plan: Plan | None = None  # None until the step begins: at its first call, or where it is marked
+    watching: StepRecorder | None = None  # observer that watches a marked step from before its first call
+    has_inputs: bool = True  # False from the begin of a step at its mark to its first call
     is_in_first_call: bool = False  # True from the begin of the step's first call to the begin of its second
     stepped: set[int] = field(default_factory=set)  # numbers of the optimizers that have stepped
 
@@ -107,6 +99,7 @@ class LoopWatch:
         training: receives the events.
         owner: who makes the calls of this model.
         failures: reports failures.
+        unseen: text for a loop without a training call, with a place for when.
         beside: other modules that a marked step may call, by name, such as a teacher. What they do before the model's
             first call belongs to the step as well.
     """
@@ -120,6 +113,7 @@ class LoopWatch:
         owner: CallOwner,
         failures: Failures,
         *,
+        unseen: str,
         beside: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._model = model
@@ -128,6 +122,7 @@ class LoopWatch:
         self._training = training
         self._owner = owner
         self._failures = failures
+        self._unseen = unseen
         self._names = ModuleNames({"": model})
         self._conditions: Conditions | None = None  # of the counted call; None until it begins
         self._stage = Stage.COUNTING
@@ -191,6 +186,23 @@ class LoopWatch:
         self._is_marked = self._is_in_marked = True
         with self._guarded():
             self._discard_step()
+            if self._stage is not Stage.OVER:
+                self._watch_from_mark()
+
+    def _watch_from_mark(self) -> None:
+        """Observe a marked step from its begin, if that is likely to be wanted.
+
+        Where work before the first call was found, all steps begin at their marks. Others begin with that call, whose
+        inputs tell which kind they are of.
+        """
+        training, step = self._training, self._step
+        if training.begins_at_marks:
+            step.plan, step.has_inputs = training.begin_marked_step(self._optimizers), False
+            observer = training.observer
+        else:
+            observer = step.watching = training.observer_from_mark(self._optimizers)
+        if observer is not None:
+            self._step_watch.enter_context(observer.watching(is_in_optimizer=self._is_in_optimizer))
 
     def _drop_marked_step(self) -> None:
         self._is_in_marked = False
@@ -336,6 +348,7 @@ class LoopWatch:
         if is_first:
             self._begin_step(site, args, kwargs, has_grad=False)
         else:
+            self._note_inputs(args, kwargs)
             self._training.note_call(site.name, (args, kwargs), has_grad=False)
         observer = self._training.observer
         try:
@@ -408,7 +421,7 @@ class LoopWatch:
         # At a learning rate of 0, PyTorch's distributed checkpoints make a step only to create the optimizer's state.
         if any(group.get("lr", 1) for group in optimizer.param_groups):
             self._is_told = True
-            text = nothing_seen(self._model, " before the first step of an optimizer")
+            text = self._unseen.format(" before the first step of an optimizer")
             warnings.warn(text, FlopCallbackWarning, stacklevel=4)
 
     def _end_optimizers_step(self) -> None:
@@ -513,6 +526,7 @@ class LoopWatch:
             self._begin_step(site, args, kwargs)
         else:
             inputs, batch = (args, kwargs), args[0] if args else kwargs
+            self._note_inputs(args, kwargs)
             self._training.note_call(site.name, inputs)
             # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
             self._training.add_batch(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
@@ -520,13 +534,26 @@ class LoopWatch:
         if not call.has_called:
             self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
 
+    def _note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what the first call of a step is given that began where it is marked."""
+        if not self._step.has_inputs:
+            self._step.has_inputs = True
+            self._training.note_inputs((args, kwargs))
+
     def _begin_step(
         self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any], *, has_grad: bool = True
     ) -> None:
         """Begin a step with a module call, and watch it if it is observed."""
-        training, batch = self._training, args[0] if args else kwargs
-        plan = training.begin_step((args, kwargs), batch, self._optimizers, site=site.name, has_grad=has_grad)
+        training, batch, watching = self._training, args[0] if args else kwargs, self._step.watching
+        plan = training.begin_step(
+            (args, kwargs), batch, self._optimizers, site=site.name, has_grad=has_grad, watching=watching
+        )
         self._step.plan = plan
+        if watching is not None:
+            if training.observer is watching:
+                watching.note_first_call()
+                return
+            self._step_watch.close()
         if plan is not Plan.PASS and training.observer is not None:
             observing = training.observer.watching(is_in_optimizer=self._is_in_optimizer)
             self._step_watch.enter_context(observing)
@@ -561,7 +588,7 @@ class LoopWatch:
             step, self._steps = self._steps, self._steps + has_stepped
         else:
             self._steps = step
-        if ended.plan is not None:
+        if ended.plan is not None and ended.has_inputs:
             if is_log_step is None:
                 is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
             self._training.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)

@@ -22,7 +22,15 @@ from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profile.rows import CPU_CLOCK
 from flopcallback.tracing.torch_private import is_backward_running
 
-__all__ = ["DeviceEvent", "Latency", "LatencyWindow", "quartiles"]
+__all__ = ["DeviceEvent", "Latency", "LatencyWindow", "is_captured", "quartiles"]
+
+
+def is_captured(device: torch.device) -> bool:
+    """Return whether work for a device goes into a CUDA graph now.
+
+    To wait for the device then ends the capture with an error, and marks in the graph have no times.
+    """
+    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class DeviceEvent(Protocol):
@@ -122,6 +130,7 @@ class LatencyWindow:
         rest: str | None = None,
     ) -> None:
         self._names = names
+        self._device = device
         self._rest = rest
         self._timer = _Clock(clock) if event is None and device.type == "cpu" else _Events(device, event or torch.Event)
         # Counted down to 0: warm-up first, then timed and bare steps in turns.
@@ -150,14 +159,19 @@ class LatencyWindow:
         return self._steps_to_skip == 0
 
     @property
-    def is_next_clocked(self) -> bool:
-        """True if the next step is to be timed with clocks on modules."""
-        return self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
+    def can_spare_next(self) -> bool:
+        """True if the next step is to be timed with clocks on modules, and one like it was timed already."""
+        is_clocked = self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
+        return is_clocked and self._has_clocked
 
-    def use_up_clocked(self) -> None:
-        """Use up a step with clocks on modules without timing it; the last one only if there are times of others."""
-        if self._steps_to_time > 1 or any(not call.is_bare for call in self._calls):
+    def spare_step(self) -> None:
+        """Use up a step with clocks on modules without timing it, if one like it was timed already."""
+        if self._has_clocked:
             self._steps_to_time = max(0, self._steps_to_time - 1)
+
+    @property
+    def _has_clocked(self) -> bool:
+        return any(not call.is_bare for call in self._calls)
 
     def warm_up(self) -> None:
         """Use up one warm-up step, if any is left, without timing it."""
@@ -168,7 +182,8 @@ class LatencyWindow:
         self._in_step = True
         # With as many bare steps as others, every second step is bare.
         self._is_bare = self._steps_to_time_bare > self._steps_to_time
-        self._began = self._timer.mark() if self._steps_to_skip == 0 and self.is_open else None
+        is_timed = self._steps_to_skip == 0 and self.is_open and not is_captured(self._device)
+        self._began = self._timer.mark() if is_timed else None
         self._cpu_began = time.thread_time() if self._measures_cpu and self._is_bare else None
 
     @property

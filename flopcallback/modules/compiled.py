@@ -25,6 +25,7 @@ __all__ = [
     "CompiledCode",
     "Return",
     "as_written",
+    "chooses_kernels",
     "is_loaded",
     "is_used",
     "may_step_aside",
@@ -79,14 +80,50 @@ _installed: dict[str, Callable[[Any], Any]] = {}  # the original functions of `E
 _depths = threading.local()  # how many contexts of `as_written` and `with_known_count` this thread is inside
 
 
+# Backends that run the operators as they are written.
+_FAITHFUL = frozenset({"eager", "aot_eager"})
+INDUCTOR, INDUCTOR_CONFIG, REGISTRY = "inductor", "torch._inductor.config", "torch._dynamo.backends.registry"
+
+
 def is_used() -> bool:
     """Return whether `torch.compile` was used, without importing the compiler."""
+    backends = _backends()
+    return backends is None or bool(backends)
+
+
+def _backends() -> list[Any] | None:
+    """Return the backends that compiled something in this process; None if this torch does not say."""
     module = sys.modules.get(EVAL_FRAME)
     if module is None:
-        return False
+        return []
     backends = getattr(module, "cached_backends", None)
     # Functions that the compiler is to leave alone, as optimizers' are, have None for a backend.
-    return backends is None or any(backend is not None for backend in backends.values())
+    return None if backends is None else [backend for backend in backends.values() if backend is not None]
+
+
+def chooses_kernels() -> bool:
+    """Return whether compiled code may run products of any size by other means than torch's operators.
+
+    Those leave no records: Triton and C++ templates, replays of CUDA graphs. Inductor uses them when it is told to, by
+    `mode=`, `options=` or its settings; as it comes, it has torch's operators for all products without a dimension of 1
+    (2.13). Other compilers that torch knows by name may do anything; a function that is given as the compiler is
+    trusted.
+    """
+    backends = _backends()
+    if backends is None:
+        return True
+    config = sys.modules.get(INDUCTOR_CONFIG)
+    settings = [getattr(config, name, False) for name in ("max_autotune", "max_autotune_gemm")]
+    settings.append(getattr(getattr(config, "triton", None), "cudagraphs", False))
+    return any(_chooses_kernels(backend, any(settings)) for backend in backends)
+
+
+def _chooses_kernels(backend: Any, is_set: bool) -> bool:
+    name = getattr(backend, "compiler_name", None)
+    if name == INDUCTOR:
+        return is_set or bool(backend.config)  # `mode=` and `options=`
+    is_known = bool(name in sys.modules[REGISTRY].list_backends(exclude_tags=()))
+    return is_known and name not in _FAITHFUL
 
 
 def is_loaded() -> bool:

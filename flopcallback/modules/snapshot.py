@@ -266,8 +266,20 @@ class Snapshot:
             self._versions.append(preserve_version_counter(tensor))
 
     def _keep_values(self, tensor: torch.Tensor) -> None:
-        with torch.no_grad():
-            self._tensors.append((tensor, _without_expansion(tensor).detach().clone()))
+        if _has_memory(tensor):
+            with torch.no_grad():
+                self._tensors.append((tensor, _without_expansion(tensor).detach().clone()))
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Return whether there are values to read: FSDP1 frees the memory of gathered weights, and leaves their views.
+
+    To read such a view ends the process (torch 2.13).
+    """
+    try:
+        return tensor.untyped_storage().nbytes() > 0 or tensor.numel() == 0
+    except NotImplementedError:  # sparse, or wrapped by a transform of torch.func
+        return True
 
 
 def _is_strided(tensor: torch.Tensor) -> bool:
@@ -293,6 +305,8 @@ def _without_expansion(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _restore_values(tensor: torch.Tensor, before: torch.Tensor) -> None:
+    if not _has_memory(tensor):  # freed by the run
+        return
     # A tensor made in inference mode can be written to in inference mode only.
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         target = _without_expansion(tensor)

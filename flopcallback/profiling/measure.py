@@ -49,7 +49,7 @@ def measure_latency(
     clock on a module: `torch.utils.benchmark` takes it, and waits for the device before and after. Times of modules
     come from clocks around their forwards, in other calls that alternate with those. A clock takes time too, about a
     microsecond on a CPU, and that adds to the time of every module around it; so a module is given its share of those
-    calls, times what a user waits, and all of them add up to that. Every table says below what a module's time contains.
+    calls, times what a user waits, and all of them add up to that. Every table says what a module's time contains.
 
     Two calls are observed: one is counted, and the other shows what has to be restored. `warmup_steps` calls are not
     timed. Then each of `latency_steps` rounds makes one call with clocks and three without, of which the first two warm

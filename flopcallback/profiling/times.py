@@ -30,8 +30,9 @@ def with_times(profile: ModelProfile, recorded: Sequence[RecordedTimes], names: 
     """
     if not recorded or profile.latency is None:
         return profile
-    faster = sorted(recorded, key=lambda times: times.ns)[: (len(recorded) + 1) // 2]
-    observed_ms = statistics.median(times.ns for times in recorded) / 1e6
+    timed = [times for times in recorded if not times.has_bytes] or recorded
+    faster = sorted(timed, key=lambda times: times.ns)[: (len(timed) + 1) // 2]
+    observed_ms = statistics.median(times.ns for times in timed) / 1e6
     step_ms = observed_ms if profile.latency.step_ms is None else profile.latency.step_ms
     shares: dict[Part, float] = defaultdict(float)
     for times in faster:
@@ -41,13 +42,13 @@ def with_times(profile: ModelProfile, recorded: Sequence[RecordedTimes], names: 
     latency = replace(
         profile.latency,
         observed_ms=observed_ms,
-        observed_steps=len(recorded),
-        parallel_ms=statistics.median(times.parallel_ns for times in recorded) / 1e6,
+        observed_steps=len(timed),
+        parallel_ms=statistics.median(times.parallel_ns for times in timed) / 1e6,
     )
     by_row = names.as_shown(_by_module(milliseconds))
     rows = {row.path: _of_row(profile, row, by_row) for row in profile.modules}
     operators = [
-        OperatorTime(_path(part, names), part.operator, part.phase, ms, *_sizes(part, faster))
+        OperatorTime(_path(part, names), part.operator, part.phase, ms, *_sizes(part, recorded))
         for part, ms in milliseconds.items()
     ]
     return replace(profile, latency=latency).with_times(rows, operators)
@@ -77,7 +78,12 @@ def _of_row(profile: ModelProfile, row: ModuleRow, times: Mapping[str, StepTime]
     return own
 
 
-def _sizes(part: Part, recorded: Sequence[RecordedTimes]) -> tuple[int, int]:
-    """Return calls and FLOPs of a part in one step."""
+def _sizes(part: Part, recorded: Sequence[RecordedTimes]) -> tuple[int, int, int | None]:
+    """Return calls, FLOPs and bytes of a part in one step."""
     amounts = [times.parts[part] for times in recorded if part in times.parts]
-    return max((each.calls for each in amounts), default=0), max((each.flops for each in amounts), default=0)
+    sizes = [each.nbytes for each in amounts if each.nbytes is not None]
+    return (
+        max((each.calls for each in amounts), default=0),
+        max((each.flops for each in amounts), default=0),
+        max(sizes, default=None),
+    )

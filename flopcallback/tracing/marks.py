@@ -12,6 +12,7 @@ __all__ = [
     "BACKWARD_MARK",
     "BEGIN",
     "CALL",
+    "CALLED",
     "CLOSURE",
     "COMPILED",
     "COMPILING",
@@ -26,8 +27,9 @@ __all__ = [
     "Marks",
 ]
 
-# Kinds of marks. Those without a duration of their own are BEGIN, END and STOPPED.
+# Kinds of marks. Those without a duration of their own are BEGIN, CALLED, END and STOPPED.
 BEGIN, END = "begin", "end"  # of what an observer watches: several may share the records of one profiler
+CALLED = "called"  # in a step that is watched from before that: the model is called for the first time
 SCOPE = "scope"  # a module is at work; the detail is the number of its scope, and NO_GRAD if autograd is off
 NO_GRAD = "-"
 BACKWARD_MARK = "backward"  # the detail is its phase, and whether it makes a graph

@@ -29,7 +29,18 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.tracing.compiled_regions import CompiledRegions, Known
 from flopcallback.tracing.marked_scopes import MarkedScopes, OpenMarks, threads_noted
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CLOSURE, COMPILING, END, ON, OPTIMIZER_MARK, STOPPED, Marks
+from flopcallback.tracing.marks import (
+    BACKWARD_MARK,
+    BEGIN,
+    CALLED,
+    CLOSURE,
+    COMPILING,
+    END,
+    ON,
+    OPTIMIZER_MARK,
+    STOPPED,
+    Marks,
+)
 from flopcallback.tracing.observed import OBSERVER, NotNow, ObservedRun
 from flopcallback.tracing.owners import CallOwner
 from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, backward_detail
@@ -44,7 +55,7 @@ from flopcallback.tracing.profiler_broker import (
 )
 from flopcallback.tracing.record import OperatorLog, Region
 from flopcallback.tracing.record_times import RecordedTimes, times_of
-from flopcallback.tracing.records import Placed, Reading, without_garbage_collection
+from flopcallback.tracing.records import Reading, StepRecords, without_garbage_collection
 from flopcallback.tracing.regions import intercept_named, replaced
 from flopcallback.tracing.torch_private import (
     backward_engine,
@@ -97,7 +108,10 @@ class StepRecorder:
     Attributes:
         failure: the error that kept the step from being observed, or None.
         compiled: names of the compiled code that ran, whose products with a dimension of 1 leave no records.
+        reads_all: whether all families of operators are read.
+        timed_on: type of the device on which the step's work is done, if its times are to be read; else None.
         times: where the step's time went; None where it was not asked, or the step was not observed.
+        untimed: the error that kept its times from being read, or None.
 
     Args:
         names: the modules.
@@ -107,7 +121,6 @@ class StepRecorder:
         reads_all: whether all families of operators are read, or those alone that multiply.
         known: calls of compiled code in earlier steps as they are written, for `reveal_hidden`; None where it is not
             asked.
-        timed_on: type of the device on which the step's work is done, if its times are to be read; else None.
     """
 
     def __init__(
@@ -119,11 +132,11 @@ class StepRecorder:
         arguments: Any = (),
         reads_all: bool = False,
         known: Known | None = None,
-        timed_on: str | None = None,
     ) -> None:
         self._names = names
         self._optimizers = tuple(optimizers)
         self._owner = owner
+        self.reads_all = reads_all
         self._families = None if reads_all else HARDWARE_FAMILIES
         self._marks = Marks()
         self._scopes = MarkedScopes(names, self._marks, arguments)
@@ -132,10 +145,11 @@ class StepRecorder:
         self._forwards = 0  # how many `on(is_forward=True)` are open: a backward in there is part of the forward
         self._thread = threading.get_ident()
         self._failure: Exception | None = None  # the first: later ones may follow from it
-        self._placed: list[Placed] = []
+        self._records = StepRecords([])
         self.compiled: list[str] = []
         self.times: RecordedTimes | None = None
-        self._timed_on = timed_on
+        self.untimed: Exception | None = None
+        self.timed_on: str | None = None
         self._compiled_calls: list[OpCall] = []  # for `whole_run`: empty where only products are read
 
     @contextmanager
@@ -148,7 +162,7 @@ class StepRecorder:
         """
         recording: Recording | None = None
         try:
-            device = self._timed_on or "cpu"
+            device = self.timed_on or "cpu"
             if device != "cpu":  # what was launched before is not the step's
                 torch.accelerator.synchronize()
             recording = begin_recording(device=device)
@@ -191,16 +205,26 @@ class StepRecorder:
         finally:
             self._forwards -= is_forward
 
+    def note_first_call(self) -> None:
+        """Note that the model is about to be called for the first time in the step."""
+        self._marks.at(CALLED)
+
+    @property
+    def works_early(self) -> bool:
+        """Whether anything that costs FLOPs ran before `note_first_call`."""
+        return self._records.works_early
+
     def reveal_hidden(self) -> bool:
         """Add the products that compiled code ran without a record; return False if they are not certain."""
-        revealed = self._regions.revealed(self._placed)
-        self._placed = self._placed if revealed is None else revealed
+        revealed = self._regions.revealed(self._records.placed)
+        if revealed is not None:
+            self._records = self._records._replace(placed=revealed)
         return revealed is not None
 
     def runs(self) -> Mapping[str, ObservedRun]:
         """Return the observed run of each phase."""
         calls: dict[str, list[OpCall | Region]] = {phase: [] for phase in PHASES}
-        for phase, call in self._placed:
+        for phase, call in self._records.placed:
             calls[phase].append(call)
         return {phase: self._run(of_phase, is_first=phase == FORWARD) for phase, of_phase in calls.items()}
 
@@ -214,7 +238,7 @@ class StepRecorder:
 
         Compiled code that may have run products without a record is an operator of its own in it, of unknown cost.
         """
-        calls = [call for _, call in self._placed]
+        calls = [call for _, call in self._records.placed]
         return self._run([*calls, *self._compiled_calls], is_first=True, reason=reason)
 
     def _run(self, calls: list[OpCall | Region], *, is_first: bool, reason: str = REASON) -> ObservedRun:
@@ -259,11 +283,17 @@ class StepRecorder:
         try:
             with without_garbage_collection():
                 reading = Reading(result, self._marks, self._scopes, self._families, self._owner)
-                self._placed = reading.read()
-                if self._timed_on is not None:
-                    self.times = times_of(reading, device_records(result, self._timed_on))
+                self._records = reading.read()
+                self._read_times(reading, result)
         except Exception as error:  # noqa: BLE001 - the step was the training's, and was made
             self._note(error)
+
+    def _read_times(self, reading: Reading, result: Any) -> None:
+        try:
+            if self.timed_on is not None:
+                self.times = times_of(reading, device_records(result, self.timed_on))
+        except Exception as error:  # noqa: BLE001 - its FLOPs are of use without times
+            self.untimed = error
 
     def _note(self, failure: Exception | None) -> None:
         self._failure = self._failure or failure

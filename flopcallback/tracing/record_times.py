@@ -49,12 +49,14 @@ class Amount:
         device_ns: nanoseconds of the device, on which other work may run at the same time.
         calls: number of calls.
         flops: FLOPs, 2 per multiply-add.
+        nbytes: bytes that operators with a formula read and write; None where not all operators were read.
     """
 
     ns: int = 0
     device_ns: int = 0
     calls: int = 0
     flops: int = 0
+    nbytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class RecordedTimes:
         parallel_ns: nanoseconds that other threads worked; no part of the step.
         device_ns: nanoseconds until the device had finished the step, None if nothing was done on one.
         busy_ns: nanoseconds of these in which the device had work.
+        has_bytes: whether the bytes of its parts are known. Such a step is slowed down more than others.
     """
 
     ns: int
@@ -74,6 +77,7 @@ class RecordedTimes:
     parallel_ns: int = 0
     device_ns: int | None = None
     busy_ns: int = 0
+    has_bytes: bool = False
 
     def shares(self) -> dict[Part, float]:
         """Return the parts' shares of the step, which add up to 1.
@@ -122,7 +126,7 @@ class _Timing:
             parallel += ns * (not is_ours)
         self._parts[Part(reading.phase, None, PYTHON)].ns += whole - inside
         self._add_flops()
-        times = RecordedTimes(whole - self._left_out, self._parts, parallel)
+        times = RecordedTimes(whole - self._left_out, self._parts, parallel, has_bytes=reading.reads_all)
         if kernels:
             self._add_device(times, kernels)
         times.parts = {part: amount for part, amount in self._parts.items() if amount.ns or amount.device_ns}
@@ -182,21 +186,23 @@ class _Timing:
 
     def _add_flops(self) -> None:
         for found, call in zip(self._reading.found, self._reading.calls, strict=True):
-            for event, flops in self._flops(found, call):
+            for event, own, flops in self._counted(found, call):
                 if (part := self._part_around(event)) is not None:
                     part.flops += flops
+                    if self._reading.reads_all:
+                        part.nbytes = (part.nbytes or 0) + own.nbytes
 
-    def _flops(self, found: Found, call: OpCall | Region | None) -> Iterator[tuple[Any, int]]:
+    def _counted(self, found: Found, call: OpCall | Region | None) -> Iterator[tuple[Any, OpCall, int]]:
+        """Yield the record, the operator and the FLOPs of what has a formula."""
         if call is None or found.event is None:
             return
         own = call.call if isinstance(call, Region) else call
         row = lookup(own.operator)
         if isinstance(row, Counted):
-            if row.family in HARDWARE_FAMILIES:
-                yield found.event, 2 * (row.formula(own).fma or 0)
+            yield found.event, own, 2 * row.formula(own).fma if row.family in HARDWARE_FAMILIES else 0
         else:
             for inner in found.body or ():
-                yield from self._flops(inner, self._reading.call_of(inner))
+                yield from self._counted(inner, self._reading.call_of(inner))
 
     def _part_around(self, event: Any) -> Amount | None:
         while event is not None:

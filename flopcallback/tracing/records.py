@@ -13,7 +13,7 @@ import torch
 from flopcallback.formulas.cost import Family
 from flopcallback.formulas.op_call import UNSEEN, OpCall
 from flopcallback.tracing.marked_scopes import MarkedScopes
-from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, COMPILING, END, REGION, STOPPED, Marks
+from flopcallback.tracing.marks import BACKWARD_MARK, BEGIN, CALL, CALLED, COMPILING, END, REGION, STOPPED, Marks
 from flopcallback.tracing.owners import CallOwner, several
 from flopcallback.tracing.phases import OPTIMIZER, Place, Placing, Span, recomputed, without_grad
 from flopcallback.tracing.record import AUTOGRAD_FUNCTION, Region, leaves_memory_empty, leaves_some_empty
@@ -30,7 +30,7 @@ from flopcallback.tracing.recorded_values import (
 )
 from flopcallback.tracing.torch_private import BACKWARD_NODE
 
-__all__ = ["Found", "Placed", "Reading", "without_garbage_collection"]
+__all__ = ["Found", "Placed", "Reading", "StepRecords", "without_garbage_collection"]
 
 
 class Placed(NamedTuple):
@@ -38,6 +38,18 @@ class Placed(NamedTuple):
 
     phase: str
     call: OpCall | Region
+
+
+class StepRecords(NamedTuple):
+    """What records say of a step.
+
+    Attributes:
+        placed: the operators between an observer's first and last mark, in order.
+        works_early: whether one of them ran before the mark at the model's first call, if there is one.
+    """
+
+    placed: list[Placed]
+    works_early: bool = False
 
 
 @dataclass(slots=True)
@@ -136,8 +148,13 @@ class Reading:
         self.found: list[Found] = []
         self.calls: list[OpCall | Region | None] = []
 
-    def read(self) -> list[Placed]:
-        """Return the operators, in order."""
+    @property
+    def reads_all(self) -> bool:
+        """Whether operators of all families are read."""
+        return self._families is None
+
+    def read(self) -> StepRecords:
+        """Return the operators between the marks."""
         roots = self._result.experimental_event_tree()
         begin = next((event for event in _depth_first(roots) if self._is(event, BEGIN)), None)
         if begin is None:
@@ -153,10 +170,15 @@ class Reading:
         for event in self.roots:
             self._walk([event], Place(phase, is_ours=event.start_tid == self.thread), self.found, is_top=True)
         self._fetch_constants(self.found)
+        called = next((event for event in _depth_first(roots) if self._is(event, CALLED)), None)
+        works_early = called is not None and any(
+            record.event is not None and record.event.start_time_ns < called.start_time_ns for record in self.found
+        )
         self.calls = [self.call_of(record) for record in self.found]
         self._result = None
         together = zip(self.found, self.calls, strict=True)
-        return [Placed(record.place.phase, call) for record, call in together if call is not None]
+        placed = [Placed(record.place.phase, call) for record, call in together if call is not None]
+        return StepRecords(placed, works_early)
 
     def _is(self, event: Any, kind: str) -> bool:
         mark = Marks.read(event.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
 from itertools import islice
 from typing import Literal
 
@@ -112,12 +111,23 @@ class ObservationSchedule:
             return self._observe == ALWAYS
         if start is None or not is_known:
             return self._may_see()
-        if start.unseen and any(
-            self._is_awaited(kind, step, steps) for kind in islice(reversed(start.unseen), MOST_ASKED)
-        ):
+        if (kind := _awaited(start, step, steps)) is not None:
+            kind.tries += 1
             return self._may_see()
-        due = [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
-        return bool(due) and self._may_audit(due, step, steps)
+        is_audited = self._is_audited(start, step, steps, is_timing=is_timing)
+        self._audits += is_audited
+        return is_audited
+
+    def expects(self, start: StartOfKinds | None, step: int, steps: int, *, is_timing: bool = False) -> bool:
+        """Return whether to observe the step that begins, should it begin like `start`; decide nothing.
+
+        Arguments are as in `should_observe`.
+        """
+        if self._observe != AUTO or start is None:
+            return self._observe == ALWAYS
+        if _awaited(start, step, steps) is not None:
+            return self._has_time_to_see
+        return self._is_audited(start, step, steps, is_timing=is_timing)
 
     def take_back(self, start: StartOfKinds | None) -> None:
         """Take back the last decision to observe, since the step could not be observed."""
@@ -138,33 +148,38 @@ class ObservationSchedule:
         varies = kind.audits is not None and self._audits < FREE_AUDITS  # the mean of more audits is a better one
         kind.due = kind.steps + (1 if varies else min(kind.steps, 2**self.level))
 
-    def _is_awaited(self, kind: Kind, step: int, steps: int) -> bool:
-        """Return whether this step may be of a kind without an observed one."""
-        is_near = kind.tries < MOST_TRIES or steps + 1 - kind.last == kind.gap
-        if is_near or _level(step) >= kind.tries:  # each further try is rarer
-            kind.tries += 1
-            return True
-        return False
+    @property
+    def _has_time_to_see(self) -> bool:
+        """True if there is time left for an unseen kind."""
+        price = self.price
+        spent = self._sights * (1.0 if price is None else price)
+        return self._sights < FREE_SIGHTS or spent <= SIGHTS_SHARE * (self.plain + self._observed)
 
     def _may_see(self) -> bool:
         """Return whether there is time left for an unseen kind; take it."""
-        price = self.price
-        spent = self._sights * (1.0 if price is None else price)
-        if self._sights >= FREE_SIGHTS and spent > SIGHTS_SHARE * (self.plain + self._observed):
-            return False
-        self._sights += 1
-        return True
+        has_time = self._has_time_to_see
+        self._sights += has_time
+        return has_time
 
-    def _may_audit(self, due: Iterable[Kind], step: int, steps: int) -> bool:
-        """Return whether to audit this step; take the time for it."""
+    def _is_audited(self, start: StartOfKinds, step: int, steps: int, *, is_timing: bool) -> bool:
+        """Return whether this step is an audit of a kind that is due."""
+        due = [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
+        if not due:
+            return False
         is_free = self._audits < FREE_AUDITS
         needed = COIN if is_free else max(COIN, self.level)
-        if _level(step) < needed and not any(
+        return _level(step) >= needed or any(
             (is_free and not kind.is_paired) or _is_overdue(kind, steps) for kind in due
-        ):
-            return False
-        self._audits += 1
-        return True
+        )
+
+
+def _awaited(start: StartOfKinds, step: int, steps: int) -> Kind | None:
+    """Return a kind without an observed step that this step may be of."""
+    for kind in islice(reversed(start.unseen), MOST_ASKED):
+        is_near = kind.tries < MOST_TRIES or steps + 1 - kind.last == kind.gap
+        if is_near or _level(step) >= kind.tries:  # each further try is rarer
+            return kind
+    return None
 
 
 def _is_overdue(kind: Kind, steps: int) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "BOUNDS",
     "EITHER",
     "LOWER",
+    "MARKED",
     "UPPER",
     "Audits",
     "Kind",
@@ -36,6 +37,9 @@ LOWER, UPPER, EITHER = BOUNDS = ">=", "<=", "<>"
 """Signs between the true cost of a step and its count: something is not counted, is counted too high, or both."""
 
 
+MARKED = CallKey((), names=("a marked step",))
+"""In place of the inputs of a step's first call, where the step begins before that: all such steps begin alike."""
+
 ModelCall = tuple[str, bool, "CallKey | None"]
 """A call of the model, or of a part of it, that no other such call makes: name of the module, whether autograd is on,
 and what tells its inputs apart. A plain tuple, as each step makes some."""
@@ -45,7 +49,8 @@ class StepStart(NamedTuple):
     """Part of a `StepKey` that is known when the step begins.
 
     Attributes:
-        inputs: what tells apart the inputs of the first model call, or the batch; None if nothing does.
+        inputs: what tells apart the inputs of the first model call, or the batch; `MARKED` if the step began before
+            that; None if nothing does.
         trainable: fingerprint of the parameters and of which ones require grad.
     """
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.measuring.latency import is_captured
 from flopcallback.modules.structures import CallKey, key_of, tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
 from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
-from flopcallback.training.kinds import Kind, ModelCall, StepCost, StepKey, StepStart
+from flopcallback.training.kinds import MARKED, Kind, ModelCall, StepCost, StepKey, StepStart
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
 from flopcallback.training.sample_groups import fingerprint_of, first_rank_on_samples
@@ -121,6 +122,7 @@ class ComputeMeter:
         self._tokens: int | None = 0  # likewise
         self.step: OpenStep | None = None  # None between two steps
         self.steps = 0
+        self._last_start: StepStart | None = None  # how the step before began
         self._number = 0  # of the next step among those of the training, the same on all ranks
         self._schedule = ObservationSchedule(observe)
         self._is_auto = observe == AUTO
@@ -150,6 +152,13 @@ class ComputeMeter:
             key = self._keys.settled(raw)
         calls = [] if site is None else [(site, has_grad, key)]
         self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), raw, calls)
+        self._throughput.begin_step()
+
+    def begin_marked_step(self) -> None:
+        """Begin a step before its first call; forget one that has not ended."""
+        if self._ranks is None or self.loaded:
+            self._join_ranks()
+        self.step = OpenStep(StepStart(MARKED, self._trainable.read()), nodes_so_far(), None, [])
         self._throughput.begin_step()
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
@@ -239,6 +248,16 @@ class ComputeMeter:
         is_known = start.inputs is not None
         return self._schedule.should_observe(kinds, self._number, ledger.steps, is_known=is_known, is_timing=is_timing)
 
+    def expects_observation(self, *, is_timing: bool = False) -> bool:
+        """Return whether the next step is to be observed, should it begin like the last one."""
+        start = self._last_start
+        if start is None or self._flops_fn is not None:
+            return False
+        kinds = self.ledger.starts.get(start)
+        if self._is_auto and kinds is not None and not (kinds.unseen or kinds.due):  # nearly always
+            return False
+        return self._schedule.expects(kinds, self._number, self.ledger.steps, is_timing=is_timing)
+
     def take_back_observation(self) -> None:
         """Take back a decision to observe the current step, which could not be carried out."""
         if self.step is not None:
@@ -283,6 +302,7 @@ class ComputeMeter:
         step, self.step = self.step, None
         if step is None:
             return
+        self._last_start = step.start
         self.steps += 1
         self._number += 1
         samples, tokens, given = step.sizes.samples, step.sizes.tokens, step.flops
@@ -310,7 +330,7 @@ class ComputeMeter:
     def _key_of(self, step: OpenStep, nodes: int) -> StepKey | None:
         """Return the kind of a step; None if nothing is known that tells it from others."""
         (inputs, trainable), calls = step.start, tuple(step.calls)
-        if inputs is None and all(key is None for _, _, key in calls):
+        if (inputs is None or inputs is MARKED) and all(key is None for _, _, key in calls):
             return None
         if not can_count_nodes:  # no step is observed then; the key must not match one from another process
             nodes = UNKNOWN_NODES
@@ -473,7 +493,8 @@ class ComputeMeter:
         return self._counts_samples
 
     def _synchronize(self) -> None:
-        if self._device.type not in ("cpu", "meta"):  # these run nothing asynchronously
+        # A CPU runs nothing asynchronously, and a step that the user captures in a graph must not be waited for.
+        if self._device.type not in ("cpu", "meta") and not is_captured(self._device):
             torch.accelerator.synchronize(self._device)
 
 

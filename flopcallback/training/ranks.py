@@ -16,6 +16,7 @@ import torch
 
 from flopcallback.tracing.records import without_garbage_collection
 from flopcallback.tracing.torch_private import default_store
+from flopcallback.training.processes import has_died, identity
 
 __all__ = ["END", "Gathered", "Ranks", "are_several", "is_initialized", "rank_of"]
 
@@ -29,10 +30,16 @@ HASTE_S = 1.0
 """Longest wait for any rank while an error is being raised."""
 
 ANSWER_S = 300.0
-"""Wait of the other ranks for a decision of rank 0, which a slow tracker may keep busy. As long as for a collective."""
+"""Wait of the other ranks for a decision of rank 0, which a slow tracker may keep busy. As long as for a collective.
+
+A rank on the machine of rank 0 sees that it has died, and tells the others: then nobody waits.
+"""
 
 POLL_S = (0.001, 0.05)
 """Initial and maximum polling interval."""
+
+DOUBT_S = 1.0
+"""Wait for rank 0 after which it may have died."""
 
 MOST_BYTES = 4 << 20
 """Largest message. Beyond 8 MiB a `TCPStore` closes the connection (torch 2.13), and the process group fails."""
@@ -48,6 +55,9 @@ BUNDLE = 512
 
 END = "end"
 """Topic of the final message of a rank; it sends nothing after that."""
+
+DIED = "died"
+"""Key that is set once rank 0 is known to have died."""
 
 COUNT, HEARD = "count", "heard"
 """Keys beside those of the ranks: how many have set one, and the number of the last topic that rank 0 has gathered."""
@@ -172,7 +182,7 @@ class Ranks:
             if store is not None:  # an MPI group has none
                 self._store = c10d.PrefixStore(f"flopcallback/{name}/{number}", store)
                 self._bundle = BUNDLE if store.has_extended_api() else 1
-                self._store.set(f"member/{self.rank}", "1")
+                self._store.set(f"member/{self.rank}", json.dumps(identity()))
                 if self.rank:
                     self._store.add(f"member/{COUNT}", 1)
 
@@ -217,7 +227,7 @@ class Ranks:
             result: result of rank 0, as plain JSON; ignored on other ranks.
 
         Raises:
-            RuntimeError: rank 0 does not take part, has ended, or the store is gone.
+            RuntimeError: rank 0 does not take part, has ended or died, or the store is gone.
             TimeoutError: rank 0 did not answer within `answer_s`.
         """
         if self._world == 1:
@@ -232,17 +242,30 @@ class Ranks:
         def is_settled() -> bool:
             if self._check(key) or self._check(f"{END}/0"):
                 return True
-            return self._clock() - began > self._join_s and not self._check("member/0")
+            waited_s = self._clock() - began
+            if waited_s > self._join_s and not self._check("member/0"):
+                return True
+            return waited_s > DOUBT_S and self._is_rank0_dead()
 
         if self._store is None:
             raise RuntimeError("the process that serves the store of the process group has ended")
         if not self._wait_for(is_settled, self._answer_s):
             raise TimeoutError(f"rank 0 did not answer within {self._answer_s:g} s")
         if not self._check(key):
-            raise RuntimeError("rank 0 books no steps, or has ended its training")
+            why = "has died" if self._check(DIED) else "books no steps, or has ended its training"
+            raise RuntimeError(f"rank 0 {why}")
         return json.loads(self._store.get(key))
 
     # --- Internals ----------------------------------------------------------------------------------------------------
+
+    def _is_rank0_dead(self) -> bool:
+        """Return whether rank 0 has died, as far as this rank or another one knows; tell the others."""
+        if self._check(DIED):
+            return True
+        if not (self._check("member/0") and has_died(json.loads(self._store.get("member/0")))):
+            return False
+        self._store.set(DIED, "1")
+        return True
 
     def _gather(self, topic: str, message: Any, *, wait: bool) -> Gathered | None:
         name, _, number = topic.partition("/")

@@ -22,6 +22,7 @@ from flopcallback.tracing.observed import DISPATCH, Observed
 from flopcallback.tracing.record_times import RecordedTimes
 from flopcallback.training.failures import Failures
 from flopcallback.training.sinks import Sinks
+from flopcallback.training.whole_step import Timing
 
 __all__ = ["TRAINING", "ProfileRecorder"]
 
@@ -97,6 +98,7 @@ class ProfileRecorder:
         self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
         self._device = "cpu"
         self._names = ModuleNames({})  # of the modules that are timed
+        self._attempts = 0  # steps that were recorded for their times, or in vain
         self._recorded: list[RecordedTimes] = []  # times of steps in the window whose operators were recorded
 
     @property
@@ -153,7 +155,7 @@ class ProfileRecorder:
             self._as_written = backward_as_written(observed, model)
         if is_timed and self._latency_steps > 0:
             self._timed_phase, self._device = conditions.phase, conditions.device.type
-            self._names, self._recorded = observed.runs[0].names, []
+            self._names, self._recorded, self._attempts = observed.runs[0].names, [], 0
             self.window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -258,21 +260,29 @@ class ProfileRecorder:
                     self._read_window()
 
     @property
-    def timed_on(self) -> str | None:
-        """Type of the device on which steps are timed; None while they warm up, and after the window."""
-        return self._device if self.window is not None and self.window.is_warm else None
+    def timing(self) -> Timing | None:
+        """What is wanted to know of the next step's times; None while steps warm up, and outside of the window."""
+        if self.window is None or not self.window.is_warm:
+            return None
+        timed = sum(not times.has_bytes for times in self._recorded)
+        wanted = self._records_wanted - (
+            self._records_wanted > 1
+        )  # one of them is read for its bytes, which takes longer
+        wants_bytes = self._records_wanted > 1 and timed >= wanted and timed == len(self._recorded)
+        may_try = self._attempts < 2 * self._records_wanted  # some may fail, and the window has to end
+        is_wanted = may_try and self.window.can_spare_next and (timed < wanted or wants_bytes)
+        return Timing(self._device, is_wanted, wants_bytes)
 
-    @property
-    def wants_records(self) -> bool:
-        """True if the next step's operators should be recorded, in place of clocks on its modules."""
-        return self.window is not None and self.window.is_next_clocked and len(self._recorded) < self._records_wanted
+    def note_recording(self) -> None:
+        """Note that a step is recorded for its times."""
+        self._attempts += 1
 
     def add_times(self, times: RecordedTimes) -> None:
         """Keep the times of a recorded step, which takes the place of one with clocks on modules."""
         if self.window is not None:
             with self._timing():
                 self._recorded.append(times)
-                self.window.use_up_clocked()
+                self.window.spare_step()
                 if not self.window.is_open:
                     self._read_window()
 

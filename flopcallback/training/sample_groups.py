@@ -29,9 +29,9 @@ def first_rank_on_samples(model: nn.Module, rank: int) -> int:
     return min((first for first in firsts if first is not None), default=rank)
 
 
-def _is_fully_sharded(module: nn.Module) -> bool:
+def _is_fully_sharded(module: nn.Module, kind: str = "FSDPModule") -> bool:
     fsdp = getattr(torch.distributed, "fsdp", None)  # imported by whoever uses it
-    return isinstance(module, getattr(fsdp, "FSDPModule", ()))
+    return isinstance(module, getattr(fsdp, kind, ()))
 
 
 def _first_of(parameter: Any, *, is_fully_sharded: bool) -> int | None:
@@ -52,6 +52,8 @@ def fingerprint_of(model: nn.Module, *, takes_gradients: bool) -> int:
         model: the model, or a rank's part of it.
         takes_gradients: whether its inputs require gradients, as those of all stages but the first do.
     """
+    # With `use_orig_params`, FSDP1 leaves each rank another part of each parameter: then names alone are the same.
+    is_flat = any(_is_fully_sharded(module, "FullyShardedDataParallel") for module in model.modules())
     named: Iterable[tuple[str, Any]] = model.named_parameters()
-    shapes = [(name, None if is_lazy(each) else tuple(each.shape)) for name, each in named]
+    shapes = [(name, None if is_flat or is_lazy(each) else tuple(each.shape)) for name, each in named]
     return zlib.crc32(repr((takes_gradients, shapes)).encode())

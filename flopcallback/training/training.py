@@ -31,7 +31,7 @@ from flopcallback.training.audits import NEVER
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.budget import Budget
 from flopcallback.training.failures import Failures, FlopCallbackWarning
-from flopcallback.training.kinds import StepCost
+from flopcallback.training.kinds import MARKED, StepCost
 from flopcallback.training.meter import ComputeMeter
 from flopcallback.training.options import Options
 from flopcallback.training.ranks import END
@@ -120,6 +120,7 @@ class Training:
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
         self._numbers: dict[str, int | float] = {}  # `compute/*` and `perf/*` as last logged
         self._was_spent = False  # of a copy: the budget of the training that was copied was spent
+        self.begins_at_marks = False  # True once a marked step was seen to work before its first call
         self.called: frozenset[str] = frozenset()  # names of the modules that the counted call has called
         self._note = ""  # text to print with the training's profile; set if compute can only be estimated
         self._waits = 0  # training calls that were not counted, since another thread was tracing or profiling
@@ -149,20 +150,25 @@ class Training:
         *,
         site: str | None = None,
         has_grad: bool = True,
+        watching: StepRecorder | None = None,
     ) -> Plan:
         """Begin a step, and return its plan.
 
         Args:
-            inputs: the batch, or all inputs of the step's first model call.
+            inputs: the batch, or all inputs of the step's first model call; `MARKED` before that.
             batch: argument of the user's functions for samples, tokens and FLOPs.
             optimizers: optimizers that may step in it.
             site: name of the module that is called first; None if calls are noted one by one.
             has_grad: whether that call is made with autograd.
+            watching: result of `observer_from_mark` that watches the step already.
         """
         meter = self._meter
         self._process = os.getpid()
         self._steps.forget_step()  # of one that has not ended, such as one whose call raised
-        if meter is not None:
+        is_marked = inputs is MARKED
+        if is_marked and meter is not None:
+            meter.begin_marked_step()
+        elif meter is not None:
             meter.begin_step(inputs, site=site, has_grad=has_grad)
             if has_grad:  # else the batch is that of the next call
                 meter.add_batch(inputs, batch)
@@ -170,19 +176,21 @@ class Training:
             self._leave_out()
             if meter is not None and self._observes and not why_no_records():
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
-                    self._steps.begin_counted(self._model, inputs, optimizers)
+                    self._steps.begin_counted(self._model, inputs, optimizers, watching)
             return Plan.COUNT
         steps = self._steps
         if steps.model is not None:
             recorder = self._recorder
             is_timing = recorder.window is not None
             is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
-            is_timed = is_timing and recorder.wants_records
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
-            if is_new or is_timed or steps.awaited is not None:
-                timed_on = recorder.timed_on if is_timing else None
-                if steps.begin_step(inputs, optimizers, is_new=is_new, timed_on=timed_on, is_timed=is_timed):
+            timing = recorder.timing
+            if is_new or (timing is not None and timing.is_wanted) or steps.awaited is not None:
+                # What a marked step is called with is not known yet: it may be the awaited one.
+                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, timing=timing, watching=watching):
                     self._leave_out()
+                    if timing is not None and timing.is_wanted:
+                        recorder.note_recording()
                     return Plan.OBSERVE
                 if is_new and meter is not None:
                     meter.take_back_observation()  # the profiler was not to be had
@@ -191,6 +199,32 @@ class Training:
                 self._leave_out()
             return Plan.TIME
         return Plan.PASS
+
+    def begin_marked_step(self, optimizers: Iterable[Any] = ()) -> Plan:
+        """Begin a step before its first call, and return its plan; `note_inputs` follows.
+
+        Args:
+            optimizers: optimizers that may step in it.
+        """
+        return self.begin_step(MARKED, None, optimizers, has_grad=False)
+
+    def note_inputs(self, inputs: Any) -> None:
+        """Note all inputs of the first call of a step that began by `begin_marked_step`."""
+        self._steps.note_inputs(inputs)
+
+    def observer_from_mark(self, optimizers: Iterable[Any] = ()) -> StepRecorder | None:
+        """Return an observer for a step that is about to begin, if it is likely to be observed.
+
+        It finds work before the step's first call, after which `begins_at_marks` is True.
+        """
+        if self._meter is None or not self._observes:
+            return None
+        if not self._recorder.has_training:
+            is_likely = not why_no_records()
+        else:
+            is_timing = self._recorder.window is not None
+            is_likely = self._steps.model is not None and self._meter.expects_observation(is_timing=is_timing)
+        return self._steps.recorder(self._model, optimizers) if is_likely else None
 
     def begin_unseen_step(self, inputs: Any, batch: Any, *, site: str) -> None:
         """Begin a step whose first call can neither be counted nor observed, as another training counts it.
@@ -350,15 +384,19 @@ class Training:
         is_counted = self._meter is not None and self._meter.is_in_counted_step
         if not is_counted:
             self._recorder.use_up_warmup()  # a step that was not timed counts as a warm-up step
-        if observer.times is not None and observer.failure is None:
+        if observer.untimed is not None:
+            self._failures.report("the operators of a step could not be timed", observer.untimed)
+        if observer.times is not None and observer.failure is None and steps.is_usual:
             self._recorder.add_times(observer.times)
+        if observer.reads_all:  # it was read for its bytes; unknown work without products is no bound of FLOPs
+            return
         # No failure of ours: the user's profiler began in the step, or the compiler was at work for the first time.
         failure, runs = observer.failure, observer.runs()
         hides = bool(observer.compiled) and (steps.may_hide_products() or steps.has_thin_products(runs.values()))
         if failure is None and hides and observer.reveal_hidden():
             runs = observer.runs()
         elif failure is None and hides:
-            failure = CompiledCode(f"{observer.compiled[0]}, which may hide products with a dimension of 1")
+            failure = CompiledCode(f"{observer.compiled[0]}, which may have run products without a record")
             if self._meter is not None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
         if isinstance(failure, (NotRecorded, CompiledCode)):
@@ -375,6 +413,7 @@ class Training:
             # What was begun in a first attempt was recorded, too.
             if is_counted and self._was_repeated and not self._recorder.is_step_alike(counts, steps.calls):
                 return
+            self.begins_at_marks |= observer.works_early
             bound = self._bound_of(counts, is_counted=is_counted)
             if steps.is_for_profile:
                 is_whole = self._recorder.add_step(counts, steps.calls, bound)

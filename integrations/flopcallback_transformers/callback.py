@@ -42,7 +42,7 @@ except ImportError as error:
 __all__ = ["FlopTrainerCallback"]
 
 UNSEEN = (
-    "FlopTrainerCallback: no training call of the model was seen, and nothing is counted. It counts calls with grad "
+    "FlopTrainerCallback: no training call of the model was seen{}, and nothing is counted. It counts calls with grad "
     "enabled and model.training, in the thread of the Trainer; not those that compiled code makes."
 )
 
@@ -309,7 +309,9 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         with suppress(TypeError):  # steps end where the Trainer says, with any optimizer
             optimizers = optimizers_of(optimizer)
         beside = modules_beside(trainer, called)
-        self._watch = LoopWatch(called, optimizers, options, self._training, owner, self._failures, beside=beside)
+        self._watch = LoopWatch(
+            called, optimizers, options, self._training, owner, self._failures, unseen=UNSEEN, beside=beside
+        )
         # The model's wrappers hold the watch, and would keep it for good if the callback was only dropped.
         self._on_drop = weakref.finalize(self, _dropped, weakref.ref(self._watch))
         self._on_drop.atexit = False
@@ -350,7 +352,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         finally:
             self._let_go()
         if not has_seen_call:
-            warnings.warn(UNSEEN, FlopCallbackWarning, stacklevel=2)
+            warnings.warn(UNSEEN.format(""), FlopCallbackWarning, stacklevel=2)
 
     def _end_early(self) -> None:
         """Log what is there of a training that did not end, without waiting, and detach."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flopcallback.modules.batches import TOKENS
+from flopcallback.tracing.observer import StepRecorder
 from flopcallback.training.training import Plan, Training
 
 __all__ = ["PaddedTraining", "Padding"]
@@ -76,12 +77,13 @@ class PaddedTraining(Training):
         *,
         site: str | None = None,
         has_grad: bool = True,
+        watching: StepRecorder | None = None,
     ) -> Plan:
         """Begin a step with its first call; see `Training.begin_step`."""
         self.padding.discard_step()
         if has_grad:  # as tokens are counted
             self.padding.note(inputs)
-        return super().begin_step(inputs, batch, optimizers, site=site, has_grad=has_grad)
+        return super().begin_step(inputs, batch, optimizers, site=site, has_grad=has_grad, watching=watching)
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of a further call; see `Training.add_batch`."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -77,10 +76,15 @@ class Graphs:
         return self._backend(graph, inputs)
 
 
-@pytest.fixture(params=["aot_eager", "inductor"])
-def graphs(request):
+@pytest.fixture(scope="module", params=["aot_eager", "inductor"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def graphs(backend):
     torch._dynamo.reset()
-    yield Graphs(request.param)
+    yield Graphs(backend)
     torch._dynamo.reset()
 
 
@@ -112,16 +116,17 @@ HOWS = [whole, in_place, child, child_in_place, forward_of_a_child]
 WHOLE = (whole, in_place)
 
 
-def train(hook, how, backend, steps=STEPS, images=lambda: torch.randn(BATCH, 3, 4, 4)):
-    """What a training leaves, and the hook."""
+def train(hook, how, backend, make=ViT, *, calls=1):
+    """What a training of some calls a step leaves, and the hook."""
     torch._dynamo.reset()
     torch.manual_seed(3)
-    model = ViT()
+    model = make()
     called = how(model, backend)
     optimizer = torch.optim.Adam(model.parameters())
     with hook(called, optimizer) as seen:
-        for _ in range(steps):
-            called(images()).square().mean().backward()
+        for _ in range(STEPS):
+            for _ in range(calls):
+                called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
     return {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, seen
@@ -139,10 +144,36 @@ def by_path(profile):
     return {row.path: row for row in profile.modules}
 
 
-@pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
-def test_they_are_those_of_the_eager_model(graphs, how):
-    _, hook = train(watched, how, graphs)
-    profile = hook.profile
+@dataclass(frozen=True)
+class Runs:
+    """The same training twice, with us and without.
+
+    Attributes:
+        how: what is compiled.
+        plain: what it leaves without us.
+        left: what it leaves with us.
+        compiled: number of graphs without and with us.
+        hook: ours.
+    """
+
+    how: Callable
+    plain: dict
+    left: dict
+    compiled: tuple[int, int]
+    hook: FlopHook
+
+
+@pytest.fixture(scope="module", params=HOWS, ids=lambda how: how.__name__)
+def runs(request, backend):
+    plain_graphs, graphs = Graphs(backend), Graphs(backend)
+    plain, _ = train(unwatched, request.param, plain_graphs)
+    left, hook = train(watched, request.param, graphs)
+    torch._dynamo.reset()
+    return Runs(request.param, plain, left, (plain_graphs.compiled, graphs.compiled), hook)
+
+
+def test_they_are_those_of_the_eager_model(runs):
+    profile = runs.hook.profile
     rows = by_path(profile)
     assert {name: row.flops for name, row in rows.items() if row.flops} == FORWARD
     assert {name: row.step for name, row in rows.items() if row.step.total} == {
@@ -150,41 +181,26 @@ def test_they_are_those_of_the_eager_model(graphs, how):
     }
     assert profile.step_note == ""
     assert not profile.is_lower_bound
-    assert hook.metrics()["compute/flops_total"] == STEPS * STEP
-    assert hook.metrics()["compute/estimated_pct"] == 0
+    assert runs.hook.metrics()["compute/flops_total"] == STEPS * STEP
+    assert runs.hook.metrics()["compute/estimated_pct"] == 0
 
 
-@pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
-def test_they_are_marked_and_no_others(graphs, how):
-    _, hook = train(watched, how, graphs)
-    notes = {name: row.note for name, row in by_path(hook.profile).items()}
+def test_they_are_marked_and_no_others(runs):
+    notes = {name: row.note for name, row in by_path(runs.hook.profile).items()}
     inside = {name for name, note in notes.items() if note == "as written"}
     block = {"block.norm", "block.qkv", "block.out", "block.up", "block.down"}
-    assert inside - {"block"} == (block | {"cut", "norm", "dropout", "head"} if how in WHOLE else block)
+    assert inside - {"block"} == (block | {"cut", "norm", "dropout", "head"} if runs.how in WHOLE else block)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
-def test_a_training_and_its_compilations_are_as_without_us(graphs, how, differences):
-    untouched, _ = train(unwatched, how, graphs)
-    compiled, graphs.compiled = graphs.compiled, 0
-    left, _ = train(watched, how, graphs)
-    assert differences(left, untouched) == []
-    assert graphs.compiled == compiled > 0
+def test_a_training_and_its_compilations_are_as_without_us(runs, differences):
+    assert differences(runs.left, runs.plain) == []
+    without, with_us = runs.compiled
+    assert with_us == without > 0
 
 
 def test_of_several_calls_in_a_step_each_is_in_them(graphs):
     """Gradients accumulate; from one call, which is counted, follow two."""
-
-    torch.manual_seed(3)
-    model = ViT()
-    called = torch.compile(model, backend=graphs)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watched(called, optimizer) as hook:
-        for _ in range(STEPS):
-            for _ in range(2):
-                called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    _, hook = train(watched, whole, graphs, calls=2)
     rows = by_path(hook.profile)
     assert rows["block.up"].flops == UP
     assert rows["block.up"].step == StepFlops(forward=2 * UP, backward=4 * UP)
@@ -201,15 +217,7 @@ class Asking(ViT):
 
 
 def test_where_the_code_asks_for_values_there_is_no_backward_by_module_which_is_said(graphs):
-    torch.manual_seed(3)
-    model = Asking()
-    called = torch.compile(model, backend=graphs)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watched(called, optimizer) as hook:
-        for _ in range(STEPS):
-            called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    _, hook = train(watched, whole, graphs, Asking)
     rows = by_path(hook.profile)
     assert {name: row.flops for name, row in rows.items() if row.flops} == FORWARD
     assert rows["block.up"].step == StepFlops(forward=UP)
@@ -229,15 +237,7 @@ class WithAnUnusedPart(ViT):
 
 
 def test_where_compiled_code_left_work_out_its_row_has_what_ran_and_the_difference_is_said(graphs):
-    torch.manual_seed(3)
-    model = WithAnUnusedPart()
-    called = torch.compile(model, backend=graphs)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watched(called, optimizer) as hook:
-        for _ in range(STEPS):
-            called(torch.randn(BATCH, 3, 4, 4)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    _, hook = train(watched, whole, graphs, WithAnUnusedPart)
     rows, unused = by_path(hook.profile), PATCHES * HEAD  # of each token instead of each image
     assert rows["head"].flops == HEAD + unused
     assert rows["head"].step == StepFlops(forward=HEAD + unused, backward=2 * HEAD)
@@ -261,14 +261,14 @@ from flopcallback import FlopHook
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-batch, wide, inner, out, steps = map(int, sys.argv[2:])
+batch, wide, inner, out, steps = map(int, sys.argv[1:])
 
 
-def train(is_watched):
+def train(where, is_watched):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(wide, inner), nn.BatchNorm1d(inner), nn.Tanh(), nn.Linear(inner, out))
-    if sys.argv[1] == "around":
+    if where == "around":
         called = torch.compile(DistributedDataParallel(model), backend="aot_eager")
     else:
         called = DistributedDataParallel(torch.compile(model, backend="aot_eager"))
@@ -281,36 +281,32 @@ def train(is_watched):
     return [each.tolist() for each in [*model.parameters(), *model.buffers()]], hook
 
 
-alone, _ = train(False)
-left, hook = train(True)
-if dist.get_rank() == 0:
+found = {}
+for where in ("around", "inside"):
+    alone, _ = train(where, False)
+    left, hook = train(where, True)
     rows = {row.type + row.path[-1]: row.step.backward for row in hook.profile.modules if row.type == "Linear"}
-    print(json.dumps({"numbers": hook.metrics(), "rows": rows, "is_same": left == alone}))
+    found[where] = {"numbers": hook.metrics(), "rows": rows, "is_same": left == alone}
+print(json.dumps(found))
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("where", ["around", "inside"])
-def test_data_parallel_ranks_train_as_they_would(tmp_path, where):
+def test_data_parallel_ranks_train_as_they_would(tmp_path):
     """Compiled around the wrapper, whose own forward exchanges buffers, and inside of it."""
     batch, wide, inner, out, steps = 5, 7, 11, 3, 6
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = str(taken.getsockname()[1])
-    (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "ranks.py"), where]
-    command += map(str, (batch, wide, inner, out, steps))
-    processes = []
-    for rank in range(2):
-        ours = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env={**os.environ, **ours}, **pipes))
-    outputs = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    seen = json.loads(outputs[0][0].splitlines()[-1])
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    given = (batch, wide, inner, out, steps)
+    ranks = [forked.start(script, *given, environment=environment) for environment in forked.of_ranks()]
+    codes = forked.wait_for_all(ranks, 600)
+    assert codes == [0, 0], [forked.printed(script, rank, "err") for rank in ranks]
+    found = json.loads(forked.printed(script, ranks[0]).splitlines()[-1])
     first, last = 2 * batch * wide * inner, 2 * batch * inner * out
-    assert seen["is_same"]
-    assert seen["rows"] == {"Linear0": first, "Linear3": 2 * last}
-    assert seen["numbers"]["compute/flops_total"] == 2 * steps * (2 * first + 3 * last)
-    assert seen["numbers"]["compute/estimated_pct"] == 0
+    assert found.keys() == {"around", "inside"}
+    for seen in found.values():
+        assert seen["is_same"]
+        assert seen["rows"] == {"Linear0": first, "Linear3": 2 * last}
+        assert seen["numbers"]["compute/flops_total"] == 2 * steps * (2 * first + 3 * last)
+        assert seen["numbers"]["compute/estimated_pct"] == 0

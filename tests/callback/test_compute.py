@@ -554,6 +554,23 @@ def test_steps_that_are_observed_late_change_no_bit_and_leave_nothing(difference
     assert hooked_[2].metrics()["compute/samples_total"] == 8 * (2 + 3 + 4 + 5 + 6)
 
 
+def test_a_step_that_goes_into_a_cuda_graph_is_not_waited_for(monkeypatch):
+    from flopcallback.training.batch_sizes import BatchSizes
+    from flopcallback.training.failures import Failures
+    from flopcallback.training.meter import ComputeMeter
+
+    is_capturing, waits = iter([True, False]), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: next(is_capturing))
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    meter = ComputeMeter(nn.Linear(2, 2), BatchSizes(None, None, len, Failures()))
+    meter._device = torch.device("cuda", 1)
+    meter._synchronize()
+    assert waits == []
+    meter._synchronize()
+    assert waits == [torch.device("cuda", 1)]
+
+
 def test_no_step_between_two_logs_waits_for_the_device(model, optimizer, monkeypatch):
     from flopcallback.training.meter import ComputeMeter
 

@@ -11,6 +11,9 @@ pytestmark = pytest.mark.slow
 
 BATCH, WIDE, HIDDEN, OUT, WORDS, STEPS = 3, 8, 12, 5, 4, 8
 
+FLAT = ["flat", "flat, own parameters", "flat, in parts", "flat, gathered once", "flat, mixed"]
+"""Scenarios of FSDP1, which makes one flat parameter of many."""
+
 PEAK = 1e9
 """FLOP/s of one device, as the user gives it."""
 
@@ -26,7 +29,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy, ShardingStrategy, fully_shard,
+)
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -72,6 +77,13 @@ def sharded(net, mesh=whole, **options):
     return net
 
 
+def flat(net, in_parts=False, **options):
+    policy = None
+    if in_parts:
+        policy = lambda module, recurse, **_: recurse or isinstance(module, nn.Linear)
+    return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=torch.device("cpu"), **options)
+
+
 def parallel(net, plan, mesh=whole):
     return parallelize_module(net, mesh, plan)
 
@@ -100,7 +112,8 @@ def watched(name, net, one_step):
         if is_ours:
             hook.close()
             texts = [str(each.message) for each in caught if each.category is FlopCallbackWarning]
-            found[name] = {"numbers": hook.metrics(), "warnings": texts}
+            rows = [row.path for row in hook.profile.modules]
+            found[name] = {"numbers": hook.metrics(), "warnings": texts, "rows": rows}
     local = [each.to_local() if hasattr(each, "to_local") else each for each in net.parameters()]
     digests.setdefault(name, []).append(hashlib.sha256(repr([each.tolist() for each in local]).encode()).hexdigest())
     dist.barrier()
@@ -145,6 +158,11 @@ for is_ours in (False, True):
     watched("fsdp", sharded(Net()), each)
     watched("mixed", sharded(Net(), mp_policy=MixedPrecisionPolicy(torch.bfloat16)), each)
     watched("offload", sharded(Net(), offload_policy=CPUOffloadPolicy(pin_memory=False)), each)
+    watched("flat", flat(Net()), each)
+    watched("flat, own parameters", flat(Net(), use_orig_params=True), each)
+    watched("flat, in parts", flat(Net(), in_parts=True, use_orig_params=True), each)
+    watched("flat, gathered once", flat(Net(), sharding_strategy=ShardingStrategy.SHARD_GRAD_OP), each)
+    watched("flat, mixed", flat(Net(), mixed_precision=MixedPrecision(torch.bfloat16)), each)
     same = batches(world)
     watched("column", parallel(Net(), {"up": ColwiseParallel(output_layouts=Replicate())}), same)
     watched("row", parallel(Net(), {"up": RowwiseParallel(input_layouts=Replicate())}), same)
@@ -184,7 +202,7 @@ def expected(world):
     whole = BATCH * (UP + DOWN)
     words = BATCH * WORDS * (3 * 2 * WIDE * HIDDEN + DOWN) // world  # the normalization wants a gradient of its result
     shared = {
-        **dict.fromkeys(["ddp", "fsdp", "mixed", "offload"], ([whole] * world, world * BATCH)),
+        **dict.fromkeys(["ddp", "fsdp", "mixed", "offload", *FLAT], ([whole] * world, world * BATCH)),
         **dict.fromkeys(["column", "row"], ([BATCH * (UP // world + DOWN)] * world, BATCH)),
         "megatron": ([whole // world] * world, BATCH),
         "sequence": ([words] * world, BATCH),
@@ -214,6 +232,13 @@ def test_compute_is_the_sum_over_ranks_and_samples_count_once(runs):
         for name, (parts, samples) in expected(world).items()
     }
     assert ranks[0]["sequence"]["numbers"]["compute/tokens_total"] == STEPS * BATCH * WORDS
+
+
+def test_rows_have_the_names_of_the_model_without_wrappers(runs):
+    names = {"sequence": ["", "embed", "norm", "up", "down"], "pipeline": [""], "equal stages": [""]}
+    for rank in runs[2]:
+        found = {name: rank[name]["rows"] for name in expected(runs[0])}
+        assert found == {name: names.get(name, ["", "up", "down"]) for name in found}
 
 
 def test_one_rank_logs_and_nobody_warns(runs):

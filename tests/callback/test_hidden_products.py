@@ -1,4 +1,4 @@
-"""Products with a dimension of 1, which Inductor writes as loops: exact where it is certain that they ran, else not."""
+"""Products of compiled code that leave no records: exact where it is certain that they ran, else not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from flopcallback import FlopHook
+from flopcallback.modules.compiled import chooses_kernels
 from flopcallback.profile.rows import StepFlops
+from flopcallback.tracing.torch_private import switch_records
 
 pytestmark = [
     pytest.mark.slow,
@@ -212,3 +214,95 @@ def test_compiled_code_that_is_no_module_is_not_run_for_its_count():
     hook = train(Net(), [torch.ones(BATCH, WIDE)] * STEPS)
     assert spent(hook)[1] == 100
     assert len(calls) == STEPS  # as without us: what is compiled appends in each step
+
+
+# --- Kernels of the compiler's own, as on a GPU -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A network by a compiler that torch knows by name, as it does those for GPUs."""
+    from torch._dynamo.backends import registry
+
+    def make(forwards, backwards):
+        compiler = backend(forwards, backwards)
+        compiler._tags = ()
+        monkeypatch.setitem(registry._COMPILER_FNS, "own_kernels", compiler)
+        monkeypatch.setitem(registry._BACKENDS, "own_kernels", None)
+        return torch.compile(make_net(), backend="own_kernels")
+
+    return make
+
+
+def backend(forwards, backwards):
+    """A compiler whose code leaves records in so many calls of a forward and of a backward only."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def compiler(most):
+        def compile_graph(graph, _):
+            calls = iter(range(1000))
+
+            def run(*args):
+                if next(calls) < most:
+                    return graph(*args)
+                switch_records(False)
+                try:
+                    return graph(*args)
+                finally:
+                    switch_records(True)
+
+            return make_boxed_func(run)
+
+        return compile_graph
+
+    return aot_autograd(fw_compiler=compiler(forwards), bw_compiler=compiler(backwards))
+
+
+ALWAYS, MANY = 1000, 60
+
+
+def test_replays_are_booked_as_what_they_repeat(compiled):
+    """A graph of CUDA's is run, then captured, then replayed, with no operator to be seen."""
+    hook = train(compiled(2, 2), [torch.ones(BATCH, WIDE)] * MANY)
+    first, second = layers(BATCH, WIDE, OUT)
+    assert hook.profile.step == StepFlops(forward=first + second, backward=first + 2 * second)
+    assert spent(hook) == (MANY * (2 * first + 3 * second), 0)
+
+
+@pytest.mark.parametrize(("forwards", "backwards"), [(ALWAYS, 0), (0, ALWAYS), (0, 0)])
+def test_kernels_without_records_are_no_zero(compiled, forwards, backwards):
+    hook = train(compiled(forwards, backwards), [torch.ones(BATCH, WIDE)] * MANY)
+    assert hook.profile.step is None
+    first, second = layers(BATCH, WIDE, OUT)
+    assert spent(hook) == (MANY * 3 * (first + second), 100)  # three forwards a step
+
+
+def test_another_compiler_that_leaves_all_records_is_exact(compiled):
+    hook = train(compiled(ALWAYS, ALWAYS), [torch.ones(BATCH, WIDE)] * STEPS)
+    first, second = layers(BATCH, WIDE, OUT)
+    assert spent(hook) == (STEPS * (2 * first + 3 * second), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "chooses"),
+    [
+        ({}, False),
+        ({"backend": "aot_eager"}, False),
+        ({"backend": backend(ALWAYS, ALWAYS)}, False),
+        ({"mode": "reduce-overhead"}, True),
+        ({"options": {"max_autotune": True}}, True),
+    ],
+    ids=["inductor", "none", "a function", "mode", "options"],
+)
+def test_which_compilers_may_use_kernels_of_their_own(options, chooses):
+    torch.compile(make_net(), **options)(torch.ones(BATCH, WIDE))
+    assert chooses_kernels() is chooses
+
+
+def test_a_setting_that_makes_inductor_choose_kernels(monkeypatch):
+    import torch._inductor.config as inductor
+
+    torch.compile(make_net())(torch.ones(BATCH, WIDE))
+    monkeypatch.setattr(inductor, "max_autotune_gemm", True)
+    assert chooses_kernels()

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from observed_steps import OwnProduct, Product
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -161,32 +162,9 @@ def an_ensemble_under_vmap():
 # --- Functions and operators of one's own -----------------------------------------------------------------------------
 
 
-class Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        return grad @ weight.T, x.T @ grad
-
-
-class OwnProduct(nn.Module):
-    """A layer, then a product of one's own."""
-
-    def __init__(self, product):
-        super().__init__()
-        self.first, self.weight, self.product = nn.Linear(WIDE, INNER), nn.Parameter(torch.randn(INNER, OUT)), product
-
-    def forward(self, x):
-        return self.product(self.first(x), self.weight)
-
-
 @kind()
 def autograd_function():
-    return OwnProduct(Product.apply), (torch.randn(ROWS, WIDE),), STEP
+    return OwnProduct(Product.apply, WIDE, INNER, OUT), (torch.randn(ROWS, WIDE),), STEP
 
 
 @torch.library.custom_op("work_of_every_kind::product", mutates_args=())
@@ -211,7 +189,8 @@ library.impl("composite", lambda x, weight: x @ weight, "CompositeImplicitAutogr
 
 @kind("product", "composite")
 def operator(name):
-    return OwnProduct(getattr(torch.ops.work_of_every_kind, name)), (torch.randn(ROWS, WIDE),), STEP
+    model = OwnProduct(getattr(torch.ops.work_of_every_kind, name), WIDE, INNER, OUT)
+    return model, (torch.randn(ROWS, WIDE),), STEP
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------

@@ -162,6 +162,14 @@ class OtherReporter(transformers.TrainerCallback):
         """Write nothing."""
 
 
+class Early(transformers.Trainer):
+    """A Trainer that works before it calls the model."""
+
+    def compute_loss(self, *args, **more):
+        torch.ones(2, 3) @ torch.ones(3, 2)
+        return super().compute_loss(*args, **more)
+
+
 @pytest.mark.tensorboard
 @pytest.mark.parametrize("strict", [False, True])
 def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(train, make_callback, monkeypatch, strict):
@@ -169,10 +177,11 @@ def test_whatever_of_ours_raises_is_one_warning_and_nothing_else(train, make_cal
     arguments = {
         "resume": started.output / "checkpoint-1",
         "gradient_accumulation_steps": 2,
-        "max_steps": 4,
+        "max_steps": 3,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "report_to": "tensorboard",
+        "trainer": Early,
         **SAVING,
     }
     monkeypatch.setitem(transformers.integrations.INTEGRATION_TO_CALLBACK, "other", OtherReporter)
@@ -216,6 +225,18 @@ def test_a_training_that_raises_leaves_a_callback_that_can_train_again(train, ma
     assert left == train()
     assert leftovers(left.trainer.model) == []
     assert callback.metrics()["compute/flops_total"] == 6 * STEP
+
+
+def test_a_trainer_that_never_calls_its_model_is_told_so_once_and_early(train, make_callback):
+    class Penalty(transformers.Trainer):
+        def compute_loss(self, model, inputs, *_, **__):
+            return sum(each.square().sum() for each in model.parameters())
+
+    told = train(make_callback(), trainer=Penalty).told
+    early = "no training call of the model was seen before the first step of an optimizer, and nothing is counted"
+    assert len(told) == 1
+    assert told[0].startswith(f"FlopTrainerCallback: {early}. It counts")
+    assert "FlopHook" not in told[0]
 
 
 def test_nothing_stays_on_the_model_of_a_callback_that_is_gone(train, make_callback):
@@ -290,17 +311,19 @@ from transformers import Trainer, TrainingArguments
 from flopcallback_transformers import FlopTrainerCallback
 import os, torch
 
-folder, with_callback, resume = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3] or None
-torch.manual_seed(0)
-arguments = TrainingArguments(
-    str(folder), max_steps=6 if resume else 4, per_device_train_batch_size=2, logging_steps=2, report_to="none",
-    save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True, ddp_backend="gloo",
-    ddp_find_unused_parameters=False, dataloader_pin_memory=False,
-)
-callback = FlopTrainerCallback(summary=False, strict=True)
-trainer = Trainer(Net(), arguments, train_dataset=examples(), callbacks=[callback] if with_callback else [])
-trainer.train(resume_from_checkpoint=resume)
-left = {"digest": digest_of(trainer.model), "numbers": callback.metrics()}
+folder, left = Path(sys.argv[1]), {}
+for name in ("plain", "counted", "resumed"):
+    torch.manual_seed(0)
+    arguments = TrainingArguments(
+        str(folder / name), max_steps=6 if name == "resumed" else 4, per_device_train_batch_size=2, logging_steps=2,
+        report_to="none", save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True, ddp_backend="gloo",
+        ddp_find_unused_parameters=False, dataloader_pin_memory=False,
+    )
+    callback = FlopTrainerCallback(summary=False, strict=True)
+    callbacks = [] if name == "plain" else [callback]
+    trainer = Trainer(Net(), arguments, train_dataset=examples(), callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=str(folder / "counted" / "checkpoint-4") if name == "resumed" else None)
+    left[name] = {"digest": digest_of(trainer.model), "numbers": callback.metrics()}
 (folder / f"left-{os.environ['RANK']}.json").write_text(json.dumps(left))
 """
 
@@ -309,23 +332,16 @@ left = {"digest": digest_of(trainer.model), "numbers": callback.metrics()}
 def test_two_processes_count_their_sum_and_resume_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-
-    def run(folder, *, with_callback=True, resume=""):
-        folder.mkdir(exist_ok=True)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-        command = [*launch, str(script), str(folder), str(with_callback), str(resume)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-        assert ran.returncode == 0, ran.stderr
-        assert "FlopCallbackWarning" not in ran.stderr
-        return [json.loads((folder / f"left-{rank}.json").read_text()) for rank in (0, 1)]
-
-    plain = run(tmp_path / "plain", with_callback=False)
-    first, other = run(tmp_path / "counted")
-    assert [first["digest"], other["digest"]] == [each["digest"] for each in plain]
-    assert first["numbers"]["compute/flops_total"] == 2 * 4 * STEP
-    assert other["numbers"].get("compute/flops_total") is None  # the first process logs for both
-
-    resumed, _ = run(tmp_path / "counted", resume=tmp_path / "counted" / "checkpoint-4")
-    assert resumed["numbers"]["compute/flops_total"] == 2 * 6 * STEP
-    assert resumed["numbers"]["compute/samples_total"] == 2 * 6 * 2
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    command = [*launch, str(script), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "FlopCallbackWarning" not in ran.stderr
+    first, other = (json.loads((tmp_path / f"left-{rank}.json").read_text()) for rank in (0, 1))
+    for rank in (first, other):
+        assert rank["counted"]["digest"] == rank["plain"]["digest"]
+    assert first["counted"]["numbers"]["compute/flops_total"] == 2 * 4 * STEP
+    assert other["counted"]["numbers"].get("compute/flops_total") is None  # the first process logs for both
+    assert first["resumed"]["numbers"]["compute/flops_total"] == 2 * 6 * STEP
+    assert first["resumed"]["numbers"]["compute/samples_total"] == 2 * 6 * 2

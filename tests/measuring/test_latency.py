@@ -389,6 +389,22 @@ def test_without_waiting_a_device_that_has_come_through_nothing_or_died_has_no_t
     assert device.waits == 0
 
 
+def test_a_step_that_goes_into_a_cuda_graph_has_no_times_and_is_not_waited_for(device, monkeypatch):
+    """Marks in a graph have no times, and to wait for one there would end the user's capture with an error."""
+    is_capturing = iter([False, True, False])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: next(is_capturing))
+    model = Queued(device, 3, 100, 5)
+    window = LatencyWindow(ModuleNames({"": model}), CUDA, warmup_steps=0, steps=2, event=device.event)
+    train_on(device, window, model, 2)
+    assert window.is_open
+    train_on(device, window, model, 1)
+    assert not window.is_open
+    assert device.waits == 0
+    latency = window.read()
+    assert (latency.forward_ms, latency.step_ms, latency.steps) == (4, (3 + 11 + 5 + 11) / 2, 2)
+
+
 def test_a_device_other_than_a_cpu_has_events_by_itself():
     window = LatencyWindow(ModuleNames({"": nn.Linear(2, 2)}), torch.device("cuda"), warmup_steps=0, steps=1)
     assert window._timer._event is torch.Event

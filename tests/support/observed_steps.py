@@ -67,7 +67,9 @@ class Attention(nn.Module):
         return checkpoint(self.attend, x, use_reentrant=False) if self.checkpoints else self.attend(x)
 
 
-class Cube(torch.autograd.Function):
+class Product(torch.autograd.Function):
+    """A product of matrices with a backward of one's own."""
+
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
@@ -79,13 +81,15 @@ class Cube(torch.autograd.Function):
         return grad @ weight.T, x.T @ grad
 
 
-class OwnFunction(nn.Module):
-    def __init__(self):
+class OwnProduct(nn.Module):
+    """A layer, then a product of one's own."""
+
+    def __init__(self, product=Product.apply, wide=WIDE, inner=INNER, out=OUT):
         super().__init__()
-        self.first, self.weight = nn.Linear(WIDE, INNER), nn.Parameter(torch.ones(INNER, OUT))
+        self.first, self.weight, self.product = nn.Linear(wide, inner), nn.Parameter(torch.randn(inner, out)), product
 
     def forward(self, x):
-        return Cube.apply(self.first(x), self.weight)
+        return self.product(self.first(x), self.weight)
 
 
 class Penalized(nn.Module):
@@ -183,7 +187,7 @@ STEPS = {
     "reentrant": lambda: plain(Checkpointed(is_reentrant=True), torch.ones(BATCH, WIDE)),
     "as far as it must": lambda: plain(Checkpointed(is_reentrant=False), torch.ones(BATCH, WIDE)),
     "to the end": lambda: plain(Checkpointed(is_reentrant=False, stops_early=False), torch.ones(BATCH, WIDE)),
-    "own function": lambda: plain(OwnFunction(), torch.ones(BATCH, WIDE)),
+    "own function": lambda: plain(OwnProduct(), torch.ones(BATCH, WIDE)),
     "penalty": lambda: plain(Penalized(), torch.ones(BATCH, WIDE)),
     "with a graph": with_graph,
     "gan": gan,

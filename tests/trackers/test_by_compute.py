@@ -11,7 +11,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import forked
 import mlflow_stores as stores
 import places
 import pytest
@@ -280,16 +279,16 @@ if __name__ == "__main__":
         reductions += 1
         return all_reduce(*args, **options)
 
-    dist.all_reduce = counted
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    dist.all_reduce, folder = counted, Path(sys.argv[1])
     options = {"flops_fn": lambda batch: 10**6 + 1, "latency_steps": 0, "summary": False, "strict": True}
-    callback = FlopCallback(by_compute=names, report_dir=folder, **options)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(
-        max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=2, callbacks=[callback], **quiet
-    )
-    trainer.fit(Net())
-    (folder.parent / f"reductions-{folder.name}-{trainer.global_rank}.json").write_text(json.dumps(reductions))
+    settings = {"max_epochs": 2, "accelerator": "cpu", "devices": 2, "strategy": "ddp", "log_every_n_steps": 2, **quiet}
+    for name, metrics in {"named": ["val", "step_step", "step_epoch"], "bare": []}.items():
+        reductions = 0
+        callback = FlopCallback(by_compute=metrics, report_dir=folder / name, **options)
+        trainer = Trainer(callbacks=[callback], **settings)
+        trainer.fit(Net())
+        (folder / f"reductions-{name}-{trainer.global_rank}.json").write_text(json.dumps(reductions))
 """
 
 
@@ -299,11 +298,8 @@ def test_of_two_ranks_one_draws_by_the_compute_of_both_and_none_waits_for_it(tmp
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     # The first starts its second process itself.
-    command = [sys.executable, script, tmp_path / "named", "val", "step_step", "step_epoch"]
-    subprocess.run(command, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    ranks = [forked.start(script, tmp_path / "bare", environment=environment) for environment in forked.of_ranks()]
-    codes = forked.wait_for_all(ranks, 600)
-    assert codes == [0, 0], [forked.printed(script, rank, "err") for rank in ranks]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=600, env=environment)
     # Of 10 batches each rank has 5 an epoch: after step n they have done 2 * n * (10**6 + 1). Rank 1 logs 100 more.
     assert points(tmp_path / "named", "val_by_compute") == [(10, (1 + 2) / 2), (20, (1 + 2) / 2 / 2)]
     assert points(tmp_path / "named", "step_step_by_compute") == [(2 * n, n + 50.0) for n in (2, 4, 5, 6, 8, 10)]

@@ -44,6 +44,11 @@ def flavour(request):
     return importlib.import_module(request.param)
 
 
+@pytest.fixture
+def lightning():
+    return importlib.import_module("lightning.pytorch")
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(WIDE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
@@ -96,7 +101,7 @@ def test_a_logger_of_either_name_is_written_to_by_its_client_and_run(flavour, ru
     assert run.points("flops/forward") == [(2, 3)]
 
 
-def test_the_run_has_the_very_integers_that_an_analysis_gives(flavour, run):
+def test_the_one_run_has_the_very_integers_of_an_analysis_times_and_the_users_own_metrics(flavour, run):
     model = make_model(flavour)
     trainer_of(flavour, logger_of(flavour, run)).fit(model)
     analysis = FlopCountAnalysis(model, torch.ones(BATCH, WIDE))
@@ -108,10 +113,6 @@ def test_the_run_has_the_very_integers_that_an_analysis_gives(flavour, run):
     assert operators == {"linear": FORWARD}
     assert {row["operator"]: row["macs"] for row in run.rows("operators")} == dict(analysis.by_operator())
     assert ModelProfile.from_json(run.file("flops/report.json")).forward_flops == FORWARD
-
-
-def test_a_training_leaves_numbers_times_and_the_users_own_metrics_in_the_one_run(flavour, run):
-    trainer_of(flavour, logger_of(flavour, run)).fit(make_model(flavour))
     metrics = run.found().data.metrics
     assert metrics["flops/forward"] == FORWARD
     assert metrics["model/params"] == 7 * 5 + 5 + 5 * 3 + 3
@@ -122,27 +123,27 @@ def test_a_training_leaves_numbers_times_and_the_users_own_metrics_in_the_one_ru
     assert run.number_in_experiment() == 1
 
 
-def test_the_logger_makes_the_run_and_nobody_makes_another(flavour, sqlite, tmp_path):
+def test_the_logger_makes_the_run_and_nobody_makes_another(lightning, sqlite, tmp_path):
     from mlflow import MlflowClient
 
-    loggers = importlib.import_module(f"{flavour.__name__}.loggers")
+    loggers = importlib.import_module(f"{lightning.__name__}.loggers")
     where = {"experiment_name": str(tmp_path), "artifact_location": (tmp_path / "artifacts").as_uri()}
     logger = loggers.MLFlowLogger(tracking_uri=sqlite, **where)
-    trainer_of(flavour, logger).fit(make_model(flavour))
+    trainer_of(lightning, logger).fit(make_model(lightning))
     (found,) = MlflowClient(sqlite).search_runs([logger.experiment_id])
     assert found.info.run_id == logger.run_id
     assert found.info.status == "FINISHED"
     assert found.data.tags["flops.forward"] == str(FORWARD)
 
 
-def test_a_second_fit_and_a_resumed_run_leave_one_table_and_one_count(flavour, run):
-    logger, model = logger_of(flavour, run), make_model(flavour)
-    trainer = trainer_of(flavour, logger)
+def test_a_second_fit_and_a_resumed_run_leave_one_table_and_one_count(lightning, run):
+    logger, model = logger_of(lightning, run), make_model(lightning)
+    trainer = trainer_of(lightning, logger)
     trainer.fit(model)
     first = run.found().data.tags
     trainer.fit_loop.max_epochs = 2
     trainer.fit(model)
-    trainer_of(flavour, logger_of(flavour, run)).fit(make_model(flavour))
+    trainer_of(lightning, logger_of(lightning, run)).fit(make_model(lightning))
     assert [row["path"] for row in run.rows()] == ["", "net", "net.0", "net.1", "net.2", "(training_step)"]
     assert [value for _, value in run.points("flops/forward")] == [FORWARD]
     assert len(run.points("latency/step_ms")) == 3
@@ -150,9 +151,9 @@ def test_a_second_fit_and_a_resumed_run_leave_one_table_and_one_count(flavour, r
     assert run.number_in_experiment() == 1
 
 
-def test_validation_has_files_and_tags_of_its_own(flavour, run):
-    trainer = trainer_of(flavour, logger_of(flavour, run), limit_val_batches=2)
-    trainer.validate(make_model(flavour), verbose=False)
+def test_validation_has_files_and_tags_of_its_own(lightning, run):
+    trainer = trainer_of(lightning, logger_of(lightning, run), limit_val_batches=2)
+    trainer.validate(make_model(lightning), verbose=False)
     assert run.rows(folder="validate/flops")[0]["flops"] == FORWARD
     assert run.tags()["validate.flops.forward"] == str(FORWARD)
     assert run.files() == set()
