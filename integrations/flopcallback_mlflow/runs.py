@@ -100,7 +100,10 @@ def _record(place: str, content: Content) -> RunRecord:
         place,
         figures={
             **dict(_kept(content.tags, content.metrics)),
-            **{logged_name(name): _exact(logged_name(name), value, content.tags) for name, value in content.metrics.items()},
+            **{
+                logged_name(name): _exact(logged_name(name), value, content.tags)
+                for name, value in content.metrics.items()
+            },
         },
         series=series_of(content.points),
         config={**content.params, **dict(_conditions(content.tags))},

@@ -14,7 +14,14 @@ from urllib.parse import unquote, urlsplit
 
 from flopcallback.profile.metrics import METRICS, placed, unsaid
 from flopcallback.profile.numbers import finite
-from flopcallback.reporting import latency_chart, measured_leaves, module_chart, module_table, operator_table, report_files
+from flopcallback.reporting import (
+    latency_chart,
+    measured_leaves,
+    module_chart,
+    module_table,
+    operator_table,
+    report_files,
+)
 from flopcallback.runs import without_password
 from flopcallback_mlflow.target import client_and_run, is_local
 

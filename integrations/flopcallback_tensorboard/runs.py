@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flopcallback.profile.metrics import FORWARD, logged_name
+from flopcallback.profile.metrics import FORWARD
 from flopcallback.runs import FoundRun, RunRecord, RunsError, Series, folder_name, read_profile, series_of
 from flopcallback_tensorboard.events import PLUGIN
 
@@ -96,20 +96,21 @@ def _read(folder: Path, name: str) -> RunRecord:
         raise RunsError(f"{folder}: nothing is in its files of events yet")
     events = _accumulator(folder).Reload()
     noted = series_of(_noted_points(events))  # exact, where the scalars of the same numbers are float32
-    series = _joined(series_of(_points(events)), noted)
+    charted = series_of(_points(events))
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}
     convention: dict[str, Any] = {}
     for file in sorted(folder.glob(PROFILE)):
-        prefix, (profile, of_older) = _prefix(file, series), read_profile(file)
+        prefix, (profile, of_older) = _prefix(file, {**charted, **noted}), read_profile(file)
         convention |= of_older
         exact |= {prefix + key: value for key, value in profile.scalars().items()}
         config |= {prefix + key: value for key, value in profile.config.items()}
     # The last note wins over the file beside the events, which has the totals of the last training that has ended.
     exact |= {name: values[-1][1] for name, values in noted.items()}
-    last = {name: values[-1][1] for name, values in series.items()}
-    run = RunRecord(name, str(folder), figures=last, series=series, config=convention)
-    return replace(run, figures={**run.figures, **exact}, config=config)
+    last = {name: values[-1][1] for name, values in charted.items()}
+    # What an older version has charted is of its convention; notes never are.
+    run = RunRecord(name, str(folder), figures=last, series=charted, config=convention)
+    return replace(run, figures={**run.figures, **exact}, series=_joined(run.series, noted), config=config)
 
 
 def _points(events: Any) -> Iterator[tuple[str, int, float]]:
@@ -132,9 +133,8 @@ def _joined(charted: Mapping[str, Series], noted: Mapping[str, Series]) -> dict[
     """Return all series, with the points of charts from before the first note, which an older version has written."""
     series = dict(noted)
     for name, points in charted.items():
-        logged = logged_name(name)
-        first = noted[logged][0][0] if logged in noted else math.inf
-        series[logged] = (*(point for point in points if point[0] < first), *series.get(logged, ()))
+        first = noted[name][0][0] if name in noted else math.inf
+        series[name] = (*(point for point in points if point[0] < first), *series.get(name, ()))
     return series
 
 

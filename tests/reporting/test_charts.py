@@ -97,7 +97,9 @@ def test_points_of_one_type_have_one_colour_and_the_legend_names_it(lenet, measu
     figure = latency_chart(measured(lenet))
     colours = figure.axes[0].collections[0].get_facecolors().tolist()
     kinds = [row.type for row in lenet.modules[1:]]
-    by_kind = {kind: {tuple(colour) for colour, each in zip(colours, kinds, strict=True) if each == kind} for kind in kinds}
+    by_kind = {
+        kind: {tuple(colour) for colour, each in zip(colours, kinds, strict=True) if each == kind} for kind in kinds
+    }
     assert all(len(colours) == 1 for colours in by_kind.values())
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == set(kinds)
 

@@ -44,12 +44,15 @@ class Read:
 
     def hyperparameters(self):
         """The run's, each time that they were written."""
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-        events = [event for file in sorted(self.folder.glob("*tfevents*")) for event in EventFileLoader(str(file)).Load()]
-        values = [value for event in events for value in event.summary.value if value.tag.endswith("/session_start_info")]
+        events = [
+            event for file in sorted(self.folder.glob("*tfevents*")) for event in EventFileLoader(str(file)).Load()
+        ]
+        values = [
+            value for event in events for value in event.summary.value if value.tag.endswith("/session_start_info")
+        ]
         content = [HParamsPluginData.FromString(value.metadata.plugin_data.content) for value in values]
         return [
             {name: value.number_value for name, value in each.session_start_info.hparams.items()} for each in content

@@ -78,7 +78,9 @@ def _draw_node(axes: Axes, place: int, node: Node, lengths: list[float]) -> None
 def _write_figures(axes: Axes, place: int, profile: ModelProfile, node: Node, *, is_cut: bool) -> None:
     """Write FLOPs and time of a node at the right, each in the colour of its bar."""
     time = share(node.forward_ms, profile.forward_ms)
-    texts = [(FLOPS, f"{at_least(node.unknown_calls > 0)}{si(node.flops, 'FLOPs')} {percent(_shares(profile, node)[0])}")]
+    texts = [
+        (FLOPS, f"{at_least(node.unknown_calls > 0)}{si(node.flops, 'FLOPs')} {percent(_shares(profile, node)[0])}")
+    ]
     if time is not None:
         texts.append((TIME, f"{milliseconds(node.forward_ms)} ms {percent(time)}"))
     if is_cut:

@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GRID", "GREY", "INK", "PALE", "SMALL", "WIDTH", "canvas", "drawable", "pixels", "shortened", "style", "write_title"]
+__all__ = [
+    "GREY",
+    "GRID",
+    "INK",
+    "PALE",
+    "SMALL",
+    "WIDTH",
+    "canvas",
+    "drawable",
+    "pixels",
+    "shortened",
+    "style",
+    "write_title",
+]
 
 INK, PALE, GRID, GREY = "#1f2933", "#7b8794", "#e4e7eb", "#a3adb8"
 

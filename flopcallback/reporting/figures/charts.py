@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flopcallback.reporting.caption import headline
 from flopcallback.reporting.figures.axes import PALETTE, FlopsAndTime, heaviest_types, thinned, tick_label
 from flopcallback.reporting.figures.canvas import (
-    GRID,
     GREY,
+    GRID,
     INK,
     PALE,
     SMALL,
