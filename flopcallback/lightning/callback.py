@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.lightning.census import CallCensus
-from flopcallback.lightning.loggers import Destinations, report_folder, trackers_of
+from flopcallback.lightning.loggers import Destinations, is_dev_run, report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
@@ -503,7 +503,7 @@ class FlopCallback(Callback):
         Without `samples` it is an evaluation, for which no steps are booked.
         """
         options = self._options
-        if trainer.fast_dev_run:  # a few batches, of which one line is printed
+        if is_dev_run(trainer):  # one line is printed of it
             options = dataclasses.replace(options, latency_steps=0)
         return Training(
             pl_module,
@@ -512,7 +512,7 @@ class FlopCallback(Callback):
             samples=samples,
             measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
-            fallback=None if trainer.fast_dev_run else report_folder(trainer, options),
+            fallback=None if is_dev_run(trainer) else report_folder(trainer, options),
             failures=self._failures,
         )
 

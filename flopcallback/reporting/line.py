@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from flopcallback.profile.rows import achieved_flops_per_s, share
+from flopcallback.profile.times import IDLE, PYTHON
 from flopcallback.reporting.tree import timed_leaves
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.profile.times import OperatorTime
 
 __all__ = ["counts_line", "profile_line", "slowest"]
 
@@ -31,20 +33,27 @@ def slowest(profile: ModelProfile) -> str:
     """Return what takes most of the time, with its share; an empty string without times.
 
     It is an operator of a module in a training step where these times are known, else a module in the forward. Modules
-    that differ in nothing but numbers (`layers.0`, `layers.1`) are one.
+    that differ in nothing but numbers (`layers.0`, `layers.1`) are one, and so is all time outside of operators.
     """
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     for each in profile.operator_times:
-        place = re.sub(r"\b\d+\b", "*", each.path or "")
-        times[f"{place}: {each.operator.removeprefix('aten::')}".removeprefix(": ")] += each.ms  # type: ignore[assignment]
+        times[_named(each)] += each.ms
     if times:
-        name, ms = times.most_common(1)[0]
-        return _slowest(name, share(ms, sum(times.values())), "step")
+        name = max(times, key=times.__getitem__)
+        return _slowest(name, share(times[name], sum(times.values())), "step")
     nodes = timed_leaves(profile)
     if not nodes:
         return ""
     node = max(nodes, key=lambda node: node.forward_ms or 0.0)
     return _slowest(node.path or profile.name, share(node.forward_ms, profile.forward_ms), "forward")
+
+
+def _named(time: OperatorTime) -> str:
+    """Return module and operator of a time, with `*` for numbers."""
+    if time.path is None or time.operator in (PYTHON, IDLE):
+        return time.operator.removeprefix("aten::")
+    place = re.sub(r"\b\d+\b", "*", time.path)
+    return f"{place}: {time.operator.removeprefix('aten::')}".removeprefix(": ")
 
 
 def _slowest(name: str, part: float | None, whole: str) -> str:

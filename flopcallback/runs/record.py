@@ -49,8 +49,8 @@ _OLD_FORWARD = re.compile(f"(.*?)({'|'.join(map(re.escape, metrics.MACS))})")
 class RunRecord:
     """One run, whose numbers have today's names.
 
-    Those of a dashboard's charts get their logged names back, and those of an older version are renamed. Its FLOPs of a forward counted 1 per multiply-add: they are called
-    `macs/forward`, and are not compared with anybody's FLOPs.
+    Those of a dashboard's charts get their logged names back, and those of an older version are renamed. Its FLOPs of a
+    forward counted 1 per multiply-add: they are called `macs/forward`, and are not compared with anybody's FLOPs.
 
     Attributes:
         name: name shown to people.

@@ -110,6 +110,12 @@ def _record(place: str, content: Content) -> RunRecord:
     )
 
 
+def _charted(content: Content) -> Iterator[tuple[str, int | float]]:
+    for chart, value in content.metrics.items():
+        name = logged_name(chart)
+        yield name, _exact(name, value, content.tags)
+
+
 def _kept(tags: Mapping[str, str], charts: Iterable[str]) -> Iterator[tuple[str, int | float]]:
     """Yield the numbers that `MLflowTracker` wrote as tags.
 

@@ -1,4 +1,4 @@
-"""Events that a SummaryWriter has no method for: notes for readers of the file, and hyperparameters of the run itself."""
+"""Events that no method of a SummaryWriter adds: notes for readers of the file, hyperparameters of the run itself."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ class TensorBoardTracker:
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Add texts `workload/tree`, `workload/modules`, `workload/operators` and figures.
 
-        The figures are `workload/by_module` and, with times, `workload/latency`. Operators have no times, so their text is
-        added only if it changed. `flopcallback.json` and `flopcallback.html`, which TensorBoard cannot show, are
+        The figures are `workload/by_module` and, with times, `workload/latency`. Operators have no times, so their text
+        is added only if it changed. `flopcallback.json` and `flopcallback.html`, which TensorBoard cannot show, are
         written beside the events if these are in a local folder.
 
         Raises:

@@ -154,7 +154,7 @@ def test_numbers_that_do_not_change_are_hyperparameters_of_the_run_when_it_ends(
 
 @pytest.mark.slow
 def test_hyperparameters_of_the_users_other_runs_keep_their_columns(tmp_path):
-    """As TensorBoard's own backend answers: it takes a list of columns of one run, where there is any, for that of all."""
+    """As TensorBoard's own backend answers: it takes one run's list of columns, where there is any, for that of all."""
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins import base_plugin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flopcallback.profile.rows import share
 from flopcallback.reporting.caption import at_least, headline
@@ -40,7 +40,7 @@ BAR, PLACES = 0.2, (0.36, 0.6)
 # Characters of a name above its bars, beside up to 36 of figures.
 LONGEST_NAME = 25
 
-LEVEL = {"va": "center", "fontsize": SMALL}
+LEVEL: dict[str, Any] = {"va": "center", "fontsize": SMALL}
 
 
 def module_chart(profile: ModelProfile, *, limit: int = 10) -> Figure:
@@ -88,7 +88,7 @@ def _write_figures(axes: Axes, place: int, profile: ModelProfile, node: Node, *,
     end, points = (1.0, place), 0.0
     for colour, text in reversed(texts):
         # On white, as a name of wide letters may reach as far.
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ground: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.annotate(
             text, end, (-points, 0), textcoords="offset points", ha="right", color=colour, bbox=ground, **LEVEL
         ).set_in_layout(False)
