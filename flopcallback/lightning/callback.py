@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.lightning.census import CallCensus
-from flopcallback.lightning.loggers import Destinations, report_folder, trackers_of
+from flopcallback.lightning.loggers import Destinations, is_dev_run, report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
@@ -500,6 +501,8 @@ class FlopCallback(Callback):
         Without `samples` it is an evaluation, for which no steps are booked.
         """
         options = self._options
+        if is_dev_run(trainer):  # one line is printed of it
+            options = dataclasses.replace(options, latency_steps=0)
         return Training(
             pl_module,
             options,
@@ -507,7 +510,7 @@ class FlopCallback(Callback):
             samples=samples,
             measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
-            fallback=report_folder(trainer, options),
+            fallback=None if is_dev_run(trainer) else report_folder(trainer, options),
             failures=self._failures,
         )
 
