@@ -299,10 +299,13 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     params, trainable = map(names.as_shown, _parameters_by_module(names.unique[""]))
     flops, notes = counts.statistics["flops"], _notes_of_compiled(names)
     types = {names.shown[name]: type(module).__name__ for name, module in names.unique.items()}  # the innermost
+    shown = _with_owners(path for path in types if path in notes or _has_a_part(counts, params, path))
     children_flops: Counter[str] = Counter()
     for path in filter(None, types):
         children_flops[_parent(path)] += flops[path]
     for path, kind in types.items():
+        if path not in shown:  # nobody called it, or anything inside, and it holds nothing: metrics of a validation
+            continue
         # The root's own work has a row of its own then: the step's.
         is_split = not path and conditions.step_row is not None
         shape = counts.output_shapes.get(path)
@@ -322,6 +325,15 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
         )
     if conditions.step_row is not None:
         yield _step_row(types, counts, conditions.step_row)
+
+
+def _has_a_part(counts: _Counts, params: Mapping[str, int], path: str) -> bool:
+    """Return whether a module was called, holds parameters, or could not be seen."""
+    return not path or any(known.get(path) for known in (counts.calls, params, counts.unknown_calls))
+
+
+def _with_owners(paths: Iterable[str]) -> set[str]:
+    return {owner for path in paths for owner in ModuleNames.owners(path)}
 
 
 def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:

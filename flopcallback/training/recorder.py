@@ -153,6 +153,7 @@ class ProfileRecorder:
                 clock=self._clock,
                 event=self._event,
                 rest=conditions.step_row,
+                methods=_methods_of(observed),
             )
         return profile
 
@@ -302,3 +303,12 @@ class ProfileRecorder:
                 phase.is_shown = True
                 self.sinks.show_profile(phase.profile, note if name == TRAINING else "")
         self.has_news = any(phase.log is not _Log.LOGGED or not phase.is_shown for _, phase in phases)
+
+
+def _methods_of(observed: Observed) -> dict[str, set[str]]:
+    """Return the methods other than `forward` by which an observed call entered modules."""
+    methods: dict[str, set[str]] = {}
+    for run in observed.runs:
+        for name, entered in run.methods.items():
+            methods.setdefault(name, set()).update(entered)
+    return methods

@@ -356,3 +356,51 @@ def test_scripted_and_traced_children_are_counted_and_timed(
     row = rows(callback.profiles["train"])["net"]
     assert row.flops == 2 * BATCH * SIDE * SIDE * CLASSES
     assert row.forward_ms > 0
+
+
+def test_metrics_that_no_training_step_calls_are_no_rows_and_what_is_called_by_other_methods_is_timed(
+    flavour, run, tmp_path
+):
+    import torchmetrics
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(FEATURES, 11))
+            self.heads = nn.ModuleList([nn.Linear(11, CLASSES)])
+
+        def encode(self, x):
+            return self.heads[0](x @ self.weight)
+
+    def make(flavour, calls):
+        class Encoding(flavour.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.encoder = Encoder()
+                self.unused = nn.Linear(2, 3)
+                metrics = {when: torchmetrics.classification.MulticlassAccuracy(CLASSES) for when in ("train", "val")}
+                self.metrics = nn.ModuleDict(metrics)
+                self.val_metrics = nn.ModuleList([torchmetrics.MeanMetric()])
+
+            def training_step(self, batch, batch_idx):
+                calls.one_more()
+                images, labels = batch
+                scores = self.encoder.encode(images[:, 0, 0])
+                self.metrics["train"](scores, labels)
+                return F.cross_entropy(scores, labels)
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        return Encoding()
+
+    watching = FlopCallback(warmup_steps=0, latency_steps=4, report_dir=tmp_path, summary=False, strict=True)
+    run(flavour, [watching], make=make)
+    rows = {row.path: row for row in watching.profiles["train"].modules}
+    inside = ["encoder", "encoder.heads", "encoder.heads.0"]
+    # A layer without calls is a row, since its parameters are part of the model.
+    assert [*rows] == ["", *inside, "unused", "metrics", "metrics.train", "(training_step)"]
+    forward = [2 * BATCH * (FEATURES * 11 + 11 * CLASSES), 2 * BATCH * 11 * CLASSES, 2 * BATCH * 11 * CLASSES]
+    assert [rows[name].flops for name in inside] == forward
+    assert rows["encoder"].forward_ms >= rows["encoder.heads"].forward_ms == rows["encoder.heads.0"].forward_ms > 0
+    assert rows["unused"].forward_ms is None
