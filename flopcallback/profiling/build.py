@@ -299,7 +299,11 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     params, trainable = map(names.as_shown, _parameters_by_module(names.unique[""]))
     flops, notes = counts.statistics["flops"], _notes_of_compiled(names)
     types = {names.shown[name]: type(module).__name__ for name, module in names.unique.items()}  # the innermost
-    shown = _with_owners(path for path in types if path in notes or _has_a_part(counts, params, path))
+    shown = _with_owners(
+        names.shown[name]
+        for name, module in names.unique.items()
+        if names.shown[name] in notes or _has_a_part(counts, module, names.shown[name])
+    )
     children_flops: Counter[str] = Counter()
     for path in filter(None, types):
         children_flops[_parent(path)] += flops[path]
@@ -327,9 +331,9 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
         yield _step_row(types, counts, conditions.step_row)
 
 
-def _has_a_part(counts: _Counts, params: Mapping[str, int], path: str) -> bool:
-    """Return whether a module was called, holds parameters, or could not be seen."""
-    return not path or any(known.get(path) for known in (counts.calls, params, counts.unknown_calls))
+def _has_a_part(counts: _Counts, module: nn.Module, path: str) -> bool:
+    """Return whether a module was called, holds parameters of its own, or could not be seen."""
+    return not path or bool(counts.calls[path] or counts.unknown_calls[path] or [*module.parameters(recurse=False)])
 
 
 def _with_owners(paths: Iterable[str]) -> set[str]:
