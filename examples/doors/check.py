@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from flopcallback import FlopCallbackWarning, FlopHook
@@ -34,57 +36,26 @@ def check(package: str, train: Train, flops: int, *, is_lower_bound: bool = Fals
         hooks.append(FlopHook(*args, summary=False, strict=True, **options))
         return hooks[-1]
 
-    untouched = _trained(train, lambda *_, **__: Nothing())
-    left = _trained(train, hook_of)
+    untouched = trained(train, lambda *_, **__: Nothing())
+    left = trained(train, hook_of)
     (hook,) = hooks
     is_bound = hook.profile is not None and hook.profile.is_lower_bound
-    _compare(package, untouched, left, hook.metrics(), flops, is_bound=is_bound, may_be_bound=is_lower_bound)
+    compare(package, untouched, left, hook.metrics(), flops, is_bound=is_bound, may_be_bound=is_lower_bound)
     return hook
 
 
-def check_callback(
-    package: str, train: TrainByLightning, flops: int | None = None, **options: Any
-) -> tuple[FlopCallback, Mapping[str, int | float]]:
-    """Train by Lightning without FlopCallback and with it, as `check` does.
-
-    Args:
-        package: name of the package's distribution.
-        train: trains from a fixed seed, with the callbacks that it is given; returns what the training leaves.
-        flops: FLOPs of all steps together, on paper. Default: as PyTorch's own counter counts them.
-        options: further arguments of FlopCallback.
-
-    Returns:
-        The callback that the training was given, and its last numbers.
-    """
-    memory = MemoryTracker()
-    callback = FlopCallback(to=memory, summary=False, strict=True, **options)
-    _Counter.flops = 0
-    untouched = _trained(train, [])
-    counted = _trained(train, [_Counter()])
-    assert all(map(torch.equal, untouched, counted)), "the training itself is not the same twice"
-    left = _trained(train, [callback])
-    profile = callback.profiles["train"]  # also where the training got a copy
-    numbers = {name: value for _, scalars in memory.scalars for name, value in scalars.items()}
-    _compare(package, untouched, left, numbers, _Counter.flops if flops is None else flops, is_bound=profile.is_lower_bound)
-    uncalled = [row.path for row in profile.modules if not (row.params or row.calls or row.flops)]
-    assert all(any(row.path.startswith(f"{path}.") and row.calls for row in profile.modules) for path in uncalled), uncalled
-    untimed = [row.path for row in profile.modules if row.flops and row.forward_ms is None]
-    assert not untimed, untimed
-    return callback, numbers
-
-
-def _trained(train: Callable[[Any], Iterable[torch.Tensor]], given: Any) -> list[torch.Tensor]:
+def trained(train: Callable[[Any], Iterable[torch.Tensor]], given: Any) -> list[torch.Tensor]:
     """Return what a training from a fixed seed leaves."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - the one that packages use
+    np.random.seed(0)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FlopCallbackWarning)
         return [tensor.detach().clone() for tensor in train(given)]
 
 
-def _compare(
+def compare(
     package: str,
     untouched: Sequence[torch.Tensor],
     left: Sequence[torch.Tensor],
@@ -94,6 +65,19 @@ def _compare(
     is_bound: bool,
     may_be_bound: bool = False,
 ) -> None:
+    """Say whether a training left the same as without us, and the FLOPs that it has on paper.
+
+    Exits with status 1 if anything differs.
+
+    Args:
+        package: name of the package's distribution.
+        untouched: what the training leaves without us.
+        left: what it left with us.
+        numbers: last logged numbers, by name.
+        flops: FLOPs of all steps together, on paper.
+        is_bound: whether flopcallback says that the count is a lower bound.
+        may_be_bound: whether that is right.
+    """
     is_same = len(left) == len(untouched) > 0 and all(map(torch.equal, left, untouched))
     counted, estimated = numbers.get("compute/flops_total"), numbers.get("compute/estimated_pct")
     is_right = (counted, estimated, is_bound) == (flops, 0, may_be_bound)

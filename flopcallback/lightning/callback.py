@@ -108,8 +108,8 @@ class FlopCallback(Callback):
         max_hw_flops: deprecated name of `max_flops`.
 
     Attributes:
-        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`. Once a run of the trainer
-            has ended, also that of a copy which was used in place of this object, as forecasting packages do.
+        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`. Those of a copy that a
+            trainer was given in place of this object, as forecasting packages do, are there when the trainer is done.
 
     Raises:
         ValueError: an argument is invalid.

@@ -13,8 +13,8 @@ __all__ = ["KeptProfiles"]
 class KeptProfiles:
     """Latest profile of each phase, of a callback or of a copy of it.
 
-    Frameworks that keep a trainer's arguments train with copies of its callbacks, and users look at their own. So what a
-    copy learns reaches the original too, but not the other way round.
+    Frameworks that keep a trainer's arguments train with copies of its callbacks, and users look at their own. So what
+    a copy learns reaches the original too, but not the other way round.
 
     Args:
         by_phase: profiles known so far.
@@ -24,7 +24,9 @@ class KeptProfiles:
         by_phase: the profiles.
     """
 
-    def __init__(self, by_phase: Mapping[str, ModelProfile] | None = None, original: KeptProfiles | None = None) -> None:
+    def __init__(
+        self, by_phase: Mapping[str, ModelProfile] | None = None, original: KeptProfiles | None = None
+    ) -> None:
         self.by_phase = dict(by_phase or {})
         self._original = original
 

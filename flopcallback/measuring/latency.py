@@ -49,7 +49,7 @@ class Latency:
         steps: number of timed calls.
         how: clock and device, in words.
         modules: time by the module's name for the user; its time in a call is the sum over its own calls, with
-            everything inside, and over the calls of modules inside that others make (as of the parts of a `ModuleList`).
+            everything inside, and over calls that others make of modules inside (as of the parts of a `ModuleList`).
         spreads: first and third quartile, by the same name.
     """
 

@@ -156,7 +156,7 @@ def test_a_copy_of_a_callback_at_work_has_options_and_profiles(
 @pytest.mark.lightning
 @pytest.mark.models
 def test_who_trains_with_copies_leaves_the_profiles_with_the_callback_that_the_user_has(flavour, run, tmp_path):
-    """A forecasting package keeps the trainer's arguments, and trains and predicts with copies of them, again copied."""
+    """A forecasting package keeps the trainer's arguments, and trains and predicts with copies of copies of them."""
     from flopcallback import FlopCallback
 
     memory = MemoryTracker()

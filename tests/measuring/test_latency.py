@@ -197,7 +197,16 @@ def test_a_module_whose_parts_are_called_by_others_has_their_time_too(clock):
         called.part()
     window.end_step()
     assert window.read().modules == pytest.approx(
-        {"": 18, "looped": 5, "looped.0": 2, "looped.1": 3, "looped.1.0": 3, "called": 13, "called.part": 12, "(step)": 0}
+        {
+            "": 18,
+            "looped": 5,
+            "looped.0": 2,
+            "looped.1": 3,
+            "looped.1.0": 3,
+            "called": 13,
+            "called.part": 12,
+            "(step)": 0,
+        }
     )
 
 
