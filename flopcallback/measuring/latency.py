@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from flopcallback.modules.names import ModuleNames
-from flopcallback.modules.outermost import CallSite, call_sites
+from flopcallback.modules.outermost import CallSite, call_sites, has_forward
 from flopcallback.modules.wrappers import wrap_on_instance
 from flopcallback.profile.rows import CPU_CLOCK
 from flopcallback.tracing.torch_private import is_backward_running
@@ -49,7 +49,7 @@ class Latency:
         steps: number of timed calls.
         how: clock and device, in words.
         modules: time by the module's name for the user; its time in a call is the sum over its own calls, with
-            everything inside, and over calls that others make of modules inside (as of the parts of a `ModuleList`).
+            everything inside.
         spreads: first and third quartile, by the same name.
     """
 
@@ -127,7 +127,7 @@ class LatencyWindow:
         self._in_step = False  # between `begin_step` and `end_step`
         self._is_bare = False  # of the current step; meaningful only while `_began` is set
         self._began: Any = None  # mark at the begin of the current step; None while warming up, or after the window
-        self._sites = [site for site in call_sites(names, methods) if site.name or site.attribute == "forward"]
+        self._sites = list(call_sites(names, methods))
 
     @property
     def is_open(self) -> bool:
@@ -243,10 +243,23 @@ class LatencyWindow:
         # Outside of a forward, `whole` is only a sum over modules: nothing is left over.
         if self._rest is not None and call.is_forward:
             times[self._rest] = times[""] - self._sum(call.submodules)
-        return times
+        return self._with_containers(times)
 
     def _sum(self, spans: list[_Span]) -> float:
         return sum(self._timer.ms(*span) for span in spans)
+
+    def _with_containers(self, times: dict[str, float]) -> dict[str, float]:
+        """Add containers that are never called themselves (`ModuleList`).
+
+        Their time is the sum over their children.
+        """
+        # Children before their parents, so that nested containers add up.
+        for name in reversed(self._names.unique):
+            if name not in times and not has_forward(self._names.unique[name]):
+                inside = [times[child] for child in times if child.rpartition(".")[0] == name]
+                if inside:
+                    times[name] = sum(inside)
+        return times
 
 
 # Marks at begin and end, of a `_Clock` or of `_Events`.
@@ -320,7 +333,7 @@ class _TimedCall:
         self.submodules: list[_Span] = []
         self._timer = timer
         self._thread = threading.get_ident()
-        self._running: list[str] = []  # names of the modules at work, those that called others before these
+        self._running: list[str] = []  # names of the modules under call, outermost first
         self._began: Any = None
 
     def spans(self) -> Iterator[_Span]:
@@ -336,7 +349,6 @@ class _TimedCall:
 
     def wrap(self, site: CallSite, method: Callable[..., Any]) -> Callable[..., Any]:
         name, running = site.name, self._running
-        around = ModuleNames.owners(name)[1:]  # not the root, whose time is that of the whole call
 
         @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -352,28 +364,24 @@ class _TimedCall:
                 self.failure = error
             if not is_timed:
                 return method(*args, **kwargs)
-            # The modules around it are at work, too: nobody calls a `ModuleList`, and of others what is inside may be
-            # called by somebody else.
-            entered = [each for each in around if each not in running] or [name]
-            running.extend(entered)
+            running.append(name)
             try:
                 return method(*args, **kwargs)
             finally:
-                del running[-len(entered) :]
+                running.pop()
                 try:
-                    self._keep(entered, (began, self._timer.mark()))
+                    self._keep(name, (began, self._timer.mark()))
                 except Exception as error:  # noqa: BLE001 - it would hide what the forward returns or raises
                     self.failure = error
 
         return timed
 
-    def _keep(self, entered: Sequence[str], span: _Span) -> None:
-        for name in entered:
-            self.modules.setdefault(name, []).append(span)
-        # `_running` has the callers only: those that were entered were just removed.
+    def _keep(self, name: str, span: _Span) -> None:
+        self.modules.setdefault(name, []).append(span)
+        # `_running` has the callers only: the module itself was just removed.
         if not self._running and not self.is_forward:
             self.whole.append(span)
-        if any(entered) and not any(self._running):  # the root's name is empty, so it does not count as a caller
+        if name and not any(self._running):  # the root's name is empty, so it does not count as a caller
             self.submodules.append(span)
 
 

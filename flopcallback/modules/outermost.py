@@ -67,7 +67,8 @@ def call_sites(names: ModuleNames, methods: Mapping[str, Collection[str]] | None
             yield CallSite(name, module, COMPILED_CALL)
         elif has_forward(module):
             yield CallSite(name, module, "forward")
-        for method in () if is_closed or not methods else methods.get(name, ()):
+        # The root is entered by the call itself.
+        for method in methods.get(name, ()) if methods and name and not is_closed else ():
             yield CallSite(name, module, method)
 
 

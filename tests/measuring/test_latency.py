@@ -183,33 +183,6 @@ def test_a_list_of_modules_has_the_sum_over_its_modules(clock):
     assert window.read().modules == pytest.approx({"": 5, "layers": 5, "layers.0": 2, "layers.1": 3})
 
 
-def test_a_module_whose_parts_are_called_by_others_has_their_time_too(clock):
-    """A sequence that is looped over; a part of a module that is called itself; a part at any depth."""
-    looped = nn.Sequential(Work(clock, 2), nn.Sequential(Work(clock, 3)))
-    called = Outer(clock, 1, part=Work(clock, 5, 7))
-    model = Outer(clock, 0, looped=looped, called=called)
-    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, rest="(step)")
-    window.begin_step()
-    with window.timed_call():
-        looped[0]()
-        looped[1][0]()
-        called()
-        called.part()
-    window.end_step()
-    assert window.read().modules == pytest.approx(
-        {
-            "": 18,
-            "looped": 5,
-            "looped.0": 2,
-            "looped.1": 3,
-            "looped.1.0": 3,
-            "called": 13,
-            "called.part": 12,
-            "(step)": 0,
-        }
-    )
-
-
 def test_calls_by_other_methods_are_timed_like_those_of_forward(clock):
     class Encoder(Outer):
         def encode(self):
