@@ -6,7 +6,7 @@ import functools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -112,7 +112,7 @@ class LatencyWindow:
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., DeviceEvent] | None = None,
         rest: str | None = None,
-        methods: Mapping[str, Collection[str]] | None = None,
+        methods: Mapping[str, set[str]] | None = None,
     ) -> None:
         self._names = names
         self._rest = rest

@@ -47,7 +47,7 @@ def has_forward(module: nn.Module) -> bool:
     return class_forward is not nn.Module.forward or "forward" in vars(module)
 
 
-def call_sites(names: ModuleNames, methods: Mapping[str, Collection[str]] | None = None) -> Iterator[CallSite]:
+def call_sites(names: ModuleNames, methods: Mapping[str, set[str]] | None = None) -> Iterator[CallSite]:
     """Yield every module that can be called, except those inside compiled ones.
 
     A wrapper inside a compiled module would be compiled into it, and cause a recompilation.

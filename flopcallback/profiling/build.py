@@ -331,15 +331,6 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
         yield _step_row(types, counts, conditions.step_row)
 
 
-def _has_a_part(counts: _Counts, module: nn.Module, path: str) -> bool:
-    """Return whether a module was called, holds parameters of its own, or could not be seen."""
-    return not path or bool(counts.calls[path] or counts.unknown_calls[path] or [*module.parameters(recurse=False)])
-
-
-def _with_owners(paths: Iterable[str]) -> set[str]:
-    return {owner for path in paths for owner in ModuleNames.owners(path)}
-
-
 def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
     """Return the notes of the rows of compiled modules, and of all modules inside them."""
     notes: dict[str, str] = {}
@@ -350,6 +341,15 @@ def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
         elif path and _parent(path) in notes:
             notes.setdefault(path, AS_WRITTEN)
     return notes
+
+
+def _has_a_part(counts: _Counts, module: nn.Module, path: str) -> bool:
+    """Return whether a module was called, holds parameters of its own, or could not be seen."""
+    return not path or bool(counts.calls[path] or counts.unknown_calls[path] or [*module.parameters(recurse=False)])
+
+
+def _with_owners(paths: Iterable[str]) -> set[str]:
+    return {owner for path in paths for owner in ModuleNames.owners(path)}
 
 
 def _step_row(paths: Iterable[str], counts: _Counts, path: str) -> ModuleRow:

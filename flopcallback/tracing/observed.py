@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class ObservedRun:
     engine: str
     engine_reason: str = ""
     compiled: tuple[str, ...] = ()
-    methods: Mapping[str, Collection[str]] = field(default_factory=dict)
+    methods: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def test_calls_by_other_methods_are_timed_like_those_of_forward(clock):
             self.a()
 
     model = Outer(clock, 0, encoder=Encoder(clock, 0, a=Work(clock, 2, 3)))
-    methods = {"encoder": ["encode"]}
+    methods = {"encoder": {"encode"}}
     window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, methods=methods)
     window.begin_step()
     with window.timed_call():
