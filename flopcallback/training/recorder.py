@@ -170,6 +170,7 @@ class ProfileRecorder:
                 clock=self._clock,
                 event=self._event,
                 rest=conditions.step_row,
+                methods=_methods_of(observed),
             )
         return profile
 
@@ -374,3 +375,12 @@ class ProfileRecorder:
         elif name == self._timed_phase and not phase.are_counts_shown:
             phase.are_counts_shown = True
             self.sinks.show_counts(phase.profile)
+
+
+def _methods_of(observed: Observed) -> dict[str, set[str]]:
+    """Return the methods other than `forward` by which an observed call entered modules."""
+    methods: dict[str, set[str]] = {}
+    for run in observed.runs:
+        for name, entered in run.methods.items():
+            methods.setdefault(name, set()).update(entered)
+    return methods
