@@ -360,7 +360,7 @@ def test_a_training_whose_steps_were_recorded_has_the_utilisation_of_its_memory(
 
     def train(steps, *, is_counted=False):
         for _ in range(steps):
-            meter.begin_step(torch.ones(4, 3))
+            meter.begin_step(torch.ones(4, 3), torch.ones(4, 3))
             clock.pass_(0.5)
             if is_counted:
                 meter.set_counted_forward(10, torch.device("cpu"), Peak(1e3, "given", 400.0))

@@ -39,6 +39,8 @@ __all__ = ["latency_chart"]
 
 # Characters of a name.
 LONGEST_LABEL = 26
+# Characters of an own operator's name, which has its module in front if that fits.
+LONGEST_OPERATOR = 30
 # Points of the scatter that have a name.
 LABELLED = 6
 MOST_TICKS, MOST_LINES = 6, 5
@@ -166,8 +168,10 @@ def _name_outliers(axes: Axes, points: Sequence[Point], places: Sequence[float])
 
 
 def _label(point: Point) -> str:
-    name = point.short_path if point.operator else end_of(point.path or point.type, LONGEST_LABEL)
-    return shortened(name, LONGEST_LABEL + 10 if point.operator else LONGEST_LABEL)
+    if not point.operator:
+        return shortened(end_of(point.path or point.type, LONGEST_LABEL), LONGEST_LABEL)
+    name = point.short_path
+    return shortened(name if len(name) <= LONGEST_OPERATOR else point.operator, LONGEST_OPERATOR)
 
 
 def _move_apart(axes: Axes, names: Iterable[Annotation]) -> None:
