@@ -201,15 +201,12 @@ class ModelProfile:
 
         It is the peak in the dtype of the counted call.
         """
-        peak = self.config.get("flops.peak_tflops")
-        # The config has TFLOP/s.
-        return peak * 1e12 if isinstance(peak, (int, float)) else None
+        return _scaled(self.config.get("flops.peak_tflops"), 1e12)
 
     @property
     def peak_bytes_per_s(self) -> float | None:
         """Bandwidth of the device's memory in bytes/s; None if unknown."""
-        bandwidth = self.config.get("flops.peak_gb_per_s")
-        return bandwidth * 1e9 if isinstance(bandwidth, (int, float)) else None
+        return _scaled(self.config.get("flops.peak_gb_per_s"), 1e9)
 
     @property
     def step_bytes(self) -> int | None:
@@ -413,6 +410,11 @@ class ModelProfile:
                 read(kind, profile.config[name], f"config[{name!r}]")
         check_tree(profile.modules)
         return profile
+
+
+def _scaled(figure: JSON, unit: float) -> float | None:
+    """Return a figure of the config times its unit; None if there is none, or if no float can hold it."""
+    return finite(figure * unit) if isinstance(figure, (int, float)) else None
 
 
 def _per_sample(flops: int, batch_size: int | None) -> int | float | None:
