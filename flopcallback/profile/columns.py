@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from flopcallback.profile.roofline import bound_by
 from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow, share
 
 __all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "shares", "shown_in", "text_columns"]
@@ -134,8 +135,19 @@ def _achieved(profile: Any, rows: Sequence[ModuleRow]) -> list[Any]:
 
 
 def _notes(profile: Any, rows: Sequence[ModuleRow]) -> list[str]:
-    peaks = [ABOVE_PEAK if profile.is_above_peak(row) else "" for row in rows]
+    containers = {row.parent for row in profile.modules}
+    bounds = ["" if row.path in containers else _bound(profile, row) for row in rows]
+    peaks = [ABOVE_PEAK if profile.is_above_peak(row) else bound for row, bound in zip(rows, bounds, strict=True)]
     return [", ".join(filter(None, (row.note, peak))) for row, peak in zip(rows, peaks, strict=True)]
+
+
+def _bound(profile: Any, row: ModuleRow) -> str:
+    """Say what bounds the rate of a module that was timed; empty if that is not known."""
+    if row.forward_ms is None:
+        return ""
+    rates = {"peak": profile.peak_flops_per_s, "bandwidth": profile.peak_bytes_per_s}
+    bound = bound_by(row.flops, row.bytes, row.forward_ms, **rates)
+    return f"bound by {bound}" if bound else ""
 
 
 def _ends(rows: Sequence[ModuleRow], which: int) -> list[float | None]:

@@ -72,6 +72,7 @@ TOKENS_PER_SEC = Metric("perf/tokens_per_sec", "tokens/s", "log", "max", text="{
 TFLOPS_PER_SEC = Metric("perf/tflops_per_sec", "TFLOP/s", "log", "max", compared="median", text="{}")
 MFU = Metric("perf/mfu_pct", "%", "log", "max", "mfu", "MFU %", "median", text="MFU {}")
 HFU = Metric("perf/hfu_pct", "%", "log", "max", compared="median", text="HFU {}")
+MBU = Metric("perf/mbu_pct", "%", "log", "max", compared="median", text="MBU {}")
 DATA_WAIT = Metric("perf/data_wait_pct", "%", "log", "min", text="{} of the time waiting for data")
 PADDING = Metric("perf/padding_pct", "%", "log", "min", text="{} of the tokens are padding")
 # A lower bound in the same runs as `FORWARD`: both leave out operators without a count.
@@ -99,7 +100,7 @@ METRICS: tuple[Metric, ...] = (
         SAMPLES_PER_SEC,
         TOKENS_PER_SEC,
     ),
-    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, PADDING, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
+    *(TFLOPS_PER_SEC, MFU, HFU, MBU, DATA_WAIT, PADDING, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
     *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, STEPS, AUDITED),
 )
 """All metrics, in the order of a comparison's columns."""

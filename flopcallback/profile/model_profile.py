@@ -24,7 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
-from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime
+from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime, bytes_of
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _CONFIG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
     **dict.fromkeys(("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version"), str),
     "flops.peak_tflops": float | None,
+    "flops.peak_gb_per_s": float | None,
     "flops.peak_source": str | None,
     "flops.input_shapes": tuple[tuple[int, ...], ...],
     "flops.unknown_operators": tuple[str, ...],
@@ -203,6 +204,17 @@ class ModelProfile:
         peak = self.config.get("flops.peak_tflops")
         # The config has TFLOP/s.
         return peak * 1e12 if isinstance(peak, (int, float)) else None
+
+    @property
+    def peak_bytes_per_s(self) -> float | None:
+        """Bandwidth of the device's memory in bytes/s; None if unknown."""
+        bandwidth = self.config.get("flops.peak_gb_per_s")
+        return bandwidth * 1e9 if isinstance(bandwidth, (int, float)) else None
+
+    @property
+    def step_bytes(self) -> int | None:
+        """Bytes that the operators of a whole training step read and write; None if unknown, as in `bytes_of`."""
+        return bytes_of(self.operator_times)
 
     def is_above_peak(self, row: Timed) -> bool:
         """Return whether the row's FLOP/s exceed the peak of the device.

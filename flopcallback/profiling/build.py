@@ -413,6 +413,7 @@ def _config(
         "flops.device": _device_text(conditions.device),
         "flops.dtype": str(conditions.dtype).removeprefix("torch."),
         "flops.peak_tflops": None if conditions.peak is None else conditions.peak.flops_per_s / 1e12,
+        "flops.peak_gb_per_s": None if conditions.peak is None else conditions.peak.gb_per_s,
         "flops.peak_source": None if conditions.peak is None else conditions.peak.source,
         "flops.input_shapes": conditions.input_shapes,
         "flops.unknown_operators": sorted(counts.unknown_operators),

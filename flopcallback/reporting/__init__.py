@@ -6,7 +6,9 @@ from flopcallback.profile.verdict import EngineDifference, Verdict
 from flopcallback.reporting.caption import footer, headline
 from flopcallback.reporting.figures.charts import latency_chart, module_chart, pixels
 from flopcallback.reporting.files import report_files, write_file
+from flopcallback.reporting.findings import Finding, findings
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.measured import measured_points
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
 from flopcallback.reporting.text.table import plain_table, rich_table, rich_text
@@ -16,6 +18,7 @@ from flopcallback.reporting.verdict import verdict_line
 
 __all__ = [
     "EngineDifference",
+    "Finding",
     "LatencySummary",
     "ModelProfile",
     "ModuleRow",
@@ -23,6 +26,7 @@ __all__ = [
     "StepFlops",
     "Verdict",
     "escaped",
+    "findings",
     "footer",
     "headline",
     "html_page",
@@ -31,6 +35,7 @@ __all__ = [
     "markdown_operators",
     "markdown_top",
     "measured_leaves",
+    "measured_points",
     "milliseconds",
     "module_chart",
     "percent",

@@ -32,7 +32,7 @@ __all__ = [
     "module_tree",
     "run_name",
     "summed",
-    "timed_leaves",
+    "walk",
     "widest_work",
 ]
 
@@ -62,6 +62,7 @@ class Node:
         modules: number of modules in this line.
         is_whole: False if own operators are included: only columns with `is_own` are known of them.
         children: lines one level below.
+        paths: paths of the modules.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Node:
     modules: int = 1
     is_whole: bool = True
     children: tuple[Node, ...] = ()
+    paths: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
@@ -138,12 +140,12 @@ def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int 
     if root is None:
         return []
     if max_depth is not None:
-        return list(_walk(root, max_depth))
+        return list(walk(root, max_depth))
     # One line is the root's.
     root = merge_smallest(root, max_rows - 1)
-    shown = list(_walk(root, 1))
+    shown = list(walk(root, 1))
     for depth in range(2, _height(root) + 1):
-        deeper = list(_walk(root, depth))
+        deeper = list(walk(root, depth))
         if len(deeper) > max_rows:
             break
         shown = deeper
@@ -156,24 +158,7 @@ def leaves(profile: ModelProfile) -> list[Node]:
     Lines of own operators are among them, so together they are all the work.
     """
     root = module_tree(profile)
-    return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
-
-
-def timed_leaves(profile: ModelProfile) -> list[Node]:
-    """Return the innermost nodes with a time above 0.
-
-    No node of the list contains another.
-    """
-    root = module_tree(profile)
-    return [] if root is None else list(_timed_leaves(root))
-
-
-def _timed_leaves(node: Node) -> Iterator[Node]:
-    inside = [leaf for child in node.children if child.label != OWN for leaf in _timed_leaves(child)]
-    if inside:
-        yield from inside
-    elif node.forward_ms is not None and node.forward_ms > 0:
-        yield node
+    return [] if root is None else [line.node for line in walk(root) if not line.node.children]
 
 
 def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
@@ -234,7 +219,7 @@ def _merged_node(nodes: Sequence[Node], parent: str) -> Node:
     return Node(label, f"{parent} {label}".strip(), row, count, all(node.is_whole for node in nodes))
 
 
-def _walk(root: Node, max_depth: int) -> Iterator[Line]:
+def walk(root: Node, max_depth: int = sys.maxsize) -> Iterator[Line]:
     """Yield the lines of a tree, depth first."""
 
     def below(node: Node, lead: str, depth: int) -> Iterator[Line]:
@@ -312,7 +297,7 @@ class Folds:
             self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
             for run in self.runs(below[0])
         ]
-        node = Node(label, path, summed(rows), len(rows))
+        node = Node(label, path, summed(rows), len(rows), paths=tuple(row.path for row in rows))
         # A module without children is all own operators, and needs no line for them.
         if children and node.row.own_flops > 0:
             children.append(_own_operators(node, children))

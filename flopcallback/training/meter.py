@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flopcallback.measuring.hardware import Peak
 from flopcallback.measuring.latency import is_captured
 from flopcallback.modules.structures import tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
@@ -87,6 +88,7 @@ class ComputeMeter:
         ledger: compute booked by this rank.
         steps: number of steps that ended in this process.
         loaded: state of a checkpoint until the first step adds it to the ledger; empty before and after.
+        recorded_step: FLOPs and bytes of a step whose operators were recorded; set by the caller, None before.
         step: step in progress, or None; the caller updates its `backwards` and `stepped`.
     """
 
@@ -114,7 +116,8 @@ class ComputeMeter:
         self._ranks = ranks  # None until the ranks are known, at the latest at the first step
         self.loaded: Mapping[str, Any] = {}
         self._device = torch.device("cpu")  # device of the counted call
-        self._peak: float | None = None  # its peak in FLOP/s; None if unknown
+        self._peak: Peak | None = None  # its peak rates; None if unknown
+        self.recorded_step: tuple[int, int] | None = None
         self._samples: int | None = 0  # since training began; None as soon as one step's number is unknown
         self._tokens: int | None = 0  # likewise
         self.step: OpenStep | None = None  # None between two steps
@@ -297,13 +300,13 @@ class ComputeMeter:
         if self.step is not None:
             self.step.cost = cost
 
-    def set_counted_forward(self, forward: int, device: torch.device, peak: float | None) -> None:
+    def set_counted_forward(self, forward: int, device: torch.device, peak: Peak | None) -> None:
         """Record the counted forward FLOPs of the current step.
 
         Args:
             forward: FLOPs of the model calls of one batch.
             device: device of these calls.
-            peak: peak of the device in FLOP/s; None if unknown.
+            peak: peak rates of the device; None if unknown.
         """
         self._device, self._peak = device, peak
         if self.step is not None:
@@ -413,7 +416,7 @@ class ComputeMeter:
 
         Arguments and ranks are as in `totals`.
         """
-        work = work_of(self._throughput.read(), self.ledger.cost_of)
+        work = work_of(self._throughput.read(), self.ledger.cost_of, self.recorded_step)
         if self.joined_ranks().are_several and not self._finds_out_samples():
             work = replace(work, samples=0, tokens=0)
         gathered = self.gather(topic, {"work": astuple(work)}, wait=wait)
@@ -425,7 +428,8 @@ class ComputeMeter:
             works = [Work(*message["work"]) for message in gathered.messages.values()]
             if not _knows_sizes(gathered):
                 works = [replace(each, samples=None, tokens=None) for each in works]
-            numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
+            flops_per_s, bandwidth = (None, None) if self._peak is None else self._peak.rates
+            numbers |= rates(works, flops_per_s, bandwidth=bandwidth, measures_waiting=self._measures_waiting)
         return numbers
 
     @property

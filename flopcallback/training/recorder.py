@@ -334,6 +334,15 @@ class ProfileRecorder:
             profile = profile.with_latency(summary, latency.modules, latency.spreads)
             self._keep(with_times(profile, self._recorded, self._names))
 
+    @property
+    def recorded_step(self) -> tuple[int, int] | None:
+        """FLOPs and bytes of a training step whose operators were recorded; None if unknown."""
+        phase = self._phases.get(TRAINING)
+        moved = None if phase is None else phase.profile.step_bytes
+        if phase is None or phase.profile.step is None or moved is None:
+            return None
+        return phase.profile.step.total, moved
+
     # --- Logging ------------------------------------------------------------------------------------------------------
 
     def log(self, step: int, note: str = "") -> None:

@@ -206,6 +206,7 @@ class Work:
         recompute: part of `flops` in recomputation.
         samples: number of samples; None if unknown.
         tokens: number of tokens; None if unknown.
+        bytes: bytes that operators read and wrote; None if unknown.
     """
 
     seconds: float
@@ -215,11 +216,20 @@ class Work:
     recompute: int
     samples: int | None
     tokens: int | None
+    bytes: int | None = None
 
 
-def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost]) -> Work:
-    """Return the work of an interval, at present costs of steps."""
+def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost], recorded: tuple[int, int] | None = None) -> Work:
+    """Return the work of an interval, at present costs of steps.
+
+    Args:
+        interval: the interval.
+        cost_of: returns the cost of a step of some kind.
+        recorded: FLOPs and bytes of a step whose operators were recorded; None if there is none. They tell the bytes of
+            an interval in which every step has these FLOPs.
+    """
     costs = [(count, cost_of(kind)) for kind, count in interval.kinds.items()]
+    is_alike = recorded is not None and not interval.flops and {cost.flops for _, cost in costs} == {recorded[0]}
     return Work(
         interval.seconds,
         interval.waited_s,
@@ -228,6 +238,7 @@ def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost]) -> Work:
         sum(count * cost.recompute for count, cost in costs),
         interval.samples,
         interval.tokens,
+        interval.timed * recorded[1] if recorded is not None and is_alike else None,
     )
 
 
@@ -258,7 +269,9 @@ def totals(spent: Totals) -> dict[str, int | float]:
     )
 
 
-def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool = False) -> dict[str, float]:
+def rates(
+    ranks: Sequence[Work], peak: float | None, *, bandwidth: float | None = None, measures_waiting: bool = False
+) -> dict[str, float]:
     """Return `perf/*` of an interval.
 
     It is empty if no time passed or no optimizer stepped.
@@ -268,6 +281,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     Args:
         ranks: work of each rank, rank 0 first.
         peak: peak of one device in FLOP/s; None if unknown.
+        bandwidth: bytes/s of one device's memory; None if unknown.
         measures_waiting: whether the time between two steps is a wait for data.
     """
     first = ranks[0]
@@ -276,6 +290,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     # FLOP/s of one device. MFU leaves recomputation out, HFU has it.
     speed = sum(rank.flops / rank.seconds for rank in ranks) / len(ranks)
     recompute_speed = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
+    known = [rank.bytes / rank.seconds for rank in ranks if rank.bytes is not None]
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
     return by_name(
         {
@@ -285,6 +300,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
             metrics.TFLOPS_PER_SEC: speed / 1e12,
             metrics.MFU: 100 * (speed - recompute_speed) / peak if peak else None,
             metrics.HFU: 100 * speed / peak if peak and recompute_speed else None,
+            metrics.MBU: 100 * sum(known) / len(known) / bandwidth if bandwidth and len(known) == len(ranks) else None,
             metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,
         }
     )

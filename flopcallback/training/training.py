@@ -352,8 +352,7 @@ class Training:
         if self._meter is not None:
             if self._steps.model is None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
-            peak = None if conditions.peak is None else conditions.peak.flops_per_s
-            self._meter.set_counted_forward(profile.forward_flops, conditions.device, peak)
+            self._meter.set_counted_forward(profile.forward_flops, conditions.device, conditions.peak)
         return True
 
     def end_step(
@@ -680,6 +679,8 @@ class Training:
         if self._meter is None:
             return
         with self._meter.interrupted() if wait else nullcontext():
+            if self._meter.recorded_step is None:
+                self._meter.recorded_step = self._recorder.recorded_step
             gather = self._meter.numbers if with_rates and wait else self._meter.totals
             numbers = gather(topic, wait=wait)
             if self._is_uncounted:
