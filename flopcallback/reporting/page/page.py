@@ -55,7 +55,8 @@ def html_page(profile: ModelProfile) -> str:
     return template("page.html.jinja").render(
         profile=profile,
         sentence=told[0].text if told else _sentence(profile),
-        advice=[_advice(profile, finding) for finding in told[1:]],
+        # The first tile says how noisy the times are.
+        advice=[_advice(profile, finding) for finding in told[1:] if finding.rule != "noise"],
         subtitle=headline(profile).removeprefix(f"{profile.name}, "),
         engines=_engines(profile),
         differences=[] if profile.verdict is None else profile.verdict.differences,
@@ -174,8 +175,8 @@ def _agreement(profile: ModelProfile) -> dict[str, str] | None:
         return {"value": "", "sentence": sentence, "best": best}
     return {
         "value": f"{found.correlation:.2f}",
-        "sentence": f"rank correlation of FLOPs and time over {found.points:,} modules and operators, weighted by time. "
-        f"They have {percent(found.covered)} of it: {in_words(found.correlation)}.",
+        "sentence": f"rank correlation of FLOPs and time over {found.points:,} modules and operators, weighted by "
+        f"time. They have {percent(found.covered)} of it: {in_words(found.correlation)}.",
         "best": best,
     }
 
