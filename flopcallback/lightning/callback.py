@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.lightning.census import CallCensus
-from flopcallback.lightning.loggers import Destinations, report_folder, trackers_of
+from flopcallback.lightning.loggers import Destinations, is_dev_run, report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
+from flopcallback.lightning.profiles import KeptProfiles
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.modules.batches import samples_in
@@ -107,7 +109,8 @@ class FlopCallback(Callback):
         max_hw_flops: deprecated name of `max_flops`.
 
     Attributes:
-        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
+        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`. Those of a copy that a
+            trainer was given in place of this object, as forecasting packages do, are there when the trainer is done.
 
     Raises:
         ValueError: an argument is invalid.
@@ -163,7 +166,7 @@ class FlopCallback(Callback):
         )
         self._to = Destinations(to)
         self._failures = Failures(strict=strict)
-        self._profiles: dict[str, ModelProfile] = {}
+        self._profiles = KeptProfiles()
         self._loaded: Any = {}  # compute so far, from the checkpoint that this run resumes; it is checked at the start
         self._spent: dict[str, Any] = {}  # compute so far of the present or last training, for checkpoints
         self._by_compute = MetricsByCompute(by_compute, self._failures)
@@ -187,7 +190,7 @@ class FlopCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and profiles: a copy does not watch the training under way."""
-        state = {**vars(self), "_profiles": dict(self.profiles)}
+        state = {**vars(self), "_profiles": KeptProfiles(self.profiles, self._profiles)}
         return {name: value for name, value in state.items() if name not in LIVE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -197,7 +200,7 @@ class FlopCallback(Callback):
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
         """Latest profile of each phase."""
-        return {**self._profiles, **({} if self._training is None else self._training.profiles)}
+        return {**self._profiles.by_phase, **({} if self._training is None else self._training.profiles)}
 
     # --- Lightning's events -------------------------------------------------------------------------------------------
 
@@ -500,6 +503,8 @@ class FlopCallback(Callback):
         Without `samples` it is an evaluation, for which no steps are booked.
         """
         options = self._options
+        if is_dev_run(trainer):  # one line is printed of it
+            options = dataclasses.replace(options, latency_steps=0)
         return Training(
             pl_module,
             options,
@@ -507,7 +512,7 @@ class FlopCallback(Callback):
             samples=samples,
             measures_waiting=True,  # between two steps, a trainer fetches data
             show=functools.partial(_show, trainer) if options.summary and trainer.is_global_zero else None,
-            fallback=report_folder(trainer, options),
+            fallback=None if is_dev_run(trainer) else report_folder(trainer, options),
             failures=self._failures,
         )
 

@@ -12,7 +12,7 @@ from flopcallback.trackers import LocalTracker, NoTrackerError, Tracker, folder_
 from flopcallback.training.failures import Failures
 from flopcallback.training.options import Options
 
-__all__ = ["Destinations", "report_folder", "trackers_of"]
+__all__ = ["Destinations", "is_dev_run", "report_folder", "trackers_of"]
 
 
 class Destinations:
@@ -40,7 +40,8 @@ def trackers_of(
 ) -> dict[str, Tracker]:
     """Return a tracker for each logger of the trainer and each destination, by name.
 
-    Loggers without a tracker share a report folder. On ranks other than 0 the dict is empty.
+    Loggers without a tracker share a report folder. On ranks other than 0, and in a `fast_dev_run`, which is to write
+    nothing, the dict is empty.
 
     Args:
         trainer: trainer, of either package.
@@ -51,7 +52,7 @@ def trackers_of(
         to: further destinations. A name such as `"wandb"` adds nothing if a logger has that tracker already.
     """
     trackers: dict[str, Tracker] = {}
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or is_dev_run(trainer):
         return trackers
     without = []  # loggers without a tracker
     for logger in trainer.loggers:
@@ -72,6 +73,11 @@ def trackers_of(
         folder = report_folder(trainer, options, without)
         trackers[str(folder)] = files.setdefault(folder, LocalTracker(folder))
     return trackers
+
+
+def is_dev_run(trainer: Any) -> bool:
+    """Return whether a run is a `fast_dev_run`: a few batches that leave nothing behind."""
+    return bool(trainer.fast_dev_run)
 
 
 def _tracker_in(files: dict[Path | str, Tracker], target: Any, prefix: str) -> Tracker:

@@ -17,6 +17,7 @@ from flopcallback.loop.objects import EndedWatch, model_of, optimizers_of
 from flopcallback.loop.watch import LoopWatch
 from flopcallback.modules.batches import samples_in
 from flopcallback.modules.names import innermost
+from flopcallback.profile.metrics import placed
 from flopcallback.profiling.checks import max_flops_of, warn_of_fma
 from flopcallback.reporting import ModelProfile
 from flopcallback.runs.folders import REPORT
@@ -227,13 +228,21 @@ class FlopHook:
             return self._watch.profile()
         return None
 
-    def metrics(self) -> dict[str, int | float]:
-        """Return all numbers so far, to log them with your own.
+    def charts(self) -> dict[str, int | float]:
+        """Return the numbers that a dashboard charts, to log them with your own.
 
-        Counts are exact ints.
+        They are at most six, by the names of their charts, such as `workload/mfu_pct`.
 
         Example:
-            >>> wandb.log({"loss": loss, **hook.metrics()}, step=step)  # doctest: +SKIP
+            >>> wandb.log({"loss": loss, **hook.charts()}, step=step)  # doctest: +SKIP
+        """
+        charts, _ = placed(self.metrics())
+        return charts
+
+    def metrics(self) -> dict[str, int | float]:
+        """Return all numbers so far by logged name.
+
+        Counts are exact ints. Most never change, and make no chart worth looking at: `charts` has the others.
         """
         profile = self.profile
         scalars = {} if profile is None else profile.scalars()
@@ -246,7 +255,7 @@ class FlopHook:
         Trackers that can plot against compute themselves get nothing.
 
         Call it where the loop logs these metrics, on any rank. For W&B it is not needed: logging `{"val/loss": loss,
-        **hook.metrics()}` puts compute beside the loss.
+        **hook.charts()}` puts compute beside the loss.
 
         Args:
             metrics: values by name, each named in `by_compute`. A tensor has one element; reading it waits for its

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flopcallback.profile import columns, metrics
-from flopcallback.profile.metrics import by_name
+from flopcallback.profile.metrics import without_zeros
 from flopcallback.profile.numbers import bound_sign, finite, is_whole
 from flopcallback.profile.old_profiles import OLD_SCHEMAS, renewed
 from flopcallback.profile.reading import parsed, read
@@ -306,13 +306,14 @@ class ModelProfile:
         return own
 
     def scalars(self) -> dict[str, int | float]:
-        """Return the known numbers that trackers chart, by the names in `docs/metrics.md`.
+        """Return the known numbers of the count and its times, by the names in `docs/metrics.md`.
 
         Profiles of `validate`, `test` and `predict` have their phase in front (`validate/flops/forward`). The names are
-        without a user's prefix. Integers are exact.
+        without a user's prefix. Integers are exact. Parts of which there is nothing, such as recomputation, are left
+        out.
         """
         root, latency, step = self.root, self.latency, self.step
-        values = by_name(
+        values = without_zeros(
             {
                 metrics.FORWARD: self.forward_flops,
                 metrics.FORWARD_PER_SAMPLE: _per_sample(self.forward_flops, self.batch_size),
@@ -323,7 +324,7 @@ class ModelProfile:
                 metrics.TRAIN_STEP: step.total if step else None,
                 **{row: getattr(step, phase, None) for phase, row in metrics.TRAIN_STEP_PHASES.items()},
                 metrics.FORWARD_MS: self.forward_ms,
-                metrics.STEP_WITHOUT_GRAD: (step.without_grad or None) if step else None,
+                metrics.STEP_WITHOUT_GRAD: step.without_grad if step else None,
                 metrics.STEP_MS: latency.step_ms if latency else None,
             }
         )

@@ -305,10 +305,17 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     params, trainable = map(names.as_shown, _parameters_by_module(names.unique[""]))
     flops, notes = counts.statistics["flops"], _notes_of_compiled(names)
     types = {names.shown[name]: type(module).__name__ for name, module in names.unique.items()}  # the innermost
+    shown = _with_owners(
+        names.shown[name]
+        for name, module in names.unique.items()
+        if names.shown[name] in notes or _has_a_part(counts, module, names.shown[name])
+    )
     children_flops: Counter[str] = Counter()
     for path in filter(None, types):
         children_flops[_parent(path)] += flops[path]
     for path, kind in types.items():
+        if path not in shown:  # nobody called it, or anything inside, and it holds nothing: metrics of a validation
+            continue
         # The root's own work has a row of its own then: the step's.
         is_split = not path and conditions.step_row is not None
         shape = counts.output_shapes.get(path)
@@ -356,6 +363,15 @@ def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
         elif path and _parent(path) in notes:
             notes.setdefault(path, AS_WRITTEN)
     return notes
+
+
+def _has_a_part(counts: _Counts, module: nn.Module, path: str) -> bool:
+    """Return whether a module was called, holds parameters of its own, or could not be seen."""
+    return not path or bool(counts.calls[path] or counts.unknown_calls[path] or [*module.parameters(recurse=False)])
+
+
+def _with_owners(paths: Iterable[str]) -> set[str]:
+    return {owner for path in paths for owner in ModuleNames.owners(path)}
 
 
 def _step_row(paths: Iterable[str], counts: _Counts, path: str) -> ModuleRow:

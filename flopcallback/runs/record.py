@@ -49,8 +49,8 @@ _OLD_FORWARD = re.compile(f"(.*?)({'|'.join(map(re.escape, metrics.MACS))})")
 class RunRecord:
     """One run, whose numbers have today's names.
 
-    Those of an older version are renamed. Its FLOPs of a forward counted 1 per multiply-add: they are called
-    `macs/forward`, and are not compared with anybody's FLOPs.
+    Those of a dashboard's charts get their logged names back, and those of an older version are renamed. Its FLOPs of a
+    forward counted 1 per multiply-add: they are called `macs/forward`, and are not compared with anybody's FLOPs.
 
     Attributes:
         name: name shown to people.
@@ -78,6 +78,7 @@ class RunRecord:
                     raise ValueError(f"the {attribute} of a run is {reprlib.repr(getattr(self, attribute))}, no text")
             figures = {name: number(value, name) for name, value in self.figures.items()}
             series = {name: _plain_series(name, points) for name, points in self.series.items()}
+            figures, series = _logged(figures, series)
             _require_totals(figures, series)
         except ValueError as error:
             raise RunsError(f"{self.place}: {error}") from error
@@ -122,7 +123,29 @@ def is_our_name(name: str) -> bool:
     """
     phase = next((phase for phase in _PHASES if name.startswith(phase)), "")
     bare = name.removeprefix(phase)
-    return bare.startswith(metrics.GROUPS) or bare in metrics.MACS.values()
+    return bare.startswith((*metrics.GROUPS, metrics.card(""))) or bare in metrics.MACS.values()
+
+
+def _logged(
+    figures: Mapping[str, int | float], series: Mapping[str, Series]
+) -> tuple[dict[str, int | float], dict[str, Series]]:
+    """Return numbers of charts by their logged names.
+
+    A number that has its logged name already is exact where a chart's may be rounded, and wins.
+    """
+    merged: dict[str, Series] = {}
+    for name, points in series.items():
+        _add_points(merged, metrics.logged_name(name), points)
+    return {**{metrics.logged_name(name): value for name, value in figures.items()}, **_unchanged(figures)}, merged
+
+
+def _unchanged(figures: Mapping[str, int | float]) -> dict[str, int | float]:
+    return {name: value for name, value in figures.items() if metrics.logged_name(name) == name}
+
+
+def _add_points(merged: dict[str, Series], name: str, points: Series) -> None:
+    """Add points to a series that may have some already: a training may have gone on with another version."""
+    merged[name] = tuple(sorted((*merged[name], *points), key=lambda point: point[0])) if name in merged else points
 
 
 def _is_old(names: Iterable[str], config: Mapping[str, Any]) -> bool:
@@ -139,8 +162,7 @@ def _renewed(
     merged: dict[str, Series] = {}
     for name, points in series.items():
         if new := _new_name(name, is_macs=is_macs):
-            # A training may have gone on with today's version.
-            merged[new] = tuple(sorted((*merged.get(new, ()), *points), key=lambda point: point[0]))
+            _add_points(merged, new, points)
     # Today's name comes last, and so wins.
     ranked = sorted(figures, key=lambda name: _OLD_NAME.fullmatch(name) is None)
     renamed = {_new_name(name, is_macs=is_macs): figures[name] for name in ranked}

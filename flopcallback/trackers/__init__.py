@@ -11,12 +11,13 @@ from flopcallback.trackers.discovery import (
 )
 from flopcallback.trackers.local import LocalTracker
 from flopcallback.trackers.memory import MemoryTracker
-from flopcallback.trackers.protocol import DrawsByCompute, KeepsTraining, Tracker
+from flopcallback.trackers.protocol import DrawsByCompute, HasPage, KeepsTraining, Tracker
 from flopcallback.trackers.sending import Request, Sender, SendsRequests, TooSlowError, within
 
 __all__ = [
     "GROUP",
     "DrawsByCompute",
+    "HasPage",
     "KeepsTraining",
     "LocalTracker",
     "MemoryTracker",

@@ -99,6 +99,10 @@ class LocalTracker:
         """Replace the files of the profile."""
         self.log_profile(profile, self._steps.get(profile.phase, 0))
 
+    def page_of(self, profile: ModelProfile) -> str:
+        """Return the path of the page."""
+        return str(self.folder / f"{profile.file_stem}.html")
+
     def close(self) -> None:
         """Do nothing: every call has written its files."""
 

@@ -1,4 +1,4 @@
-"""The methods of a tracker: three required, two optional."""
+"""The methods of a tracker: three required, three optional."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from flopcallback.reporting import ModelProfile
 
-__all__ = ["DrawsByCompute", "KeepsTraining", "Tracker"]
+__all__ = ["DrawsByCompute", "HasPage", "KeepsTraining", "Tracker"]
 
 
 @runtime_checkable
@@ -45,6 +45,17 @@ class KeepsTraining(Protocol):
 
         It is called once, when the training is over.
         """
+
+
+@runtime_checkable
+class HasPage(Protocol):
+    """A tracker that knows where a person finds the report.
+
+    Others are named by what they write to.
+    """
+
+    def page_of(self, profile: ModelProfile) -> str | None:
+        """Return the path or address of a profile's page, without asking any server; None if there is none."""
 
 
 @runtime_checkable

@@ -44,6 +44,7 @@ class _Phase:
 
     profile: ModelProfile
     log: _Log = _Log.NEW
+    are_counts_shown: bool = False  # True once its counts were printed, if its steps are timed
     is_shown: bool = False  # True once it was printed, which happens one time, after its steps were timed
 
 
@@ -95,6 +96,7 @@ class ProfileRecorder:
         self._phases: dict[str, _Phase] = {}
         self.window: LatencyWindow | None = None
         self.has_training = self.has_news = False
+        self._is_short = False  # True if the training ended before any step was timed
         self._timed_phase = ""  # phase of the profile that gets the times
         self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
         self._device = "cpu"
@@ -168,6 +170,7 @@ class ProfileRecorder:
                 clock=self._clock,
                 event=self._event,
                 rest=conditions.step_row,
+                methods=_methods_of(observed),
             )
         return profile
 
@@ -320,6 +323,7 @@ class ProfileRecorder:
     def _read_window(self, *, wait: bool = True) -> None:
         window, self.window = self.window, None
         latency = None if window is None else window.read(wait=wait)
+        self._is_short = window is not None and latency is None
         if latency is not None:
             summary = LatencySummary(
                 latency.forward_ms,
@@ -346,7 +350,7 @@ class ProfileRecorder:
     # --- Logging ------------------------------------------------------------------------------------------------------
 
     def log(self, step: int, note: str = "") -> None:
-        """Log profiles that the trackers do not have, and print complete ones.
+        """Log profiles that the trackers do not have, and print what was not printed yet.
 
         Args:
             step: step that the numbers are logged at.
@@ -358,7 +362,25 @@ class ProfileRecorder:
                 phase.log = _Log.LOGGED  # even if a tracker fails: it is reported, and not tried again
                 self.sinks.log_profile(phase.profile, step)
         for name, phase in phases:
-            if not phase.is_shown and not self.is_timing:
-                phase.is_shown = True
-                self.sinks.show_profile(phase.profile, note if name == TRAINING else "")
+            if not phase.is_shown:
+                self._show(name, phase, note if name == TRAINING else "")
         self.has_news = any(phase.log is not _Log.LOGGED or not phase.is_shown for _, phase in phases)
+
+    def _show(self, name: str, phase: _Phase, note: str) -> None:
+        """Print a profile, or its counts while its steps are timed."""
+        if not self.is_timing:
+            phase.is_shown = True
+            short = "too few steps for times" if self._is_short and name == self._timed_phase else ""
+            self.sinks.show_profile(phase.profile, ", ".join(filter(None, (short, note))))
+        elif name == self._timed_phase and not phase.are_counts_shown:
+            phase.are_counts_shown = True
+            self.sinks.show_counts(phase.profile)
+
+
+def _methods_of(observed: Observed) -> dict[str, set[str]]:
+    """Return the methods other than `forward` by which an observed call entered modules."""
+    methods: dict[str, set[str]] = {}
+    for run in observed.runs:
+        for name, entered in run.methods.items():
+            methods.setdefault(name, set()).update(entered)
+    return methods

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from flopcallback.reporting import ModelProfile, milliseconds, rich_text, si
-from flopcallback.trackers import DrawsByCompute, LocalTracker, TooSlowError, Tracker
+from flopcallback.reporting import ModelProfile, counts_line, profile_line, rich_text
+from flopcallback.trackers import DrawsByCompute, HasPage, LocalTracker, TooSlowError, Tracker
 from flopcallback.training.failures import Failures
 from flopcallback.training.outlet import Entry, Outlet, described
 
@@ -104,6 +104,11 @@ class Sinks:
         if self._show is not None:
             self._show(text)
 
+    def show_counts(self, profile: ModelProfile) -> None:
+        """Print the counts of a profile whose steps are about to be timed, and where the report will be."""
+        if self._show is not None:
+            self._show(counts_line(profile) + self._places(profile))
+
     def show_profile(self, profile: ModelProfile, note: str = "") -> None:
         """Print a profile and a note.
 
@@ -111,13 +116,21 @@ class Sinks:
         """
         if self._show is None:
             return
-        is_in_files_only = all(outlet.is_folder for outlet in self._outlets)
-        line = ", ".join(filter(None, (_line(profile), note)))
-        if not self._outlets:
-            self._show(line)
-            return
-        text = "\n".join(filter(None, (_table(profile), note))) + "\n" if is_in_files_only else line + "; "
-        self._show(f"{text}report: {', '.join(outlet.name for outlet in self._outlets)}")
+        line = ", ".join(filter(None, (profile_line(profile), note)))
+        if self._outlets and all(outlet.is_folder for outlet in self._outlets):
+            line = "\n".join(filter(None, (_table(profile), note, line)))
+        self._show(line + self._places(profile))
+
+    def _places(self, profile: ModelProfile) -> str:
+        """Return where the report of a profile is, in words; an empty string without any tracker."""
+        places = [self._place(outlet, profile) for outlet in self._outlets]
+        return f"; report: {', '.join(places)}" if places else ""
+
+    def _place(self, outlet: Outlet, profile: ModelProfile) -> str:
+        with self._failures.as_warning(f"the tracker {outlet.name} does not say where its report is"):
+            if isinstance(outlet.tracker, HasPage) and (page := outlet.tracker.page_of(profile)):
+                return _near(page)
+        return outlet.name
 
     def close(self) -> None:
         """Close all trackers, which then write what they have buffered.
@@ -229,21 +242,10 @@ def _free(fallback: str | os.PathLike[str]) -> Path:
     return free
 
 
-def _line(profile: ModelProfile) -> str:
-    """Return the profile as one line of text."""
-    parts = [f"{profile.phase_prefix}forward {profile.bound}{si(profile.forward_flops, 'FLOPs')}"]
-    if profile.forward_ms is not None:
-        parts.append(f"{milliseconds(profile.forward_ms)} ms")
-    if profile.step is not None:
-        parts.append(f"train step {profile.step_bound}{si(profile.step.total, 'FLOPs')}")
-    elif profile.step_note:
-        parts.append(f"train step {profile.step_note}")
-    if profile.latency is not None and profile.latency.step_ms is not None:
-        parts.append(f"step {milliseconds(profile.latency.step_ms)} ms")
-    if profile.phase == "train" and profile.peak_flops_per_s is None:
-        parts.append("no MFU: peak not known (peak_flops=)")
-    parts.append(f"unknown: {', '.join(profile.unknown)}" if profile.unknown else "nothing unknown")
-    return f"flopcallback: {', '.join(parts)}"
+def _near(page: str) -> str:
+    """Return a path as it is from the working directory, if it is inside; anything else as it is."""
+    path, here = Path(page), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else page
 
 
 def _table(profile: ModelProfile) -> str:

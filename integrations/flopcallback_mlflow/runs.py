@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from flopcallback.profile.metrics import METRICS, SECTION, logged_name
 from flopcallback.profile.numbers import LARGEST_EXACT, is_whole
 from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of, without_password
 from flopcallback_mlflow.client import Files, Server, require_answer
@@ -21,6 +23,10 @@ DATABASE = "mlflow.db"
 
 # A float64 holds 309 digits, and Python reads 4,300.
 MOST_DIGITS = 1000
+
+# Logged names by the names of their tags.
+_LOGGED = {metric.name.replace("/", "."): metric.name for metric in METRICS}
+_NUMBER = re.compile(f"(.*?)({'|'.join(map(re.escape, _LOGGED))})")
 
 # What stands before `://` in an address, by what reads it.
 DIALECTS, SERVERS = ("sqlite", "postgresql", "mysql", "mssql"), ("http", "https", "databricks")
@@ -92,10 +98,46 @@ def _record(place: str, content: Content) -> RunRecord:
     return RunRecord(
         content.name,
         place,
-        figures={name: _exact(name, value, content.tags) for name, value in content.metrics.items()},
+        figures={
+            **dict(_kept(content.tags, content.metrics)),
+            **{
+                logged_name(name): _exact(logged_name(name), value, content.tags)
+                for name, value in content.metrics.items()
+            },
+        },
         series=series_of(content.points),
         config={**content.params, **dict(_conditions(content.tags))},
     )
+
+
+def _charted(content: Content) -> Iterator[tuple[str, int | float]]:
+    for chart, value in content.metrics.items():
+        name = logged_name(chart)
+        yield name, _exact(name, value, content.tags)
+
+
+def _kept(tags: Mapping[str, str], charts: Iterable[str]) -> Iterator[tuple[str, int | float]]:
+    """Yield the numbers that `MLflowTracker` wrote as tags.
+
+    A tag has dots for slashes. A prefix that charts have is known; in any other, each dot was a slash.
+    """
+    prefixes = {prefix.replace("/", "."): prefix for prefix in (name[: name.find(SECTION)] for name in charts)}
+    for tag, text in tags.items():
+        match = _NUMBER.fullmatch(tag)
+        value = _number(text) if match else None
+        if match and value is not None:
+            prefix = prefixes.get(match[1], match[1].replace(".", "/"))
+            yield prefix + _LOGGED[match[2]], value
+
+
+def _number(text: str) -> int | float | None:
+    if text.removeprefix("-").isdecimal():
+        number = int(text) if len(text) < MOST_DIGITS else None
+        return number if number is None or is_whole(number) else None
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _exact(name: str, value: float, tags: Mapping[str, str]) -> int | float:

@@ -10,10 +10,19 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
-from flopcallback.profile import columns
+from flopcallback.profile.metrics import METRICS, placed, unsaid
 from flopcallback.profile.numbers import finite
-from flopcallback.reporting import latency_chart, measured_leaves, module_chart, report_files
+from flopcallback.reporting import (
+    latency_chart,
+    measured_leaves,
+    module_chart,
+    module_table,
+    operator_table,
+    report_files,
+)
+from flopcallback.runs import without_password
 from flopcallback_mlflow.target import client_and_run, is_local
 
 if TYPE_CHECKING:
@@ -31,6 +40,9 @@ __all__ = ["MLflowTracker"]
 # pandas and, when called again, appends to the table.
 LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 
+# Numbers of the count itself, which params have.
+COUNTED = tuple(metric.name for metric in METRICS if metric.when == "count")
+
 # Characters. MLflow itself would cut a longer tag, with a warning that contains the whole value.
 LONGEST_TAG = 8000
 CUT = " … (cut; whole in report.json)"
@@ -43,11 +55,13 @@ LONGEST_TABLE = 2000
 class MLflowTracker:
     """A tracker that writes to an MLflow run.
 
-    It writes metrics, tags, two tables, figures and a report.
+    It writes metrics, tags, params, two tables, figures and a report. Numbers that are not charted are tags. Those of
+    the first count are params, too, which MLflow can draw other runs' metrics against, and which no later fit of the
+    run can change.
 
     A metric in MLflow is a float64, and a number that is not finite is logged as NaN: MLflow would keep an infinity as
-    the largest float. Exact integers are in tags, tables and `flops/report.json`. No params are written, since a later
-    fit of the run could not change them. The run belongs to the caller and is not ended.
+    the largest float. Exact integers are in tags, tables and `flops/report.json`. The run belongs to the caller and is
+    not ended.
 
     A method returns when everything is written. Only a training, by `send_by`, has requests to a server made in a
     thread of their own.
@@ -68,28 +82,25 @@ class MLflowTracker:
     def __init__(self, target: Any, run_id: str | None = None, *, prefix: str = "") -> None:
         self.client, self.run_id = client_and_run(target, run_id)
         self.prefix = prefix
-        # The run's last values from before this tracker, each until its name is logged; None until the first call.
-        self._unrepeated: dict[str, float] | None = None
+        self._tags: dict[str, str] = {}  # numbers that are tags, as last written
         self._send: Callable[[Request], object] = _at_once
+        self._is_local = False  # True once the store is known to be files of this machine
 
     def send_by(self, send: Callable[[Request], None]) -> bool:
         """Give every request to `send` from now on, unless the store is local files."""
-        is_remote = not is_local(self.client, self.run_id)
-        if is_remote:
+        self._is_local = is_local(self.client, self.run_id)
+        if not self._is_local:
             self._send = send
-        return is_remote
+        return not self._is_local
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Add one point to each metric.
-
-        The first value under a name is left out if it is already the run's last value: what a second fit counts again
-        stays one point.
-        """
+        """Add one point to each chart, and replace the tags of all other numbers."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        points = [Metric(_legal(name), _storable(value), now_ms, int(step)) for name, value in values.items()]
-        self._send(lambda: self._add(points))
+        charts, kept = placed(values)
+        points = [Metric(_legal(name), _storable(value), now_ms, int(step)) for name, value in charts.items()]
+        self._log_batch(points, kept)
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
         """Write tables, tags, report and figures.
@@ -99,7 +110,7 @@ class MLflowTracker:
         Raises:
             ModuleNotFoundError: matplotlib is not installed; everything except the figures is written nevertheless.
         """
-        tables = {"modules.json": profile.module_records(), "operators.json": profile.operator_records()}
+        tables = {"modules.json": module_table(profile), "operators.json": operator_table(profile)}
         for name, records in tables.items():
             self._write(profile, name, _table(records))
         self._set_tags(profile, {self._path(profile, name): len(records) for name, records in tables.items()})
@@ -108,26 +119,47 @@ class MLflowTracker:
         self._draw(profile)
 
     def log_training(self, profile: ModelProfile) -> None:
-        """Replace the report, and write exact integers as tags.
+        """Replace the report, and write the final numbers as tags.
 
-        A metric is a float64.
+        A metric is a float64, and no exact integer.
         """
-        from mlflow.entities import RunTag
-
         self._write_report(profile, (".json", ".html"))
-        integers = {name: value for name, value in profile.training.items() if isinstance(value, int)}
-        tags = [RunTag(_legal(self.prefix + name).replace("/", "."), str(value)) for name, value in integers.items()]
-        self._send(lambda: self.client.log_batch(self.run_id, tags=tags, synchronous=True))
+        self._log_batch([], {self.prefix + name: value for name, value in profile.training.items()})
+        self._empty_tags(self.prefix, unsaid(profile.training, "log"))
+
+    def page_of(self, profile: ModelProfile) -> str:
+        """Return the path of the page, or the run where its files are not local."""
+        if self._is_local:
+            folder = urlsplit(self.client.get_run(self.run_id).info.artifact_uri)
+            return str(Path(unquote(folder.path), self._path(profile, "report.html")))
+        return f"run {self.run_id} at {without_password(self.client.tracking_uri)}"
 
     def close(self) -> None:
         """Do nothing: everything is written, and the caller ends the run."""
 
-    def _add(self, points: Sequence[Metric]) -> None:
-        if self._unrepeated is None:
-            self._unrepeated = dict(self.client.get_run(self.run_id).data.metrics)
-        new = [point for point in points if self._unrepeated.pop(point.key, None) != point.value]
-        if new:
-            self.client.log_batch(self.run_id, metrics=new, synchronous=True)
+    def _log_batch(self, points: Sequence[Metric], numbers: Mapping[str, int | float]) -> None:
+        """Write points of charts, and numbers as tags where they are new."""
+        from mlflow.entities import RunTag
+
+        tags = {_tag(name): str(value) for name, value in numbers.items()}
+        new = [RunTag(name, text) for name, text in tags.items() if self._tags.get(name) != text]
+        self._tags.update(tags)
+        if points or new:
+            self._send(lambda: self.client.log_batch(self.run_id, metrics=points, tags=new, synchronous=True))
+
+    def _empty_tags(self, prefix: str, names: Sequence[str]) -> None:
+        """Empty tags that an earlier fit has set and that are not true any more; MLflow deletes only one at a time."""
+        from mlflow.entities import RunTag
+
+        gone = {_tag(prefix + name) for name in names}
+
+        def write() -> None:
+            present = self.client.get_run(self.run_id).data.tags
+            stale = [RunTag(name, "") for name in sorted(gone & present.keys()) if present[name]]
+            if stale:
+                self.client.log_batch(self.run_id, tags=stale, synchronous=True)
+
+        self._send(write)
 
     def _write(self, profile: ModelProfile, name: str, text: str) -> None:
         path = self._path(profile, name)
@@ -161,29 +193,33 @@ class MLflowTracker:
         return _legal(f"{self.prefix}{profile.phase_prefix}flops/{name}").replace(":", "-")
 
     def _set_tags(self, profile: ModelProfile, tables: Mapping[str, int]) -> None:
-        """Set conditions, exact integers, and which files are tables.
+        """Set conditions, and which files are tables; add the numbers of the first count as params.
 
         Args:
             profile: profile to describe.
             tables: number of rows by path of the file.
         """
-        from mlflow.entities import RunTag
+        from mlflow.entities import Param, RunTag
 
         prefix = self.prefix + profile.phase_prefix
-        integers = {name: value for name, value in profile.scalars().items() if isinstance(value, int)}
-        content = {prefix + key: _text(value) for key, value in profile.config.items()}
-        content |= {self.prefix + name: str(value) for name, value in integers.items()}
-        tags_by_name = {_legal(name).replace("/", "."): text for name, text in content.items()}
+        conditions = {_tag(prefix + key): _text(value) for key, value in profile.config.items()}
+        numbers = {self.prefix + name: value for name, value in profile.scalars().items()}
+        counted = {_tag(prefix + name): str(numbers[prefix + name]) for name in COUNTED if prefix + name in numbers}
+        self._log_batch([], numbers)
+        bare = {name.removeprefix(prefix): value for name, value in numbers.items()}
+        self._empty_tags(prefix, unsaid(bare, "count", "window"))
 
         def write() -> None:
-            present = self.client.get_run(self.run_id).data.tags
+            present = self.client.get_run(self.run_id).data
             # An unknown condition has no tag, except to empty one that an earlier fit has set.
-            tags = [RunTag(name, text) for name, text in tags_by_name.items() if text or name in present]
-            earlier = json.loads(present.get(LOGGED_ARTIFACTS, "[]"))
+            tags = [RunTag(name, text) for name, text in conditions.items() if text or name in present.tags]
+            earlier = json.loads(present.tags.get(LOGGED_ARTIFACTS, "[]"))
             listed = [entry for entry in earlier if entry.get("path") not in tables]
             listed += [{"path": path, "type": "table"} for path, rows in tables.items() if rows <= LONGEST_TABLE]
             tags.append(RunTag(LOGGED_ARTIFACTS, json.dumps(listed)))
-            self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+            # A param that is there has another value, perhaps, and MLflow would refuse the new one.
+            params = [Param(name, text) for name, text in counted.items() if name not in present.params]
+            self.client.log_batch(self.run_id, tags=tags, params=params, synchronous=True)
 
         self._send(write)
 
@@ -201,6 +237,11 @@ def _legal(name: str) -> str:
     return "/".join(step for step in steps if step not in ("", ".", ".."))
 
 
+def _tag(name: str) -> str:
+    """Return the name of a tag, which MLflow shows as a path if it has slashes."""
+    return _legal(name).replace("/", ".")
+
+
 def _storable(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
@@ -211,10 +252,11 @@ def _text(value: Any) -> str:
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return records in the JSON that `log_table` writes, with exact integers."""
-    # The page shows only a handful of columns without scrolling.
-    places = {column.key: column.lead for column in (*columns.COLUMNS, *columns.OPERATOR_COLUMNS) if column.lead}
-    names = sorted(records[0] if records else (), key=lambda name: places.get(name, math.inf))
+    """Return records in the JSON that `log_table` writes, with exact integers.
+
+    Columns without any value are left out: the page has room for a handful.
+    """
+    names = [name for name in (records[0] if records else ()) if any(record[name] is not None for record in records)]
     data = [[_cell(record[name]) for name in names] for record in records]
     return json.dumps({"columns": names, "data": data}, allow_nan=False)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flopcallback.profile.metrics import FORWARD
-from flopcallback.runs import FoundRun, RunRecord, RunsError, folder_name, read_profile, series_of
+from flopcallback.runs import FoundRun, RunRecord, RunsError, Series, folder_name, read_profile, series_of
+from flopcallback_tensorboard.events import PLUGIN
 
 __all__ = ["find_runs"]
 
@@ -91,18 +94,23 @@ def _read(folder: Path, name: str) -> RunRecord:
     counts = [_count_whole(events) for events in sorted(folder.glob(EVENTS)) if events.is_file()]
     if not any(counts) and not any(folder.glob(PROFILE)):
         raise RunsError(f"{folder}: nothing is in its files of events yet")
-    series = series_of(_points(_accumulator(folder).Reload()))
+    events = _accumulator(folder).Reload()
+    noted = series_of(_noted_points(events))  # exact, where the scalars of the same numbers are float32
+    charted = series_of(_points(events))
     exact: dict[str, int | float] = {}
     config: dict[str, Any] = {}
     convention: dict[str, Any] = {}
     for file in sorted(folder.glob(PROFILE)):
-        prefix, (profile, of_older) = _prefix(file, series), read_profile(file)
+        prefix, (profile, of_older) = _prefix(file, {**charted, **noted}), read_profile(file)
         convention |= of_older
         exact |= {prefix + key: value for key, value in profile.scalars().items()}
         config |= {prefix + key: value for key, value in profile.config.items()}
-    last = {name: values[-1][1] for name, values in series.items()}
-    run = RunRecord(name, str(folder), figures=last, series=series, config=convention)
-    return replace(run, figures={**run.figures, **exact}, config=config)
+    # The last note wins over the file beside the events, which has the totals of the last training that has ended.
+    exact |= {name: values[-1][1] for name, values in noted.items()}
+    last = {name: values[-1][1] for name, values in charted.items()}
+    # What an older version has charted is of its convention; notes never are.
+    run = RunRecord(name, str(folder), figures=last, series=charted, config=convention)
+    return replace(run, figures={**run.figures, **exact}, series=_joined(run.series, noted), config=config)
 
 
 def _points(events: Any) -> Iterator[tuple[str, int, float]]:
@@ -119,6 +127,25 @@ def _points(events: Any) -> Iterator[tuple[str, int, float]]:
 
             for event in events.Tensors(tag):
                 yield tag, event.step, float(make_ndarray(event.tensor_proto))
+
+
+def _joined(charted: Mapping[str, Series], noted: Mapping[str, Series]) -> dict[str, Series]:
+    """Return all series, with the points of charts from before the first note, which an older version has written."""
+    series = dict(noted)
+    for name, points in charted.items():
+        first = noted[name][0][0] if name in noted else math.inf
+        series[name] = (*(point for point in points if point[0] < first), *series.get(name, ()))
+    return series
+
+
+def _noted_points(events: Any) -> Iterator[tuple[str, int, int | float]]:
+    """Yield the numbers in the notes of `TensorBoardTracker`."""
+    for tag in events.Tags()["tensors"]:
+        if events.SummaryMetadata(tag).plugin_data.plugin_name == PLUGIN:
+            for event in events.Tensors(tag):
+                numbers = json.loads(event.tensor_proto.string_val[0])
+                for name, value in numbers.items():
+                    yield name, event.step, math.nan if value is None else value
 
 
 def _prefix(file: Path, series: dict[str, Any]) -> str:

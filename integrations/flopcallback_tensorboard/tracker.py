@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.profile.metrics import FORWARD_MS
+from flopcallback.profile.metrics import FORWARD_MS, card, describes_run, placed
+from flopcallback.profile.numbers import finite
 from flopcallback.profile.old_profiles import is_old
 from flopcallback.reporting import (
     ModelProfile,
@@ -20,6 +22,7 @@ from flopcallback.reporting import (
     report_files,
     write_file,
 )
+from flopcallback_tensorboard.events import hyperparameters, note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +34,9 @@ __all__ = ["TensorBoardTracker"]
 # Methods of a writer that are called here.
 _USED = ("add_scalar", "add_text", "add_image", "flush")
 
+# Tag of the notes; a user's prefix is in front.
+NUMBERS = "flopcallback"
+
 # Characters that a text card shows in a window 1400 pixels wide, without scrolling.
 TREE_WIDTH = 120
 
@@ -38,8 +44,10 @@ TREE_WIDTH = 120
 class TensorBoardTracker:
     """A tracker that writes through a `SummaryWriter`.
 
-    A scalar in TensorBoard is a float32: exact integers are in the texts and in the files beside the events. A writer
-    that is given belongs to the caller and stays open.
+    Everything that it shows is in the section `workload`. A scalar in TensorBoard is a float32: exact integers are in
+    the texts, in the files beside the events, and in notes among them, which TensorBoard does not show. Numbers that
+    are not charted become hyperparameters when the tracker is closed, unless the run has some by then. A writer that is
+    given belongs to the caller and stays open.
 
     Figures and page take longer than everything else, and show times. A profile of a training that has none yet gets
     them with the next numbers of a later step or by `close`, unless the same profile with times comes first.
@@ -70,25 +78,31 @@ class TensorBoardTracker:
             )
         self.writer: Any = writer
         self.prefix = prefix
+        self._has_hyperparameters = bool(getattr(target, "hparams", None))  # Lightning's logger has written them
+        self._kept: dict[str, int | float] = {}  # numbers that are to be hyperparameters
         self._undrawn: tuple[ModelProfile, int] | None = (
             None  # profile of a training that awaits its times, and its step
         )
 
     def log_scalars(self, values: Mapping[str, int | float], step: int) -> None:
-        """Add one point to each chart.
+        """Add one point to each chart, and a note with all numbers.
 
-        TensorBoard keeps it as a float32.
+        TensorBoard keeps a point as a float32.
         """
-        for name, value in values.items():
+        charts, kept = placed(values)
+        for name, value in charts.items():
             self.writer.add_scalar(name, float(value), step)
+        self._kept.update((name, value) for name, value in kept.items() if describes_run(name))
+        numbers = {name: finite(value) for name, value in values.items()}
+        note(self.writer, f"{self.prefix}{NUMBERS}", json.dumps(numbers, allow_nan=False), step)
         if self._undrawn is not None and step > self._undrawn[1] and not _are_times(values):
             self._draw_undrawn()
 
     def log_profile(self, profile: ModelProfile, step: int) -> None:
-        """Add texts `flops/tree`, `flops/modules`, `flops/operators` and figures.
+        """Add texts `workload/tree`, `workload/modules`, `workload/operators` and figures.
 
-        The figures are `flops/by_module` and, with times, `flops/latency`. Operators have no times, so their text is
-        added only if it changed. `flopcallback.json` and `flopcallback.html`, which TensorBoard cannot show, are
+        The figures are `workload/by_module` and, with times, `workload/latency`. Operators have no times, so their text
+        is added only if it changed. `flopcallback.json` and `flopcallback.html`, which TensorBoard cannot show, are
         written beside the events if these are in a local folder.
 
         Raises:
@@ -98,11 +112,11 @@ class TensorBoardTracker:
         if shown is not None and _is_shown(shown, profile):
             return
         tag = self.prefix + profile.phase_prefix
-        self.writer.add_text(f"{tag}flops/tree", _fenced(plain_table(profile, width=TREE_WIDTH)), step)
-        self.writer.add_text(f"{tag}flops/modules", markdown_top(profile), step)
+        self.writer.add_text(tag + card("tree"), _fenced(plain_table(profile, width=TREE_WIDTH)), step)
+        self.writer.add_text(tag + card("modules"), markdown_top(profile), step)
         operators = markdown_operators(profile)
         if shown is None or operators != markdown_operators(shown):
-            self.writer.add_text(f"{tag}flops/operators", operators, step)
+            self.writer.add_text(tag + card("operators"), operators, step)
         self._write_files(profile, ".json")
         self.writer.flush()
         if profile.phase == "train":
@@ -118,16 +132,25 @@ class TensorBoardTracker:
         self._write_files(profile, ".json", ".html")
 
     def close(self) -> None:
-        """Draw what waits, flush the writer, and leave it open for its owner.
+        """Draw what waits, add hyperparameters, flush the writer, and leave it open for its owner.
 
         A closed writer opens another file of events in its folder when it is written to again.
         """
         try:
             self._draw_undrawn()
         finally:
+            # As late as possible: TensorBoard shows a run's first ones, and they may be the user's.
+            if self._kept and not self._has_hyperparameters:
+                self._has_hyperparameters = True
+                hyperparameters(self.writer, self._kept)
             self.writer.flush()
             if self._is_own:
                 self.writer.close()
+
+    def page_of(self, profile: ModelProfile) -> str | None:
+        """Return the path of the page beside the events; None in a bucket."""
+        folder = self._folder()
+        return None if folder is None else str(folder / f"{self._stem(profile)}.html")
 
     @property
     def log_dir(self) -> str | None:
@@ -144,9 +167,9 @@ class TensorBoardTracker:
             self._undrawn = None  # even if it fails: it is reported, and not tried again
         tag = self.prefix + profile.phase_prefix
         self._write_files(profile, ".html")
-        self._add_figure(f"{tag}flops/by_module", module_chart(profile), step)
+        self._add_figure(tag + card("by_module"), module_chart(profile), step)
         if measured_leaves(profile):
-            self._add_figure(f"{tag}flops/latency", latency_chart(profile), step)
+            self._add_figure(tag + card("latency"), latency_chart(profile), step)
         self.writer.flush()
 
     def _add_figure(self, tag: str, figure: Figure, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables, charts, report and artifact of a profile in W&B."""
+"""Tables, figures, report and artifact of a profile in W&B."""
 
 from __future__ import annotations
 
@@ -11,51 +11,42 @@ import wandb
 
 from flopcallback.profile.columns import text_columns
 from flopcallback.profile.numbers import finite
-from flopcallback.reporting import measured_leaves, widest_work
+from flopcallback.reporting import latency_chart, measured_leaves, module_chart, module_table, operator_table, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from wandb.plot.custom_chart import CustomChart
 
     from flopcallback.reporting import ModelProfile
 
     Records = Sequence[Mapping[str, Any]]
 
-__all__ = ["artifact", "charts", "report", "tables"]
+__all__ = ["artifact", "figures", "report", "tables"]
 
 Item = TypeVar("Item")
 
-BARS = 20
 # Characters; W&B allows no more.
 LONGEST_ARTIFACT_NAME = 128
 
 
 def tables(profile: ModelProfile) -> dict[str, wandb.Table]:
-    """Return `flops/modules` and `flops/operators`, if they have rows."""
-    records = {"flops/modules": profile.module_records(), "flops/operators": profile.operator_records()}
+    """Return `modules` and `operators`, if they have rows."""
+    records = {"modules": module_table(profile), "operators": operator_table(profile)}
     return {name: _table(_cut(rows)) for name, rows in records.items() if rows}
 
 
-def charts(profile: ModelProfile) -> dict[str, CustomChart]:
-    """Return the charts `flops/by_module` and `flops/latency`.
+def figures(profile: ModelProfile) -> dict[str, wandb.Image]:
+    """Return the figures `by_module` and, with times, `latency`.
 
-    The first has bars, the second a point per innermost measured module. A chart without data is left out.
+    They are images: W&B's own charts have neither two bars for a module, nor names of points, nor logarithmic axes, and
+    a custom one has to be on the server first.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    bars = [{"path": node.path or profile.name, "FLOPs": node.flops} for node in widest_work(profile, BARS)]
-    points = [
-        {"path": row.path or profile.name, "FLOPs": row.flops, "forward ms": row.forward_ms}
-        for row in _largest(measured_leaves(profile), wandb.Table.MAX_ROWS, key=lambda row: row.flops)
-    ]
-    drawn = {}
-    # The data of a chart is a table, too: split_table keeps it out of the chart's section.
-    if bars:
-        title = "FLOPs by module"
-        drawn["flops/by_module"] = wandb.plot.bar(_table(bars), "path", "FLOPs", title, split_table=True)
-    if points:
-        x, y, title = "FLOPs", "forward ms", "FLOPs against time, module by module"
-        drawn["flops/latency"] = wandb.plot.scatter(_table(points), x, y, title, split_table=True)
-    return drawn
+    drawn = {"by_module": module_chart(profile)}
+    if measured_leaves(profile):
+        drawn["latency"] = latency_chart(profile)
+    return {name: wandb.Image(pixels(figure)) for name, figure in drawn.items()}
 
 
 def report(page: str) -> wandb.Html:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flopcallback.runs import FoundRun, RunRecord, RunsError, series_of
 from flopcallback_wandb.log import records, values
+from flopcallback_wandb.tracker import KEPT
 
 __all__ = ["find_runs"]
 
@@ -15,6 +16,9 @@ LOG = "run-*.wandb"
 
 # Suffix of the digits of large integers in the summary.
 _EXACT = "_exact"
+
+# Prefix of the names of what is kept in one entry of the summary.
+_KEPT = f"{KEPT}."
 
 # A float64 holds 309 digits, and Python reads 4,300.
 MOST_DIGITS = 1000
@@ -73,6 +77,9 @@ def _read(log: Path) -> RunRecord:
     series = series_of(point for place, row in enumerate(rows) for point in _points(row, place))
     # The summary has the last logged values, too, unless the user keeps one out of it.
     last = {metric: points[-1][1] for metric, points in series.items()}
+    # What `WandbTracker` keeps there stands last, since it has the exact integers.
+    ours = {key.removeprefix(_KEPT): value for key, value in summary.items() if key.startswith(_KEPT)}
+    summary = {**{key: value for key, value in summary.items() if not key.startswith(_KEPT)}, **ours}
     digits = {key.removesuffix(_EXACT): _whole(key, text) for key, text in summary.items() if _is_exact(key, text)}
     return RunRecord(
         name or log.parent.name,

@@ -117,7 +117,7 @@ def test_a_training_that_ends_early_shows_what_it_has(
     assert callback.profiles["train"].step.backward > 0
     assert [step for step, _ in tracker.profiles] == [0, 4]
     assert tracker.closed
-    assert capsys.readouterr().out.count("report: MemoryLogger (memory)") == 1
+    assert capsys.readouterr().out.count("report: MemoryLogger (memory)") == 2
     assert leftovers(models[0]) == []
 
 

@@ -64,9 +64,9 @@ def test_tensorboard_shows_scalars_texts_figures_and_a_file(flavour, run, make_c
     }
     assert {"flops/forward", "model/params", "latency/forward_ms", "latency/step_ms"} <= set(ours)
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
-    assert {"flops/tree", "flops/modules", "flops/operators"} <= texts
-    assert {"flops/by_module", "flops/latency"} <= set(events.Tags()["images"])
-    tree = events.Tensors("flops/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert {"workload/tree", "workload/modules", "workload/operators"} <= texts
+    assert {"workload/by_module", "workload/latency"} <= set(events.Tags()["images"])
+    tree = events.Tensors("workload/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert f"{profile.forward_flops:,} FLOPs" in tree
     assert ModelProfile.from_json((Path(folder) / "flopcallback.json").read_text()) == profile
 
@@ -116,7 +116,18 @@ def test_each_logger_gets_it_and_one_that_fails_is_named(lightning, run, make_ca
     assert [step for step, _ in good.profiles] == [0, 3]
 
 
-@pytest.mark.parametrize("kind", ["no logger", "CSVLogger", "fast_dev_run", "a logger that nobody knows"])
+def test_a_fast_dev_run_prints_one_line_and_writes_nothing(lightning, run, make_callback, capsys, tmp_path):
+    training = run(lightning, [make_callback(report_dir=tmp_path / "report")], fast_dev_run=True)
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "FLOPs" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("flopcallback: forward ")
+    assert "report" not in lines[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert training.calls_counted == 1
+
+
+@pytest.mark.parametrize("kind", ["no logger", "CSVLogger", "a logger that nobody knows"])
 def test_without_a_tracker_the_table_is_printed_once_and_files_are_written(
     lightning, run, make_callback, kind, capsys, tmp_path
 ):
@@ -125,18 +136,16 @@ def test_without_a_tracker_the_table_is_printed_once_and_files_are_written(
         options["logger"] = False
     elif kind == "CSVLogger":
         options["logger"] = lightning.loggers.CSVLogger(tmp_path / "csv")
-    elif kind == "fast_dev_run":
-        options["fast_dev_run"] = True
     callback = make_callback()
     training = run(lightning, [callback], loggers=loggers, **options)
     printed = capsys.readouterr().out
     folder = tmp_path / ("csv/lightning_logs/version_0" if kind == "CSVLogger" else "run0") / "flopcallback_report"
     assert printed.count("Classifier, one train step, forward:") == 1
-    assert printed.count(f"report: {folder}") == 1
+    assert printed.count(f"report: {folder / 'flopcallback.html'}") == 2  # with the counts, and with the times
     assert ModelProfile.from_json((folder / "flopcallback.json").read_text()) == callback.profiles["train"]
     lines = (folder / "scalars.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["flops/forward"] == callback.profiles["train"].forward_flops
-    assert training.calls_counted == (1 if kind == "fast_dev_run" else 15)
+    assert training.calls_counted == 15
 
 
 def test_a_report_folder_can_be_asked_for_beside_a_tracker(lightning, run, make_callback, monkeypatch, tmp_path):
@@ -160,13 +169,18 @@ def test_files_hold_one_training_and_the_evaluations_after_it(lightning, run, ma
     assert steps_in_file() == [(0, False), (3, False)]
 
 
-def test_with_a_tracker_one_line_is_printed(lightning, run, make_callback, monkeypatch, capsys):
+def test_with_a_tracker_a_line_of_counts_and_one_with_times_are_printed(
+    lightning, run, make_callback, monkeypatch, capsys
+):
     monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: MemoryTracker())
     callback = make_callback()
     run(lightning, [callback])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flopcallback: ")]
+    counts, line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flopcallback: ")]
+    assert counts.startswith("flopcallback: forward 319 kFLOPs, train step ")
+    assert counts.endswith(", times to come; report: MemoryLogger (memory)")
     assert line.startswith("flopcallback: forward 319 kFLOPs, ")
-    assert line.endswith(", nothing unknown; report: MemoryLogger (memory)")
+    assert "slowest: " in line
+    assert line.endswith(", no MFU: peak not known (peak_flops=); report: MemoryLogger (memory)")
 
 
 def test_nothing_is_printed_without_a_summary(lightning, run, make_callback, capsys):

@@ -20,6 +20,8 @@ from flopcallback.training.recorder import ProfileRecorder
 from flopcallback.training.sinks import Sinks
 
 BATCH = 3
+FORWARD = 2 * BATCH * (5 * 7 + 7 * 2)
+NO_PEAK = "no MFU: peak not known (peak_flops=)"
 
 
 @pytest.fixture
@@ -84,7 +86,6 @@ def test_a_plain_loop_gets_a_profile_at_once_and_times_when_the_window_closes(mo
         {
             "net/flops/forward": flops,
             "net/flops/forward_per_sample": 2 * (5 * 7 + 7 * 2),
-            "net/flops/unknown_calls": 0,
             "net/model/params": 5 * 7 + 7 + 7 * 2 + 2,
             "net/model/params_trainable": 5 * 7 + 7 + 7 * 2 + 2,
             "net/model/activations": BATCH * (7 + 2),
@@ -136,10 +137,13 @@ def test_close_without_waiting_gives_up_the_times_of_a_device_alone(model):
     trackers = {"memory": tracker}
     recorder = recorder_of(trackers, warmup_steps=0, latency_steps=20, event=DeadEvent, show=shown.append)
     loop(recorder, model, 3)
-    assert shown == []
     close(recorder, 2, wait=False)
     assert recorder.profiles["train"].latency is None
-    assert len(shown) == len(tracker.profiles) == 1
+    assert len(tracker.profiles) == 1
+    assert [text.partition(": ")[2] for text in shown] == [
+        f"forward {FORWARD} FLOPs, times to come; report: memory",
+        f"forward {FORWARD} FLOPs, {NO_PEAK}, too few steps for times; report: memory",
+    ]
     assert tracker.closed
 
 
@@ -194,19 +198,28 @@ def test_a_clock_that_fails_costs_the_times_alone(model):
     told = warnings_of(lambda: loop(recorder, model, 4))
     assert [text.partition(".")[0] for text in told] == ["steps could not be timed: OSError: no clock"]
     assert recorder.profiles["train"].latency is None
-    assert len(shown) == 1
+    assert shown[1:] == [f"flopcallback: forward {FORWARD} FLOPs, {NO_PEAK}"]
 
 
-def test_what_there_is_to_see_is_said_once_when_the_times_are_in(model):
+def test_counts_are_said_at_the_first_step_and_times_when_they_are_in(model):
     shown = []
     recorder = recorder_of({"memory": MemoryTracker()}, warmup_steps=0, latency_steps=1, show=shown.append)
     loop(recorder, model, 1)
-    assert shown == []
+    assert shown == [f"flopcallback: forward {FORWARD} FLOPs, times to come; report: memory"]
     loop(recorder, model, 3)
     close(recorder, 4)
-    (line,) = shown
-    assert line.startswith(f"flopcallback: forward {2 * BATCH * (5 * 7 + 7 * 2)} FLOPs, ")
-    assert line.endswith(", nothing unknown; report: memory")
+    (_, line) = shown
+    assert line.startswith(f"flopcallback: forward {FORWARD} FLOPs, ")
+    assert " of the forward), " in line
+    assert line.endswith(f"{NO_PEAK}; report: memory")
+
+
+def test_a_profile_that_gets_no_times_is_said_once(model):
+    shown = []
+    recorder = recorder_of({"memory": MemoryTracker()}, latency_steps=0, show=shown.append)
+    loop(recorder, model, 3)
+    close(recorder, 3)
+    assert shown == [f"flopcallback: forward {FORWARD} FLOPs, {NO_PEAK}; report: memory"]
 
 
 def test_a_line_says_what_is_unknown(model):

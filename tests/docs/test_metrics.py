@@ -100,6 +100,19 @@ def test_the_page_names_the_metrics_in_the_table_of_when_they_are_logged():
     assert not_as_on_the_page() == set()
 
 
+def test_the_page_says_which_numbers_have_a_chart_under_which_name():
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `") and "/" in line]
+    on_page = {tuple(re.findall(r"`([^`]+)`", line)[:2]) for line in lines if "`workload/" in line}
+    assert on_page == {(metric.name, metric.chart) for metric in metrics.METRICS if metric.chart}
+
+
+def test_a_run_has_at_most_six_charts():
+    values = {metric.name: 1 for metric in metrics.METRICS}
+    charts, kept = metrics.placed(values)
+    assert len(charts) <= 6
+    assert len(charts) + len(kept) == len(values)
+
+
 def test_a_new_metric_has_to_be_on_the_page(joules_metric):
     assert not_as_on_the_page() == {"perf/samples_per_joule"}
 
@@ -110,6 +123,8 @@ def test_a_training_logs_every_metric_and_nothing_else(logged):
         metrics.ERROR,
         metrics.WITHOUT_GRAD,
         metrics.STEP_WITHOUT_GRAD,
+        metrics.UNKNOWN_CALLS,  # everything has a count
+        metrics.TRAIN_STEP_PHASES["optimizer"],
         metrics.LOWER_BOUND,
         metrics.UPPER_BOUND,
         metrics.PADDING,  # Hugging Face only
@@ -121,7 +136,8 @@ def test_a_training_logs_every_metric_and_nothing_else(logged):
 
 def test_evaluation_has_the_same_names_behind_its_phase_without_times_and_whole_steps(logged):
     names = {name for _, values in logged.scalars for name in values if name.startswith("validate/")}
-    assert names == {f"validate/{metric.name}" for metric in metrics.METRICS if metric.when == "count"}
+    counted = {metric for metric in metrics.METRICS if metric.when == "count"} - {metrics.UNKNOWN_CALLS}
+    assert names == {f"validate/{metric.name}" for metric in counted}
 
 
 def test_the_page_names_the_columns_and_the_conditions(logged):

@@ -83,8 +83,8 @@ def test_tensorboard_has_numbers_tables_bars_and_the_page(train, make_callback):
     totals = [(event.step, event.value) for event in events.Scalars("compute/flops_total")]
     assert totals == [(2, 2 * STEP), (4, 4 * STEP), (6, 6 * STEP)]
     assert {"train/loss", "eval/loss", "eval/loss_by_compute"} <= set(events.Tags()["scalars"])
-    assert "flops/by_module" in events.Tags()["images"]
-    assert "flops/tree/text_summary" in events.Tags()["tensors"]
+    assert "workload/by_module" in events.Tags()["images"]
+    assert "workload/tree/text_summary" in events.Tags()["tensors"]
     assert (folder / "flopcallback.html").is_file()
 
 

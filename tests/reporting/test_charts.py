@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flopcallback.profile.times import OperatorTime
-from flopcallback.reporting import LatencySummary, ModelProfile, latency_chart, module_chart
+from flopcallback.reporting import LatencySummary, ModelProfile, latency_chart, module_chart, page
+from flopcallback.reporting.figures.axes import PALETTE
+from flopcallback.reporting.figures.bars import FLOPS, TIME
 
 pytestmark = pytest.mark.tensorboard
 
@@ -20,31 +24,33 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
 
 
-def bars(figure):
-    return [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() == pytest.approx(0.72)]
+def bars(figure, colour=FLOPS):
+    from matplotlib.colors import to_rgb
 
-
-def bars_above_time(figure):
-    return [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() > 0.4]
+    return [patch.get_width() for patch in figure.axes[0].patches if patch.get_facecolor()[:3] == to_rgb(colour)]
 
 
 def test_bars_are_as_long_as_the_flops_and_carry_name_and_share(lenet):
     figure = module_chart(lenet)
     assert bars(figure) == pytest.approx([flops / 292_032 for flops in (292_032, 138_240, 97_200, 20_160, 1_680)])
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["conv2", "fc1", "conv1", "fc2", "fc3"]
-    assert "292 k   53.2 %" in texts(figure)
+    names = ["conv2", "fc1", "conv1", "fc2", "fc3"]
+    assert [text for text in texts(figure) if text in names] == names
+    assert "292 kFLOPs 53.2 %" in texts(figure)
+    assert bars(figure, TIME) == []
 
 
-def test_thin_bars_are_the_shares_of_the_time_on_the_scale_of_the_flops(model_of, layer):
+def test_times_have_a_bar_of_their_own_on_the_scale_of_the_flops(model_of, layer):
     profile = model_of("Net", [layer("conv", "Conv2d", flops=7), layer("fc", "Linear", flops=3)])
     figure = module_chart(profile.with_latency(LatencySummary(10.0), {"": 10.0, "conv": 2.0, "fc": 8.0}))
-    wide = bars_above_time(figure)
-    thin = [patch.get_width() for patch in figure.axes[0].patches if patch.get_height() < 0.4]
-    assert wide == pytest.approx([0.7 / 0.8, 0.3 / 0.8])
-    assert thin == pytest.approx([0.2 / 0.8, 1])
-    assert "7   70.0 %   2.00 ms   20.0 %" in texts(figure)
-    assert "share of the time" in texts(figure)
+    assert bars(figure) == pytest.approx([0.7 / 0.8, 0.3 / 0.8])
+    assert bars(figure, TIME) == pytest.approx([0.2 / 0.8, 1])
+    assert {"7 FLOPs 70.0 %", "2.00 ms 20.0 %"} <= set(texts(figure))
+
+
+def test_colours_are_those_of_the_page():
+    css = (Path(page.__file__).parent / "static" / "page.css").read_text(encoding="utf-8")
+    numbers = [int(re.search(rf"--{name}: var\(--k(\d)\)", css)[1]) for name in ("flops", "time")]
+    assert [PALETTE[number] for number in numbers] == [FLOPS, TIME]
 
 
 def test_a_long_headline_is_whole_whatever_the_names_leave_to_the_bars(model_of, layer):
@@ -55,13 +61,27 @@ def test_a_long_headline_is_whole_whatever_the_names_leave_to_the_bars(model_of,
     assert headline.get_window_extent().x1 <= figure.bbox.x1
 
 
-@pytest.mark.parametrize("name", ["x", "efficientnet_encoder_blocks_14_expansion_conv_of_"])
-def test_figures_behind_bars_are_whole_whatever_the_names_leave(model_of, layer, measured, name):
+@pytest.mark.parametrize("name", ["x", "efficientnet_encoder_blocks_14_expansion_conv_of_", "W" * 40])
+def test_figures_beside_names_are_whole_and_in_the_picture(model_of, layer, measured, name):
     rows = [layer(f"{name}{'abcdefghijklmnopqrstuvwxyz'[index]}", "Linear", flops=9000 + index) for index in range(26)]
     figure = module_chart(measured(model_of("Net", rows)))
     figure.canvas.draw()
-    assert max(text.get_window_extent().x1 for text in figure.axes[0].texts) <= figure.bbox.x1
-    assert min(bars_above_time(figure)) > 0.99
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+    figures = [text for text in figure.axes[0].texts if "FLOPs " in text.get_text() or " ms " in text.get_text()]
+    assert len(figures) == 2 * 10
+    assert all(text.get_bbox_patch().get_facecolor() == (1, 1, 1, 1) for text in figures)  # over a name of wide letters
+    places = [text.get_window_extent() for text in figures]
+    assert not any(one.overlaps(other) for one in places for other in places if one is not other)
+
+
+def test_text_is_readable_where_a_dashboard_draws_the_figure_small(lenet, measured):
+    """TensorBoard's card is 350 pixels wide in a window of 1440."""
+    for figure in (module_chart(measured(lenet)), latency_chart(measured(lenet))):
+        texts(figure)
+        names = [text for text in figure.axes[0].texts if text.get_text() in ("conv2", "fc1")]
+        pixels = [text.get_fontsize() / 72 * 350 / figure.get_figwidth() for text in names]
+        assert min(pixels) >= 9
 
 
 def test_names_in_the_scatter_keep_their_ends_and_stand_apart(container, layer, model_of, measured):
@@ -69,17 +89,20 @@ def test_names_in_the_scatter_keep_their_ends_and_stand_apart(container, layer, 
     figure = latency_chart(measured(model_of("Net", [container("stack", "Stack", rows), *rows])))
     figure.canvas.draw()
     names = [text for text in figure.axes[0].texts if text.get_text().endswith("_conv")]
-    assert {text.get_text() for text in names} == {f"…of.many.levels.{index}.depthwise_conv" for index in range(5)}
+    assert {text.get_text() for text in names} == {f"…levels.{index}.depthwise_conv" for index in range(5)}
     boxes = [text.get_window_extent() for text in names]
     assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
 
 
-def test_modules_of_one_type_have_one_colour_and_the_legend_names_it(lenet):
-    figure = module_chart(lenet)
-    colours = [patch.get_facecolor() for patch in figure.axes[0].patches]
-    conv2, fc1, conv1, fc2, fc3 = colours
-    assert conv2 == conv1 != fc1 == fc2 == fc3
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["Conv2d", "Linear"]
+def test_points_of_one_type_have_one_colour_and_the_legend_names_it(lenet, measured):
+    figure = latency_chart(measured(lenet))
+    colours = figure.axes[0].collections[0].get_facecolors().tolist()
+    kinds = [row.type for row in lenet.modules[1:]]
+    by_kind = {
+        kind: {tuple(colour) for colour, each in zip(colours, kinds, strict=True) if each == kind} for kind in kinds
+    }
+    assert all(len(colours) == 1 for colours in by_kind.values())
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == set(kinds)
 
 
 def test_a_rest_that_dwarfs_the_named_modules_is_cut_and_says_so(flat):
@@ -90,7 +113,7 @@ def test_a_rest_that_dwarfs_the_named_modules_is_cut_and_says_so(flat):
 
 def test_a_lower_bound_is_marked_at_its_bar(lenet):
     rows = [dataclasses.replace(row, unknown_calls=1) if row.path == "fc1" else row for row in lenet.modules]
-    assert ">= 138 k   25.2 %" in texts(module_chart(dataclasses.replace(lenet, modules=tuple(rows))))
+    assert ">= 138 kFLOPs 25.2 %" in texts(module_chart(dataclasses.replace(lenet, modules=tuple(rows))))
 
 
 @pytest.mark.parametrize("name", ["a$b_{c", "卷积层", "x" * 300, "a\nb", "\\frac{1}", "🙂"])

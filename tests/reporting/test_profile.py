@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow
+from flopcallback.reporting import LatencySummary, ModelProfile, ModuleRow, OperatorRow, StepFlops
 
 BEYOND_64_BITS = 2**80 + 1
 
@@ -76,11 +76,22 @@ def test_scalars_have_the_names_of_the_metrics_page_and_only_what_is_known(lenet
     assert lenet.scalars() == {
         "flops/forward": 2 * 274_656,
         "flops/forward_per_sample": 2 * 274_656,
-        "flops/unknown_calls": 0,
         "model/params": 60 + 880 + 69_240 + 10_164 + 850,
         "model/params_trainable": 60 + 880 + 69_240 + 10_164 + 850,
         "model/activations": 6 * 30 * 30 + 16 * 13 * 13 + 120 + 84 + 10,
     }
+
+
+def test_parts_of_which_there_is_nothing_have_no_number(lenet):
+    step = {"": StepFlops(forward=7, backward=14)}
+    assert {name for name in lenet.with_step(step).scalars() if name.startswith("flops/")} == {
+        "flops/forward",
+        "flops/forward_per_sample",
+        "flops/train_step",
+        "flops/backward",
+    }
+    empty = ModelProfile("Nothing", modules=(ModuleRow("", None, 0, "Nothing"),)).scalars()
+    assert (empty["flops/forward"], empty["model/params"]) == (0, 0)  # these say something
 
 
 def test_scalars_gain_times_once_they_are_measured(lenet):

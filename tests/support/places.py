@@ -15,6 +15,7 @@ from typing import Any
 
 from wandb_files import RunFiles
 
+from flopcallback.profile.metrics import METRICS, logged_name
 from flopcallback.reporting import ModelProfile, si
 from flopcallback.trackers import MemoryTracker
 
@@ -29,7 +30,8 @@ class Found:
     """What a tracker keeps; all but the numbers by phase.
 
     Attributes:
-        scalars: points, as step and value, by name.
+        scalars: points of charts, as step and value, by the name of the number.
+        kept: numbers that are kept once, as they stand there in the end.
         modules: the table of modules, as path and FLOPs, where there is one; the latest, where there are several.
         tables: how many tables of modules with times there are.
         profiles: what `ModelProfile.from_json` makes of the JSON that is kept.
@@ -38,6 +40,7 @@ class Found:
     """
 
     scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    kept: dict[str, int | float] = field(default_factory=dict)
     modules: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)
     tables: dict[str, int] = field(default_factory=dict)
     profiles: dict[str, ModelProfile] = field(default_factory=dict)
@@ -91,18 +94,22 @@ def in_tensorboard(folder: Path) -> Found:
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0}).Reload()
     found = in_files(folder)
     found.scalars = {
-        name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]
+        logged_name(name): [(point.step, point.value) for point in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
     }
+    if "flopcallback" in events.Tags()["tensors"]:
+        for note in events.Tensors("flopcallback"):
+            found.kept |= json.loads(note.tensor_proto.string_val[0])
     found.modules, found.tables = {}, {}
     for phase, front in FRONTS.items():
-        if f"{front}flops/modules/text_summary" in events.Tags()["tensors"]:
+        if f"{front}workload/modules/text_summary" in events.Tags()["tensors"]:
             texts = [
                 event.tensor_proto.string_val[0].decode()
-                for event in events.Tensors(f"{front}flops/modules/text_summary")
+                for event in events.Tensors(f"{front}workload/modules/text_summary")
             ]
             found.modules[phase] = _markdown_rows(texts[-1])
             found.tables[phase] = sum("forward ms" in text for text in texts)
-        found.charts[phase] = {name for name in CHARTS if f"{front}flops/{name}" in events.Tags()["images"]}
+        found.charts[phase] = {name for name in CHARTS if f"{front}workload/{name}" in events.Tags()["images"]}
     return found
 
 
@@ -150,28 +157,35 @@ def wandb_settings() -> Any:
 
 def rows_that_wandb_shows(profile: ModelProfile) -> list[tuple[str, int | None]]:
     """All up to 10,000; of more, the 9,999 with the most FLOPs and a line that says how many more there are."""
-    rows = [(row.path, row.flops) for row in profile.modules]
+    rows = named_rows(profile)
     if len(rows) <= 10_000:
         return rows
     largest = set(sorted(rows, key=lambda row: -row[1])[:9_999])
     return [*filter(largest.__contains__, rows), (f"… {len(rows) - 9_999:,} more", None)]
 
 
+def named_rows(profile: ModelProfile) -> list[tuple[str, int]]:
+    """All modules, the root by the model's name."""
+    return [(row.path or profile.name, row.flops) for row in profile.modules]
+
+
 def in_wandb(folder: Path) -> Found:
     read, found = RunFiles(folder), Found()
     for row in read.rows:
-        step = row.get("flops/step", row.get("trainer/global_step"))
+        step = row.get("workload/step", row.get("trainer/global_step"))
         for name, value in row.items():
             if isinstance(value, (int, float)) or value in ("NaN", "Infinity"):
-                found.scalars.setdefault(name, []).append((step, float(value)))
+                found.scalars.setdefault(logged_name(name), []).append((step, float(value)))
+    found.kept = dict(read.summary.get("flopcallback", {}))
+    for name in [name for name in found.kept if name.endswith("_exact")]:
+        found.kept[name.removesuffix("_exact")] = int(found.kept.pop(name))
     for phase, front in FRONTS.items():
-        if count := len(read.logged(f"{front}flops/modules")):
-            found.modules[phase] = [(row["path"], row["flops"]) for row in read.table(f"{front}flops/modules")]
+        if count := len(read.logged(f"{front}workload/modules")):
+            found.modules[phase] = [(row["path"], row["flops"]) for row in read.table(f"{front}workload/modules")]
             found.tables[phase] = count
-        if read.logged(f"{front}flops/report"):
-            found.pages[phase] = read.file(f"{front}flops/report")
-        data = "Custom Chart Tables/{}flops/{}_table"
-        found.charts[phase] = {name for name in CHARTS if read.logged(data.format(front, name))}
+        if read.logged(f"{front}workload/report"):
+            found.pages[phase] = read.file(f"{front}workload/report")
+        found.charts[phase] = {name for name in CHARTS if read.logged(f"{front}workload/{name}")}
     for kind, _, files in read.artifacts:
         if kind == "flopcallback":
             (text,) = (text for path, text in files.items() if path.endswith(".json"))
@@ -189,13 +203,18 @@ def mlflow(run: Any) -> Place:
         (run.client, run.id),
         lambda: in_mlflow(run.client, run.id),
         lambda step: run.client.log_metric(run.id, "train/loss", 0.5, step=step),
+        named_rows,
     )
 
 
 def in_mlflow(client: Any, run_id: str) -> Found:
     data, found = client.get_run(run_id).data, Found()
     for name in data.metrics:
-        found.scalars[name] = [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+        points = client.get_metric_history(run_id, name)
+        found.scalars[logged_name(name)] = [(point.step, point.value) for point in points]
+    for name in (front + metric.name for front in FRONTS.values() for metric in METRICS):
+        if text := data.tags.get(name.replace("/", ".")):
+            found.kept[name] = int(text) if text.isdecimal() else float(text)
     shown = [each["path"] for each in json.loads(data.tags.get("mlflow.loggedArtifacts", "[]"))]
     for phase, front in FRONTS.items():
         files = {Path(file.path).name for file in client.list_artifacts(run_id, f"{front}flops")}
@@ -225,6 +244,12 @@ def in_folder(path: Path) -> Found:
         step = values.pop("step")
         for name, value in values.items():
             found.scalars.setdefault(name, []).append((step, float("nan") if value is None else value))
+    return with_last(found)
+
+
+def with_last(found: Found) -> Found:
+    """With every number kept as it was logged last, of a place that has no charts."""
+    found.kept = {name: points[-1][1] for name, points in found.scalars.items()}
     return found
 
 
@@ -251,6 +276,6 @@ def memory() -> Place:
         for _, profile in tracker.profiles:
             found.profiles[profile.phase] = profile
             found.modules[profile.phase] = [(row.path, row.flops) for row in profile.modules]
-        return found
+        return with_last(found)
 
     return Place(tracker, read, draws=False)

@@ -15,15 +15,20 @@ from wandb_files import RunFiles
 
 def in_wandb(folder: str) -> dict[str, object]:
     read = RunFiles(folder)
-    modules = {row["path"]: row["flops"] for row in read.table("flops/modules")}
-    return {"forward": read.summary["flops/forward"], "modules": modules}
+    modules = paths(read.table("workload/modules"))
+    return {"forward": read.summary["flopcallback"]["flops/forward"], "modules": modules}
+
+
+def paths(rows: list[dict[str, object]]) -> dict[str, object]:
+    """FLOPs by path; the first row is the root, which has the model's name for a path."""
+    return {"" if place == 0 else row["path"]: row["flops"] for place, row in enumerate(rows)}
 
 
 def in_tensorboard(folder: str) -> dict[str, object]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
-    tree = events.Tensors("flops/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
+    tree = events.Tensors("workload/tree/text_summary")[-1].tensor_proto.string_val[0].decode()
     (total,) = re.findall(r"^forward: ([\d,]+) FLOPs", tree, re.MULTILINE)
     profile = json.loads(Path(folder, "flopcallback.json").read_text(encoding="utf-8"))
     modules = {row["path"]: row["flops"] for row in profile["modules"]}
@@ -36,7 +41,7 @@ def in_mlflow(address: str, run_id: str) -> dict[str, object]:
     client = MlflowClient(address)
     table = json.loads(Path(client.download_artifacts(run_id, "flops/modules.json")).read_text(encoding="utf-8"))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    modules = {row["path"]: row["flops"] for row in rows}
+    modules = paths(rows)
     return {"forward": int(client.get_run(run_id).data.tags["flops.forward"]), "modules": modules}
 
 

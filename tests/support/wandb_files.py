@@ -17,6 +17,7 @@ class RunFiles:
     Attributes:
         rows: of the history, each with what was logged, nested names joined by dots.
         summary, config: as they were at the end.
+        kept: the entry of the summary that is ours.
         metrics: what `define_metric` was called with, by name or glob.
         artifacts: by name, their files by path within them.
     """
@@ -33,6 +34,7 @@ class RunFiles:
         assert records[-1]["type"] == "exit", f"{log} has no end"
         self.rows = [record["history"]["item"] for record in records if record["type"] == "history"]
         self.summary = _last(records, "summary")
+        self.kept = self.summary.get("flopcallback", {})
         self.config = {**_last(records, "run", "config"), **_last(records, "config")}
         defined = [record["metric"] for record in records if record["type"] == "metric"]
         self.metrics = {metric.get("name") or metric["glob_name"]: metric for metric in defined}

@@ -169,11 +169,11 @@ def test_wandb_draws_the_metric_itself_by_compute_and_gets_no_copy(fit, flavour,
         name: metric.get("step_metric") for name, metric in read.metrics.items() if name != "trainer/global_step"
     } == {
         "*": "trainer/global_step",
-        "val/loss": "compute/flops_total",
-        "train/mean": "compute/flops_total",
+        "val/loss": "workload/flops_total",
+        "train/mean": "workload/flops_total",
     }
     rows = [row for row in read.rows if "val/loss" in row]
-    assert [(row["compute/flops_total"], row["val/loss"]) for row in rows] == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
+    assert [(row["workload/flops_total"], row["val/loss"]) for row in rows] == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
     assert not any(name.endswith("_by_compute") for row in read.rows for name in row)
 
 
@@ -368,17 +368,17 @@ def test_a_run_of_mlflows_has_copies(sqlite, tmp_path):
 def test_a_run_of_wandbs_has_the_axis_and_compute_beside_the_loss(tmp_path):
     def log(hook, step):
         validated(hook, step)
-        run.log({"val/v1.2\\loss": BATCHES / (step + 1), **hook.metrics()})
+        run.log({"val/v1.2\\loss": BATCHES / (step + 1), **hook.charts()})
 
     run = places.start_wandb(tmp_path)
     run.define_metric("val/*", step_metric="epoch")
     loop(run, by_compute=["val/v1.2\\loss", "val/loss"], log=log, prefix="mine/")
     run.finish()
     read = places.RunFiles(Path(run.dir).parent)
-    assert read.metrics[r"val/v1\.2\\loss"]["step_metric"] == "mine/compute/flops_total"
+    assert read.metrics[r"val/v1\.2\\loss"]["step_metric"] == "mine/workload/flops_total"
     assert read.metrics["val/*"]["step_metric"] == "epoch"
     rows = [row for row in read.rows if "val/v1.2\\loss" in row]
-    drawn = [(row["mine/compute/flops_total"], row["val/v1.2\\loss"]) for row in rows]
+    drawn = [(row["mine/workload/flops_total"], row["val/v1.2\\loss"]) for row in rows]
     assert drawn == [(5 * FLOPS, 1.0), (10 * FLOPS, 0.5)]
     assert not any(name.endswith("_by_compute") for row in read.rows for name in row)
 
@@ -398,7 +398,7 @@ def test_wandb_adds_compute_to_a_row_of_the_named_metric_alone(tmp_path):
     loop(run, log=lambda hook, step: run.log({"val/loss": 1.0}))
     run.finish()
     rows = [row for row in places.RunFiles(Path(run.dir).parent).rows if "val/loss" in row]
-    assert [row["compute/flops_total"] for row in rows] == [4 * FLOPS, 10 * FLOPS]
+    assert [row["workload/flops_total"] for row in rows] == [4 * FLOPS, 10 * FLOPS]
 
 
 def test_a_tracker_of_ones_own_is_asked_for_the_axis_once_and_gets_no_copy():

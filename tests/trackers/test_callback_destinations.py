@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_an_active_run_of_wandb_is_found(fit, tmp_path):
     with wandb.init(dir=tmp_path, project="p", settings=wandb.Settings(silent=True)) as run:
         fit(counted("wandb"))
         folder = Path(run.dir).parent
-    assert RunFiles(folder).summary["compute/flops_total"] == TOTAL
+    assert RunFiles(folder).kept["compute/flops_total"] == TOTAL
     assert not (tmp_path / REPORT).exists()
 
 
@@ -103,7 +104,7 @@ def test_an_active_run_of_mlflow_is_found(fit, sqlite):
     with mlflow.start_run() as run:
         fit(counted("mlflow"))
         assert mlflow.active_run().info.run_id == run.info.run_id
-    assert mlflow.MlflowClient().get_run(run.info.run_id).data.metrics["compute/flops_total"] == TOTAL
+    assert mlflow.MlflowClient().get_run(run.info.run_id).data.metrics["workload/flops_total"] == TOTAL
 
 
 @pytest.mark.tensorboard
@@ -114,10 +115,11 @@ def test_tensorboard_is_a_run_in_the_folder_that_its_users_look_in_and_a_test_ad
     trainer, module = fit(callback)
     trainer.test(module, loader(), verbose=False)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert f"report: tensorboard (runs/{folder.name})" in capsys.readouterr().out
+    assert f"report: runs/{folder.name}/flopcallback.html" in capsys.readouterr().out
     events = EventAccumulator(str(folder)).Reload()
-    assert [event.value for event in events.Scalars("compute/flops_total")][-1] == TOTAL
-    assert [event.value for event in events.Scalars("test/flops/forward")] == [FORWARD]
+    assert [event.value for event in events.Scalars("workload/flops_total")][-1] == TOTAL
+    notes = [json.loads(event.tensor_proto.string_val[0]) for event in events.Tensors("flopcallback")]
+    assert notes[-1]["test/flops/forward"] == FORWARD
 
 
 def test_without_an_active_run_one_warning_says_so_and_the_report_is_written(fit, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import mlflow_stores as stores
 import pytest
 
+from flopcallback.profile.times import StepTime
 from flopcallback.reporting import ModelProfile, html_page, markdown_modules
 from flopcallback.trackers import Tracker, tracker_for
 
@@ -44,29 +45,40 @@ def local(sqlite, tmp_path):
 
 
 def exact(records):
-    """What a table has to give back of records: all, but floats to four digits."""
+    """What a table has to give back of records: all, but floats to four digits, and no column without any value."""
+    empty = {key for key in records[0] if all(record[key] is None for record in records)}
     return [
-        {key: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value for key, value in record.items()}
+        {
+            key: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            for key, value in record.items()
+            if key not in empty
+        }
         for record in records
     ]
 
 
+def named(profile):
+    """The records of modules, where the root has the model's name."""
+    root, *others = profile.module_records()
+    return [{**root, "path": profile.name}, *({**record, "parent": profile.name} for record in others)]
+
+
 def test_metrics_are_floats_at_their_step(run):
-    run.tracker().log_scalars({"flops/forward": 2**70 + 1, "perf/mfu_pct": 41.7}, 3)
-    assert run.points("flops/forward") == [(3, 2.0**70)]
-    assert run.points("perf/mfu_pct") == [(3, 41.7)]
+    run.tracker().log_scalars({"compute/flops_total": 2**70 + 1, "perf/mfu_pct": 41.7}, 3)
+    assert run.points("workload/flops_total") == [(3, 2.0**70)]
+    assert run.points("workload/mfu_pct") == [(3, 41.7)]
 
 
 def test_what_is_not_finite_is_nan(run):
-    run.tracker().log_scalars({"perf/mfu_pct": math.nan, "latency/step_ms": math.inf}, 4)
-    assert [math.isnan(value) for _, value in run.points("perf/mfu_pct")] == [True]
-    assert [math.isnan(value) for _, value in run.points("latency/step_ms")] == [True]
+    run.tracker().log_scalars({"perf/mfu_pct": math.nan, "perf/step_time_ms": math.inf}, 4)
+    assert [math.isnan(value) for _, value in run.points("workload/mfu_pct")] == [True]
+    assert [math.isnan(value) for _, value in run.points("workload/step_time_ms")] == [True]
 
 
 def test_a_profile_makes_tables_reports_and_a_figure(run, net):
     run.tracker().log_profile(net([3, 5]), 7)
     assert run.files() == FILES
-    assert run.rows() == exact(net([3, 5]).module_records())
+    assert run.rows() == exact(named(net([3, 5])))
     assert run.rows("operators") == exact(net([3, 5]).operator_records())
     assert run.shown_as_tables() == TABLES
 
@@ -93,7 +105,7 @@ def test_integers_beyond_any_float_are_exact_in_tags_tables_and_report(run, net)
 def test_any_name_stands_in_the_tables_and_reports(run, net, timed):
     names = ["a/b", "卷积|层", "x.y", "__init__", "$\\alpha$", "🙂"]
     run.tracker().log_profile(timed(net([3, 5, 7, 11, 13, 17], names=names)), 0)
-    assert [row["path"] for row in run.rows()] == ["", *names]
+    assert [row["path"] for row in run.rows()] == ["Net", *names]
     assert run.files() == FILES | {"latency.png"}
 
 
@@ -113,7 +125,19 @@ def test_a_table_that_a_browser_could_not_open_is_shown_as_text(local, net):
 def test_a_new_column_is_in_the_table_at_its_place(local, net, frozen_column):
     local.tracker().log_profile(net([3, 5]), 0)
     assert [row["params_frozen"] for row in local.rows()] == [3 + 5, 3, 5]
-    assert list(local.rows()[0])[:5] == ["path", "type", "flops", "params_frozen", "flops_share"]
+    assert list(local.rows()[0])[:5] == ["path", "params_frozen", "flops", "flops_share", "type"]
+
+
+def test_times_come_first_and_columns_without_any_value_are_left_out(local, net, timed):
+    profile = timed(net([3, 5]))
+    whole = profile.with_times({"": StepTime(9.0), "layer0": StepTime(2.0), "layer1": StepTime(1.0)}, [])
+    local.tracker().log_profile(net([3, 5]), 0)
+    assert list(local.rows()[0])[:4] == ["path", "flops", "flops_share", "type"]
+    local.tracker().log_profile(profile, 25)
+    assert list(local.rows()[0])[:4] == ["path", "forward_ms", "latency_share", "flops"]
+    local.tracker().log_profile(whole, 25)
+    assert list(local.rows()[0])[:5] == ["path", "step_ms", "step_time_share", "forward_ms", "latency_share"]
+    assert [(row["path"], row["step_ms"]) for row in local.rows()] == [("Net", 9), ("layer0", 2), ("layer1", 1)]
 
 
 def test_a_time_that_is_no_number_is_null(run, net, timed):
@@ -159,22 +183,40 @@ def test_mlflows_own_reader_reads_the_table(run, net):
     run.tracker().log_profile(net([3, 5]), 0)
     mlflow.set_tracking_uri(run.uri)  # It searches by the fluent function, whoever's client it is.
     table = run.client.load_table(run.experiment, "flops/modules.json", run_ids=[run.id])
-    assert list(table["path"]) == ["", "layer0", "layer1"]
+    assert list(table["path"]) == ["Net", "layer0", "layer1"]
     assert list(table["flops"]) == [8, 3, 5]
 
 
-def test_a_value_counted_again_stays_one_point_and_another_is_a_second(run):
-    run.tracker().log_scalars({"flops/forward": 8, "latency/step_ms": 2.5}, 0)
-    run.tracker().log_scalars({"flops/forward": 8, "latency/step_ms": 3.5}, 30)
-    assert run.points("flops/forward") == [(0, 8)]
-    assert run.points("latency/step_ms") == [(0, 2.5), (30, 3.5)]
+def test_numbers_that_do_not_change_are_tags_without_a_chart_and_a_later_fit_replaces_them(run):
+    run.tracker().log_scalars({"flops/forward": 8, "latency/step_ms": 2.5, "flops/optimizer": 0}, 0)
+    run.tracker().log_scalars({"flops/forward": 8, "latency/step_ms": 3.5, "compute/estimated_pct": 0.0}, 30)
+    assert run.found().data.metrics == {}
+    assert run.tags() == {"flops.forward": "8", "latency.step_ms": "3.5", "compute.estimated_pct": "0.0"}
 
 
-def test_a_value_that_repeats_within_a_fit_is_a_point_each_time(run):
+def test_a_value_that_repeats_is_a_point_each_time(run):
     tracker = run.tracker()
     for step in (10, 20, 30):
         tracker.log_scalars({"perf/mfu_pct": 50.0}, step)
-    assert run.points("perf/mfu_pct") == [(10, 50), (20, 50), (30, 50)]
+    assert run.points("workload/mfu_pct") == [(10, 50), (20, 50), (30, 50)]
+
+
+def test_numbers_of_the_first_count_are_params_and_no_later_fit_fails_on_them(run, net, timed):
+    run.tracker(prefix="a/").log_profile(timed(net([3, 5])), 0)
+    first = {"a.flops.forward": "8", "a.flops.forward_per_sample": "2", "a.model.params": "8"}
+    assert run.found().data.params == first
+    run.tracker(prefix="a/").log_profile(net([3, 7]), 0)
+    assert run.found().data.params == first
+    assert run.tags()["a.flops.forward"] == "10"
+
+
+def test_what_a_later_fit_does_not_have_any_more_is_empty(run, net):
+    unknown = [dataclasses.replace(net([3]).modules[0], unknown_calls=2), *net([3]).modules[1:]]
+    run.tracker().log_profile(net([3], modules=tuple(unknown)), 0)
+    assert run.tags()["flops.unknown_calls"] == "2"
+    run.tracker().log_profile(net([3]), 0)
+    assert run.tags()["flops.unknown_calls"] == ""
+    assert "flops.optimizer" not in run.tags()
 
 
 def test_conditions_are_tags(run, net):
@@ -186,9 +228,8 @@ def test_conditions_are_tags(run, net):
         "flops.device": "cpu",
         "flops.input_shapes": "[[4, 3]]",
     }
-    sums = {"flops.forward": "8", "flops.forward_per_sample": "2", "flops.unknown_calls": "0"}
-    sizes = {"model.params": "8", "model.params_trainable": "0", "model.activations": "0"}
-    assert run.tags() == conditions | sums | sizes
+    numbers = {"flops.forward": "8", "flops.forward_per_sample": "2", "model.params": "8"}
+    assert run.tags() == conditions | numbers
 
 
 def test_a_condition_that_is_not_known_has_no_tag_and_loses_that_of_an_earlier_fit(run, net):
@@ -218,11 +259,11 @@ def test_prefix_and_phase_stand_in_front_of_tags_and_paths(run, net):
 
 def test_what_mlflow_takes_in_no_name_is_replaced(run, net):
     tracker = run.tracker(prefix="/../学生 (50%)?#: //")
-    tracker.log_scalars({"/../学生 (50%)?#: //flops/forward": 8}, 0)
+    tracker.log_scalars({"/../学生 (50%)?#: //compute/flops_total": 8}, 0)
     tracker.log_profile(net([3, 5]), 0)
-    assert run.points("学生 -50----: /flops/forward") == [(0, 8)]
+    assert run.points("学生 -50----: /workload/flops_total") == [(0, 8)]
     assert run.files("学生 -50----- /flops") == FILES
-    assert run.rows(folder="学生 -50----- /flops") == exact(net([3, 5]).module_records())
+    assert run.rows(folder="学生 -50----- /flops") == exact(named(net([3, 5])))
     assert run.tags()["学生 -50----: .flops.forward"] == "8"
 
 
@@ -233,7 +274,6 @@ def test_the_run_stays_its_owners(run, net):
     tracker.close()
     found = run.found()
     assert found.info.status == "RUNNING"
-    assert found.data.params == {}
     assert "mlflow.note.content" not in found.data.tags
     assert run.number_in_experiment() == 1
 
@@ -260,8 +300,8 @@ def test_the_active_run_and_a_run_write_into_themselves(local):
     mlflow.set_tracking_uri(local.uri)
     with mlflow.start_run(run_id=local.id) as active:
         for name, target in (("by_name", "mlflow"), ("active", active), ("run", local.found())):
-            tracker_for(target).log_scalars({f"flops/{name}": 3}, 0)
-    assert set(local.found().data.metrics) == {"flops/by_name", "flops/active", "flops/run"}
+            tracker_for(target).log_scalars({f"{name}/compute/flops_total": 3}, 0)
+    assert set(local.found().data.metrics) == {f"{name}/workload/flops_total" for name in ("by_name", "active", "run")}
     assert local.number_in_experiment() == 1
 
 

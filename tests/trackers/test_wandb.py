@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from numpy import asarray
 from wandb_files import RunFiles
 
 from flopcallback.profile.columns import text_columns
-from flopcallback.reporting import LatencySummary, ModelProfile, html_page
+from flopcallback.profile.metrics import METRICS
+from flopcallback.reporting import LatencySummary, ModelProfile, html_page, latency_chart, module_chart, pixels
 from flopcallback.trackers import Tracker, tracker_for
 
 pytestmark = [
@@ -87,7 +89,7 @@ def test_a_run_finds_its_tracker(run):
 
 def test_the_string_wandb_is_the_active_run(run):
     tracker_for("wandb").log_scalars({"flops/forward": 7}, 0)
-    assert ended(run).summary["flops/forward"] == 7
+    assert ended(run).kept["flops/forward"] == 7
 
 
 @pytest.mark.lightning
@@ -99,8 +101,8 @@ def test_lightnings_logger_of_either_name_writes_into_its_own_run(tmp_path, net,
     tracker.log_profile(net([3, 5]), 2)
     tracker.close()
     read = ended(logger.experiment)
-    assert read.summary["flops/forward"] == 8
-    assert len(read.table("flops/modules")) == 3
+    assert read.kept["flops/forward"] == 8
+    assert len(read.table("workload/modules")) == 3
 
 
 @pytest.mark.parametrize("name", ["wandb", "wandb.run"])
@@ -149,29 +151,29 @@ def test_a_disabled_run_is_written_to_without_complaint(start, net, timed):
     tracker.log_profile(net([3, 5]), 0)
     tracker.log_profile(timed(net([3, 5])), 1)
     tracker.close()
-    assert run.summary["flops/forward_exact"] == str(2**70)
+    assert run.summary["flopcallback"]["flops/forward"] == 3 + 5
 
 
 # Numbers
 
 
-def test_integers_are_exact_in_history_and_summary(run):
-    values = {"flops/forward": 2**62 + 1, "model/params": 0, "compute/flops_total": 2**63 - 1}
+def test_integers_are_exact_in_the_history_and_in_our_entry_of_the_summary(run):
+    values = {"flops/forward": 2**62 + 1, "model/params": 7, "compute/flops_total": 2**63 - 1}
     tracker_for(run).log_scalars(values, 3)
     read = ended(run)
     (row,) = read.rows
-    assert {name: row[name] for name in values} == values
-    assert {name: read.summary[name] for name in values} == values
+    assert row["workload/flops_total"] == read.summary["workload/flops_total"] == 2**63 - 1
+    assert {name: read.kept[name] for name in values} == values
 
 
-def test_integers_that_a_float_would_round_stand_in_the_summary_as_digits(run):
+def test_integers_that_a_float_would_round_stand_there_as_digits(run):
     tracker = tracker_for(run)
     tracker.log_scalars({"flops/forward": 2**70 + 1, "model/params": 2**53, "compute/flops_total": 2**53 + 1}, 0)
     tracker.log_scalars({"compute/flops_total": 2**64 + 3}, 1)
     run.log({"train/loss": 1.0})
     read = ended(run)
-    assert read.rows[0]["flops/forward"] == float(2**70)
-    assert {name: value for name, value in read.summary.items() if name.endswith("_exact")} == {
+    assert float(read.rows[0]["workload/flops_total"]) == float(2**64)
+    assert {name: value for name, value in read.kept.items() if name.endswith("_exact")} == {
         "flops/forward_exact": str(2**70 + 1),
         "compute/flops_total_exact": str(2**64 + 3),
     }
@@ -180,21 +182,48 @@ def test_integers_that_a_float_would_round_stand_in_the_summary_as_digits(run):
 def test_digits_are_those_of_the_latest_fit(run):
     tracker_for(run).log_scalars({"flops/forward": 2**60 + 1}, 0)
     tracker_for(run).log_scalars({"flops/forward": 7}, 0)
-    assert ended(run).summary["flops/forward_exact"] == "7"
+    assert ended(run).kept == {"flops/forward": 7}
+
+
+def test_what_a_later_fit_does_not_have_any_more_is_gone(run, net):
+    unknown = [dataclasses.replace(net([3]).modules[0], unknown_calls=2), *net([3]).modules[1:]]
+    tracker_for(run).log_profile(net([3], modules=tuple(unknown)), 0)
+    assert run.summary["flopcallback"]["flops/unknown_calls"] == 2
+    tracker_for(run).log_profile(net([3]), 0)
+    assert "flops/unknown_calls" not in ended(run).kept
+
+
+def test_two_trackers_of_a_run_keep_their_numbers_side_by_side(run):
+    student, teacher = (tracker_for(run, prefix=f"{name}/") for name in ("student", "teacher"))
+    student.log_scalars({"student/flops/forward": 3}, 0)
+    teacher.log_scalars({"teacher/flops/forward": 5}, 0)
+    student.log_scalars({"student/compute/estimated_pct": 0.0}, 1)
+    kept = {"student/flops/forward": 3, "teacher/flops/forward": 5, "student/compute/estimated_pct": 0.0}
+    assert ended(run).kept == kept
+
+
+def test_the_summary_that_is_printed_at_the_end_shows_the_users_numbers(start, capfd):
+    run = start(settings=settings(silent=False))
+    names = [name for metric in METRICS for name in (metric.name, f"validate/{metric.name}")]
+    tracker_for(run).log_scalars({name: 7 for name in names if not name.startswith("validate/perf")}, 0)
+    run.log({"epoch": 1, "train/loss": 0.25, "val/loss": 0.5})
+    run.finish()
+    printed = capfd.readouterr().err.partition("Run summary:")[2]
+    assert [line.split()[1] for line in printed.splitlines()[1:4]] == ["epoch", "train/loss", "val/loss"]
 
 
 def test_numbers_that_are_not_finite_are_kept(run):
     tracker_for(run).log_scalars({"perf/mfu_pct": math.nan, "perf/step_time_ms": math.inf}, 0)
     (row,) = ended(run).rows
-    assert (row["perf/mfu_pct"], row["perf/step_time_ms"]) == ("NaN", "Infinity")
+    assert (row["workload/mfu_pct"], row["workload/step_time_ms"]) == ("NaN", "Infinity")
 
 
 def test_numbers_that_no_row_follows_are_written_when_the_run_finishes(run):
     run.log({"train/loss": 1.0})
-    tracker_for(run).log_scalars({"latency/step_ms": 2.5}, 25)
+    tracker_for(run).log_scalars({"perf/step_time_ms": 2.5}, 25)
     read = ended(run)
     assert [row.get("train/loss") for row in read.rows] == [1, None]
-    assert (read.rows[1]["latency/step_ms"], read.rows[1]["flops/step"]) == (2.5, 25)
+    assert (read.rows[1]["workload/step_time_ms"], read.rows[1]["workload/step"]) == (2.5, 25)
 
 
 def test_without_steps_numbers_join_the_next_row_of_the_user(run):
@@ -203,7 +232,7 @@ def test_without_steps_numbers_join_the_next_row_of_the_user(run):
         tracker.log_scalars({"perf/samples_per_sec": 10.0 + step}, step)
         run.log({"train/loss": float(step)})
     rows = ended(run).rows
-    assert [(row["train/loss"], row["perf/samples_per_sec"], row["flops/step"]) for row in rows] == [
+    assert [(row["train/loss"], row["workload/samples_per_sec"], row["workload/step"]) for row in rows] == [
         (0, 10, 0),
         (1, 11, 1),
         (2, 12, 2),
@@ -232,7 +261,7 @@ def test_a_user_who_passes_steps_finds_every_row_where_it_would_be(start, net, t
     beside = training_with_steps(run, net, timed, tracker_for(run))
     assert [step for step, _ in of_the_user(alone)] == [3, 4, 7, 11]
     assert of_the_user(beside) == of_the_user(alone)
-    assert [row["flops/step"] for row in beside if "flops/step" in row] == [3, 4, 7, 11]
+    assert [row["workload/step"] for row in beside if "workload/step" in row] == [3, 4, 7, 11]
     assert "WARNING" not in capfd.readouterr().err
 
 
@@ -256,11 +285,11 @@ def test_numbers_have_an_axis_of_their_own_and_the_users_keep_theirs(run):
     tracker.log_scalars({"v1.2/perf/mfu_pct": 40.0}, 100)
     run.log({"train/loss": 1.0})
     metrics = ended(run).metrics
-    assert metrics[r"v1\.2/flops/step"]["options"]["hidden"]
+    assert metrics[r"v1\.2/workload/step"]["options"]["hidden"]
     assert {name: metric.get("step_metric") for name, metric in metrics.items()} == {
         "train/*": "epoch",
-        r"v1\.2/flops/step": None,
-        r"v1\.2/perf/mfu_pct": "v1.2/flops/step",
+        r"v1\.2/workload/step": None,
+        r"v1\.2/workload/mfu_pct": "v1.2/workload/step",
     }
 
 
@@ -276,6 +305,9 @@ def test_a_dot_in_a_name_has_to_be_escaped_for_wandb_to_find_it(run):
 # Tables, charts, report, artifact
 
 
+FIRST_COLUMNS = ["path", "step_ms", "step_time_share", "forward_ms", "latency_share", "flops"]
+
+
 def awkward(net, **more):
     names = ["encoder.layers.0", "__init__", "a/b", "卷积|层", "🙂", 'a"b\\c', "$x^2$"]
     return net([3, 5, 7, 11, 13, 17, 2**64 + 19], names=names, **more)
@@ -284,8 +316,11 @@ def awkward(net, **more):
 def test_the_tables_are_the_records_of_the_profile(run, net, timed):
     profile = timed(awkward(net))
     read = logged(run, profile)
-    assert read.table("flops/modules") == profile.module_records()
-    assert read.table("flops/operators") == profile.operator_records()
+    root, *others = profile.module_records()
+    named = [{**root, "path": "Net"}, *({**record, "parent": "Net"} for record in others)]
+    assert read.table("workload/modules") == named
+    assert read.table("workload/operators") == profile.operator_records()
+    assert list(read.table("workload/modules")[0])[:6] == FIRST_COLUMNS
 
 
 def column_types(read, table):
@@ -298,9 +333,9 @@ def column_types(read, table):
 def test_a_column_without_any_value_has_its_type(run, net):
     profile = net([3, 5])
     read = logged(run, profile)
-    assert {row["forward_ms"] for row in read.table("flops/modules")} == {None}
-    assert list(read.table("flops/modules")[0]) == list(profile.module_records()[0])
-    types = column_types(read, "flops/modules")
+    assert {row["forward_ms"] for row in read.table("workload/modules")} == {None}
+    assert set(read.table("workload/modules")[0]) == set(profile.module_records()[0])
+    types = column_types(read, "workload/modules")
     assert types["forward_ms"] == types["flops"] == {"none", "number"}
     assert types["output_shape"] == types["path"] == {"none", "string"}
 
@@ -314,13 +349,13 @@ def test_every_column_of_text_is_known_as_one(net):
 
 def test_a_new_column_is_in_the_table_with_its_type(run, net, frozen_column):
     read = logged(run, net([3, 5]))
-    assert [row["params_frozen"] for row in read.table("flops/modules")] == [3 + 5, 3, 5]
-    assert column_types(read, "flops/modules")["params_frozen"] == {"none", "number"}
+    assert [row["params_frozen"] for row in read.table("workload/modules")] == [3 + 5, 3, 5]
+    assert column_types(read, "workload/modules")["params_frozen"] == {"none", "number"}
 
 
 def test_a_time_that_is_not_finite_is_no_number_in_a_table(run, net):
     profile = net([3, 5]).with_latency(LatencySummary(1.0), {"layer0": math.nan, "layer1": math.inf})
-    assert {row["forward_ms"] for row in logged(run, profile).table("flops/modules")} == {None}
+    assert {row["forward_ms"] for row in logged(run, profile).table("workload/modules")} == {None}
 
 
 def test_the_report_goes_up_at_once_and_again_with_times(run, net, timed):
@@ -331,14 +366,14 @@ def test_the_report_goes_up_at_once_and_again_with_times(run, net, timed):
     run.log({"train/loss": 0.5})
     tracker.close()
     read = ended(run)
-    assert read.logged("flops/report") == [0, 1]
-    assert read.file("flops/report") == html_page(timed(net([3, 5])))
+    assert read.logged("workload/report") == [0, 1]
+    assert read.file("workload/report") == html_page(timed(net([3, 5])))
 
 
-@pytest.mark.parametrize("key", ["flops/modules", "flops/operators", "flops/by_module", "flops/latency"])
+@pytest.mark.parametrize("key", ["workload/modules", "workload/operators", "workload/by_module", "workload/latency"])
 def test_tables_and_charts_are_logged_once_with_times(run, net, timed, key):
     read = logged(run, net([3, 5]), timed(net([3, 5])))
-    assert len(read.logged(key) + read.logged(f"Custom Chart Tables/{key}_table")) == 1
+    assert len(read.logged(key)) == 1
 
 
 def test_tables_come_when_training_ends_where_no_times_came(run, net):
@@ -348,25 +383,32 @@ def test_tables_come_when_training_ends_where_no_times_came(run, net):
     tracker.close()
     tracker.close()
     read = ended(run)
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == read.logged("flops/operators") == [1]
-    assert read.logged("Custom Chart Tables/flops/latency_table") == []
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == read.logged("workload/operators") == [1]
+    assert read.logged("workload/latency") == []
 
 
-def test_bars_are_wandbs_own_of_where_the_flops_are(run, net):
-    read = logged(run, net([5, 3], names=["a.b", "c"]))
-    assert read.config["_wandb.visualize.flops/by_module"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
-    bars = read.table("Custom Chart Tables/flops/by_module_table")
-    assert bars == [{"path": "a.b", "FLOPs": 5}, {"path": "c", "FLOPs": 3}]
+def test_figures_are_the_images_that_other_trackers_have(run, net, timed):
+    from PIL import Image
+
+    profile = timed(net([5, 3], names=["a.b", "c"]))
+    read = logged(run, profile)
+    drawn = {"by_module": module_chart(profile), "latency": latency_chart(profile)}
+    for name, figure in drawn.items():
+        with Image.open(read.folder / "files" / read.summary[f"workload/{name}.path"]) as image:
+            assert (asarray(image.convert("RGB")) == pixels(figure)).all()
 
 
-def test_points_are_the_flops_and_the_times_of_innermost_modules(run, net, timed):
-    read = logged(run, timed(net([3, 5])))
-    assert read.config["_wandb.visualize.flops/latency"]["panel_config"]["panelDefId"] == "wandb/scatter/v0"
-    assert read.table("Custom Chart Tables/flops/latency_table") == [
-        {"path": "layer0", "FLOPs": 3, "forward ms": 0.5},
-        {"path": "layer1", "FLOPs": 5, "forward ms": 0.5},
+def test_without_matplotlib_all_but_the_figures_is_logged(run, net, timed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        tracker_for(run).log_profile(timed(net([3, 5])), 0)
+    read = ended(run)
+    assert [read.logged(f"workload/{name}") for name in ("report", "modules", "operators", "by_module")] == [
+        *([[0]] * 3),
+        [],
     ]
+    assert len(artifacts(read)) == 1
 
 
 def artifacts(read):
@@ -396,31 +438,29 @@ def test_the_config_has_the_conditions(run, net):
 
 def test_the_summary_has_the_integers_of_a_profile_alone(run, net):
     read = logged(run, net([3, 5]))
-    assert (read.summary["flops/forward"], read.summary["model/params"]) == (3 + 5, 3 + 5)
+    assert (read.kept["flops/forward"], read.kept["model/params"]) == (3 + 5, 3 + 5)
 
 
 def test_prefix_and_phase_stand_in_front_of_all_names(run, net, timed):
     profile = dataclasses.replace(timed(net([3, 5], config={"flops.dtype": "half"})), phase="validate")
     read = logged(run, profile, prefix="student/")
-    names = {"modules", "operators", "report"}
+    names = {"modules", "operators", "report", "by_module", "latency"}
     panels = {name.removesuffix("._type") for name in read.summary if name.endswith("._type")}
-    front = "student/validate/flops"
-    charts = {f"Custom Chart Tables/{front}/{name}_table" for name in ("by_module", "latency")}
-    assert panels == {f"{front}/{name}" for name in names} | charts
+    assert panels == {f"student/validate/workload/{name}" for name in names}
     assert read.config["student/validate/flops.dtype"] == "half"
-    assert read.summary["student/validate/flops/forward"] == 3 + 5
+    assert read.kept["student/validate/flops/forward"] == 3 + 5
     assert artifacts(read).keys() == {f"flopcallback-validate-{run.id}-student"}
 
 
 def test_a_profile_without_any_module_is_logged(run):
     read = logged(run, ModelProfile("Nothing"))
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == read.logged("Custom Chart Tables/flops/by_module_table") == []
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == []
 
 
 def test_a_single_module_is_logged(run, net):
     read = logged(run, net([], forward_flops=7))
-    assert [row["path"] for row in read.table("flops/modules")] == [""]
+    assert [row["path"] for row in read.table("workload/modules")] == ["Net"]
 
 
 def test_of_more_modules_than_wandb_shows_the_largest_are_shown_and_the_rest_is_told(run, net, timed, monkeypatch):
@@ -430,19 +470,18 @@ def test_of_more_modules_than_wandb_shows_the_largest_are_shown_and_the_rest_is_
     monkeypatch.setattr(wandb.Table, "MAX_ROWS", 10)
     profile = timed(net([(index * 7) % 30 for index in range(30)]))
     read = logged(run, profile)
-    *shown, last = read.table("flops/modules")
+    *shown, last = read.table("workload/modules")
     assert {key for key, value in last.items() if value is not None} == {"path"}
     # The root and all modules but the 8 largest are 31 - 9.
     assert last["path"] == "… 22 more"
-    assert [row["path"] for row in shown] == [row.path for row in profile.modules if row.path == "" or row.flops >= 22]
-    points = read.table("Custom Chart Tables/flops/latency_table")
-    assert {point["FLOPs"] for point in points} == set(range(20, 30))
+    paths = [row.path or "Net" for row in profile.modules if row.path == "" or row.flops >= 22]
+    assert [row["path"] for row in shown] == paths
 
 
 # Again in the same run
 
 
-PANELS = ("flops/report", "flops/modules", "flops/operators", "Custom Chart Tables/flops/by_module_table")
+PANELS = ("workload/report", "workload/modules", "workload/operators", "workload/by_module")
 
 
 def fit(run, profile, timed, prefix=""):
@@ -462,10 +501,10 @@ def test_a_second_fit_shows_the_same_model_once(run, net, timed):
     fit(run, net([3, 5]), timed)
     fit(run, net([3, 5]), lambda profile: profile.with_latency(LatencySummary(2.0), {"layer0": 7.0}))
     read = ended(run)
-    assert read.logged("flops/report") == [0, 1]
+    assert read.logged("workload/report") == [0, 1]
     assert all(read.logged(panel) == [1] for panel in PANELS[1:])
     assert len(artifacts(read)) == 1
-    assert read.logged("flops/forward") == [0, 3]
+    assert read.kept["flops/forward"] == 3 + 5
 
 
 def test_a_second_fit_of_another_model_shows_it(run, net, timed):
@@ -473,7 +512,7 @@ def test_a_second_fit_of_another_model_shows_it(run, net, timed):
     fit(run, net([3, 7], config={"flops.dtype": "bfloat16"}), timed)
     read = ended(run)
     assert all(read.logged(panel) == [1, 4] for panel in PANELS[1:])
-    assert [row["flops"] for row in read.table("flops/modules")] == [3 + 7, 3, 7]
+    assert [row["flops"] for row in read.table("workload/modules")] == [3 + 7, 3, 7]
     assert read.config["flops.dtype"] == "bfloat16"
 
 
@@ -482,8 +521,8 @@ def test_a_second_fit_shows_the_times_that_the_first_had_not(run, net, timed):
     fit(run, net([3, 5]), timed)
     fit(run, net([3, 5]), None)
     read = ended(run)
-    assert read.logged("flops/modules") == [1, 3]
-    assert {row["forward_ms"] for row in read.table("flops/modules")} == {None, 0.5}
+    assert read.logged("workload/modules") == [1, 3]
+    assert {row["forward_ms"] for row in read.table("workload/modules")} == {None, 0.5}
 
 
 def test_a_fit_that_broke_off_before_its_tables_has_them_in_the_next(run, net):
@@ -491,8 +530,8 @@ def test_a_fit_that_broke_off_before_its_tables_has_them_in_the_next(run, net):
     run.log({"train/loss": 1.0})
     fit(run, net([3, 5]), None)
     read = ended(run)
-    assert read.logged("flops/report") == [0]
-    assert read.logged("flops/modules") == [2]
+    assert read.logged("workload/report") == [0]
+    assert read.logged("workload/modules") == [2]
 
 
 def test_a_resumed_run_shows_the_same_model_no_second_time(start, net, timed):
@@ -505,7 +544,7 @@ def test_a_resumed_run_shows_the_same_model_no_second_time(start, net, timed):
     fit(resumed, net([3, 5], config={"flops.version": "1"}), timed)
     read = ended(resumed)
     assert all(read.logged(panel) == [] for panel in PANELS)
-    assert read.logged("flops/forward") == [0]
+    assert read.kept["flops/forward"] == 3 + 5
 
 
 def test_a_run_that_was_given_the_config_of_another_shows_its_model(start, net, timed):
@@ -514,14 +553,14 @@ def test_a_run_that_was_given_the_config_of_another_shows_its_model(start, net, 
     ours = {name: value for name, value in ended(first).config.items() if name.startswith("flops.")}
     second = start(config=ours)
     fit(second, net([3, 5]), timed)
-    assert ended(second).logged("flops/modules") == [1]
+    assert ended(second).logged("workload/modules") == [1]
 
 
 def test_a_peak_that_is_measured_anew_makes_no_other_model(run, net, timed):
     for peak in (1.25, 1.5):
         fit(run, net([3, 5], config={"flops.dtype": "half", "flops.peak_tflops": peak}), timed)
     read = ended(run)
-    assert read.logged("flops/modules") == [1]
+    assert read.logged("workload/modules") == [1]
     assert read.config["flops.peak_tflops"] == 1.5
 
 
@@ -529,8 +568,8 @@ def test_two_models_in_a_run_have_their_own_panels_behind_their_prefixes(run, ne
     fit(run, net([3, 5]), timed, prefix="teacher/")
     fit(run, net([3, 5]), timed, prefix="student/")
     read = ended(run)
-    assert read.logged("teacher/flops/modules") == [1]
-    assert read.logged("student/flops/modules") == [4]
+    assert read.logged("teacher/workload/modules") == [1]
+    assert read.logged("student/workload/modules") == [4]
 
 
 # A training
@@ -619,12 +658,13 @@ def test_a_training_with_either_lightning_shows_its_profile(flavour, make_logger
     trainer_of(flavour, logger, make_callback()).fit(make_model(flavour))
     read = ended(logger.experiment)
     assert steps_of(read, "train/loss") == [0, 1, 2, 3, 4, 5]
-    assert steps_of(read, "flops/forward") == [0]
-    assert steps_of(read, "latency/step_ms") == [3]
+    assert steps_of(read, "workload/flops_total") == [0, 1, 2, 3, 4, 5]
+    assert read.logged("flops/forward") == read.logged("latency/step_ms") == []
+    assert read.kept["latency/step_ms"] > 0
     assert all("train/loss" in row for row in read.rows)
-    assert read.logged("flops/report") == [0, 3]
-    assert read.logged("flops/modules") == read.logged("flops/operators") == [3]
-    assert read.summary["flops/forward"] == FIRST + SECOND
+    assert read.logged("workload/report") == [0, 3]
+    assert read.logged("workload/modules") == read.logged("workload/operators") == [3]
+    assert read.kept["flops/forward"] == FIRST + SECOND
 
 
 @pytest.mark.lightning
@@ -650,12 +690,13 @@ def test_tables_have_the_integers_that_an_analysis_of_the_same_batch_gives(light
     trainer_of(lightning, logger, make_callback()).fit(model)
     read = ended(logger.experiment)
     analysis = FlopCountAnalysis(model, torch.ones(BATCH, IN))
-    modules = {row["path"]: row["flops"] for row in read.table("flops/modules")}
+    modules = {row["path"]: row["flops"] for row in read.table("workload/modules")}
     modules.pop("(training_step)", None)
+    modules[""] = modules.pop("Regression")
     assert modules == dict(analysis.hardware_flops())
     assert modules == {"": FIRST + SECOND, "net": FIRST + SECOND, "net.0": FIRST, "net.1": 0, "net.2": SECOND}
-    operators = {row["operator"]: row["flops"] for row in read.table("flops/operators") if row["flops"]}
-    assert sum(operators.values()) == read.summary["flops/forward"] == analysis.hardware_flops()[""]
+    operators = {row["operator"]: row["flops"] for row in read.table("workload/operators") if row["flops"]}
+    assert sum(operators.values()) == read.kept["flops/forward"] == analysis.hardware_flops()[""]
 
 
 @pytest.mark.lightning
@@ -665,10 +706,8 @@ def test_fits_and_evaluations_with_one_logger_add_what_is_new(lightning, make_lo
         trainer_of(lightning, logger, callback).fit(model)
     trainer_of(lightning, logger, callback, limit_val_batches=2).validate(model, verbose=False)
     read = ended(logger.experiment)
-    assert len(read.logged("flops/modules")) == len(read.logged("validate/flops/modules")) == 1
-    assert steps_of(read, "flops/forward") == [0, 0]
-    (validated,) = (row for row in read.rows if "validate/flops/forward" in row)
-    assert (validated["validate/flops/forward"], "val/loss" in validated) == (FIRST + SECOND, True)
+    assert len(read.logged("workload/modules")) == len(read.logged("validate/workload/modules")) == 1
+    assert read.kept["flops/forward"] == read.kept["validate/flops/forward"] == FIRST + SECOND
     assert len(artifacts(read)) == 2
 
 
@@ -681,7 +720,7 @@ def test_in_a_run_that_the_user_started_no_axis_is_defined(lightning, make_logge
     run.log({"mine": 1})
     read = ended(run)
     assert read.metrics == {}
-    assert read.rows[0]["flops/forward"] == FIRST + SECOND
+    assert read.kept["flops/forward"] == FIRST + SECOND
     assert "train/loss" in read.rows[0]
     assert (read.rows[-1]["_step"], read.rows[-1]["mine"]) == (BATCHES, 1)
 
@@ -690,7 +729,7 @@ def test_in_a_run_that_the_user_started_no_axis_is_defined(lightning, make_logge
 def test_a_disabled_logger_does_not_stop_a_training(lightning, make_logger):
     logger = make_logger(lightning, mode="disabled")
     trainer_of(lightning, logger, make_callback()).fit(make_model(lightning))
-    assert logger.experiment.summary["flops/forward"] == FIRST + SECOND
+    assert logger.experiment.summary["flopcallback"]["flops/forward"] == FIRST + SECOND
 
 
 def test_a_plain_loop_that_passes_steps_shows_its_profile(run):
@@ -710,5 +749,5 @@ def test_a_plain_loop_that_passes_steps_shows_its_profile(run):
     read = ended(run)
     assert [step for step, _ in of_the_user(read.rows)] == [0, 10, 20, 30, 40]
     assert len(read.rows) == 5
-    assert [row["flops"] for row in read.table("flops/modules")] == [FIRST + SECOND, FIRST, 0, SECOND]
-    assert len(read.logged("flops/modules")) == len(read.logged("latency/step_ms")) == 1
+    assert [row["flops"] for row in read.table("workload/modules")] == [FIRST + SECOND, FIRST, 0, SECOND]
+    assert len(read.logged("workload/modules")) == 1
