@@ -230,9 +230,7 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
     if profile.latency is not None:
         text = timing_includes(profile.latency.how)
         meanings["time"] = f"{text[0].upper()}{text[1:]}. It contains the modules inside, as all figures of a row do."
-        meanings["slow for their FLOPs"] = (
-            "What has more of the time than of the FLOPs."
-        )
+        meanings["slow for their FLOPs"] = "What has more of the time than of the FLOPs."
     if profile.is_lower_bound:
         meanings[">="] = "Something inside has no count: the figure is a lower bound."
     if profile.upper_bounds:
