@@ -57,6 +57,7 @@ def take() -> None:
         file = Path(folder) / "page.html"
         file.write_text(page(), encoding="utf-8")
         browser = Chromium(Path(folder) / "chromium")
+        browser.send("Emulation.setScrollbarsHidden", hidden=True)  # one fades at its own time
         for name, (width, height, scheme, script) in PICTURES.items():
             browser.resize(width, height)
             browser.prefer(scheme)

@@ -204,7 +204,12 @@ def estimate_of(training: Mapping[str, int | float]) -> str:
     estimated, error = training.get(metrics.ESTIMATED.name) or 0, training.get(metrics.ERROR.name)
     if not estimated:
         return ""
-    return f"{estimated:.2g} % estimated" + (f", off by at most {error:.2g} %" if error is not None else "")
+    off = "" if error is None else f", off by at most {_two_digits(error)} %"
+    return f"{_two_digits(estimated)} % estimated{off}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"  # and not `1e+02`
 
 
 def _throughput(profile: ModelProfile) -> str:

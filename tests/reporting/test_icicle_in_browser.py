@@ -106,6 +106,8 @@ def test_identical_layers_are_one_block_until_they_are_asked_for(show, decoder, 
     assert names(browser, 1) == [fold]
     browser.run("[...document.querySelectorAll('#crumbs button')].find(b => b.textContent === 'Show all 40').click()")
     assert names(browser, 2) == [f"model.layers.{index}" for index in range(40)]
+    browser.run("[...document.querySelectorAll('#crumbs button')].find(b => b.textContent === 'Fold again').click()")
+    assert fold in widths(browser)
     assert browser.troubles() == []
 
 

@@ -181,7 +181,9 @@ def test_types_beyond_the_first_are_taken_together(model_of, layer, measured):
 
 
 def test_the_rank_correlation_has_its_sentence(lenet, measured):
-    assert "1.00 rank correlation of FLOPs and time over 7 innermost modules" in read(measured(lenet)).text
+    text = read(measured(lenet)).text
+    assert "1.00 rank correlation of FLOPs and time over 7 modules and operators" in text
+    assert "They have 100.0 % of it: more FLOPs nearly always means more time" in text
     against = {"": 6.0, "conv1": 1.0, "conv2": 0.5, "fc1": 2.0, "fc2": 3.0, "fc3": 4.0}
     page = read(lenet.with_latency(LatencySummary(6.0, steps=3), against))
     # By FLOPs fc3, fc2, conv1, fc1, conv2, by time conv2, conv1, fc1, fc2, fc3, each with the weight of its time: ranks

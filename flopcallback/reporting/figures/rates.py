@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,10 +45,12 @@ class RateScale:
             profile: profile with or without a peak.
             rates: FLOP/s of the model's parts, each with its weight.
         """
-        if profile.peak_flops_per_s:
-            return cls(profile.peak_flops_per_s, is_peak=True)
+        # A file may hold any number.
+        peak = profile.peak_flops_per_s
+        if peak and 0 < peak < math.inf:
+            return cls(peak, is_peak=True)
         median = weighted_median(rates)
-        return None if median is None else cls(median, is_peak=False)
+        return cls(median, is_peak=False) if median and median < math.inf else None
 
     @property
     def limits(self) -> Sequence[float]:

@@ -48,6 +48,8 @@ class Point:
         is_above_peak: True if its FLOP/s exceed the device's peak.
         name: name to show; empty for the model itself.
         bound: what sets its pace: `compute`, `memory` or `launches`; empty if unknown.
+        flops: FLOPs in its time.
+        ms: milliseconds.
     """
 
     index: int
@@ -57,6 +59,8 @@ class Point:
     is_above_peak: bool
     name: str = ""
     bound: str = ""
+    flops: int = 0
+    ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,8 @@ def _point(profile: ModelProfile, point: Measured, index: int, frame: FlopsAndTi
     x = math.log10(point.flops) if point.flops > 0 else frame.zero or 0.0
     x, y = frame.percent(x, math.log10(point.ms))
     colour = legend.index(point.type) if point.type in legend else None
-    return Point(index, x, y, colour, profile.is_above_peak(point), point.path, bound_of_point(profile, point))
+    bound = bound_of_point(profile, point)
+    return Point(index, x, y, colour, profile.is_above_peak(point), point.path, bound, point.flops, point.ms)
 
 
 def _equal_rates(frame: FlopsAndTime, peak: float | None) -> Iterator[Line]:

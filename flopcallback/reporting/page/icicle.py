@@ -84,7 +84,7 @@ class Icicle:
             self._figure("step", "flops", lambda row: row.step.total if row.step else 0),
             self._figure("step", "time", lambda row: row.time.total if row.time else 0.0),
         ]
-        self.figures = {each.key: each for each in figures if each.total > 0}
+        self.figures = {each.key: each for each in figures if 0 < each.total < math.inf}
         self.scale = RateScale.of(profile, self._rates())
 
     def _figure(self, scope: str, of: str, value: Callable[[ModuleRow], float | None]) -> _Figure:

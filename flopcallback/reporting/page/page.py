@@ -10,13 +10,13 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from flopcallback.profile.rows import share
+from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.reporting.caption import at_least, footer, headline, in_words, timing_includes
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.rates import RATE_COLOURS
 from flopcallback.reporting.figures.scatter import scatter
 from flopcallback.reporting.findings import findings
-from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.reporting.flops_and_time import agreement, slow_for_their_flops
 from flopcallback.reporting.page.environment import template
 from flopcallback.reporting.page.icicle import Icicle
 from flopcallback.reporting.page.own_work import WAITING
@@ -29,6 +29,7 @@ from flopcallback.reporting.verdict import verdict_line
 
 if TYPE_CHECKING:
     from flopcallback.profile.model_profile import ModelProfile
+    from flopcallback.reporting.figures.scatter import Point
     from flopcallback.reporting.findings import Finding
 
 __all__ = ["html_page"]
@@ -49,11 +50,13 @@ def html_page(profile: ModelProfile) -> str:
     """
     rows = page_rows(profile)
     icicle = Icicle(profile, rows)
+    drawn = scatter(profile, len(PALETTE))
     told = findings(profile)
     return template("page.html.jinja").render(
         profile=profile,
         sentence=told[0].text if told else _sentence(profile),
-        advice=[_advice(profile, finding) for finding in told[1:]],
+        # The first tile says how noisy the times are.
+        advice=[_advice(profile, finding) for finding in told[1:] if finding.rule != "noise"],
         subtitle=headline(profile).removeprefix(f"{profile.name}, "),
         engines=_engines(profile),
         differences=[] if profile.verdict is None else profile.verdict.differences,
@@ -65,8 +68,8 @@ def html_page(profile: ModelProfile) -> str:
         tiles=tiles(profile),
         figures=list(figures(profile)),
         types=icicle.types(TYPES),
-        scatter=scatter(profile, len(PALETTE)),
-        rate_places=_rate_places(profile, icicle),
+        scatter=drawn,
+        points=[] if drawn is None else [_point(profile, icicle, point) for point in drawn.points],
         agreement=_agreement(profile),
         slow=_slow(profile),
         data=_packed({"table": table_data(profile, rows) if profile.modules else None, "icicle": icicle.data()}),
@@ -110,11 +113,20 @@ def _waiting(icicle: Icicle) -> dict[str, str]:
     return {name: word for name, word in WAITING.items() if word in shown}
 
 
-def _rate_places(profile: ModelProfile, icicle: Icicle) -> list[int | None]:
-    """Return the class of each row's FLOP/s, for the points of the scatter."""
-    if icicle.scale is None:
-        return [None] * len(profile.modules)
-    return [icicle.scale.place(profile.achieved_flops_per_s(row)) for row in profile.modules]
+def _point(profile: ModelProfile, icicle: Icicle, point: Point) -> dict[str, Any]:
+    """Return a point of the scatter in the colour of its FLOP/s, with what it says."""
+    rate = achieved_flops_per_s(point.flops, point.ms)
+    place = icicle.scale.place(rate) if icicle.scale else None
+    figures = [f"{milliseconds(point.ms)} ms", f"{point.flops:,} FLOPs", si(rate, "FLOP/s") if rate else ""]
+    return {
+        "x": point.x,
+        "y": point.y,
+        "index": point.index,
+        "colour": "none" if place is None else f"q{place}",
+        "is_above_peak": point.is_above_peak,
+        "name": point.name or profile.name,
+        "said": " · ".join(filter(None, (*figures, f"bound by {point.bound}" if point.bound else ""))),
+    }
 
 
 def _plain_lines(profile: ModelProfile) -> list[dict[str, str]]:
@@ -150,33 +162,43 @@ def _engines(profile: ModelProfile) -> dict[str, Any] | None:
 
 
 def _agreement(profile: ModelProfile) -> dict[str, str] | None:
-    """Return the rank correlation and a sentence on it; None without times."""
-    modules = len(measured_leaves(profile))
-    if not modules:
+    """Return the rank correlation, a sentence on it, and what orders time best; None without times."""
+    found = agreement(profile)
+    if not found.points:
         return None
-    correlation = rank_correlation(profile)
-    if correlation is None:
-        return {"value": "", "sentence": "Too few modules were timed, or all are alike: there is no order to compare."}
+    best = ""
+    if len(found.orderings) > 1:
+        ranked = ", ".join(f"{name} {value:.2f}" for name, value in found.orderings.items())
+        best = f"What orders them by time, best first: {ranked}."
+    if found.correlation is None:
+        sentence = "Too few modules were timed, or all are alike: there is no order to compare."
+        return {"value": "", "sentence": sentence, "best": best}
     return {
-        "value": f"{correlation:.2f}",
-        "sentence": f"rank correlation of FLOPs and time over {modules:,} innermost modules: {in_words(correlation)}.",
+        "value": f"{found.correlation:.2f}",
+        "sentence": f"rank correlation of FLOPs and time over {found.points:,} modules and operators, weighted by "
+        f"time. They have {percent(found.covered)} of it: {in_words(found.correlation)}.",
+        "best": best,
     }
 
 
 def _slow(profile: ModelProfile) -> list[dict[str, Any]]:
-    """Return the rows of modules that are slow for their FLOPs."""
+    """Return the rows of what is slow for its FLOPs."""
     places = {row.path: index for index, row in enumerate(profile.modules)}
     return [
         {
             # The row of a fold is that of its first module.
-            "index": places[node.row.path],
-            "name": node.path or profile.name,
-            "type": f"{node.modules:,} × {node.type}" if node.modules > 1 else node.type,
-            "time_share": percent(share(node.forward_ms, profile.forward_ms)),
-            "flops_share": percent(share(node.flops, profile.forward_flops) or 0.0),
+            "index": places.get(point.row.path, 0),
+            "name": point.path or profile.name,
+            "type": "" if point.operator else f"{_times(point.modules)}{point.row.type}",
+            "time_share": percent(point.time_share),
+            "flops_share": percent(point.flops_share),
         }
-        for node in slow_for_their_flops(profile, SLOW)
+        for point in slow_for_their_flops(profile, SLOW)
     ]
+
+
+def _times(modules: int) -> str:
+    return f"{modules:,} × " if modules > 1 else ""
 
 
 def _operator(record: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +230,7 @@ def _meanings(profile: ModelProfile) -> dict[str, str]:
     if profile.latency is not None:
         text = timing_includes(profile.latency.how)
         meanings["time"] = f"{text[0].upper()}{text[1:]}. It contains the modules inside, as all figures of a row do."
-        meanings["slow for their FLOPs"] = "Innermost modules whose share of the time exceeds their share of the FLOPs."
+        meanings["slow for their FLOPs"] = "What has more of the time than of the FLOPs."
     if profile.is_lower_bound:
         meanings[">="] = "Something inside has no count: the figure is a lower bound."
     if profile.upper_bounds:

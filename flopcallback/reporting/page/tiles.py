@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
-from flopcallback.profile.rows import CPU_CLOCK, achieved_flops_per_s, share
+from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.reporting.caption import bound_of, estimate_of, step_parts
+from flopcallback.reporting.noise import NOISY, noise_in_words
 from flopcallback.reporting.units import NOTHING, milliseconds, percent, si
 
 if TYPE_CHECKING:
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from flopcallback.profile.rows import LatencySummary
 
 __all__ = ["Tile", "figures", "tiles"]
-
-# Half of the quartiles' distance over the median, and the share of the steps' time with a processor: from there on,
-# differences that a reader would act on may be chance.
-NOISY, CROWDED = 0.1, 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +64,10 @@ def _spread(latency: LatencySummary) -> str:
 
 
 def _noise(latency: LatencySummary) -> str:
-    if latency.noise is not None and latency.noise >= NOISY:
-        return f"noisy machine: times ±{100 * latency.noise:.0f} %"
-    # A thread that feeds a device waits for it without a processor.
-    if latency.cpu_share is not None and latency.cpu_share < CROWDED and latency.how.startswith(CPU_CLOCK):
-        return f"noisy machine: {100 * latency.cpu_share:.0f} % of a processor"
-    return ""
+    text = noise_in_words(latency)
+    if not text or latency.cpu_share is None or (latency.noise is not None and latency.noise >= NOISY):
+        return text
+    return f"noisy machine: {100 * latency.cpu_share:.0f} % of a processor"  # shorter than the words
 
 
 def _flops(profile: ModelProfile) -> Tile:

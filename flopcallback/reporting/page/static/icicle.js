@@ -179,12 +179,13 @@ page.drawIcicle = (rows, data, table) => {
       more.push(action(`Show all ${rows.members(fold).length}`, () => {
         state.unfolded.add(fold);
         const all = rows.members(fold).map(nodeOf);
-        zoomTo([...state.path.slice(0, -1), groupOf(all)]);
+        zoomTo([...state.path.slice(0, -1), { ...groupOf(all), name: rows.names[fold] }]);
       }));
     }
     if (top.row) more.push(action("Show in the table", () => table.reveal(top.row)));
+    if (state.unfolded.size) more.push(action("Fold again", () => { state.unfolded.clear(); zoomTo([]); }));
     crumbs.replaceChildren(...list, ...more);
-    crumbs.hidden = !state.path.length;
+    crumbs.hidden = !state.path.length && !state.unfolded.size;
   }
 
   function action(text, act) {

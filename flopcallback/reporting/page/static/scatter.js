@@ -18,11 +18,7 @@ page.drawScatter = (moduleTable) => {
     if (!point) return;
     point.classList.add("chosen");
     const row = Number(point.dataset.row), figures = make("div"), show = make("button", "", "Show in the table");
-    figures.append(make("b", "", moduleTable.nameOf(row)), ` ${moduleTable.exact("type", row)}`);
-    for (const [key, name] of [["time", ""], ["flops", "FLOPs: "], ["rate", ""]]) {
-      const exact = moduleTable.exact(key, row);
-      if (exact) figures.append(make("div", "", name + exact));
-    }
+    figures.append(make("b", "", point.dataset.name), make("div", "", point.dataset.said));
     show.type = "button";
     show.addEventListener("click", () => moduleTable.reveal(row));
     tip.replaceChildren(figures, ...(isPinned ? [show] : []));
