@@ -124,7 +124,9 @@ class MLflowTracker:
         A metric is a float64, and no exact integer.
         """
         self._write_report(profile, (".json", ".html"))
-        self._log_batch([], {self.prefix + name: value for name, value in profile.training.items()})
+        _, kept = placed(profile.training)
+        whole = {name: value for name, value in profile.training.items() if isinstance(value, int)}
+        self._log_batch([], {self.prefix + name: value for name, value in {**kept, **whole}.items()})
         self._empty_tags(self.prefix, unsaid(profile.training, "log"))
 
     def page_of(self, profile: ModelProfile) -> str:
@@ -141,7 +143,7 @@ class MLflowTracker:
         """Write points of charts, and numbers as tags where they are new."""
         from mlflow.entities import RunTag
 
-        tags = {_tag(name): str(value) for name, value in numbers.items()}
+        tags = {_tag(name): _digits(value) for name, value in numbers.items()}
         new = [RunTag(name, text) for name, text in tags.items() if self._tags.get(name) != text]
         self._tags.update(tags)
         if points or new:
@@ -204,7 +206,7 @@ class MLflowTracker:
         prefix = self.prefix + profile.phase_prefix
         conditions = {_tag(prefix + key): _text(value) for key, value in profile.config.items()}
         numbers = {self.prefix + name: value for name, value in profile.scalars().items()}
-        counted = {_tag(prefix + name): str(numbers[prefix + name]) for name in COUNTED if prefix + name in numbers}
+        counted = {_tag(prefix + name): _digits(numbers[prefix + name]) for name in COUNTED if prefix + name in numbers}
         self._log_batch([], numbers)
         bare = {name.removeprefix(prefix): value for name, value in numbers.items()}
         self._empty_tags(prefix, unsaid(bare, "count", "window"))
@@ -244,6 +246,11 @@ def _tag(name: str) -> str:
 
 def _storable(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
+
+
+def _digits(value: float) -> str:
+    """Return a number as a tag shows it: an integer exactly, any other in six digits."""
+    return str(value) if isinstance(value, int) else str(float(f"{value:.6g}"))
 
 
 def _text(value: Any) -> str:

@@ -80,7 +80,7 @@ def test_tensorboard_has_numbers_tables_bars_and_the_page(train, make_callback):
     (folder,) = (left.output / "runs").iterdir()
     assert len(list(folder.glob("events*"))) == 1  # nothing was written after the Trainer's callback had closed it
     events = EventAccumulator(str(folder)).Reload()
-    totals = [(event.step, event.value) for event in events.Scalars("compute/flops_total")]
+    totals = [(event.step, event.value) for event in events.Scalars("workload/flops_total")]
     assert totals == [(2, 2 * STEP), (4, 4 * STEP), (6, 6 * STEP)]
     assert {"train/loss", "eval/loss", "eval/loss_by_compute"} <= set(events.Tags()["scalars"])
     assert "workload/by_module" in events.Tags()["images"]
@@ -102,7 +102,7 @@ def test_mlflow_has_numbers_and_the_page_in_the_run_of_the_trainer(train, make_c
     mlflow.set_tracking_uri(before)
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
-    history = client.get_metric_history(run.info.run_id, "compute/flops_total")
+    history = client.get_metric_history(run.info.run_id, "workload/flops_total")
     assert [(each.step, each.value) for each in history] == [(2, 2 * STEP), (4, 4 * STEP), (6, 6 * STEP)]
     assert run.data.metrics["loss"]
     assert client.list_artifacts(run.info.run_id)
@@ -123,7 +123,7 @@ def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callba
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = [values(record.history.item) for record in records(log) if record.WhichOneof("record_type") == "history"]
     rows = [row for row in rows if "train/loss" in row]
-    assert [row["compute/flops_total"] for row in rows] == [2 * STEP, 4 * STEP, 6 * STEP]
+    assert [row["workload/flops_total"] for row in rows] == [2 * STEP, 4 * STEP, 6 * STEP]
     assert [row["train/global_step"] for row in rows] == [2, 4, 6]
 
 

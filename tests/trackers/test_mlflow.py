@@ -136,7 +136,7 @@ def test_times_come_first_and_columns_without_any_value_are_left_out(local, net,
     local.tracker().log_profile(profile, 25)
     assert list(local.rows()[0])[:4] == ["path", "forward_ms", "latency_share", "flops"]
     local.tracker().log_profile(whole, 25)
-    assert list(local.rows()[0])[:5] == ["path", "step_ms", "step_time_share", "forward_ms", "latency_share"]
+    assert list(local.rows()[0])[:5] == ["path", "step_ms", "step_time_share", "flops", "flops_share"]
     assert [(row["path"], row["step_ms"]) for row in local.rows()] == [("Net", 9), ("layer0", 2), ("layer1", 1)]
 
 

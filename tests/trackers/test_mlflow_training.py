@@ -97,8 +97,8 @@ def trainer_of(flavour, logger, **more):
 def test_a_logger_of_either_name_is_written_to_by_its_client_and_run(flavour, run):
     tracker = tracker_for(logger_of(flavour, run))
     assert tracker.run_id == run.id
-    tracker.log_scalars({"flops/forward": 3}, 2)
-    assert run.points("flops/forward") == [(2, 3)]
+    tracker.log_scalars({"compute/flops_total": 3}, 2)
+    assert run.points("workload/flops_total") == [(2, 3)]
 
 
 def test_the_one_run_has_the_very_integers_of_an_analysis_times_and_the_users_own_metrics(flavour, run):
@@ -108,15 +108,19 @@ def test_the_one_run_has_the_very_integers_of_an_analysis_times_and_the_users_ow
     assert FORWARD == 2 * (2 * 7 * 5 + 2 * 5 * 3) == analysis.hardware_flops()[""]
     assert run.tags()["flops.forward"] == str(FORWARD)
     rows = {row["path"]: row["flops"] for row in run.rows()}
+    rows[""] = rows.pop("Regression")
     assert {path: flops for path, flops in rows.items() if path != "(training_step)"} == dict(analysis.hardware_flops())
     operators = {row["operator"]: row["flops"] for row in run.rows("operators")}
     assert operators == {"linear": FORWARD}
     assert {row["operator"]: row["macs"] for row in run.rows("operators")} == dict(analysis.by_operator())
     assert ModelProfile.from_json(run.file("flops/report.json")).forward_flops == FORWARD
-    metrics = run.found().data.metrics
-    assert metrics["flops/forward"] == FORWARD
-    assert metrics["model/params"] == 7 * 5 + 5 + 5 * 3 + 3
-    assert metrics["latency/forward_ms"] > 0
+    found = run.found().data
+    assert found.params["flops.forward"] == str(FORWARD)
+    assert found.tags["model.params"] == str(7 * 5 + 5 + 5 * 3 + 3)
+    assert float(found.tags["latency.forward_ms"]) > 0
+    ours = {name for name in found.metrics if name not in ("train/loss", "epoch")}
+    assert all(name.startswith("workload/") for name in ours)
+    assert len(ours) <= 6
     assert len(run.points("train/loss")) == 6
     assert run.rows()[1]["forward_ms"] > 0
     assert {"by_module.png", "latency.png", "report.html", "report.md"} <= run.files()
@@ -144,10 +148,12 @@ def test_a_second_fit_and_a_resumed_run_leave_one_table_and_one_count(lightning,
     trainer.fit_loop.max_epochs = 2
     trainer.fit(model)
     trainer_of(lightning, logger_of(lightning, run)).fit(make_model(lightning))
-    assert [row["path"] for row in run.rows()] == ["", "net", "net.0", "net.1", "net.2", "(training_step)"]
-    assert [value for _, value in run.points("flops/forward")] == [FORWARD]
-    assert len(run.points("latency/step_ms")) == 3
-    assert run.found().data.tags == first
+    assert [row["path"] for row in run.rows()] == ["Regression", "net", "net.0", "net.1", "net.2", "(training_step)"]
+    last = run.found().data.tags
+    assert last.keys() == first.keys()
+    assert {name: last[name] for name in last if name.startswith(("flops.", "model."))} == {
+        name: first[name] for name in first if name.startswith(("flops.", "model."))
+    }
     assert run.number_in_experiment() == 1
 
 
@@ -171,7 +177,8 @@ def train(to, **more):
 def test_a_plain_loop_writes_to_a_client_with_a_run(run):
     train((run.client, run.id), prefix="student/")
     assert run.rows(folder="student/flops")[0]["flops"] == FORWARD
-    assert run.found().data.metrics["student/flops/forward"] == FORWARD
+    assert run.tags()["student.flops.forward"] == str(FORWARD)
+    assert run.points("student/workload/flops_total")
     assert run.found().info.status == "RUNNING"
 
 

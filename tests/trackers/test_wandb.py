@@ -305,7 +305,7 @@ def test_a_dot_in_a_name_has_to_be_escaped_for_wandb_to_find_it(run):
 # Tables, charts, report, artifact
 
 
-FIRST_COLUMNS = ["path", "step_ms", "step_time_share", "forward_ms", "latency_share", "flops"]
+FIRST_COLUMNS = ["path", "forward_ms", "latency_share", "step_ms", "step_time_share", "flops"]
 
 
 def awkward(net, **more):
