@@ -166,10 +166,11 @@ class LatencyWindow:
         is_clocked = self.is_warm and self._steps_to_time > 0 and self._steps_to_time >= self._steps_to_time_bare
         return is_clocked and self._has_clocked
 
-    def spare_step(self) -> None:
-        """Use up a step with clocks on modules without timing it, if one like it was timed already."""
-        if self._has_clocked:
-            self._steps_to_time = max(0, self._steps_to_time - 1)
+    def spare_step(self) -> bool:
+        """Use up a step with clocks on modules without timing it; return False if none like it was timed so far."""
+        can_spare = self._has_clocked and self._steps_to_time > 0
+        self._steps_to_time -= can_spare
+        return can_spare
 
     @property
     def _has_clocked(self) -> bool:

@@ -101,6 +101,7 @@ class ProfileRecorder:
         self._as_written: Mapping[str, int] | None = {}  # backward of the counted call, from `backward_as_written`
         self._device = "cpu"
         self._names = ModuleNames({})  # of the modules that are timed
+        self._spared = 0  # recorded steps that took the place of one with clocks
         self._attempts = 0  # steps that were recorded for their times, or in vain
         self._recorded: list[RecordedTimes] = []  # times of steps in the window whose operators were recorded
 
@@ -159,7 +160,8 @@ class ProfileRecorder:
             self._as_written = backward_as_written(observed, model)
         if is_timed and self._latency_steps > 0:
             self._timed_phase, self._device = conditions.phase, conditions.device.type
-            self._names, self._recorded, self._attempts = observed.runs[0].names, [], 0
+            self._names, self._recorded = observed.runs[0].names, []
+            self._attempts = self._spared = 0
             self.window = LatencyWindow(
                 observed.runs[0].names,
                 conditions.device,
@@ -287,7 +289,7 @@ class ProfileRecorder:
         if self.window is not None:
             with self._timing():
                 self._recorded.append(times)
-                self.window.spare_step()
+                self._spared += self.window.spare_step()
                 if not self.window.is_open:
                     self._read_window()
 
@@ -328,7 +330,7 @@ class ProfileRecorder:
             summary = LatencySummary(
                 latency.forward_ms,
                 latency.step_ms,
-                latency.steps + len(self._recorded),
+                latency.steps + self._spared,
                 latency.how,
                 latency.spreads.get(""),
                 latency.step_spread,
