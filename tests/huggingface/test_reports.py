@@ -118,9 +118,8 @@ def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callba
     wandb.teardown()  # it remembers the folder of the first run of the process
     train(make_callback(), report_to="wandb", run_name="run")
     wandb.finish()
-    from wandb_files import RunFiles
-
     from flopcallback_wandb.log import records, values
+    from wandb_files import RunFiles
 
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     RunFiles(log.parent)  # waits for the process that writes it
