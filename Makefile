@@ -21,10 +21,14 @@ WHEEL_TESTS := test_import test_packaging test_public_names test_on_demand test_
 	cli/test_command cli/test_page counting/test_dispatch counting/test_shadows formulas/test_embedding_bag \
 	fvcore/test_docs measuring/test_latency reporting/test_comparison_table reporting/test_markdown trackers/test_who_counted
 
-.PHONY: demo test test-fast zoo lint bench gpu-check doors package test-wheel test-core test-torch clean
+.PHONY: demo pictures test test-fast zoo lint bench gpu-check doors package test-wheel test-core test-torch clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
+
+# The pictures of the report page in README and docs; with DEMO=1 of the profile that `make demo` left.
+pictures: .venv/.installed
+	$(BIN)/python docs/images/take.py $(if $(DEMO),--demo)
 
 test: lint
 	$(BIN)/python -m pytest $(IN_PARALLEL)

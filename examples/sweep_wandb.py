@@ -35,7 +35,7 @@ def train_one(budget: float, **settings: Any) -> None:
         configuration = {name: run.config[name] for name in GRID}
         run.name = name_of(configuration)
         loss, _ = train(configuration, WandbLogger(experiment=run), budget)
-        print(f"{run.name}: val/loss {loss:.4f}, {run.summary['compute/flops_total']:,} FLOPs")
+        print(f"{run.name}: val/loss {loss:.4f}, {run.summary['workload/flops_total']:,} FLOPs")
 
 
 def main() -> None:

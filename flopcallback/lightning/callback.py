@@ -7,13 +7,14 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcallback.lightning.census import CallCensus
 from flopcallback.lightning.loggers import Destinations, is_dev_run, report_folder, trackers_of
 from flopcallback.lightning.metrics import MetricsByCompute
+from flopcallback.lightning.profiles import KeptProfiles
 from flopcallback.lightning.step import METHODS
 from flopcallback.lightning.watch import StepWatch
 from flopcallback.modules.batches import samples_in
@@ -60,7 +61,7 @@ UNSEEN = (
     "and not looked into. With a compiled optimizer, optimize by hand: `automatic_optimization = False`."
 )
 
-LIVE = frozenset({"_training", "_files", "_watch", "_census", "log", "log_dict"})
+LIVE = frozenset({"_training", "_files", "_watch", "_census", "_optimizers", "log", "log_dict"})
 """What of a callback belongs to the training under way; the last two are the module's, which Lightning lends."""
 
 
@@ -108,7 +109,8 @@ class FlopCallback(Callback):
         max_hw_flops: deprecated name of `max_flops`.
 
     Attributes:
-        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`.
+        profiles: latest `ModelProfile` by phase: `"train"`, `"validate"`, `"test"`, `"predict"`. Those of a copy that a
+            trainer was given in place of this object, as forecasting packages do, are there when the trainer is done.
 
     Raises:
         ValueError: an argument is invalid.
@@ -164,7 +166,7 @@ class FlopCallback(Callback):
         )
         self._to = Destinations(to)
         self._failures = Failures(strict=strict)
-        self._profiles: dict[str, ModelProfile] = {}
+        self._profiles = KeptProfiles()
         self._loaded: Any = {}  # compute so far, from the checkpoint that this run resumes; it is checked at the start
         self._spent: dict[str, Any] = {}  # compute so far of the present or last training, for checkpoints
         self._by_compute = MetricsByCompute(by_compute, self._failures)
@@ -184,10 +186,11 @@ class FlopCallback(Callback):
         self._files: dict[Path | str, Tracker] = {}  # of the present training: report folders and what else has one
         self._watch = StepWatch()
         self._census = CallCensus()
+        self._optimizers = OptimizersOf(None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and profiles: a copy does not watch the training under way."""
-        state = {**vars(self), "_profiles": dict(self.profiles)}
+        state = {**vars(self), "_profiles": KeptProfiles(self.profiles, self._profiles)}
         return {name: value for name, value in state.items() if name not in LIVE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -197,7 +200,7 @@ class FlopCallback(Callback):
     @property
     def profiles(self) -> Mapping[str, ModelProfile]:
         """Latest profile of each phase."""
-        return {**self._profiles, **({} if self._training is None else self._training.profiles)}
+        return {**self._profiles.by_phase, **({} if self._training is None else self._training.profiles)}
 
     # --- Lightning's events -------------------------------------------------------------------------------------------
 
@@ -220,6 +223,7 @@ class FlopCallback(Callback):
         """Begin to book steps, from the checkpoint's compute if there is one."""
         self._by_compute.begin()
         training = self._training = self._training_of(trainer, pl_module, samples=samples_in)
+        self._optimizers = OptimizersOf(trainer)
         earlier = self._spent if self._loaded == {} and trainer.global_step else self._loaded
         with self._failures.as_warning("compute so far begins anew"):
             training.load(earlier)
@@ -241,7 +245,7 @@ class FlopCallback(Callback):
             if (training := self._training) is not None:
                 if not self._census.is_open and TRAINING in training.profiles:
                     self._open_census(pl_module, training)
-                plan = training.begin_step(batch, batch, trainer.optimizers)
+                plan = training.begin_step(batch, batch, self._optimizers)
                 if plan is not Plan.PASS:
                     self._carry_out(plan, pl_module, training)
         except Exception as error:  # noqa: BLE001 - the promise: training goes on
@@ -259,12 +263,7 @@ class FlopCallback(Callback):
         """Note the optimizer that steps."""
         try:
             if self._training is not None:
-                number = 0
-                for candidate in trainer.optimizers:  # not `list.index`: a user's optimizer may define `==`
-                    if candidate is optimizer:
-                        break
-                    number += 1
-                self._training.note_optimizer(number)
+                self._training.note_optimizer(self._optimizers.number_of(optimizer))
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up("on_before_optimizer_step failed", error)
 
@@ -295,7 +294,8 @@ class FlopCallback(Callback):
         if self._watch.compiled and TRAINING not in training.profiles:
             self._leave_compiled()
             return
-        has_stepped = not trainer.fit_loop._should_accumulate()
+        # Without accumulation, which is quicker to see, each batch steps.
+        has_stepped = trainer.accumulate_grad_batches == 1 or not trainer.fit_loop._should_accumulate()
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as `_step` returns it
         # `vars`, since `Trainer` declares no such attribute (Lightning 2.6): a connector sets it.
         every = self._options.log_every_n_steps or vars(trainer)["log_every_n_steps"]
@@ -515,6 +515,29 @@ class FlopCallback(Callback):
             fallback=None if is_dev_run(trainer) else report_folder(trainer, options),
             failures=self._failures,
         )
+
+
+class OptimizersOf:
+    """Optimizers of a trainer, looked up when they are asked for.
+
+    Args:
+        trainer: the trainer; None has no optimizers.
+    """
+
+    def __init__(self, trainer: Trainer | None) -> None:
+        self._trainer = trainer
+        self._known: list[Any] = []  # as of the last look: the trainer asks its strategy each time
+
+    def __iter__(self) -> Iterator[Any]:
+        self._known = [] if self._trainer is None else list(self._trainer.optimizers)
+        return iter(self._known)
+
+    def number_of(self, optimizer: Any) -> int:
+        """Return the position of an optimizer; that behind the last one if it is none of the trainer's."""
+        for number, known in enumerate(self._known):  # not `list.index`: a user's optimizer may define `==`
+            if known is optimizer:
+                return number
+        return next((number for number, known in enumerate(self) if known is optimizer), len(self._known))
 
 
 def _then(trainer: Trainer) -> str:

@@ -62,7 +62,7 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class _Step:
-    """State of a step, replaced when the step ends."""
+    """State of a step, cleared when the step ends."""
 
     plan: Plan | None = None  # None until the step begins: at its first call, or where it is marked
     watching: StepRecorder | None = None  # observer that watches a marked step from before its first call
@@ -70,12 +70,18 @@ class _Step:
     is_in_first_call: bool = False  # True from the begin of the step's first call to the begin of its second
     stepped: set[int] = field(default_factory=set)  # numbers of the optimizers that have stepped
 
+    def clear(self) -> None:
+        """Make it that of the next step."""
+        self.plan, self.watching = None, None
+        self.has_inputs, self.is_in_first_call = True, False
+        self.stepped.clear()
+
 
 @dataclass(slots=True)
 class _Call:
     """State of a call: all module calls up to a backward.
 
-    It is replaced after a backward and with each step.
+    It is replaced after a backward, and cleared with each step.
     """
 
     has_called: bool = False  # True once one of its module calls has returned
@@ -83,6 +89,11 @@ class _Call:
     is_added: bool = False  # True if `_book_only` has reported the module call that `_on_call` runs next
     modules_called: int = 0  # number of module calls that have returned
     seen: list[tuple[str, Observed]] = field(default_factory=list)  # counted module calls, with the module's name
+
+    def clear(self) -> None:
+        """Make it that of the next call, where nothing was counted."""
+        self.has_called = self.has_backward = self.is_added = False
+        self.modules_called = 0
 
 
 class LoopWatch:
@@ -133,6 +144,7 @@ class LoopWatch:
         self._is_marked = False  # True from the first marked step on: steps end there, and nowhere else
         self._is_in_marked = False  # True from the begin of a marked step to its end
         self._is_in_optimizer = False  # True while an optimizer steps: calls are then made by its closure
+        self._is_step_watched = False  # True while `_step_watch` has something to undo; spares closing it
         self._may_nest = False  # True if an optimizer's step may run inside another call of it; False spares a search
         self._has_single_calls = True  # True while each step has one call, and a clear end: enough for `_book_only`
         self._ends_late = False  # True from the end of an observed step inside a backward to the end of the backward
@@ -202,6 +214,7 @@ class LoopWatch:
         else:
             observer = step.watching = training.observer_from_mark(self._optimizers)
         if observer is not None:
+            self._is_step_watched = True
             self._step_watch.enter_context(observer.watching(is_in_optimizer=self._is_in_optimizer))
 
     def _drop_marked_step(self) -> None:
@@ -330,12 +343,13 @@ class LoopWatch:
             # that share a backward are rarer.
             self._call.has_backward = len(self._optimizers) < SEVERAL
             return False
-        self._add_call(site, args, kwargs)
-        if self._step.plan is Plan.OBSERVE:
-            self._call.is_added = True
+        self._step.is_in_first_call = True
+        call = self._call
+        call.is_added = self._begin_step(site, args, kwargs, backwards=not call.has_called) is Plan.OBSERVE
+        if call.is_added:
             return False
-        self._call.has_called = True
-        self._call.modules_called = 1
+        call.has_called = True
+        call.modules_called = 1
         return True
 
     def _run_without_grad(
@@ -408,7 +422,7 @@ class LoopWatch:
             stepped.add(number)
             if len(stepped) == len(self._optimizers) and not self._is_marked:
                 # An update in a hook of a backward: a recording cannot end there.
-                self._ends_late = self._training.observer is not None and is_backward_running()
+                self._ends_late = self._is_step_watched and is_backward_running()
                 if not self._ends_late:  # as `_end_optimizers_step` does
                     self._end_step()
                     if self._stage is not Stage.BOOKING:
@@ -522,8 +536,9 @@ class LoopWatch:
         call = self._call
         is_first = self._step.plan is None
         self._step.is_in_first_call = is_first
+        backwards = not call.has_called  # one per batch is assumed; autograd cannot be asked
         if is_first:
-            self._begin_step(site, args, kwargs)
+            self._begin_step(site, args, kwargs, backwards=backwards)
         else:
             inputs, batch = (args, kwargs), args[0] if args else kwargs
             self._note_inputs(args, kwargs)
@@ -531,8 +546,8 @@ class LoopWatch:
             # A closure that an optimizer calls again, such as L-BFGS, reuses its batch.
             self._training.add_batch(inputs, batch, is_new=not call.has_called and not self._is_in_optimizer)
             self._has_single_calls = False
-        if not call.has_called:
-            self._training.note_backward()  # one backward per batch is assumed; autograd cannot be asked
+            if backwards:
+                self._training.note_backward()
 
     def _note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note what the first call of a step is given that began where it is marked."""
@@ -541,22 +556,34 @@ class LoopWatch:
             self._training.note_inputs((args, kwargs))
 
     def _begin_step(
-        self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any], *, has_grad: bool = True
-    ) -> None:
-        """Begin a step with a module call, and watch it if it is observed."""
+        self,
+        site: CallSite,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        has_grad: bool = True,
+        backwards: int = 0,
+    ) -> Plan:
+        """Begin a step with a module call, and watch it if it is observed; return its plan."""
         training, batch, watching = self._training, args[0] if args else kwargs, self._step.watching
-        plan = training.begin_step(
-            (args, kwargs), batch, self._optimizers, site=site.name, has_grad=has_grad, watching=watching
+        plan = self._step.plan = training.begin_step(
+            (args, kwargs),
+            batch,
+            self._optimizers,
+            site=site.name,
+            has_grad=has_grad,
+            watching=watching,
+            backwards=backwards,
         )
-        self._step.plan = plan
         if watching is not None:
             if training.observer is watching:
                 watching.note_first_call()
-                return
-            self._step_watch.close()
+                return plan
+            self._close_step_watch()
         if plan is not Plan.PASS and training.observer is not None:
-            observing = training.observer.watching(is_in_optimizer=self._is_in_optimizer)
-            self._step_watch.enter_context(observing)
+            self._is_step_watched = True
+            self._step_watch.enter_context(training.observer.watching(is_in_optimizer=self._is_in_optimizer))
+        return plan
 
     def _end_call(self) -> None:
         """End the current call, and record it if it was counted."""
@@ -581,24 +608,30 @@ class LoopWatch:
         if self._stage is Stage.COUNTING:
             self._end_call()
         else:
-            self._call = _Call()
-        self._step_watch.close()
-        ended, self._step = self._step, _Step()
+            self._call.clear()
+        if self._is_step_watched:
+            self._close_step_watch()
+        was_begun = self._step.plan is not None and self._step.has_inputs
+        self._step.clear()
         if step is None:
             step, self._steps = self._steps, self._steps + has_stepped
         else:
             self._steps = step
-        if ended.plan is not None and ended.has_inputs:
+        if was_begun:
             if is_log_step is None:
                 is_log_step = (step + 1) % (self._options.log_every_n_steps or LOG_EVERY) == 0
             self._training.end_step(step, is_whole=is_whole, has_stepped=has_stepped, is_log_step=is_log_step)
+
+    def _close_step_watch(self) -> None:
+        self._is_step_watched = False
+        self._step_watch.close()
 
     def _discard_step(self) -> None:
         """Drop the current step without booking it.
 
         Optimizers that have stepped in it stay noted.
         """
-        self._step_watch.close()
+        self._close_step_watch()
         self._step = _Step(stepped=self._step.stepped)
 
     def _reduce_to_booking(self) -> None:

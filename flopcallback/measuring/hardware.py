@@ -15,7 +15,16 @@ import torch
 from flopcallback.measuring.peaks import ROWS, Row
 from flopcallback.tracing.torch_private import disable_current_modes
 
-__all__ = ["MEASURE", "PEAK_VARIABLE", "Peak", "measured_peak", "peak_for", "peak_in_table", "precision_of"]
+__all__ = [
+    "MEASURE",
+    "PEAK_VARIABLE",
+    "Peak",
+    "measured_bandwidth",
+    "measured_peak",
+    "peak_for",
+    "peak_in_table",
+    "precision_of",
+]
 
 MEASURE = "measure"
 PEAK_VARIABLE = "FLOPCALLBACK_PEAK_FLOPS"
@@ -24,6 +33,10 @@ PEAK_VARIABLE = "FLOPCALLBACK_PEAK_FLOPS"
 _VENDOR_WORDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct"})
 
 _REPEATS = 3  # of each size, at least
+
+# Elements of each array of the triad. STREAM wants arrays of four times the last cache: three of float32 are 192 MiB,
+# which is that for all but the largest servers, and fits beside a training.
+_TRIAD = 2**24
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _PRECISIONS = {
@@ -49,6 +62,16 @@ class Peak:
     source: str
     bytes_per_s: float | None = None
 
+    @property
+    def rates(self) -> tuple[float, float | None]:
+        """FLOP/s and bytes/s."""
+        return self.flops_per_s, self.bytes_per_s
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """The same in 1e9 bytes/s."""
+        return None if self.bytes_per_s is None else self.bytes_per_s / 1e9
+
 
 def peak_for(
     device: torch.device,
@@ -63,8 +86,9 @@ def peak_for(
     Args:
         device: the device; the peak of a CPU is known only if it is given or measured.
         dtype: dtype of the matrices. For float32, PyTorch's settings decide whether the peak is that of TF32.
-        given: FLOP/s, or "measure" for `measured_peak`, once per process. With None, the environment variable
-            `FLOPCALLBACK_PEAK_FLOPS` decides, a number or "measure", and without it the table.
+        given: FLOP/s, or "measure" for `measured_peak`, and for `measured_bandwidth` of what is not in the table, once
+            per process. With None, the environment variable `FLOPCALLBACK_PEAK_FLOPS` decides, a number or "measure",
+            and without it the table.
         environ: the environment.
         name_of: returns the driver's name of a device.
 
@@ -80,10 +104,9 @@ def peak_for(
         return None if row is None else _peak_in(row, precision_of(dtype))
     if value == MEASURE:
         flops_per_s, source = _measured_once(device, dtype, precision_of(dtype))
-    else:
-        flops_per_s, source = _number(value, where), f"given as {where}"
-    # A given or measured rate says nothing about memory: that figure is still the table's.
-    return Peak(flops_per_s, source, None if row is None else _bytes_per_s(row))
+        return Peak(flops_per_s, source, _bytes_per_s(row) or _bandwidth_once(device))
+    # A given rate says nothing about memory: that figure is still the table's.
+    return Peak(_number(value, where), f"given as {where}", _bytes_per_s(row))
 
 
 def peak_in_table(device_name: str, dtype: torch.dtype | str) -> Peak | None:
@@ -148,8 +171,8 @@ def _peak_in(row: Row, precision: str | None) -> Peak | None:
     return Peak(tflops * 1e12, f"{first}" + (f" and {len(further)} more" if further else ""), _bytes_per_s(row))
 
 
-def _bytes_per_s(row: Row) -> float | None:
-    return None if row.gb_per_s is None else row.gb_per_s * 1e9
+def _bytes_per_s(row: Row | None) -> float | None:
+    return None if row is None or row.gb_per_s is None else row.gb_per_s * 1e9
 
 
 def _number(value: float | str, where: str) -> float:
@@ -227,19 +250,71 @@ def _seconds_of_product(
     """
     if dtype not in _PRECISIONS:
         raise TypeError(dtype)
-    synchronize = torch.get_device_module(device).synchronize
-    times: list[float] = []
     # This may run in the middle of a training step, where autocast would change the dtype and a FLOP counter would
     # count these products.
     with disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         # Not `torch.rand`, which would move the random state of the training.
         left = torch.linspace(-1, 1, size * size, dtype=dtype, device=device).view(size, size)
         right, out = left.flip(0), torch.empty_like(left)
-        torch.mm(left, right, out=out)  # untimed: the first call chooses kernels and loads libraries
-        while len(times) < _REPEATS or sum(times) < at_least_s:
-            synchronize()
-            begin = clock()
-            torch.mm(left, right, out=out)
-            synchronize()
-            times.append(clock() - begin)
+        return _fastest(lambda: torch.mm(left, right, out=out), device, clock, at_least_s)
+
+
+@functools.cache
+def _bandwidth_once(device: torch.device) -> float | None:
+    """Measure the bandwidth once per device; None if the arrays do not fit into its memory."""
+    try:
+        return measured_bandwidth(device)
+    # NotImplementedError and torch.OutOfMemoryError are RuntimeErrors.
+    except RuntimeError:
+        return None
+
+
+def measured_bandwidth(
+    device: torch.device,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    elements: int = _TRIAD,
+    at_least_s: float = 0.1,
+) -> float:
+    """Measure the bytes/s of a device's memory by STREAM's triad, `a = b + scalar * c`.
+
+    As there, an element counts three times: read twice and written once. The fastest of several rounds counts
+    (McCalpin, "Memory Bandwidth and Machine Balance in Current High Performance Computers", 1995). No random number is
+    drawn.
+
+    Args:
+        device: device to measure.
+        clock: returns seconds.
+        elements: elements of each of the three arrays of float32.
+        at_least_s: seconds of rounds after which three of them suffice.
+
+    Raises:
+        RuntimeError: the arrays do not fit into the device's memory, or it cannot add.
+    """
+    # As in `_seconds_of_product`, this may run in the middle of a training step.
+    with disable_current_modes(), torch.no_grad():
+        read, also_read = (torch.full((elements,), value, dtype=torch.float32, device=device) for value in (1.0, 2.0))
+        written = torch.empty_like(read)
+        seconds = _fastest(lambda: torch.add(read, also_read, alpha=3.0, out=written), device, clock, at_least_s)
+    return 3 * elements * read.element_size() / seconds
+
+
+def _fastest(work: Callable[[], object], device: torch.device, clock: Callable[[], float], at_least_s: float) -> float:
+    """Return the shortest of several times of some work, in seconds.
+
+    Args:
+        work: work that the device may do asynchronously.
+        device: the device.
+        clock: returns seconds.
+        at_least_s: seconds of work after which `_REPEATS` rounds suffice.
+    """
+    synchronize = torch.get_device_module(device).synchronize
+    times: list[float] = []
+    work()  # untimed: the first call chooses kernels and loads libraries
+    while len(times) < _REPEATS or sum(times) < at_least_s:
+        synchronize()
+        begin = clock()
+        work()
+        synchronize()
+        times.append(clock() - begin)
     return min(times)

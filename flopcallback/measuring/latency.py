@@ -115,6 +115,7 @@ class LatencyWindow:
         clock: returns seconds, for a CPU.
         event: `torch.Event` or a stand-in, called as `event(device, enable_timing=True)`, for other devices.
         rest: name for the time outside of any submodule; None leaves it out.
+        methods: methods other than `forward` by which modules are entered, by canonical name, timed as calls.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class LatencyWindow:
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., DeviceEvent] | None = None,
         rest: str | None = None,
+        methods: Mapping[str, set[str]] | None = None,
     ) -> None:
         self._names = names
         self._device = device
@@ -145,7 +147,7 @@ class LatencyWindow:
         self._in_step = False  # between `begin_step` and `end_step`
         self._is_bare = False  # of the current step; meaningful only while `_began` is set
         self._began: Any = None  # mark at the begin of the current step; None while warming up, or after the window
-        self._sites = list(call_sites(names))
+        self._sites = list(call_sites(names, methods))
         self._measures_cpu = isinstance(self._timer, _Clock) and clock is time.perf_counter
 
     @property

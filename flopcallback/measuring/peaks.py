@@ -84,6 +84,13 @@ NEMO_RL = _file(
     vendor=True,
 )
 
+T4_BRIEF = Source(
+    "NVIDIA T4 product brief",
+    "https://manualmachine.com/pny/tcst4mpb/8129101-user-manual",
+    vendor=True,
+    read_on="2026-11-30",
+)
+
 # AMD's, as converted to Markdown by others.
 _CDNA = "kuhar/amdgpu-isa-manuals", "0266938ebfdb5085d09f9b836389dfd41d1799c6"
 CDNA2 = _file("AMD CDNA 2 white paper", *_CDNA, "cdna2/whitepaper.md", vendor=True)
@@ -242,7 +249,7 @@ ROWS: tuple[Row, ...] = (
         None,
         (COMPOSER, GPU_SPECS),
     ),
-    Row(("T4",), _tflops(float32=8.1, tfloat32=8.1, float16=65), None, (COMPOSER, GPU_SPECS)),
+    Row(("T4",), _tflops(float32=8.1, tfloat32=8.1, float16=65), 320, (T4_BRIEF, COMPOSER, GPU_SPECS)),
     Row(
         ("Quadro RTX 6000",),
         _tflops(float32=16.3, tfloat32=16.3, float16=130.5, float16_accumulate=130.5),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -47,10 +47,14 @@ def has_forward(module: nn.Module) -> bool:
     return class_forward is not nn.Module.forward or "forward" in vars(module)
 
 
-def call_sites(names: ModuleNames) -> Iterator[CallSite]:
+def call_sites(names: ModuleNames, methods: Mapping[str, set[str]] | None = None) -> Iterator[CallSite]:
     """Yield every module that can be called, except those inside compiled ones.
 
     A wrapper inside a compiled module would be compiled into it, and cause a recompilation.
+
+    Args:
+        names: the modules.
+        methods: further methods by which modules are entered, by canonical name.
     """
     compiled_prefixes: list[str] = []
     for name, module in names.unique.items():
@@ -63,6 +67,9 @@ def call_sites(names: ModuleNames) -> Iterator[CallSite]:
             yield CallSite(name, module, COMPILED_CALL)
         elif has_forward(module):
             yield CallSite(name, module, "forward")
+        # The root is entered by the call itself.
+        for method in methods.get(name, ()) if methods and name and not is_closed else ():
+            yield CallSite(name, module, method)
 
 
 @contextmanager

@@ -22,7 +22,9 @@ __all__ = [
     "MOST_VALUES",
     "PLAIN",
     "CallKey",
+    "Facts",
     "Shapes",
+    "facts_of",
     "holds_tensors",
     "is_plain",
     "is_wanted",
@@ -35,8 +37,14 @@ __all__ = [
 
 Shapes = tuple[tuple[int, ...], ...]
 
+Facts = tuple[Any, ...]
+"""What `facts_of` returns: flat, so that it is quickly made and looked up."""
+
 MOST_VALUES = 1_000
 """Values that are looked at in plain containers, and as many in objects; with more, nothing is known."""
+
+MOST_FACTS = 64
+"""Containers, and values in each, beyond which inputs are known by their key alone."""
 
 LONG = 8
 """Items of a plain list up to which each number in it counts; longer ones are data, known by their length."""
@@ -164,6 +172,61 @@ def key_of(inputs: Any) -> CallKey | None:
     if not shapes:
         return None
     return CallKey(tuple(shapes), tuple(numbers), tuple(with_grad), tuple(names), len(objects))
+
+
+def facts_of(inputs: Any) -> Facts | None:
+    """Return what determines the key of plain inputs.
+
+    Equal facts mean equal results of `key_of`, of which this is the short form: it runs in every step.
+
+    Args:
+        inputs: as of `key_of`.
+
+    Returns:
+        Shapes, `requires_grad` and names as they are met. None if there is anything but tensors in plain containers, or
+        too much.
+    """
+    # Most calls get a few tensors by position.
+    kind = type(inputs)
+    parts = (inputs,) if kind is Tensor else inputs
+    if kind is tuple and len(inputs) == 2 and type(inputs[1]) is dict and not inputs[1]:
+        parts = inputs[0]
+    if type(parts) is not tuple or len(parts) > MOST_FACTS:
+        return _nested_facts_of(inputs)
+    facts: list[Any] = []
+    for part in parts:
+        if type(part) is not Tensor or part.layout is not STRIDED:
+            return _nested_facts_of(inputs)
+        try:
+            facts.append(part.shape)
+        except RuntimeError:  # as in `key_of`
+            return None
+        facts.append(part.requires_grad)
+    return tuple(facts)
+
+
+def _nested_facts_of(inputs: Any) -> Facts | None:
+    facts: list[Any] = []
+    containers: list[Any] = [(inputs,)]  # grows as it is walked through
+    for parts in containers:
+        if len(parts) > MOST_FACTS or len(containers) > MOST_FACTS:
+            return None
+        for part in parts:
+            kind = type(part)
+            if kind is Tensor and part.layout is STRIDED:
+                try:
+                    facts += part.shape, part.requires_grad
+                except RuntimeError:  # as above
+                    return None
+            elif kind is tuple or kind is list:
+                containers.append(part)
+            elif kind is dict:
+                if part:
+                    facts.append(_names_of(part))
+                    containers.append(part.values())
+            else:
+                return None
+    return tuple(facts)
 
 
 def _names_of(named: dict[Any, Any]) -> str:

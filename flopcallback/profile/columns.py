@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from flopcallback.profile.roofline import bound_by
 from flopcallback.profile.rows import ABOVE_PEAK, ModuleRow, OperatorRow, share
 
 __all__ = ["COLUMNS", "OPERATOR_COLUMNS", "Column", "Place", "Shown", "counts", "shares", "shown_in", "text_columns"]
@@ -134,8 +135,19 @@ def _achieved(profile: Any, rows: Sequence[ModuleRow]) -> list[Any]:
 
 
 def _notes(profile: Any, rows: Sequence[ModuleRow]) -> list[str]:
-    peaks = [ABOVE_PEAK if profile.is_above_peak(row) else "" for row in rows]
+    containers = {row.parent for row in profile.modules}
+    bounds = ["" if row.path in containers else _bound(profile, row) for row in rows]
+    peaks = [ABOVE_PEAK if profile.is_above_peak(row) else bound for row, bound in zip(rows, bounds, strict=True)]
     return [", ".join(filter(None, (row.note, peak))) for row, peak in zip(rows, peaks, strict=True)]
+
+
+def _bound(profile: Any, row: ModuleRow) -> str:
+    """Say what bounds the rate of a module that was timed; empty if that is not known."""
+    if row.forward_ms is None:
+        return ""
+    rates = {"peak": profile.peak_flops_per_s, "bandwidth": profile.peak_bytes_per_s}
+    bound = bound_by(row.flops, row.bytes, row.forward_ms, **rates)
+    return f"bound by {bound}" if bound else ""
 
 
 def _ends(rows: Sequence[ModuleRow], which: int) -> list[float | None]:
@@ -165,57 +177,64 @@ COLUMNS: tuple[Column, ...] = (
     Column("path", "module", "text", lead=1, terminal=0, markdown=0),
     Column("parent", "parent", "text"),
     Column("depth", "depth", "count"),
-    Column("type", "type", "text", lead=8, terminal=Place(5, style="dim"), markdown=1, page=3),
+    Column("type", "type", "text", lead=8, terminal=Place(5, style="dim"), markdown=1, page=4),
     Column("calls", "calls", "count", adds_up=True, lead=9, help="how often it ran in the counted call",
-           terminal=7, markdown=1, page=4),
+           terminal=7, markdown=1, page=Place(7, order=4)),
     Column("params", "params", "amount", adds_up=True, lead=10,
-           terminal=4, markdown=1, page=Place(2, hides_zero=True), diff=Place(order=1)),
+           terminal=4, markdown=1, page=Place(6, order=4, hides_zero=True), diff=Place(order=1)),
     Column("params_trainable", "trainable", "count", adds_up=True, help="parameters that require grad",
-           page=Place(9, key="trainable", order=3)),
+           page=Place(9, key="trainable", order=5)),
     Column("params_share", "%", "share", _shares("params"), of="params",
            terminal=Place(8, style="dim", hides_zero=True)),
     Column("flops", "FLOPs", "amount", adds_up=True, is_own=True, is_bound=True, lead=4,
-           help="2 per multiply-add; the bar is the share of the call's",
+           help="of the forward, 2 per multiply-add; the bar is the share of the call's",
            terminal=Place(style="bold"), markdown=0, page=Place(style="flops"), diff=0),
-    Column("own_flops", "own FLOPs", "amount", adds_up=True, help="without those of modules inside", page=6),
+    Column("own_flops", "own FLOPs", "amount", adds_up=True, help="without those of modules inside", page=9),
     Column("macs", "MACs", "amount", adds_up=True, is_own=True, is_bound=True,
            help="fvcore's count: 1 per multiply-add, norms and resampling included", page=9),
     Column("flops_share", "%", "share", _shares("flops"), of="flops", is_own=True, lead=5,
            terminal=0, markdown=0),
     Column("flops_bar", "", "bar", _shares("flops"), is_own=True, is_record=False,
            terminal=Place(1, style="cyan")),
-    Column("step_flops", "step FLOPs", "amount", lambda _, rows: _of_step(rows, "total")),
-    Column("step_backward_flops", "backward FLOPs", "amount", lambda _, rows: _of_step(rows, "backward")),
+    Column("step_flops", "step FLOPs", "amount", lambda _, rows: _of_step(rows, "total"),
+           help="of a whole training step", page=7),
+    Column("step_backward_flops", "backward FLOPs", "amount", lambda _, rows: _of_step(rows, "backward"),
+           page=8),
     Column("step_recompute_flops", "recomputed FLOPs", "amount", lambda _, rows: _of_step(rows, "recompute")),
     Column("step_without_grad_flops", "FLOPs without grad", "amount", lambda _, rows: _of_step(rows, "without_grad")),
-    Column("activations", "activations", "amount", adds_up=True, page=Place(7, order=2), diff=Place(1, order=1)),
+    Column("activations", "activations", "amount", adds_up=True, page=Place(9, order=4), diff=Place(1, order=1)),
     Column("bytes", "bytes", "amount", adds_up=True, help="read and written by its operators",
-           page=Place(7, order=1), diff=Place(order=1)),
+           page=Place(8, order=4), diff=Place(order=1)),
     Column("forward_ms", "forward ms", "ms", is_own=True, lead=6, help="median; the bar is the share of the call's",
-           terminal=Place(style="bold"), markdown=0, page=Place(key="time", style="time"), diff=Place(order=3)),
+           terminal=Place(style="bold"), markdown=0, page=Place(2, key="time", order=2, style="time"),
+           diff=Place(order=3)),
     Column("forward_ms_low", "low ms", "ms", lambda _, rows: _ends(rows, 0)),
     Column("forward_ms_high", "high ms", "ms", lambda _, rows: _ends(rows, 1)),
     Column("forward_ms_spread", "quartiles", "spread", is_record=False, help="of its time over the window",
-           page=Place(9, key="quartiles")),
+           page=Place(9, key="quartiles", order=2)),
     Column("latency_share", "%", "share", _shares("forward_ms"), of="forward_ms",
            is_own=True, lead=7, terminal=2, markdown=Place(heading="% of time")),
     Column("latency_bar", "", "bar", _shares("forward_ms"), is_own=True, is_record=False,
            terminal=Place(3, style="magenta")),
     Column("step_ms", "step ms", "ms", lambda _, rows: _of_time(rows, "total"), lead=2,
-           help="of a whole training step, with the modules inside"),
-    Column("step_own_ms", "own ms", "ms", _own_times, help="of a whole training step, without the modules inside"),
-    Column("step_time_share", "%", "share", _time_shares, lead=3),
-    Column("step_backward_ms", "backward ms", "ms", lambda _, rows: _of_time(rows, "backward")),
-    Column("step_recompute_ms", "recomputed ms", "ms", lambda _, rows: _of_time(rows, "recompute")),
+           help="of a whole training step, with the modules inside; the bar is the share of the step's",
+           page=Place(order=1, style="time")),
+    Column("step_own_ms", "own ms", "ms", _own_times, help="of a whole training step, without the modules inside",
+           page=Place(6, order=2)),
+    Column("step_time_share", "%", "share", _time_shares, of="step_ms", lead=3),
+    Column("step_backward_ms", "backward ms", "ms", lambda _, rows: _of_time(rows, "backward"),
+           help="of its backward in a training step", page=Place(3, order=2, hides_zero=True)),
+    Column("step_recompute_ms", "recomputed ms", "ms", lambda _, rows: _of_time(rows, "recompute"),
+           page=Place(9, order=2, hides_zero=True)),
     Column("achieved_flops_per_s", "FLOP/s", "rate", _achieved, is_own=True,
            help="over the time of the forward",
-           terminal=6, markdown=0, page=Place(1, key="rate")),
+           terminal=6, markdown=0, page=Place(1, key="rate", order=3)),
     Column("flops_per_byte", "FLOPs/byte", "ratio", help="per byte that its operators read or write",
-           page=Place(4, key="intensity", hides_zero=True)),
+           page=Place(8, key="intensity", order=4, hides_zero=True)),
     Column("unknown_calls", "unknown calls", "count", adds_up=True, help="of operators without a count",
-           page=Place(9, key="unknown", order=4, hides_zero=True), diff=Place(1, order=2)),
+           page=Place(9, key="unknown", order=5, hides_zero=True), diff=Place(1, order=2)),
     Column("output_shape", "output", "text",
-           terminal=Place(9, style="dim"), markdown=1, page=Place(5, key="output", order=4)),
+           terminal=Place(9, style="dim"), markdown=1, page=Place(8, key="output", order=5)),
     Column("note", "note", "text", _notes),
 )
 # fmt: on

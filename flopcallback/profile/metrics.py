@@ -122,6 +122,7 @@ DATA_WAIT = Metric("perf/data_wait_pct", "%", "log", "min", place="chart", text=
 COMPUTE = Metric("compute/flops_total", "FLOPs", "log", "min", "compute", "compute", "last", is_bound=True,
                  is_narrow=True, place="chart")
 HFU = Metric("perf/hfu_pct", "%", "log", "max", compared="median", text="HFU {}")
+MBU = Metric("perf/mbu_pct", "%", "log", "max", compared="median", text="MBU {}")
 PADDING = Metric("perf/padding_pct", "%", "log", "min", text="{} of the tokens are padding")
 SAMPLES = Metric("compute/samples_total", "samples", "log", compared="last", text="{}")
 TOKENS = Metric("compute/tokens_total", "tokens", "log", compared="last", text="{}")
@@ -145,7 +146,7 @@ METRICS: tuple[Metric, ...] = (
         SAMPLES_PER_SEC,
         TOKENS_PER_SEC,
     ),
-    *(TFLOPS_PER_SEC, MFU, HFU, DATA_WAIT, PADDING, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
+    *(TFLOPS_PER_SEC, MFU, HFU, MBU, DATA_WAIT, PADDING, COMPUTE, SAMPLES, TOKENS, ESTIMATED, ERROR),
     *(WITHOUT_GRAD, LOWER_BOUND, UPPER_BOUND, STEPS, AUDITED),
 )
 """All metrics, in the order of a comparison's columns."""

@@ -24,7 +24,7 @@ from flopcallback.profile.rows import (
     check_tree,
     share,
 )
-from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime
+from flopcallback.profile.times import LATER_TIMES, OperatorTime, StepTime, bytes_of
 from flopcallback.profile.verdict import LATER_FIELDS, Verdict
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _CONFIG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("flops.elementwise", "flops.is_lower_bound"), bool),
     **dict.fromkeys(("flops.engine", "flops.engine_reason", "flops.device", "flops.dtype", "flops.version"), str),
     "flops.peak_tflops": float | None,
+    "flops.peak_gb_per_s": float | None,
     "flops.peak_source": str | None,
     "flops.input_shapes": tuple[tuple[int, ...], ...],
     "flops.unknown_operators": tuple[str, ...],
@@ -200,9 +201,17 @@ class ModelProfile:
 
         It is the peak in the dtype of the counted call.
         """
-        peak = self.config.get("flops.peak_tflops")
-        # The config has TFLOP/s.
-        return peak * 1e12 if isinstance(peak, (int, float)) else None
+        return _scaled(self.config.get("flops.peak_tflops"), 1e12)
+
+    @property
+    def peak_bytes_per_s(self) -> float | None:
+        """Bandwidth of the device's memory in bytes/s; None if unknown."""
+        return _scaled(self.config.get("flops.peak_gb_per_s"), 1e9)
+
+    @property
+    def step_bytes(self) -> int | None:
+        """Bytes that the operators of a whole training step read and write; None if unknown, as in `bytes_of`."""
+        return bytes_of(self.operator_times)
 
     def is_above_peak(self, row: Timed) -> bool:
         """Return whether the row's FLOP/s exceed the peak of the device.
@@ -401,6 +410,11 @@ class ModelProfile:
                 read(kind, profile.config[name], f"config[{name!r}]")
         check_tree(profile.modules)
         return profile
+
+
+def _scaled(figure: JSON, unit: float) -> float | None:
+    """Return a figure of the config times its unit; None if there is none, or if no float can hold it."""
+    return finite(figure * unit) if isinstance(figure, (int, float)) else None
 
 
 def _per_sample(flops: int, batch_size: int | None) -> int | float | None:

@@ -58,6 +58,9 @@ class StepFlops:
     def __add__(self, other: StepFlops) -> StepFlops:
         return StepFlops(*(getattr(self, phase.name) + getattr(other, phase.name) for phase in fields(self)))
 
+    def __sub__(self, other: StepFlops) -> StepFlops:
+        return StepFlops(*(getattr(self, phase.name) - getattr(other, phase.name) for phase in fields(self)))
+
 
 class Timed(Protocol):
     """Anything with FLOPs and a time, such as a row."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-__all__ = ["IDLE", "LATER_TIMES", "PYTHON", "OperatorTime", "StepTime"]
+__all__ = ["IDLE", "KNOWN_BYTES", "LATER_TIMES", "PYTHON", "OperatorTime", "StepTime", "bytes_of"]
+
+KNOWN_BYTES = 0.9
+"""Share of the operators' time from which the bytes of those that are known stand for all."""
 
 PYTHON = "Python and launches"
 """`OperatorTime.operator` of the time outside of operators: Python, autograd's own work, and waiting."""
@@ -73,3 +77,16 @@ class OperatorTime:
     calls: int = 0
     flops: int = 0
     bytes: int | None = None
+
+
+def bytes_of(operators: Iterable[OperatorTime]) -> int | None:
+    """Return the bytes that operators read and write together; None if unknown.
+
+    Those whose bytes are not known, such as views, are left out. Where they take more than a tenth of the time, the sum
+    is unknown.
+    """
+    work = [each for each in operators if each.operator not in (PYTHON, IDLE)]
+    known = [each for each in work if each.bytes is not None]
+    if not known or sum(each.ms for each in known) < KNOWN_BYTES * sum(each.ms for each in work):
+        return None
+    return sum(each.bytes or 0 for each in known)

@@ -34,7 +34,12 @@ __all__ = ["StepAnalysis", "backward_as_written", "is_step_alike", "profile_of",
 
 
 def profile_of(
-    observed: Observed, model: nn.Module, conditions: Conditions, *, elementwise: bool = False
+    observed: Observed,
+    model: nn.Module,
+    conditions: Conditions,
+    *,
+    elementwise: bool = False,
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> ModelProfile:
     """Build the profile of a call, observed at least in part.
 
@@ -46,6 +51,7 @@ def profile_of(
         model: the model that was called.
         conditions: the inputs and settings of the call.
         elementwise: whether elementwise operators count as `macs`.
+        beside: modules that the call does not reach and the step may, by name: their rows have no part in the call.
     """
     counts, runs = _Counts(), observed.runs
     for run in runs:
@@ -57,7 +63,7 @@ def profile_of(
     return ModelProfile(
         name=type(innermost(model)).__name__,
         phase=conditions.phase,
-        modules=tuple(_module_rows(names, counts, conditions)),
+        modules=(*_module_rows(names, counts, conditions), *_rows_beside(ModuleNames(beside or {}))),
         operators=tuple(_operator_rows(counts)),
         config=_config(runs, counts, conditions, elementwise=elementwise),
         batch_size=conditions.batch_size,
@@ -299,10 +305,17 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
     params, trainable = map(names.as_shown, _parameters_by_module(names.unique[""]))
     flops, notes = counts.statistics["flops"], _notes_of_compiled(names)
     types = {names.shown[name]: type(module).__name__ for name, module in names.unique.items()}  # the innermost
+    shown = _with_owners(
+        names.shown[name]
+        for name, module in names.unique.items()
+        if names.shown[name] in notes or _has_a_part(counts, module, names.shown[name])
+    )
     children_flops: Counter[str] = Counter()
     for path in filter(None, types):
         children_flops[_parent(path)] += flops[path]
     for path, kind in types.items():
+        if path not in shown:  # nobody called it, or anything inside, and it holds nothing: metrics of a validation
+            continue
         # The root's own work has a row of its own then: the step's.
         is_split = not path and conditions.step_row is not None
         shape = counts.output_shapes.get(path)
@@ -324,6 +337,22 @@ def _module_rows(names: ModuleNames, counts: _Counts, conditions: Conditions) ->
         yield _step_row(types, counts, conditions.step_row)
 
 
+def _rows_beside(names: ModuleNames) -> Iterator[ModuleRow]:
+    by_path = {names.shown[name]: module for name, module in names.unique.items()}  # the innermost
+    for path, module in by_path.items():
+        parameters: Iterable[Any] = module.parameters()
+        with_size = [each for each in parameters if not is_lazy(each)]
+        yield ModuleRow(
+            path=path,
+            parent=_parent(path),
+            depth=path.count(".") + 1,
+            type=type(module).__name__,
+            calls=0,
+            params=sum(each.numel() for each in with_size),
+            params_trainable=sum(each.numel() for each in with_size if each.requires_grad),
+        )
+
+
 def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
     """Return the notes of the rows of compiled modules, and of all modules inside them."""
     notes: dict[str, str] = {}
@@ -334,6 +363,15 @@ def _notes_of_compiled(names: ModuleNames) -> dict[str, str]:
         elif path and _parent(path) in notes:
             notes.setdefault(path, AS_WRITTEN)
     return notes
+
+
+def _has_a_part(counts: _Counts, module: nn.Module, path: str) -> bool:
+    """Return whether a module was called, holds parameters of its own, or could not be seen."""
+    return not path or bool(counts.calls[path] or counts.unknown_calls[path] or [*module.parameters(recurse=False)])
+
+
+def _with_owners(paths: Iterable[str]) -> set[str]:
+    return {owner for path in paths for owner in ModuleNames.owners(path)}
 
 
 def _step_row(paths: Iterable[str], counts: _Counts, path: str) -> ModuleRow:
@@ -391,6 +429,7 @@ def _config(
         "flops.device": _device_text(conditions.device),
         "flops.dtype": str(conditions.dtype).removeprefix("torch."),
         "flops.peak_tflops": None if conditions.peak is None else conditions.peak.flops_per_s / 1e12,
+        "flops.peak_gb_per_s": None if conditions.peak is None else conditions.peak.gb_per_s,
         "flops.peak_source": None if conditions.peak is None else conditions.peak.source,
         "flops.input_shapes": conditions.input_shapes,
         "flops.unknown_operators": sorted(counts.unknown_operators),

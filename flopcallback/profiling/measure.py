@@ -98,7 +98,7 @@ def measure_latency(
     conditions = call.conditions(options["peak_flops"])
     profile, run = call.count(conditions, engine, elementwise=elementwise)
     # The warm-up is made here, in calls, and stops early when time is short.
-    window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps)
+    window = LatencyWindow(run.names, conditions.device, warmup_steps=0, steps=latency_steps, methods=run.methods)
     latency = _time(call, run, window, warmup_steps, max_s)
     clocks = f"{latency.how}, the whole call by torch.utils.benchmark"
     summary = LatencySummary(latency.forward_ms, None, latency.steps, clocks)

@@ -8,8 +8,10 @@ from flopcallback.reporting.figures.bars import module_chart
 from flopcallback.reporting.figures.canvas import pixels
 from flopcallback.reporting.figures.charts import latency_chart
 from flopcallback.reporting.files import report_files, write_file
+from flopcallback.reporting.findings import Finding, findings
 from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
 from flopcallback.reporting.line import counts_line, profile_line
+from flopcallback.reporting.measured import measured_points
 from flopcallback.reporting.page.page import html_page
 from flopcallback.reporting.text.markdown import escaped, markdown_modules, markdown_operators, markdown_top
 from flopcallback.reporting.text.module_table import module_table, operator_table
@@ -20,6 +22,7 @@ from flopcallback.reporting.verdict import verdict_line
 
 __all__ = [
     "EngineDifference",
+    "Finding",
     "LatencySummary",
     "ModelProfile",
     "ModuleRow",
@@ -28,6 +31,7 @@ __all__ = [
     "Verdict",
     "counts_line",
     "escaped",
+    "findings",
     "footer",
     "headline",
     "html_page",
@@ -36,6 +40,7 @@ __all__ = [
     "markdown_operators",
     "markdown_top",
     "measured_leaves",
+    "measured_points",
     "milliseconds",
     "module_chart",
     "module_table",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flopcallback.profile import metrics
 from flopcallback.profile.numbers import bound_sign
-from flopcallback.profile.rows import CPU_CLOCK, share
-from flopcallback.reporting.flops_and_time import measured_leaves, rank_correlation, slow_for_their_flops
+from flopcallback.profile.rows import CPU_CLOCK
+from flopcallback.reporting.flops_and_time import agreement, measured_leaves, slow_for_their_flops
+from flopcallback.reporting.measured import is_of_step
+from flopcallback.reporting.noise import noise_in_words, observed_in_words, spread_in_words
 from flopcallback.reporting.units import milliseconds, percent, si
 from flopcallback.reporting.verdict import verdict_lines
 
@@ -35,8 +36,6 @@ NAMED = 3
 
 # Smaller differences between a module's share of the time and its share of the FLOPs may be chance.
 WORTH_NAMING = 0.01
-# Clocks and medians alone make a smaller share of the time fall outside of all modules.
-WORTH_SAYING = 0.1
 
 
 def headline(profile: ModelProfile) -> str:
@@ -61,7 +60,10 @@ def footer(profile: ModelProfile) -> list[str]:
     They say what the figures rest on: convention, conditions, engines, clock, unknown operators.
     """
     counts = (_convention(profile), _whole_step(profile), _conditions(profile), *verdict_lines(profile))
-    times = (_clock(profile), _module_times(profile), _agreement(profile), *_slow_modules(profile), _outside(profile))
+    times = (
+        *(_clock(profile), noise_in_words(profile.latency), observed_in_words(profile.latency)),
+        *(_module_times(profile), *_agreement(profile), *_slow_modules(profile)),
+    )
     ends = (_peak(profile), _compute(profile), _throughput(profile), _unknown(profile), _at_most(profile))
     return [line for line in (*counts, *times, *ends) if line]
 
@@ -121,9 +123,19 @@ def _clock(profile: ModelProfile) -> str:
     latency = profile.latency
     if latency is None:
         return ""
-    step = "" if latency.step_ms is None else f", step {milliseconds(latency.step_ms)} ms"
-    clock = f", {latency.how}" if latency.how else ""
-    return f"latency: forward {milliseconds(profile.forward_ms)} ms{step}, medians of {latency.steps} steps{clock}"
+    times = [("forward", profile.forward_ms, latency.forward_spread), ("step", latency.step_ms, latency.step_spread)]
+    texts = [
+        f"{name} {milliseconds(ms)} ms{spread_in_words(spread)}"
+        for name, ms, spread in times
+        if ms is not None or name == "forward"
+    ]
+    quartiles = " (quartiles)" if latency.forward_spread or latency.step_spread else ""
+    parts = [*texts, f"medians{quartiles} of {latency.steps} steps", latency.how]
+    if latency.cpu_share is not None:
+        parts.append(f"a processor for {percent(latency.cpu_share)} of the time")
+    if latency.parallel_ms:
+        parts.append(f"{milliseconds(latency.parallel_ms)} ms of other threads' work in parallel")
+    return f"latency: {', '.join(filter(None, parts))}"
 
 
 def _module_times(profile: ModelProfile) -> str:
@@ -192,7 +204,12 @@ def estimate_of(training: Mapping[str, int | float]) -> str:
     estimated, error = training.get(metrics.ESTIMATED.name) or 0, training.get(metrics.ERROR.name)
     if not estimated:
         return ""
-    return f"{estimated:.2g} % estimated" + (f", off by at most {error:.2g} %" if error is not None else "")
+    off = "" if error is None else f", off by at most {_two_digits(error)} %"
+    return f"{_two_digits(estimated)} % estimated{off}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"  # and not `1e+02`
 
 
 def _throughput(profile: ModelProfile) -> str:
@@ -218,13 +235,18 @@ def _with_unit(value: float, metric: Metric) -> str:
     return f"{si(value) if metric.unit.endswith('/s') else f'{value:,}'} {metric.unit}"
 
 
-def _agreement(profile: ModelProfile) -> str:
-    """Say how well FLOPs predict time."""
-    correlation = rank_correlation(profile)
-    if correlation is None:
-        return ""
-    modules = len(measured_leaves(profile))
-    return f"FLOPs and time: rank correlation {correlation:.2f} over {modules:,} modules; {in_words(correlation)}"
+def _agreement(profile: ModelProfile) -> Iterator[str]:
+    """Say how well FLOPs predict time, and which of FLOPs, activations and bytes does best."""
+    found = agreement(profile)
+    if found.correlation is not None:
+        what = "modules and own operators" if is_of_step(profile) else "modules"
+        yield (
+            f"FLOPs and time: rank correlation {found.correlation:.2f} by time over {found.points:,} {what} with "
+            f"{percent(found.covered)} of the time; {in_words(found.correlation)}"
+        )
+    if len(found.orderings) > 1:
+        best, *others = (f"{name} {value:.2f}" for name, value in found.orderings.items())
+        yield f"what orders modules by time best: {best}, then {', '.join(others)} (the same rank correlation)"
 
 
 def in_words(correlation: float) -> str:
@@ -245,24 +267,12 @@ def _slow_modules(profile: ModelProfile) -> list[str]:
     Differences below `WORTH_NAMING` are left out.
     """
     slow = []
-    for node in slow_for_their_flops(profile, NAMED):
-        time = share(node.forward_ms, profile.forward_ms) or 0.0
-        flops = share(node.flops, profile.forward_flops) or 0.0
+    for point in slow_for_their_flops(profile, NAMED):
         # The model itself is no module to look for.
-        if node.path and time - flops >= WORTH_NAMING:
-            shares = f"{percent(time)} of the time, {percent(flops)} of the FLOPs"
-            slow.append(f"slow for {'their' if node.modules > 1 else 'its'} FLOPs: {node.path} ({shares})")
+        if point.path and point.time_share - point.flops_share >= WORTH_NAMING:
+            shares = f"{percent(point.time_share)} of the time, {percent(point.flops_share)} of the FLOPs"
+            slow.append(f"slow for {'their' if point.modules > 1 else 'its'} FLOPs: {point.path} ({shares})")
     return slow
-
-
-def _outside(profile: ModelProfile) -> str:
-    """Say which share of the time no innermost module has."""
-    modules = measured_leaves(profile)
-    # Shares are of the whole call, whose clock also runs between modules.
-    inside = share(math.fsum(row.forward_ms or 0.0 for row in modules), profile.forward_ms)
-    if not modules or inside is None or 1 - inside < WORTH_SAYING:
-        return ""
-    return f"outside of innermost modules: {percent(1 - inside)} of the time (functions that a forward calls, Python)"
 
 
 def _unknown(profile: ModelProfile) -> str:

@@ -42,7 +42,7 @@ def cell_texts(profile: ModelProfile, rows: Sequence[ModuleRow], shown: Shown, v
         if value is not None and (value or not hides_zero):
             texts.append(bound + write(value))
         else:
-            is_partial = column.of and getattr(row, column.of) is not None
+            is_partial = column.of and getattr(row, column.of, None) is not None
             texts.append(NOTHING if is_partial and not hides_zero else "")
     return texts
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flopcallback.profile.rows import achieved_flops_per_s, share
 from flopcallback.profile.times import IDLE, PYTHON
-from flopcallback.reporting.tree import timed_leaves
+from flopcallback.reporting.tree import leaves
 from flopcallback.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def slowest(profile: ModelProfile) -> str:
     if times:
         name = max(times, key=times.__getitem__)
         return _slowest(name, share(times[name], sum(times.values())), "step")
-    nodes = timed_leaves(profile)
+    nodes = [node for node in leaves(profile) if node.forward_ms]
     if not nodes:
         return ""
     node = max(nodes, key=lambda node: node.forward_ms or 0.0)

@@ -13,13 +13,28 @@ from typing import TYPE_CHECKING
 
 from flopcallback.profile.columns import counts
 from flopcallback.profile.rows import ModuleRow, StepFlops, share
+from flopcallback.profile.times import StepTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from flopcallback.profile.model_profile import ModelProfile
 
-__all__ = ["Line", "Node", "end_of", "leaves", "lines", "merge_smallest", "module_tree", "timed_leaves", "widest_work"]
+__all__ = [
+    "Folds",
+    "Line",
+    "Node",
+    "end_of",
+    "leaf_name",
+    "leaves",
+    "lines",
+    "merge_smallest",
+    "module_tree",
+    "run_name",
+    "summed",
+    "walk",
+    "widest_work",
+]
 
 _DIGITS = re.compile(r"\d+")
 
@@ -47,6 +62,7 @@ class Node:
         modules: number of modules in this line.
         is_whole: False if own operators are included: only columns with `is_own` are known of them.
         children: lines one level below.
+        paths: paths of the modules.
     """
 
     label: str
@@ -55,6 +71,7 @@ class Node:
     modules: int = 1
     is_whole: bool = True
     children: tuple[Node, ...] = ()
+    paths: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
@@ -107,7 +124,7 @@ def module_tree(profile: ModelProfile) -> Node | None:
     """
     if not profile.modules:
         return None
-    return _TreeBuilder(profile.modules).node((profile.modules[0],), label=profile.name, path="")
+    return Folds(profile.modules).node((profile.modules[0],), label=profile.name, path="")
 
 
 def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int = 60) -> list[Line]:
@@ -123,12 +140,12 @@ def lines(profile: ModelProfile, *, max_depth: int | None = None, max_rows: int 
     if root is None:
         return []
     if max_depth is not None:
-        return list(_walk(root, max_depth))
+        return list(walk(root, max_depth))
     # One line is the root's.
     root = merge_smallest(root, max_rows - 1)
-    shown = list(_walk(root, 1))
+    shown = list(walk(root, 1))
     for depth in range(2, _height(root) + 1):
-        deeper = list(_walk(root, depth))
+        deeper = list(walk(root, depth))
         if len(deeper) > max_rows:
             break
         shown = deeper
@@ -141,24 +158,7 @@ def leaves(profile: ModelProfile) -> list[Node]:
     Lines of own operators are among them, so together they are all the work.
     """
     root = module_tree(profile)
-    return [] if root is None else [line.node for line in _walk(root, sys.maxsize) if not line.node.children]
-
-
-def timed_leaves(profile: ModelProfile) -> list[Node]:
-    """Return the innermost nodes with a time above 0.
-
-    No node of the list contains another.
-    """
-    root = module_tree(profile)
-    return [] if root is None else list(_timed_leaves(root))
-
-
-def _timed_leaves(node: Node) -> Iterator[Node]:
-    inside = [leaf for child in node.children if child.label != OWN for leaf in _timed_leaves(child)]
-    if inside:
-        yield from inside
-    elif node.forward_ms is not None and node.forward_ms > 0:
-        yield node
+    return [] if root is None else [line.node for line in walk(root) if not line.node.children]
 
 
 def widest_work(profile: ModelProfile, limit: int = 20) -> list[Node]:
@@ -215,11 +215,11 @@ def merge_smallest(node: Node, limit: int) -> Node:
 def _merged_node(nodes: Sequence[Node], parent: str) -> Node:
     count = sum(node.modules for node in nodes)
     label = f"… {count:,} more"
-    row = replace(_summed([node.row for node in nodes]), type="", output_shape=None)
+    row = replace(summed([node.row for node in nodes]), type="", output_shape=None)
     return Node(label, f"{parent} {label}".strip(), row, count, all(node.is_whole for node in nodes))
 
 
-def _walk(root: Node, max_depth: int) -> Iterator[Line]:
+def walk(root: Node, max_depth: int = sys.maxsize) -> Iterator[Line]:
     """Yield the lines of a tree, depth first."""
 
     def below(node: Node, lead: str, depth: int) -> Iterator[Line]:
@@ -240,7 +240,7 @@ def _height(node: Node) -> int:
     return 1 + max(map(_height, node.children)) if node.children else 0
 
 
-def _summed(rows: Sequence[ModuleRow]) -> ModuleRow:
+def summed(rows: Sequence[ModuleRow]) -> ModuleRow:
     """Add up the figures of several rows.
 
     Everything else is that of the first row.
@@ -250,6 +250,7 @@ def _summed(rows: Sequence[ModuleRow]) -> ModuleRow:
     sums = {name: sum(getattr(row, name) for row in rows) for name in counts()}
     times = [row.forward_ms for row in rows if row.forward_ms is not None]
     steps = [row.step for row in rows if row.step is not None]
+    step_times = [row.time for row in rows if row.time is not None]
     return replace(
         rows[0],
         **sums,
@@ -257,11 +258,12 @@ def _summed(rows: Sequence[ModuleRow]) -> ModuleRow:
         forward_ms=sum(times) if len(times) == len(rows) else None,
         forward_ms_spread=None,
         step=sum(steps, StepFlops()) if len(steps) == len(rows) else None,
+        time=sum(step_times, StepTime()) if len(step_times) == len(rows) else None,
     )
 
 
-class _TreeBuilder:
-    """Builder of nodes from groups of identical rows.
+class Folds:
+    """Find identical siblings, and build nodes from groups of identical rows.
 
     The nth child of the first row stands for the nth children of all rows of the group.
     """
@@ -293,20 +295,19 @@ class _TreeBuilder:
         below = [self.children[row.path] for row in rows]
         children = [
             self._run(rows=tuple(siblings[index] for siblings in below for index in run), parent=path, length=len(run))
-            for run in self._runs(below[0])
+            for run in self.runs(below[0])
         ]
-        node = Node(label, path, _summed(rows), len(rows))
+        node = Node(label, path, summed(rows), len(rows), paths=tuple(row.path for row in rows))
         # A module without children is all own operators, and needs no line for them.
         if children and node.row.own_flops > 0:
             children.append(_own_operators(node, children))
         return replace(node, children=tuple(children))
 
     def _run(self, rows: tuple[ModuleRow, ...], parent: str, length: int) -> Node:
-        first, last = leaf_name(rows[0]), leaf_name(rows[length - 1])
-        label = first if length == 1 else f"{first} … {last}"
+        label = run_name(rows[:length])
         return self.node(rows, label, f"{parent}.{label}" if parent else label)
 
-    def _runs(self, siblings: Sequence[ModuleRow]) -> list[range]:
+    def runs(self, siblings: Sequence[ModuleRow]) -> list[range]:
         """Return positions of siblings, one range per node.
 
         Runs that fold are one range; all other siblings have a range each.
@@ -344,6 +345,12 @@ def _remaining_ms(node: Node, children: Sequence[Node]) -> float | None:
     # Medians of parts can add up to more than the median of the whole.
     rest_ms = node.forward_ms - sum(child.forward_ms or 0.0 for child in children)
     return rest_ms if rest_ms > 0 else None
+
+
+def run_name(rows: Sequence[ModuleRow]) -> str:
+    """Name a run of siblings by its first and last, such as `0 … 23`."""
+    first, last = leaf_name(rows[0]), leaf_name(rows[-1])
+    return first if len(rows) == 1 else f"{first} … {last}"
 
 
 def leaf_name(row: ModuleRow) -> str:

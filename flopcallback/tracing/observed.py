@@ -33,6 +33,7 @@ class ObservedRun:
         engine: `"trace"`, `"dispatch"` or `"observer"`.
         engine_reason: why the engine was not the tracer; empty if it was.
         compiled: names of the compiled functions that the run called; they are not looked into.
+        methods: methods other than `forward` by which modules were entered, by canonical name.
     """
 
     record: GraphLog | OperatorLog
@@ -44,6 +45,7 @@ class ObservedRun:
     engine: str
     engine_reason: str = ""
     compiled: tuple[str, ...] = ()
+    methods: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

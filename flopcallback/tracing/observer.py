@@ -252,6 +252,7 @@ class StepRecorder:
             scopes.output_shapes if is_first else {},
             OBSERVER,
             reason or REASON,
+            methods=scopes.methods,
         )
 
     # --- The step -----------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def observe(
         engine,
         reason,
         tuple(compiled),
+        scopes.methods,
     )
     return result, run
 

@@ -28,6 +28,9 @@ _FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_f
 # The file that calls `forward` for `module(...)`, but not for an explicit `module.forward(...)`.
 _CALL_MACHINERY = nn.Module.__call__.__code__.co_filename
 
+# What a call of a module comes by.
+_CALLED = frozenset({"forward", "_call_impl", COMPILED_CALL})
+
 # The `forward` of containers such as `ModuleList`, which raises.
 _ABSTRACT_FORWARD = nn.Module.forward
 
@@ -43,6 +46,7 @@ class ModuleScopes:
         current: the modules that are running now, in the thread of `watch`.
         calls: how often each module was entered from outside itself, by canonical name.
         called: modules that were called as `module(...)`, not only through `.forward()` or another method.
+        methods: methods other than `forward` by which modules were entered, by canonical name.
         output_shapes: shape of the last tensor that each module returned.
         strays: modules that ran in a thread where no engine saw them; the root, if a thread outlived the call.
         on_change: called with the new scope each time `current` changes.
@@ -54,6 +58,7 @@ class ModuleScopes:
         self.current = ROOT
         self.calls: Counter[str] = Counter()
         self.called: set[str] = set()
+        self.methods: dict[str, set[str]] = {}
         self.strays: set[str] = set()
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.on_change: Callable[[Scope], None] = lambda scope: None
@@ -108,14 +113,14 @@ class ModuleScopes:
                 # The class may have no `forward` of its own, only the instance.
                 own_forward = vars(module).keys() & {"forward"}
                 for method in {*_watched_methods(type(module)), *own_forward}:  # type: ignore[arg-type]
-                    wrap_on_instance(module, method, self._wrapper(name), undo)
+                    wrap_on_instance(module, method, self._wrapper(name, method), undo)
                 if has_compiled_call(module):  # compiled in place: its calls do not come by `forward`
-                    wrap_on_instance(module, COMPILED_CALL, self._wrapper(name), undo)
+                    wrap_on_instance(module, COMPILED_CALL, self._wrapper(name, COMPILED_CALL), undo)
                 if module._forward_hooks or module._forward_pre_hooks:  # work in hooks is the module's
-                    wrap_on_instance(module, "_call_impl", self._wrapper(name), undo)
+                    wrap_on_instance(module, "_call_impl", self._wrapper(name, "_call_impl"), undo)
             yield
 
-    def _wrapper(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _wrapper(self, name: str, attribute: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def watched(*args: Any, **kwargs: Any) -> Any:
@@ -125,6 +130,8 @@ class ModuleScopes:
                 try:
                     is_call = sys._getframe(1).f_code.co_filename == _CALL_MACHINERY
                     outer = self._entered(name, is_call=is_call)
+                    if outer is not None and attribute not in _CALLED:
+                        self.methods.setdefault(name, set()).add(attribute)
                     self._received(args, kwargs)
                 except Exception as error:  # noqa: BLE001 - the method is the model's, and is called
                     self.failure, outer = error, None

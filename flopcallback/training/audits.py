@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from itertools import islice
 from typing import Literal
 
@@ -40,6 +41,9 @@ YOUNG = 8
 
 NEAR = 16
 """Steps after which a kind that is overdue is not awaited any more."""
+
+AHEAD = 64
+"""Steps that are looked at in advance for the next audit: what changes meanwhile is seen after as many."""
 
 MOST_ASKED = 8
 """Unseen kinds of one beginning that are awaited: the latest."""
@@ -114,9 +118,13 @@ class ObservationSchedule:
         if (kind := _awaited(start, step, steps)) is not None:
             kind.tries += 1
             return self._may_see()
-        is_audited = self._is_audited(start, step, steps, is_timing=is_timing)
-        self._audits += is_audited
-        return is_audited
+        due = _due(start, is_timing=is_timing)
+        if self._is_audited(due, step, steps):
+            self._audits += 1
+            return True
+        if due and not is_timing:
+            start.quiet_until = self._quiet_until(due, step)
+        return False
 
     def expects(self, start: StartOfKinds | None, step: int, steps: int, *, is_timing: bool = False) -> bool:
         """Return whether to observe the step that begins, should it begin like `start`; decide nothing.
@@ -127,7 +135,7 @@ class ObservationSchedule:
             return self._observe == ALWAYS
         if _awaited(start, step, steps) is not None:
             return self._has_time_to_see
-        return self._is_audited(start, step, steps, is_timing=is_timing)
+        return self._is_audited(_due(start, is_timing=is_timing), step, steps)
 
     def take_back(self, start: StartOfKinds | None) -> None:
         """Take back the last decision to observe, since the step could not be observed."""
@@ -144,7 +152,7 @@ class ObservationSchedule:
         if (price := self.price) is not None:
             self.level = min(MOST_LEVEL, max(0, math.ceil(math.log2(price / AUDITS_SHARE))) if price else 0)
         if self._audits < FREE_AUDITS and not kind.is_paired and start is not None:
-            start.due[kind] = None  # the very next one, too
+            start.note_due(kind)  # the very next one, too
         varies = kind.audits is not None and self._audits < FREE_AUDITS  # the mean of more audits is a better one
         kind.due = kind.steps + (1 if varies else min(kind.steps, 2**self.level))
 
@@ -161,16 +169,30 @@ class ObservationSchedule:
         self._sights += has_time
         return has_time
 
-    def _is_audited(self, start: StartOfKinds, step: int, steps: int, *, is_timing: bool) -> bool:
-        """Return whether this step is an audit of a kind that is due."""
-        due = [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
+    def _is_audited(self, due: Collection[Kind], step: int, steps: int) -> bool:
+        """Return whether this step is an audit of kinds that are due."""
         if not due:
             return False
         is_free = self._audits < FREE_AUDITS
-        needed = COIN if is_free else max(COIN, self.level)
-        return _level(step) >= needed or any(
+        return _level(step) >= self._needed or any(
             (is_free and not kind.is_paired) or _is_overdue(kind, steps) for kind in due
         )
+
+    @property
+    def _needed(self) -> int:
+        """Level of a step that may be an audit."""
+        return COIN if self._audits < FREE_AUDITS else max(COIN, self.level)
+
+    def _quiet_until(self, due: Collection[Kind], step: int) -> int:
+        """Return the next step that may be an audit, or one before it, after this one may not."""
+        # A kind is overdue after so many further steps at the earliest, if all are of it.
+        left = min(RAREST - 1 - (kind.steps - kind.seen) for kind in due)
+        end = step + max(1, min(left, AHEAD))
+        return next((later for later in range(step + 1, end) if _level(later) >= self._needed), end)
+
+
+def _due(start: StartOfKinds, *, is_timing: bool) -> Collection[Kind]:
+    return [kind for kind in start.due if kind.steps >= YOUNG] if is_timing else start.due
 
 
 def _awaited(start: StartOfKinds, step: int, steps: int) -> Kind | None:

@@ -53,9 +53,9 @@ class StepSizes:
         earlier: tokens of all batches but the last.
     """
 
-    samples: int | None = 0
-    tokens: int | None = 0
-    earlier: int | None = 0
+    samples: int | None
+    tokens: int | None
+    earlier: int | None
 
     def add_tokens(self, tokens: int | None) -> None:
         """Add the tokens of a further call of the last batch, which may have none."""
@@ -105,6 +105,10 @@ class BatchSizes:
         step.samples = None if samples is None or step.samples is None else step.samples + samples
         step.earlier = step.tokens
         step.tokens = None if tokens is None or step.tokens is None else step.tokens + tokens
+
+    def known(self, key: CallKey | None) -> tuple[int | None, int | None] | None:
+        """Return samples and tokens of all batches with a key; None if each is to be asked, or none was so far."""
+        return self._cache.get(key)
 
     def _sizes_of(self, batch: Any, inputs: Any, key: CallKey | None) -> tuple[int | None, int | None]:
         sizes = self._ask("batch_size_fn", batch, inputs), self._ask("tokens_fn", batch, inputs)

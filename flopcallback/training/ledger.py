@@ -52,11 +52,19 @@ class StartOfKinds:
         kinds: these kinds; an ordered set.
         unseen: those without an observed step.
         due: those whose audit is due.
+        quiet_until: number of the step before which none of these will be audited, so that nobody has to ask.
     """
 
     kinds: dict[Kind, None] = field(default_factory=dict)
     unseen: dict[Kind, None] = field(default_factory=dict)
     due: dict[Kind, None] = field(default_factory=dict)
+    quiet_until: int = 0
+
+    def note_due(self, kind: Kind) -> None:
+        """Note that the audit of a kind is due."""
+        if kind not in self.due:
+            self.due[kind] = None
+            self.quiet_until = 0
 
 
 class _Place(NamedTuple):
@@ -151,22 +159,34 @@ class ComputeLedger:
         Args:
             key: its kind; None if nothing is known that tells it from other steps.
         """
-        self.steps += 1
         kind = self._unknown if key is None else self._kinds.get(key) or self._meet(key)
-        if kind.plain is not None:  # the usual step
-            kind.steps += 1
-            kind.open += 1
-            kind.last = self.steps
-            self._plain += kind.plain
-        else:
-            self._withdraw(kind)
-            kind.steps += 1
-            kind.open += 1
-            kind.meet(self.steps)
-            self._enter(kind)
+        if kind.plain is not None:
+            self.add_plain(kind, kind.plain)
+            return kind
+        self.steps += 1
+        self._withdraw(kind)
+        kind.steps += 1
+        kind.open += 1
+        kind.meet(self.steps)
+        self._enter(kind)
         if kind.steps >= kind.due and key is not None and kind.cost is not None:
-            self._places[kind].start.due[kind] = None
+            self._places[kind].start.note_due(kind)
         return kind
+
+    def add_plain(self, kind: Kind, flops: int) -> None:
+        """Book the usual step, which takes no more than an addition.
+
+        Args:
+            kind: its kind, a result of `add`.
+            flops: its `plain`, which is not None.
+        """
+        self.steps += 1
+        kind.steps += 1
+        kind.open += 1
+        kind.last = self.steps
+        self._plain += flops
+        if kind.steps >= kind.due:
+            self._places[kind].start.note_due(kind)
 
     def add_observed(self, key: StepKey | None, cost: StepCost, outside: int = 0) -> Kind:
         """Book an observed step at its cost, and learn from it; return its kind.
@@ -347,6 +367,7 @@ class ComputeLedger:
     def _forget(self, kind: Kind) -> None:
         """Forget a kind; its steps stay as they are booked."""
         key, start, _, _ = self._places.pop(kind)
+        kind.plain = None  # whoever remembers it looks for the kind anew
         del self._kinds[key], start.kinds[kind]
         for kinds in (start.unseen, start.due, self._unseen):
             kinds.pop(kind, None)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from flopcallback.measuring.hardware import Peak
 from flopcallback.measuring.latency import is_captured
-from flopcallback.modules.structures import CallKey, key_of, tensors_in
+from flopcallback.modules.structures import tensors_in
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
-from flopcallback.training.call_keys import CallKeys
 from flopcallback.training.failures import Failures
-from flopcallback.training.kinds import MARKED, Kind, ModelCall, StepCost, StepKey, StepStart
+from flopcallback.training.kinds import MARKED, Kind, StepCost, StepKey, StepStart
+from flopcallback.training.known_inputs import Beginning, End, InputTable, KnownCall, KnownInputs
 from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
 from flopcallback.training.sample_groups import fingerprint_of, first_rank_on_samples
@@ -36,35 +37,31 @@ MOST_CALLS = 1024
 
 
 @dataclass(slots=True)
-class OpenStep:
-    """Step in progress.
+class OpenStep(StepSizes):
+    """Step in progress, with the samples and tokens of its batches.
 
     Attributes:
-        start: what is known when it begins.
+        beginning: what is known when it begins.
         nodes_before: autograd nodes made in this thread before the step.
-        raw_key: key of the last call's inputs, with all numbers and names, by which sizes are known.
         calls: the first `MOST_CALLS` calls of the model.
+        backwards: number of backwards.
         nodes_inside: autograd nodes made inside the counted calls; their number depends on the counting itself.
         is_timed: False once the step is left out of throughput.
         batches: number of batches; several calls may share one.
-        sizes: samples and tokens of the batches.
-        backwards: number of backwards.
         stepped: numbers of the optimizers that stepped, in order.
         flops: sum of the results of the user's `flops_fn`; None without one.
         counted: FLOPs of one batch's forward, in a counted step.
         cost: cost of an observed step.
     """
 
-    start: StepStart
+    beginning: Beginning
     nodes_before: int
-    raw_key: CallKey | None
-    calls: list[ModelCall]
+    calls: list[KnownCall]
+    backwards: int
     nodes_inside: int = 0
     is_timed: bool = True
     batches: int = 0
-    sizes: StepSizes = field(default_factory=StepSizes)
-    backwards: int = 0
-    stepped: list[int] = field(default_factory=list)
+    stepped: tuple[int, ...] = ()
     flops: int | None = None
     counted: int | None = None
     cost: StepCost | None = None
@@ -73,8 +70,8 @@ class OpenStep:
 class ComputeMeter:
     """Meter of compute and throughput over the steps of a training.
 
-    A step is `begin_step`, `add_batch` for each batch, `add_call` for each model call, `end_step`. None of these waits
-    for the device or for another rank; `leave_out` waits for the device.
+    A step is `begin_step`, `add_call` and `add_batch` for each further model call and batch, `end_step`. None of these
+    waits for the device or for another rank; `leave_out` waits for the device.
 
     Args:
         model: model under training.
@@ -91,6 +88,7 @@ class ComputeMeter:
         ledger: compute booked by this rank.
         steps: number of steps that ended in this process.
         loaded: state of a checkpoint until the first step adds it to the ledger; empty before and after.
+        recorded_step: FLOPs and bytes of a step whose operators were recorded; set by the caller, None before.
         step: step in progress, or None; the caller updates its `backwards` and `stepped`.
     """
 
@@ -108,7 +106,8 @@ class ComputeMeter:
     ) -> None:
         self._model = model
         self._sizes = sizes
-        self._keys = CallKeys()
+        self._inputs = InputTable()
+        self._marked = KnownInputs(MARKED)
         self._flops_fn = flops_fn
         self._measures_waiting = measures_waiting
         self._failures = failures or Failures()
@@ -117,7 +116,8 @@ class ComputeMeter:
         self._ranks = ranks  # None until the ranks are known, at the latest at the first step
         self.loaded: Mapping[str, Any] = {}
         self._device = torch.device("cpu")  # device of the counted call
-        self._peak: float | None = None  # its peak in FLOP/s; None if unknown
+        self._peak: Peak | None = None  # its peak rates; None if unknown
+        self.recorded_step: tuple[int, int] | None = None
         self._samples: int | None = 0  # since training began; None as soon as one step's number is unknown
         self._tokens: int | None = 0  # likewise
         self.step: OpenStep | None = None  # None between two steps
@@ -135,31 +135,45 @@ class ComputeMeter:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, inputs: Any, *, site: str | None = None, has_grad: bool = True) -> None:
+    def begin_step(
+        self, inputs: Any, batch: Any, *, site: str | None = None, has_grad: bool = True, backwards: int = 0
+    ) -> bool:
         """Begin a step; forget one that has not ended.
 
         Args:
-            inputs: the batch, or all inputs of the step's first call.
+            inputs: the batch, or all inputs of the step's first call; `MARKED` before that, without a gradient.
+            batch: argument of the user's functions for samples, tokens and FLOPs.
             site: name of the module that is called first; None if `inputs` is the batch.
-            has_grad: whether autograd is on in that call.
+            has_grad: whether autograd is on in that call; if not, the batch is that of a further one.
+            backwards: number of backwards that are taken for granted.
+
+        Returns:
+            Whether the step is to be observed for its cost: False, or True if `decide_observation` is to be asked.
         """
         if self._ranks is None or self.loaded:
             self._join_ranks()
         if not self.steps:
             self._takes_gradients = any(tensor.requires_grad for tensor in tensors_in(inputs))
-        raw = key = key_of(inputs)
-        if raw is not None and (raw.names or raw.numbers):
-            key = self._keys.settled(raw)
-        calls = [] if site is None else [(site, has_grad, key)]
-        self.step = OpenStep(StepStart(key, self._trainable.read()), nodes_so_far(), raw, calls)
+        known = self._marked if inputs is MARKED else self._inputs.look_up(inputs)
+        trainable = self._trainable.read()
+        beginning = known.beginnings.get(trainable) or known.begin(trainable)
+        calls = [] if site is None else [(site, has_grad, known)]
+        # By position: with names, it takes a third longer.
+        step = self.step = OpenStep(0, 0, 0, beginning, nodes_so_far(), calls, backwards)
+        if has_grad:
+            if known.sizes is not None and known.key is self._inputs.raw:  # else names that tell of tokens may differ
+                step.samples, step.tokens = known.sizes
+                step.batches = 1
+            else:
+                self._add_batch(step, known, inputs, batch)
         self._throughput.begin_step()
-
-    def begin_marked_step(self) -> None:
-        """Begin a step before its first call; forget one that has not ended."""
-        if self._ranks is None or self.loaded:
-            self._join_ranks()
-        self.step = OpenStep(StepStart(MARKED, self._trainable.read()), nodes_so_far(), None, [])
-        self._throughput.begin_step()
+        group = beginning.group
+        if group is None or not group.kinds:  # no kind so far, or all were forgotten
+            group = beginning.group = self.ledger.starts.get(beginning.start)
+        # For nearly all steps nothing is left to ask.
+        if group is None or group.unseen or not self._is_auto or known.key is None:
+            return True
+        return bool(group.due) and self._number >= group.quiet_until
 
     def add_call(self, site: str, inputs: Any, *, has_grad: bool = True) -> None:
         """Add a further call of the model to the step.
@@ -170,13 +184,10 @@ class ComputeMeter:
             has_grad: whether autograd is on.
         """
         step = self.step
-        if step is None:
-            return
-        raw = step.raw_key = key = key_of(inputs)
-        if raw is not None and (raw.names or raw.numbers):
-            key = self._keys.settled(raw)
-        if len(step.calls) < MOST_CALLS:
-            step.calls.append((site, has_grad, key))
+        if step is not None:
+            known = self._inputs.look_up(inputs)
+            if len(step.calls) < MOST_CALLS:
+                step.calls.append((site, has_grad, known))
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of the last call to the step, which then has its samples and tokens.
@@ -189,16 +200,26 @@ class ComputeMeter:
         step = self.step
         if step is None:
             return
-        self._sizes.add(step.sizes, batch, inputs, step.raw_key, is_new=is_new)
-        if not is_new:
-            return
+        known = self._inputs.look_up(inputs)
+        if is_new:
+            self._add_batch(step, known, inputs, batch)
+        else:
+            self._sizes.add(step, batch, inputs, self._inputs.raw, is_new=False)
+
+    def _add_batch(self, step: OpenStep, known: KnownInputs, inputs: Any, batch: Any) -> None:
+        """Add a batch, whose inputs were looked up just now."""
+        raw = self._inputs.raw
+        self._sizes.add(step, batch, inputs, raw)
         step.batches += 1
-        if self._flops_fn is not None:
-            try:
-                step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
-            except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
-                self._flops_fn, step.flops = None, None
-                self._failures.report("flops_fn failed: compute is counted", error)
+        if self._flops_fn is None:
+            if raw == known.key:
+                known.sizes = self._sizes.known(raw)
+            return
+        try:
+            step.flops = (step.flops or 0) + whole_number(self._flops_fn, "flops_fn", batch)
+        except Exception as error:  # noqa: BLE001 - compute is then counted, as without the function
+            self._flops_fn, step.flops = None, None
+            self._failures.report("flops_fn failed: compute is counted", error)
 
     def leave_out(self) -> None:
         """Leave the current step out of throughput.
@@ -241,10 +262,8 @@ class ComputeMeter:
         step = self.step
         if step is None or self._flops_fn is not None:
             return False
-        start, ledger = step.start, self.ledger
+        start, ledger = step.beginning.start, self.ledger
         kinds = ledger.starts.get(start)
-        if self._is_auto and kinds is not None and not (kinds.unseen or kinds.due):  # nearly all steps
-            return False
         is_known = start.inputs is not None
         return self._schedule.should_observe(kinds, self._number, ledger.steps, is_known=is_known, is_timing=is_timing)
 
@@ -261,7 +280,7 @@ class ComputeMeter:
     def take_back_observation(self) -> None:
         """Take back a decision to observe the current step, which could not be carried out."""
         if self.step is not None:
-            self._schedule.take_back(self.ledger.starts.get(self.step.start))
+            self._schedule.take_back(self.ledger.starts.get(self.step.beginning.start))
 
     @contextmanager
     def counting_nodes(self) -> Iterator[None]:
@@ -281,13 +300,13 @@ class ComputeMeter:
         if self.step is not None:
             self.step.cost = cost
 
-    def set_counted_forward(self, forward: int, device: torch.device, peak: float | None) -> None:
+    def set_counted_forward(self, forward: int, device: torch.device, peak: Peak | None) -> None:
         """Record the counted forward FLOPs of the current step.
 
         Args:
             forward: FLOPs of the model calls of one batch.
             device: device of these calls.
-            peak: peak of the device in FLOP/s; None if unknown.
+            peak: peak rates of the device; None if unknown.
         """
         self._device, self._peak = device, peak
         if self.step is not None:
@@ -302,18 +321,28 @@ class ComputeMeter:
         step, self.step = self.step, None
         if step is None:
             return
-        self._last_start = step.start
+        self._last_start = step.beginning.start
         self.steps += 1
         self._number += 1
-        samples, tokens, given = step.sizes.samples, step.sizes.tokens, step.flops
+        samples, tokens = step.samples, step.tokens
         # A sum with an unknown part is unknown.
         self._samples = None if samples is None or self._samples is None else self._samples + samples
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
-        if given is not None:
-            self.ledger.add_flops(given)
-            kind: Kind | int | None = given
-        elif step.cost is None and step.counted is None:
-            kind = self.ledger.add(self._key_of(step, nodes_so_far() - step.nodes_before))
+        if step.cost is None and step.counted is None and step.flops is None:
+            nodes = nodes_so_far() - step.nodes_before
+            end = tuple(step.calls), step.backwards, step.stepped, nodes, samples, tokens
+            alike = step.beginning.ends.get(end)
+            if alike is not None and (flops := alike.kind.plain) is not None and step.is_timed and has_stepped:
+                # Nearly all steps. Kinds are noted, not FLOPs: the cost of one may be learned after its steps.
+                self.ledger.add_plain(alike.kind, flops)
+                schedule = self._schedule
+                schedule.plain_s += self._throughput.end_alike(alike)
+                schedule.plain += 1
+                return
+            kind: Kind | int | None = self._book_unobserved(step, end)
+        elif step.flops is not None:
+            self.ledger.add_flops(step.flops)
+            kind = step.flops
         else:
             kind = self._book(step)
         if not step.is_timed or kind is None:
@@ -321,20 +350,28 @@ class ComputeMeter:
             if step.cost is not None and step.counted is None:
                 self._schedule.note_observed(seconds)
             return
-        # Kinds, not FLOPs: the cost of a kind may be learned later than its steps end.
-        seconds = self._throughput.end_step(kind, samples=samples, tokens=tokens, has_stepped=has_stepped)
-        schedule = self._schedule
-        schedule.plain_s += seconds
-        schedule.plain += 1
+        self._schedule.plain_s += self._throughput.end_step(
+            kind, samples=samples, tokens=tokens, has_stepped=has_stepped
+        )
+        self._schedule.plain += 1
 
     def _key_of(self, step: OpenStep, nodes: int) -> StepKey | None:
         """Return the kind of a step; None if nothing is known that tells it from others."""
-        (inputs, trainable), calls = step.start, tuple(step.calls)
+        inputs, trainable = step.beginning.start
+        calls = tuple((site, has_grad, known.key) for site, has_grad, known in step.calls)
         if (inputs is None or inputs is MARKED) and all(key is None for _, _, key in calls):
             return None
         if not can_count_nodes:  # no step is observed then; the key must not match one from another process
             nodes = UNKNOWN_NODES
-        return StepKey(inputs, trainable, calls, step.backwards, tuple(step.stepped), nodes)
+        return StepKey(inputs, trainable, calls, step.backwards, step.stepped, nodes)
+
+    def _book_unobserved(self, step: OpenStep, end: End) -> Kind:
+        """Book a step at the cost of its kind; return the kind."""
+        key = self._key_of(step, end[3])
+        kind = self.ledger.add(key)
+        if key is not None:
+            step.beginning.note(end, kind)
+        return kind
 
     def _book(self, step: OpenStep) -> Kind | None:
         """Book a counted or observed step; return its kind, or None if it is of none."""
@@ -379,7 +416,7 @@ class ComputeMeter:
 
         Arguments and ranks are as in `totals`.
         """
-        work = work_of(self._throughput.read(), self.ledger.cost_of)
+        work = work_of(self._throughput.read(), self.ledger.cost_of, self.recorded_step)
         if self.joined_ranks().are_several and not self._finds_out_samples():
             work = replace(work, samples=0, tokens=0)
         gathered = self.gather(topic, {"work": astuple(work)}, wait=wait)
@@ -391,7 +428,8 @@ class ComputeMeter:
             works = [Work(*message["work"]) for message in gathered.messages.values()]
             if not _knows_sizes(gathered):
                 works = [replace(each, samples=None, tokens=None) for each in works]
-            numbers |= rates(works, self._peak, measures_waiting=self._measures_waiting)
+            flops_per_s, bandwidth = (None, None) if self._peak is None else self._peak.rates
+            numbers |= rates(works, flops_per_s, bandwidth=bandwidth, measures_waiting=self._measures_waiting)
         return numbers
 
     @property

@@ -59,6 +59,7 @@ class ProfileRecorder:
         elementwise: whether elementwise operators count as `macs`.
         warmup_steps: number of steps after the counted one that are not timed.
         latency_steps: number of timed steps after these; every second one has clocks on modules.
+        beside: other modules that a step may call, by name: they have rows in a training's profile.
         failures: reports failures.
         clock: returns seconds, for times on a CPU.
         event: `torch.Event` or a stand-in, for times on other devices.
@@ -77,6 +78,7 @@ class ProfileRecorder:
         elementwise: bool = False,
         warmup_steps: int = 5,
         latency_steps: int = 20,
+        beside: Mapping[str, nn.Module] | None = None,
         failures: Failures | None = None,
         clock: Callable[[], float] = time.perf_counter,
         event: Callable[..., Any] | None = None,
@@ -87,6 +89,7 @@ class ProfileRecorder:
         self._latency_steps = latency_steps
         # Half of the steps that are not bare; the others have clocks on modules, as records are not always to be had.
         self._records_wanted = (latency_steps - latency_steps // 2) // 2
+        self._beside = dict(beside or {})
         self._failures = failures or Failures()
         self._clock = clock
         self._event = event
@@ -120,7 +123,8 @@ class ProfileRecorder:
         """
         if not observed.runs:
             raise observed.failure or RuntimeError("no module was called in it")
-        return profile_of(observed, model, conditions, elementwise=self._elementwise)
+        beside = self._beside if conditions.phase == TRAINING else {}
+        return profile_of(observed, model, conditions, elementwise=self._elementwise, beside=beside)
 
     def record(
         self,
@@ -166,6 +170,7 @@ class ProfileRecorder:
                 clock=self._clock,
                 event=self._event,
                 rest=conditions.step_row,
+                methods=_methods_of(observed),
             )
         return profile
 
@@ -333,6 +338,15 @@ class ProfileRecorder:
             profile = profile.with_latency(summary, latency.modules, latency.spreads)
             self._keep(with_times(profile, self._recorded, self._names))
 
+    @property
+    def recorded_step(self) -> tuple[int, int] | None:
+        """FLOPs and bytes of a training step whose operators were recorded; None if unknown."""
+        phase = self._phases.get(TRAINING)
+        moved = None if phase is None else phase.profile.step_bytes
+        if phase is None or phase.profile.step is None or moved is None:
+            return None
+        return phase.profile.step.total, moved
+
     # --- Logging ------------------------------------------------------------------------------------------------------
 
     def log(self, step: int, note: str = "") -> None:
@@ -361,3 +375,12 @@ class ProfileRecorder:
         elif name == self._timed_phase and not phase.are_counts_shown:
             phase.are_counts_shown = True
             self.sinks.show_counts(phase.profile)
+
+
+def _methods_of(observed: Observed) -> dict[str, set[str]]:
+    """Return the methods other than `forward` by which an observed call entered modules."""
+    methods: dict[str, set[str]] = {}
+    for run in observed.runs:
+        for name, entered in run.methods.items():
+            methods.setdefault(name, set()).update(entered)
+    return methods

@@ -12,7 +12,7 @@ from flopcallback.profile import metrics
 from flopcallback.profile.metrics import by_name
 from flopcallback.training.kinds import Kind, StepCost, Sums
 
-__all__ = ["Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
+__all__ = ["Alike", "Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
 
 
 @dataclass(slots=True)
@@ -41,6 +41,17 @@ class Interval:
     samples: int | None = 0
     tokens: int | None = 0
 
+    def add(self, kind: Kind | int, samples: int | None, tokens: int | None, steps: int = 1) -> None:
+        """Add timed steps, each of these samples and tokens; an int is the FLOPs of each as the user gives them."""
+        if isinstance(kind, int):
+            self.flops += steps * kind
+        else:
+            self.kinds[kind] += steps
+        self.timed += steps
+        self.ended += steps
+        self.samples = None if samples is None or self.samples is None else self.samples + steps * samples
+        self.tokens = None if tokens is None or self.tokens is None else self.tokens + steps * tokens
+
     @property
     def optimizer_steps(self) -> float:
         """Optimizer steps in the timed interval.
@@ -48,6 +59,23 @@ class Interval:
         Fractional if part of an accumulation cycle was excluded.
         """
         return self.timed * self.stepped / self.ended if self.ended else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Alike:
+    """Steps that are alike, so that one more is a number more.
+
+    Attributes:
+        kind: their kind.
+        samples: number of samples in each; None if unknown.
+        tokens: number of tokens in each; None if unknown.
+        timed: number of timed steps since the last reading.
+    """
+
+    kind: Kind
+    samples: int | None
+    tokens: int | None
+    timed: int = 0
 
 
 class Throughput:
@@ -60,6 +88,8 @@ class Throughput:
         synchronize: waits for the device. It is called only when a stretch ends.
     """
 
+    __slots__ = ("_clock", "_interval", "_met", "_step_began", "_step_ended", "_stretch_began", "_synchronize")
+
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, synchronize: Callable[[], None] = lambda: None
     ) -> None:
@@ -69,6 +99,7 @@ class Throughput:
         self._step_ended: float | None = None  # end of the last step in it; None before its first step has ended
         self._step_began = 0.0  # begin of the last step
         self._interval = Interval()
+        self._met: list[Alike] = []  # those with timed steps since the last reading
 
     def begin_step(self) -> None:
         """Begin a timed step, and a stretch if there is none."""
@@ -87,17 +118,21 @@ class Throughput:
             tokens: number of tokens; None if unknown.
             has_stepped: whether an optimizer stepped.
         """
-        interval = self._interval
         now = self._step_ended = self._clock()
-        if isinstance(kind, int):
-            interval.flops += kind
-        else:
-            interval.kinds[kind] += 1
-        interval.timed += 1
-        interval.ended += 1
-        interval.stepped += has_stepped
-        interval.samples = None if samples is None or interval.samples is None else interval.samples + samples
-        interval.tokens = None if tokens is None or interval.tokens is None else interval.tokens + tokens
+        self._interval.add(kind, samples, tokens)
+        self._interval.stepped += has_stepped
+        return now - self._step_began
+
+    def end_alike(self, alike: Alike) -> float:
+        """End a timed step that an optimizer's step ended, and return its time in seconds.
+
+        Args:
+            alike: steps that it is like.
+        """
+        now = self._step_ended = self._clock()
+        if not alike.timed:
+            self._met.append(alike)
+        alike.timed += 1
         return now - self._step_began
 
     def end_left_out(self, *, has_stepped: bool) -> float:
@@ -132,6 +167,11 @@ class Throughput:
         """End the current stretch; return time and work since the last reading."""
         self.stop()
         interval, self._interval = self._interval, Interval()
+        for alike in self._met:
+            interval.add(alike.kind, alike.samples, alike.tokens, alike.timed)
+            interval.stepped += alike.timed
+            alike.timed = 0
+        self._met.clear()
         return interval
 
 
@@ -166,6 +206,7 @@ class Work:
         recompute: part of `flops` in recomputation.
         samples: number of samples; None if unknown.
         tokens: number of tokens; None if unknown.
+        bytes: bytes that operators read and wrote; None if unknown.
     """
 
     seconds: float
@@ -175,11 +216,20 @@ class Work:
     recompute: int
     samples: int | None
     tokens: int | None
+    bytes: int | None = None
 
 
-def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost]) -> Work:
-    """Return the work of an interval, at present costs of steps."""
+def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost], recorded: tuple[int, int] | None = None) -> Work:
+    """Return the work of an interval, at present costs of steps.
+
+    Args:
+        interval: the interval.
+        cost_of: returns the cost of a step of some kind.
+        recorded: FLOPs and bytes of a step whose operators were recorded; None if there is none. They tell the bytes of
+            an interval in which every step has these FLOPs.
+    """
     costs = [(count, cost_of(kind)) for kind, count in interval.kinds.items()]
+    is_alike = recorded is not None and not interval.flops and {cost.flops for _, cost in costs} == {recorded[0]}
     return Work(
         interval.seconds,
         interval.waited_s,
@@ -188,6 +238,7 @@ def work_of(interval: Interval, cost_of: Callable[[Kind], StepCost]) -> Work:
         sum(count * cost.recompute for count, cost in costs),
         interval.samples,
         interval.tokens,
+        interval.timed * recorded[1] if recorded is not None and is_alike else None,
     )
 
 
@@ -218,7 +269,9 @@ def totals(spent: Totals) -> dict[str, int | float]:
     )
 
 
-def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool = False) -> dict[str, float]:
+def rates(
+    ranks: Sequence[Work], peak: float | None, *, bandwidth: float | None = None, measures_waiting: bool = False
+) -> dict[str, float]:
     """Return `perf/*` of an interval.
 
     It is empty if no time passed or no optimizer stepped.
@@ -228,6 +281,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     Args:
         ranks: work of each rank, rank 0 first.
         peak: peak of one device in FLOP/s; None if unknown.
+        bandwidth: bytes/s of one device's memory; None if unknown.
         measures_waiting: whether the time between two steps is a wait for data.
     """
     first = ranks[0]
@@ -236,6 +290,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
     # FLOP/s of one device. MFU leaves recomputation out, HFU has it.
     speed = sum(rank.flops / rank.seconds for rank in ranks) / len(ranks)
     recompute_speed = sum(rank.recompute / rank.seconds for rank in ranks) / len(ranks)
+    known = [rank.bytes / rank.seconds for rank in ranks if rank.bytes is not None]
     samples, tokens = sum_of(rank.samples for rank in ranks), sum_of(rank.tokens for rank in ranks)
     return by_name(
         {
@@ -245,6 +300,7 @@ def rates(ranks: Sequence[Work], peak: float | None, *, measures_waiting: bool =
             metrics.TFLOPS_PER_SEC: speed / 1e12,
             metrics.MFU: 100 * (speed - recompute_speed) / peak if peak else None,
             metrics.HFU: 100 * speed / peak if peak and recompute_speed else None,
+            metrics.MBU: 100 * sum(known) / len(known) / bandwidth if bandwidth and len(known) == len(ranks) else None,
             metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,
         }
     )

@@ -25,6 +25,8 @@ class TrainableFingerprint:
         model: model under training.
     """
 
+    __slots__ = ("_elements", "_flags", "_model", "_parameters", "_readings", "_text")
+
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._readings = 0

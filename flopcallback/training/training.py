@@ -48,6 +48,26 @@ TORCHS_OWN = ("aten::", "prim::", "prims::", "bytes of ")
 MOST_WAITS = 100
 
 
+class _Here:
+    """The present process; read by every step, for which asking the system is slow.
+
+    Attributes:
+        process: its number.
+    """
+
+    def __init__(self) -> None:
+        self.ask()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.ask)
+
+    def ask(self) -> None:
+        """Ask the system for the number."""
+        self.process = os.getpid()
+
+
+here = _Here()
+
+
 class Plan(Enum):
     """Treatment of the model calls in a step.
 
@@ -80,6 +100,7 @@ class Training:
         show: prints a text; None prints nothing.
         fallback: folder for what a tracker failed to log.
         owner: who calls the model, if several models may be under training.
+        beside: other modules that a step may call, such as a teacher, by name: they have rows, too.
         failures: reports failures.
     """
 
@@ -94,11 +115,12 @@ class Training:
         show: Callable[[str], None] | None = None,
         fallback: str | Path | None = None,
         owner: CallOwner | None = None,
+        beside: Mapping[str, nn.Module] | None = None,
         failures: Failures,
     ) -> None:
         self._failures = failures
         self._model = model
-        self._process = os.getpid()  # the one that makes its steps
+        self._process = here.process  # the one that makes its steps
         self._sinks = Sinks(
             trackers,
             prefix=options.prefix,
@@ -112,9 +134,10 @@ class Training:
             elementwise=options.elementwise,
             warmup_steps=options.warmup_steps,
             latency_steps=options.latency_steps,
+            beside=beside,
             failures=failures,
         )
-        self._steps = WholeSteps(owner)
+        self._steps = WholeSteps(owner, beside)
         self._observes = options.observe != NEVER
         self._meter: ComputeMeter | None = None  # None for an evaluation, and after `stop_metering`
         self._budget: Budget | None = None  # None without `max_flops`, and once a failure ended the metering
@@ -151,6 +174,7 @@ class Training:
         site: str | None = None,
         has_grad: bool = True,
         watching: StepRecorder | None = None,
+        backwards: int = 0,
     ) -> Plan:
         """Begin a step, and return its plan.
 
@@ -161,33 +185,33 @@ class Training:
             site: name of the module that is called first; None if calls are noted one by one.
             has_grad: whether that call is made with autograd.
             watching: result of `observer_from_mark` that watches the step already.
+            backwards: number of backwards that are taken for granted.
         """
-        meter = self._meter
-        self._process = os.getpid()
-        self._steps.forget_step()  # of one that has not ended, such as one whose call raised
-        is_marked = inputs is MARKED
-        if is_marked and meter is not None:
-            meter.begin_marked_step()
-        elif meter is not None:
-            meter.begin_step(inputs, site=site, has_grad=has_grad)
-            if has_grad:  # else the batch is that of the next call
-                meter.add_batch(inputs, batch)
-        if not self._recorder.has_training:
+        meter, steps, recorder = self._meter, self._steps, self._recorder
+        self._process = here.process
+        if steps.calls or steps.observer is not None:
+            steps.forget_step()  # the one before has not ended, such as one whose call raised
+        may_be_new = meter is not None and meter.begin_step(
+            inputs, batch, site=site, has_grad=has_grad, backwards=backwards
+        )
+        if not may_be_new and recorder.has_training and recorder.window is None and steps.awaited is None:
+            return Plan.PASS  # nearly all steps
+        if not recorder.has_training:
             self._leave_out()
             if meter is not None and self._observes and not why_no_records():
                 with meter.counting_nodes():  # whether the tracer may go first is asked once by a node of ours
                     self._steps.begin_counted(self._model, inputs, optimizers, watching)
             return Plan.COUNT
-        steps = self._steps
         if steps.model is not None:
-            recorder = self._recorder
             is_timing = recorder.window is not None
             is_new = meter is not None and meter.decide_observation(is_timing=is_timing)
             # As long as the profile awaits a step, each step is checked for the awaited shapes.
             timing = recorder.timing
             if is_new or (timing is not None and timing.is_wanted) or steps.awaited is not None:
                 # What a marked step is called with is not known yet: it may be the awaited one.
-                if steps.begin_step(inputs, optimizers, is_new=is_new or is_marked, timing=timing, watching=watching):
+                if steps.begin_step(
+                    inputs, optimizers, is_new=is_new or inputs is MARKED, timing=timing, watching=watching
+                ):
                     self._leave_out()
                     if timing is not None and timing.is_wanted:
                         recorder.note_recording()
@@ -234,11 +258,10 @@ class Training:
             batch: argument of the user's functions for samples, tokens and FLOPs.
             site: name of the module that is called.
         """
-        self._process = os.getpid()
+        self._process = here.process
         self._steps.forget_step()
         if self._meter is not None:
-            self._meter.begin_step(inputs, site=site)
-            self._meter.add_batch(inputs, batch)
+            self._meter.begin_step(inputs, batch, site=site)
             self._meter.leave_out()
 
     def note_site(self, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -278,7 +301,7 @@ class Training:
     def note_optimizer(self, number: int) -> None:
         """Note that the optimizer with this number stepped."""
         if self._meter is not None and (open_step := self._meter.step) is not None:
-            open_step.stepped.append(number)
+            open_step.stepped += (number,)
 
     @property
     def observer(self) -> StepRecorder | None:
@@ -329,8 +352,7 @@ class Training:
         if self._meter is not None:
             if self._steps.model is None and self._meter.uses_counted_flops:
                 self._note = ESTIMATED
-            peak = None if conditions.peak is None else conditions.peak.flops_per_s
-            self._meter.set_counted_forward(profile.forward_flops, conditions.device, peak)
+            self._meter.set_counted_forward(profile.forward_flops, conditions.device, conditions.peak)
         return True
 
     def end_step(
@@ -605,7 +627,7 @@ class Training:
     @property
     def is_own(self) -> bool:
         """False in a forked child of the process that makes the steps."""
-        return os.getpid() == self._process
+        return here.process == self._process
 
     def close(self, step: int, *, wait: bool = True) -> None:
         """Log what has not been logged yet, and close the trackers.
@@ -657,6 +679,8 @@ class Training:
         if self._meter is None:
             return
         with self._meter.interrupted() if wait else nullcontext():
+            if self._meter.recorded_step is None:
+                self._meter.recorded_step = self._recorder.recorded_step
             gather = self._meter.numbers if with_rates and wait else self._meter.totals
             numbers = gather(topic, wait=wait)
             if self._is_uncounted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -49,6 +49,7 @@ class WholeSteps:
 
     Args:
         owner: who calls the model, if several models may be under training.
+        beside: other modules whose work in a step is told apart, by name.
 
     Attributes:
         model: root of the modules; None if no step may be observed: before `allow` and after `forbid`.
@@ -60,8 +61,9 @@ class WholeSteps:
         awaited: input shapes of the step that the profile waits for; None before `allow`, and once it has its step.
     """
 
-    def __init__(self, owner: CallOwner | None = None) -> None:
+    def __init__(self, owner: CallOwner | None = None, beside: Mapping[str, nn.Module] | None = None) -> None:
         self._owner = owner
+        self._beside = dict(beside or {})
         self.model: nn.Module | None = None
         self.observer: StepRecorder | None = None
         self.calls = 0
@@ -85,6 +87,8 @@ class WholeSteps:
             conditions: conditions of the counted call.
         """
         self.model, self._names = model, observed.runs[0].names
+        if self._beside:
+            self._names = self._names_with_others(model)
         self.awaited = self._usual = conditions.input_shapes
         self._has_thin = self.has_thin_products(observed.runs)
 
@@ -92,7 +96,7 @@ class WholeSteps:
         """Return an observer for a step whose first call is not known yet; None if none is to be had."""
         if why_not_watched():
             return None
-        names = ModuleNames({"": model}) if self.model is None else self._names
+        names = self._names_with_others(model) if self.model is None else self._names
         return self._recorder(names, self.model or model, optimizers)
 
     def begin_counted(
@@ -110,7 +114,7 @@ class WholeSteps:
         names = ModuleNames({"": model})
         # A call that the tracer cannot follow needs the profiler for itself.
         if (watching is not None or not why_not_watched()) and not untraceable_reason(names, inputs):
-            self.observer = watching or self._recorder(names, model, optimizers)
+            self.observer = watching or self._recorder(self._names_with_others(model), model, optimizers)
         self.is_for_profile = self.observer is not None
 
     def begin_step(
@@ -157,6 +161,9 @@ class WholeSteps:
         self._shapes = shapes_of(inputs)
         self.is_usual = self._shapes == self._usual
         self.is_for_profile = self.observer is not None and self.awaited is not None and self.awaited == self._shapes
+
+    def _names_with_others(self, model: nn.Module) -> ModuleNames:
+        return ModuleNames({"": model, **self._beside})
 
     def _recorder(
         self, names: ModuleNames, model: nn.Module, optimizers: Iterable[Any], *, reads_all: bool = False

@@ -23,6 +23,7 @@ from flopcallback.training.audits import Observe
 from flopcallback.training.failures import Failures, FlopCallbackWarning, guarded
 from flopcallback.training.options import Options
 from flopcallback.training.training import TRAINING
+from flopcallback_transformers.errors import LoopErrors
 from flopcallback_transformers.padding import PaddedTraining
 from flopcallback_transformers.trainer import (
     is_first_of_its_kind,
@@ -50,6 +51,9 @@ MADE_ANEW = (
     "FlopTrainerCallback: restore_callback_states_from_checkpoint has made it anew out of a checkpoint, without {}. "
     "Leave that argument of the Trainer's off: compute so far is resumed without it."
 )
+
+OF_ONE_TRAINING = ("_training", "_watch", "_on_drop", "_errors")
+"""Attributes that a copy has none of."""
 
 DEFAULTS = Options("FlopTrainerCallback")
 
@@ -152,7 +156,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         self._spent: dict[str, Any] = {}  # compute so far, as the last checkpoint got it
         self._loaded: Any = {}  # compute so far, from the checkpoint that is resumed; it is checked at the first step
         self._gave_up = False  # True after a failure, until the next training: events then do nothing
-        self._is_over = False  # True once the results of a training are logged, until the next one
+        self._is_over = False  # True once a training has logged its results or raised, until the next one
         self._logged = -1  # step that numbers were last logged at
         self._watch_nothing()
 
@@ -161,13 +165,14 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         self._training: PaddedTraining | None = None  # None before the first step and after the last one
         self._watch: LoopWatch | None = None  # likewise
         self._on_drop: weakref.finalize[..., Any] | None = None  # likewise
+        self._errors: LoopErrors | None = None  # None before a training and after it
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and results: a copy does not watch the training under way."""
         targets = self._to if isinstance(self._to, list) else [self._to]
         kept = [target for target in targets if isinstance(target, (str, os.PathLike))]
         state = {**vars(self), "_profiles": self.profiles, "_numbers": self._all_numbers(), "_to": kept}
-        return {name: value for name, value in state.items() if name not in ("_training", "_watch", "_on_drop")}
+        return {name: value for name, value in state.items() if name not in OF_ONE_TRAINING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -213,9 +218,10 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
     @guarded
     def _begin(self, state: Any) -> None:
         self._is_over = False
-        self._end_early()  # a training that an error ended, or that begins again with smaller batches
+        self._end_early()  # a training whose end nobody told
         self._profiles, self._numbers, self._spent, self._logged = {}, {}, {}, -1
         self._loaded = self._saved_in(state) if state.global_step else {}
+        self._errors = LoopErrors(trainer_around(), self._raised)
         if self.left_out:
             warnings.warn(MADE_ANEW.format(", ".join(self.left_out)), FlopCallbackWarning, stacklevel=3)
 
@@ -223,7 +229,7 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
     def on_step_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Begin a step."""
         if self._is_over:
-            raise RuntimeError("a step begins after the Trainer has logged its totals")
+            raise RuntimeError("a step begins after the training has raised, or logged its totals")
         if self._watch is None:
             # Not before the first step: by now the other callbacks have made their runs and writers.
             self._start(args, state, control, **event)
@@ -293,12 +299,13 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if is_logging:
             event = {"trainer": trainer, "model": model}
             trackers = trackers_of(self._to, options, self._failures, args, state, control, **event)
-        owner = CallOwner()
+        owner, beside = CallOwner(), modules_beside(trainer, called)
         self._training = PaddedTraining(
             called,
             options,
             trackers,
             owner=owner,
+            beside=beside,
             samples=samples_in,
             measures_waiting=True,  # between two steps, a Trainer fetches data
             show=_print if options.summary and is_logging else None,
@@ -308,7 +315,6 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         optimizers: list[torch.optim.Optimizer] = []
         with suppress(TypeError):  # steps end where the Trainer says, with any optimizer
             optimizers = optimizers_of(optimizer)
-        beside = modules_beside(trainer, called)
         self._watch = LoopWatch(
             called, optimizers, options, self._training, owner, self._failures, unseen=UNSEEN, beside=beside
         )
@@ -341,7 +347,8 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
     def _close(self, step: int) -> None:
         """Log what has not been logged yet, keep the results, and detach."""
         training, watch = self._training, self._watch
-        if training is None or watch is None:
+        if training is None or watch is None:  # there was no step, or its end is logged
+            self._let_go()
             return
         self._is_over = True
         try:
@@ -353,6 +360,11 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             self._let_go()
         if not has_seen_call:
             warnings.warn(UNSEEN.format(""), FlopCallbackWarning, stacklevel=2)
+
+    def _raised(self) -> None:
+        """End with a training that an error ends, before the user gets the error."""
+        self._end_early()
+        self._is_over = True
 
     def _end_early(self) -> None:
         """Log what is there of a training that did not end, without waiting, and detach."""
@@ -367,8 +379,10 @@ class FlopTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
 
     def _let_go(self) -> None:
         """Detach from the model and the training."""
-        watch, on_drop = self._watch, self._on_drop
+        watch, on_drop, errors = self._watch, self._on_drop, self._errors
         self._watch_nothing()
+        if errors is not None:
+            errors.close()
         if on_drop is not None:
             on_drop.detach()
         if watch is not None:

@@ -78,12 +78,15 @@ class PaddedTraining(Training):
         site: str | None = None,
         has_grad: bool = True,
         watching: StepRecorder | None = None,
+        backwards: int = 0,
     ) -> Plan:
         """Begin a step with its first call; see `Training.begin_step`."""
         self.padding.discard_step()
         if has_grad:  # as tokens are counted
             self.padding.note(inputs)
-        return super().begin_step(inputs, batch, optimizers, site=site, has_grad=has_grad, watching=watching)
+        return super().begin_step(
+            inputs, batch, optimizers, site=site, has_grad=has_grad, watching=watching, backwards=backwards
+        )
 
     def add_batch(self, inputs: Any, batch: Any, *, is_new: bool = True) -> None:
         """Add the batch of a further call; see `Training.add_batch`."""

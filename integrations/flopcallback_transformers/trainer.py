@@ -47,13 +47,15 @@ def is_first_of_its_kind(trainer: Any, callback: Any) -> bool:
 def modules_beside(trainer: Any, model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a Trainer that are no part of its model, by name, such as a teacher or a reference."""
     own, found = set(map(id, model.modules())), dict[str, nn.Module]()
-    for name, value in ({} if trainer is None else vars(trainer)).items():
-        for module in value if isinstance(value, list) else [value]:
+    children = dict(model.named_children())
+    for attribute, value in ({} if trainer is None else vars(trainer)).items():
+        name = f"trainer_{attribute}" if attribute in children else attribute
+        for number, module in enumerate(value if isinstance(value, list) else [value]):
             # Losses without parameters are part of every step as it is.
             if not isinstance(module, nn.Module) or next(module.parameters(), None) is None:
                 continue
             if own.isdisjoint(map(id, module.modules())):
-                found[name if module is value else f"{name}.{len(found)}"] = module
+                found[name if module is value else f"{name}[{number}]"] = module
                 own.update(map(id, module.modules()))
     return found
 

@@ -39,7 +39,7 @@ def sizes(samples=None, tokens=None, default=samples_in, *, strict=False):
 
 def of(found, *batches):
     """Samples and tokens of a step with some batches."""
-    step = StepSizes()
+    step = StepSizes(0, 0, 0)
     for batch in batches:
         found.add(step, batch, batch)
     return step.samples, step.tokens
@@ -61,7 +61,7 @@ def test_a_sum_with_an_unknown_part_is_unknown(unknown):
 
 
 def calls(found, *inputs, batch=None):
-    step = StepSizes()
+    step = StepSizes(0, 0, 0)
     for number, each in enumerate(inputs):
         found.add(step, batch, each, is_new=not number)
     return step.samples, step.tokens

@@ -153,6 +153,37 @@ def test_a_copy_of_a_callback_at_work_has_options_and_profiles(
     assert made[7][0].profiles["train"].forward_flops == watching.profiles["train"].forward_flops > 0
 
 
+@pytest.mark.lightning
+@pytest.mark.models
+def test_who_trains_with_copies_leaves_the_profiles_with_the_callback_that_the_user_has(flavour, run, tmp_path):
+    """A forecasting package keeps the trainer's arguments, and trains and predicts with copies of copies of them."""
+    from flopcallback import FlopCallback
+
+    memory = MemoryTracker()
+    users = FlopCallback(to=memory, summary=False, latency_steps=0, report_dir=tmp_path)
+    arguments = copy.deepcopy({"callbacks": [users]})
+    run(flavour, copy.deepcopy(arguments)["callbacks"])
+    (kept,) = arguments["callbacks"]
+    assert [*users.profiles] == [*kept.profiles] == ["train"]
+    assert users.profiles["train"].step.total == memory.profiles[-1][1].step.total > 0
+    run(flavour, copy.deepcopy(arguments)["callbacks"], do="predict")
+    assert [*users.profiles] == ["train", "predict"]
+    # What the user's own object learns is not the copies'.
+    run(flavour, [users], do="test")
+    assert [*kept.profiles] == ["train", "predict"]
+
+
+@pytest.mark.lightning
+@pytest.mark.models
+def test_a_pickle_takes_no_other_profiles_along(flavour, run, tmp_path):
+    from flopcallback import FlopCallback
+
+    users = FlopCallback(summary=False, latency_steps=0, report_dir=tmp_path)
+    twin = pickled(copy.deepcopy(users))
+    run(flavour, [twin])
+    assert (dict(users.profiles), [*twin.profiles]) == ({}, ["train"])
+
+
 IMAGES = torch.ones(2, 1, 7, 7)
 
 

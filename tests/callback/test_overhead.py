@@ -23,7 +23,7 @@ WARMUP, TIMED = 2, 3
 WINDOW = 1 + WARMUP + TIMED
 LOG_EVERY = 50
 LATE = 1000
-MOST_CALLS = 28  # ten microseconds, and some more for what of PyTorch they call
+MOST_CALLS = 25  # of a Trainer; those of PyTorch and of the interpreter come on top
 MOST_AUDITS = 8  # in fifty steps: while a training is young, there are more than later
 
 

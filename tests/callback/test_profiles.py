@@ -90,7 +90,7 @@ def test_the_numbers_are_those_that_come_out_by_hand(lightning, run, make_callba
     assert "tied" not in by_path
     assert by_path["encoder"].params == by_path["encoder"].params_trainable == 49 * 11 + 11 + 11 * 5
     assert (by_path["head"].params, by_path["head"].params_trainable) == (5 * 3 + 3, 0)
-    assert (by_path["unused"].params, by_path["unused"].calls) == (0, 0)
+    assert (by_path["unused"].params, by_path["unused"].calls) == (0, 0)  # its parameters have no size yet
     assert by_path[""].params == 49 * 11 + 11 + 11 * 5 + 5 * 3 + 3 + CLASSES * 13
     assert {row.operator: (row.calls, row.flops, row.family) for row in profile.operators} == {
         "linear": (5, 2 * encoder + head, "matmul"),
@@ -356,3 +356,51 @@ def test_scripted_and_traced_children_are_counted_and_timed(
     row = rows(callback.profiles["train"])["net"]
     assert row.flops == 2 * BATCH * SIDE * SIDE * CLASSES
     assert row.forward_ms > 0
+
+
+def test_metrics_that_no_training_step_calls_are_no_rows_and_what_is_called_by_other_methods_is_timed(
+    flavour, run, make_callback
+):
+    import torchmetrics
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(SIDE, 11))
+            self.heads = nn.ModuleList([nn.Linear(11, CLASSES)])
+
+        def encode(self, x):
+            return self.heads[0](x @ self.weight)
+
+    def make(flavour, calls):
+        class Encoding(flavour.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.encoder = Encoder()
+                self.unused = nn.Linear(2, 3)
+                metrics = {when: torchmetrics.classification.MulticlassAccuracy(CLASSES) for when in ("fit", "val")}
+                self.metrics = nn.ModuleDict(metrics)
+                self.val_metrics = nn.ModuleList([torchmetrics.MeanMetric()])
+
+            def training_step(self, batch, batch_idx):
+                calls.one_more()
+                images, labels = batch
+                scores = self.encoder.encode(images[:, 0, 0])
+                self.metrics["fit"](scores, labels)
+                return F.cross_entropy(scores, labels)
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        return Encoding()
+
+    watching = make_callback(latency_steps=4)
+    run(flavour, [watching], make=make)
+    of = rows(watching.profiles["train"])
+    inside = ["encoder", "encoder.heads", "encoder.heads.0"]
+    # A layer without calls is a row, since its parameters are part of the model.
+    assert [*of] == ["", *inside, "unused", "metrics", "metrics.fit", "(training_step)"]
+    forward = [2 * BATCH * (SIDE * 11 + 11 * CLASSES), 2 * BATCH * 11 * CLASSES, 2 * BATCH * 11 * CLASSES]
+    assert [of[name].flops for name in inside] == forward
+    assert of["encoder"].forward_ms >= of["encoder.heads"].forward_ms == of["encoder.heads.0"].forward_ms > 0
+    assert of["unused"].forward_ms is None

@@ -25,6 +25,9 @@ LLAMA_FORWARD = LAYERS * (LAYER + ATTENTION) + HEAD
 LLAMA_BACKWARD = 2 * (LAYERS * LAYER + HEAD) + LAYERS * ATTENTION * 5 // 2
 
 
+HEAD_OF_NET = 2 * TOKENS * 7 * WORDS  # the second of the two layers of `Net`, from 7 hidden values
+
+
 def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -157,3 +160,50 @@ def test_a_teacher_that_the_trainer_calls_counts(train, make_callback, order):
     assert callback.metrics()["flops/forward"] == FORWARD
     assert callback.metrics()["flops/without_grad"] == FORWARD
     assert callback.metrics()["compute/flops_total"] == 6 * (STEP + FORWARD)
+    rows = {row.path: row for row in callback.profiles["train"].modules}
+    assert [rows[name].step.without_grad for name in ("", "teacher", "teacher.head")] == [FORWARD, FORWARD, HEAD_OF_NET]
+    assert [rows[name].step.total for name in ("hidden", "head")] == [3 * (FORWARD - HEAD_OF_NET), 3 * HEAD_OF_NET]
+    assert rows[""].params == rows["teacher"].params  # not both together
+
+
+class Product(torch.autograd.Function):
+    """A linear layer without bias, such as a head whose products are fused with the loss."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.flatten(0, 1).T @ x.flatten(0, 1)
+
+
+def test_an_autograd_function_of_a_teacher_is_without_grad(train, make_callback):
+    from transformers import Trainer
+
+    class Fused(nn.Linear):
+        def forward(self, x):
+            return Product.apply(x, self.weight)
+
+    class Distilling(Trainer):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            self.teachers = [nn.Embedding(WORDS, WIDTH), Fused(WIDTH, WORDS)]
+
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            words, head = self.teachers
+            with torch.no_grad():
+                wanted = head(words(inputs["input_ids"]))
+            output = model(**inputs)
+            return output["loss"] + nn.functional.mse_loss(output["logits"], wanted)
+
+    plain = train(trainer=Distilling)
+    callback = make_callback(strict=True)
+    assert train(callback, trainer=Distilling) == plain
+    assert callback.metrics()["flops/without_grad"] == HEAD
+    assert callback.metrics()["compute/flops_total"] == 6 * (STEP + HEAD)
+    rows = {row.path: row.step for row in callback.profiles["train"].modules}
+    assert rows["teachers[1]"].without_grad == HEAD
+    assert rows["teachers[0]"].total == 0

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from flopcallback.measuring.hardware import Peak, measured_peak, peak_for, peak_in_table, precision_of
+from flopcallback.measuring.hardware import (
+    Peak,
+    measured_bandwidth,
+    measured_peak,
+    peak_for,
+    peak_in_table,
+    precision_of,
+)
 from flopcallback.measuring.peaks import PRECISIONS, ROWS, Row
 
 CPU = torch.device("cpu")
@@ -22,7 +29,7 @@ DEVICES = [
     ("Tesla V100-SXM2-32GB", torch.float16, 125, 900),
     ("Tesla V100-PCIE-16GB", torch.float16, 112, 900),
     ("Tesla V100S-PCIE-32GB", torch.float16, 130, None),
-    ("Tesla T4", torch.float16, 65, None),
+    ("Tesla T4", torch.float16, 65, 320),
     ("Quadro RTX 6000", torch.float16, 130.5, 672),
     ("NVIDIA A10", torch.bfloat16, 125, 600),
     ("NVIDIA A30", torch.bfloat16, 165, 933),
@@ -340,6 +347,32 @@ def test_measuring_leaves_training_as_it_was():
     assert torch.is_grad_enabled()
 
 
+def test_a_measured_bandwidth_is_three_times_the_elements_over_the_seconds_of_a_round():
+    # A round takes one tick, and three of them are more than enough.
+    assert measured_bandwidth(CPU, clock=Clock(0.25), elements=1000) == 3 * 4 * 1000 / 0.25
+
+
+def test_the_triad_writes_what_it_should_and_leaves_training_as_it_was(monkeypatch):
+    torch.manual_seed(11)
+    before, results, add = torch.get_rng_state(), [], torch.add
+
+    def seen(*args, **options):
+        results.append(add(*args, **options))
+
+    monkeypatch.setattr(torch, "add", seen)
+    measured_bandwidth(CPU, clock=Clock(0.25), elements=7)
+    assert all(torch.equal(result, torch.full((7,), 1.0 + 3.0 * 2.0)) for result in results)
+    assert len(results) == 1 + 3  # the first is not timed
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+
+
+def test_the_bandwidth_of_a_cpu_is_measured_where_its_peak_is_and_is_not_known_otherwise():
+    assert peak_for(CPU, torch.float32, "measure", environ={}).bytes_per_s > 0
+    assert peak_for(CPU, torch.float32, 1e12, environ={}).bytes_per_s is None
+    assert peak_for(CPU, torch.float32, 1e12, **of("NVIDIA A100-SXM4-80GB")).gb_per_s == 2039
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_what_cannot_be_multiplied_cannot_be_measured(dtype):
     text = f'peak_flops="measure" cannot multiply matrices of {dtype} on cpu; give a number of FLOP/s'
@@ -357,5 +390,5 @@ def line_of(row: Row) -> str:
 
 
 def test_the_page_shows_the_rows_as_they_are():
-    shown = re.findall(r"^\| .*, read 20\d\d-\d\d-\d\d \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.findall(r"^\| .*, read (?:(?:, )?20\d\d-\d\d-\d\d)+ \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert shown == [line_of(row) for row in ROWS]

@@ -187,6 +187,24 @@ def test_a_list_of_modules_has_the_sum_over_its_modules(clock):
     assert window.read().modules == pytest.approx({"": 5, "layers": 5, "layers.0": 2, "layers.1": 3})
 
 
+def test_calls_by_other_methods_are_timed_like_those_of_forward(clock):
+    class Encoder(Outer):
+        def encode(self):
+            clock.pass_ms(10)
+            self.a()
+
+    model = Outer(clock, 0, encoder=Encoder(clock, 0, a=Work(clock, 2, 3)))
+    methods = {"encoder": {"encode"}}
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, methods=methods)
+    window.begin_step()
+    with window.timed_call():
+        model.encoder.encode()
+        model()
+    window.end_step()
+    assert window.read().modules == pytest.approx({"": 15, "encoder": 15, "encoder.a": 5})
+    assert "encode" not in vars(model.encoder)
+
+
 def test_what_is_outside_of_submodules_can_have_a_name_of_its_own(clock):
     model = Outer(clock, 4, a=Outer(clock, 1, b=Work(clock, 2)))
     window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, clock=clock, rest="(step)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flopcallback.measuring.hardware import Peak
 from flopcallback.modules.batches import samples_in
 from flopcallback.training.batch_sizes import BatchSizes
 from flopcallback.training.failures import Failures
@@ -211,6 +213,42 @@ def test_samples_are_those_of_all_ranks_and_flops_the_mean_of_devices():
     assert values["perf/mfu_pct"] == pytest.approx(100 * 2_500 / 6_000)
 
 
+def test_bytes_are_held_against_the_bandwidth_of_a_device():
+    moved = replace(work(), bytes=8_000), replace(work(seconds=2.0), bytes=2_000)
+    values = rates(moved, None, bandwidth=5_000.0)
+    assert values["perf/mbu_pct"] == pytest.approx(100 * (8_000 / 4.0 + 2_000 / 2.0) / 2 / 5_000)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "bandwidth"), [([replace(work(), bytes=8_000), work()], 5_000.0), ([replace(work(), bytes=8_000)], None)]
+)
+def test_without_the_bytes_of_every_rank_or_a_bandwidth_there_is_no_mbu(ranks, bandwidth):
+    assert "perf/mbu_pct" not in rates(ranks, 6_000.0, bandwidth=bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("keys", "recorded", "moved"),
+    [
+        ((7, 7, 7), (10, 11), 33),
+        ((7, 9), (10, 11), None),  # 9 has other FLOPs than the recorded step
+        ((7, 9), (100, 11), None),
+        ((7,), None, None),
+        ((), (10, 11), None),
+    ],
+)
+def test_bytes_are_known_where_all_steps_have_the_flops_of_the_recorded_one(throughput, clock, keys, recorded, moved):
+    for key in keys:
+        step(throughput, clock, key=kind(key))
+    costs = {kind(7): StepCost(10), kind(9): StepCost(100)}
+    assert work_of(throughput.read(), costs.__getitem__, recorded).bytes == moved
+
+
+def test_steps_of_which_the_user_gives_the_flops_have_no_known_bytes(throughput, clock):
+    step(throughput, clock, key=10)
+    step(throughput, clock, key=kind(7))
+    assert work_of(throughput.read(), {kind(7): StepCost(10)}.__getitem__, (10, 11)).bytes is None
+
+
 @pytest.mark.parametrize("nothing", [work(seconds=0.0), work(steps=0)])
 def test_where_nothing_was_timed_there_is_no_rate(nothing):
     assert rates([nothing], 6_000.0) == {}
@@ -314,3 +352,25 @@ def test_a_meter_without_steps_has_no_numbers(clock):
     meter.leave_out()
     meter.pause()
     assert meter.numbers("log")["compute/flops_total"] == 0
+
+
+def test_a_training_whose_steps_were_recorded_has_the_utilisation_of_its_memory(clock):
+    model = nn.Linear(3, 2)
+    meter = ComputeMeter(model, BatchSizes(None, None, samples_in, Failures()), clock=clock)
+
+    def train(steps, *, is_counted=False):
+        for _ in range(steps):
+            meter.begin_step(torch.ones(4, 3), torch.ones(4, 3))
+            clock.pass_(0.5)
+            if is_counted:
+                meter.set_counted_forward(10, torch.device("cpu"), Peak(1e3, "given", 400.0))
+                meter.set_observed_cost(StepCost(30))
+            meter.end_step()
+
+    train(1, is_counted=True)
+    train(4)
+    assert "perf/mbu_pct" not in meter.numbers("before it is recorded")
+    meter.recorded_step = 30, 50
+    train(4)
+    # 50 bytes in half a second are 100 of 400 a second.
+    assert meter.numbers("log")["perf/mbu_pct"] == pytest.approx(25)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flopcallback.modules.structures import LONG, MOST_VALUES, CallKey, shapes_of, tensors_in
+from flopcallback.modules.structures import LONG, MOST_FACTS, MOST_VALUES, CallKey, facts_of, shapes_of, tensors_in
 from flopcallback.modules.structures import key_of as whole_key_of
 from flopcallback.tracing.torch_private import nodes_so_far
 
@@ -324,3 +324,34 @@ def test_nothing_of_the_inputs_is_kept():
 def test_tensors_are_those_of_results_in_objects_too():
     found = [*tensors_in([Pair(A, np.ones(2)), {"b": B}])]
     assert [id(tensor) for tensor in found] == [id(A), id(B)]
+
+
+GRAD = torch.ones(3, 5, requires_grad=True)
+PLAIN_INPUTS = [
+    A, (A,), [A], ((A,), {}), ((A, B), {}), ([A, [B]],), ((B, A), {}), ((GRAD,), {}), ((A, GRAD), {}), ((GRAD, A), {}),
+    {"a": A}, {"b": A}, {"a": A, "b": B}, {"b": A, "a": B}, ((), {"a": A}), ((A,), {"b": B}), (({"a": A},), {}),
+    {"a": {"b": A}}, {"a b": A}, ({"a": A}, {"b": B}), ({"b": A}, {"a": B}), [(A, B)], [(A,), (B,)], {1: A}, {2: A},
+]  # fmt: skip
+
+
+def test_equal_facts_have_equal_keys():
+    for one in PLAIN_INPUTS:
+        assert facts_of(one) is not None
+        for other in PLAIN_INPUTS:
+            assert (facts_of(one) == facts_of(other)) <= (whole_key_of(one) == whole_key_of(other))
+
+
+ITSELF: list[Any] = [A]
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (A, 3), "text", None, object(), {"a": Pair(A)}, A.to_sparse(), (A.to_sparse(),), np.ones(3), nn.Parameter(A),
+        Named(A, B), ITSELF, [A] * (MOST_FACTS + 1), {str(name): A for name in range(MOST_FACTS + 1)},
+        ([A] * (MOST_FACTS + 1), {}), ((A,), {"b": 3}), torch.nested.nested_tensor([A, A], layout=torch.jagged),
+    ],
+)  # fmt: skip
+def test_of_anything_but_a_few_tensors_in_plain_containers_there_are_no_facts(inputs):
+    assert facts_of(inputs) is None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow
+from flopcallback.profile.rows import LatencySummary, ModuleRow, OperatorRow, StepFlops
+from flopcallback.profile.times import PYTHON, OperatorTime, StepTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,49 @@ def measured(profile: ModelProfile) -> ModelProfile:
     return profile.with_latency(
         LatencySummary(forward_ms=times.get("", 0.5), step_ms=3.5, steps=20, how="CPU clock"), times, spread
     )
+
+
+def in_steps(profile: ModelProfile) -> ModelProfile:
+    """The profile with the times of training steps, no two alike: forward by FLOPs, twice that backward, an optimizer.
+
+    A module's own operator is attention where it contains others, and a tenth of its forward is Python's.
+    """
+    parents = {row.parent for row in profile.modules}
+    operators, flops, times = [], {}, {}
+    for at, row in enumerate(reversed(profile.modules)):
+        parts = []
+        if row.path:
+            ms = 0.1 + row.own_flops / 1e6 + at / 7919
+            name = "aten::scaled_dot_product_attention" if row.path in parents else f"aten::{row.type.lower()}"
+            parts = [
+                OperatorTime(row.path, name, "forward", 0.9 * ms, 1, row.own_flops),
+                OperatorTime(row.path, PYTHON, "forward", 0.1 * ms),
+                OperatorTime(row.path, f"{name}_backward", "backward", 2 * ms, 1, 2 * row.own_flops),
+            ]
+        else:
+            parts = [OperatorTime(None, "AdamW.step", "optimizer", 5.0, 1), OperatorTime("", PYTHON, "forward", 0.5)]
+        operators += parts
+        own_time = sum((StepTime(**{part.phase: part.ms}) for part in parts), StepTime())
+        own_flops = sum((StepFlops(**{part.phase: part.flops}) for part in parts), StepFlops())
+        times[row.path] = times.get(row.path, StepTime()) + own_time
+        flops[row.path] = flops.get(row.path, StepFlops()) + own_flops
+        if row.parent is not None:
+            times[row.parent] = times.get(row.parent, StepTime()) + times[row.path]
+            flops[row.parent] = flops.get(row.parent, StepFlops()) + flops[row.path]
+    step_ms = times[""].total
+    latency = LatencySummary(
+        forward_ms=times[""].forward,
+        step_ms=step_ms,
+        steps=20,
+        how="CPU clock",
+        step_spread=(0.8 * step_ms, 1.2 * step_ms),
+        cpu_share=0.95,
+        observed_ms=1.1 * step_ms,
+        observed_steps=4,
+    )
+    forward_ms = {path: time.forward for path, time in times.items()}
+    spread = {path: (0.9 * ms, 1.1 * ms) for path, ms in forward_ms.items()}
+    return profile.with_step(flops).with_latency(latency, forward_ms, spread).with_times(times, operators)
 
 
 def layer(
@@ -174,6 +218,11 @@ def lenet() -> ModelProfile:
 @pytest.fixture(name="measured")
 def measured_() -> Callable[[ModelProfile], ModelProfile]:
     return measured
+
+
+@pytest.fixture(name="in_steps")
+def in_steps_() -> Callable[[ModelProfile], ModelProfile]:
+    return in_steps
 
 
 @pytest.fixture

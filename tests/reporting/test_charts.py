@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flopcallback.profile.times import OperatorTime
 from flopcallback.reporting import LatencySummary, ModelProfile, latency_chart, module_chart, page
 from flopcallback.reporting.figures.axes import PALETTE
 from flopcallback.reporting.figures.bars import FLOPS, TIME
@@ -154,6 +155,24 @@ def test_modules_without_flops_stand_at_a_zero_left_of_all_others(lenet, measure
 
 def test_what_takes_the_most_time_has_its_name(lenet, measured):
     assert "conv2" in texts(latency_chart(measured(lenet)))
+
+
+def test_peak_and_memory_have_lines_where_they_are_known(lenet, measured):
+    config = {**lenet.config, "flops.peak_tflops": 0.005, "flops.peak_gb_per_s": 0.25}
+    # All seven layers move 549,312 / 8 bytes together: 8 FLOPs per byte, and so 2 of the 5 GFLOP/s.
+    rows = [dataclasses.replace(row, bytes=row.flops // 8) for row in lenet.modules]
+    profile = measured(dataclasses.replace(lenet, modules=tuple(rows), config=config))
+    assert {"peak", "memory, 8.00\nFLOPs/byte"} <= set(texts(latency_chart(profile)))
+    assert not {"peak", "memory, 8.00\nFLOPs/byte"} & set(texts(latency_chart(measured(lenet))))
+
+
+def test_a_modules_own_operator_has_its_name_in_the_scatter(decoder):
+    profile = decoder(3)
+    times = [OperatorTime(row.path, "aten::linear", "forward", 1.0) for row in profile.modules if row.type == "Linear"]
+    times += [OperatorTime("model.layers.0.self_attn", "aten::scaled_dot_product_attention", "forward", 9.0, 1, 7)]
+    figure = latency_chart(dataclasses.replace(profile, operator_times=tuple(times)))
+    assert "scaled_dot_product_attention" in texts(figure)
+    assert "training step, ms" in texts(figure)
 
 
 def test_a_scatter_without_times_is_refused(lenet):

@@ -46,6 +46,11 @@ def head_of(page):
     return page[page.index("<header>") : page.index("</header>")]
 
 
+def engines_of(page):
+    """What a page says of the engines, wherever."""
+    return page.partition('<p class="note engines')[2].partition("</p>")[0]
+
+
 def test_a_verdict_comes_back_from_json(judged):
     profile, _ = judged
     assert ModelProfile.from_json(profile.to_json()) == profile
@@ -60,18 +65,23 @@ def test_every_text_says_it_in_a_line(judged, draw):
     assert line in draw(profile)
 
 
-def test_the_page_says_it_at_its_head_behind_who_counted(judged):
+def test_the_page_says_it_behind_who_counted(judged):
     profile, line = judged
-    assert f"counted by trace; {line}" in head_of(html_page(profile))
+    assert f"counted by trace; {line}" in engines_of(html_page(profile))
+
+
+def test_only_engines_that_differ_stand_at_the_head(lenet):
+    assert "engines warning" in head_of(html_page(dataclasses.replace(lenet, verdict=DIFFER)))
+    assert "engines" not in head_of(html_page(dataclasses.replace(lenet, verdict=AGREE)))
 
 
 def test_without_a_verdict_the_page_says_that_one_engine_counted_alone(lenet):
-    assert "counted by trace alone" in head_of(html_page(lenet))
+    assert "counted by trace alone" in engines_of(html_page(lenet))
     config = {**lenet.config, "flops.engine": "dispatch", "flops.engine_reason": "the model is <scripted>"}
-    head = head_of(html_page(dataclasses.replace(lenet, config=config)))
-    assert "counted by dispatch alone, because the model is &lt;scripted&gt;" in head
+    text = engines_of(html_page(dataclasses.replace(lenet, config=config)))
+    assert "counted by dispatch alone, because the model is &lt;scripted&gt;" in text
     assert verdict_line(lenet) == ""
-    assert "engines" not in head_of(html_page(ModelProfile("Net")))
+    assert 'class="note engines' not in html_page(ModelProfile("Net"))
 
 
 def test_differences_are_listed_by_module_and_family(lenet):
@@ -134,7 +144,7 @@ def stepped(lenet):
 def test_a_step_whose_forward_is_the_traced_one_is_a_check(stepped):
     line = "verified: both engines count the same forward in every module"
     assert line in footer(stepped(""))
-    assert f"counted by trace; {line}" in head_of(html_page(stepped("")))
+    assert f"counted by trace; {line}" in engines_of(html_page(stepped("")))
 
 
 def test_a_step_whose_forward_is_another_is_said_at_the_head(stepped):
@@ -149,7 +159,7 @@ def test_a_step_is_no_check_of_what_the_dispatcher_counted(stepped):
     profile = stepped("")
     counted = dataclasses.replace(profile, config={**profile.config, "flops.engine": "dispatch"})
     assert verdict_line(counted) == ""
-    assert "verified" not in head_of(html_page(counted))
+    assert "verified" not in engines_of(html_page(counted))
 
 
 # --- Files of earlier versions ----------------------------------------------------------------------------------------

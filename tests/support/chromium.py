@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import time
 
 FLAGS = (
     "--headless",
@@ -89,6 +90,12 @@ class Chromium:
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, userGesture=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def run_until(self, script):
+        """Waits until a JavaScript expression is true."""
+        deadline = time.monotonic() + ANSWER_S
+        while not self.run(script):
+            assert time.monotonic() < deadline, f"{script} has not come true for {ANSWER_S} s"
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):

@@ -66,3 +66,9 @@ def digest_of(model):
 def is_measured(name):
     """Whether a value of the log is a time, or made of one."""
     return "runtime" in name or "per_second" in name
+
+
+def leftovers(model):
+    """What is left on a model: wrappers of its calls, and hooks."""
+    own = [(name, key) for name, module in model.named_modules() for key in vars(module) if key == "forward"]
+    return own + [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]

@@ -30,7 +30,7 @@ class Training:
     def run(self, steps):
         for key, flops in steps:
             start = self.ledger.starts.get(key.start)
-            is_observed = self.schedule.should_observe(
+            is_observed = self.is_asked(start) and self.schedule.should_observe(
                 start, self.steps, self.ledger.steps, is_known=key.inputs is not None
             )
             if is_observed:
@@ -47,6 +47,9 @@ class Training:
             self.steps += 1
             self.total += flops
         return self
+
+    def is_asked(self, start):
+        return True
 
     @property
     def error(self):
@@ -150,3 +153,24 @@ def test_a_kind_that_comes_now_and_then_and_begins_like_another_is_observed_soon
     ]
     training = Training().run(steps)
     assert (training.ledger.flops, training.ledger.estimated) == (training.total, 0)
+
+
+class Hasty(Training):
+    """The same, where the schedule is asked as rarely as it says, as in a real training."""
+
+    asked = 0
+
+    def is_asked(self, start):
+        is_asked = start is None or bool(start.unseen) or bool(start.due and self.steps >= start.quiet_until)
+        self.asked += is_asked
+        return is_asked
+
+
+@pytest.mark.parametrize("price", [0.1, 1.0, 20.0])
+def test_audits_are_at_the_same_steps_where_the_schedule_is_asked_as_rarely_as_it_says(price):
+    numbers = random.Random(7)
+    lengths = [numbers.choice((3, 5, 5, 5)) for _ in range(6000)] + [5] * 2000
+    steps = [(kind(length), 60 * length) for length in lengths]
+    patient, hasty = Training(price=price).run(steps), Hasty(price=price).run(steps)
+    assert hasty.observed == patient.observed
+    assert hasty.asked < 0.1 * len(steps)

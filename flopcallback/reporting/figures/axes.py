@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from flopcallback.reporting.units import si
 
 if TYPE_CHECKING:
-    from flopcallback.profile.rows import ModuleRow
+    from flopcallback.profile.rows import Timed
 
 __all__ = ["PALETTE", "Axis", "FlopsAndTime", "Frame", "Tick", "heaviest_types", "thinned", "tick_label"]
 
@@ -126,11 +126,11 @@ class FlopsAndTime(Frame):
     zero: float | None
 
     @classmethod
-    def around(cls, rows: Sequence[ModuleRow], room: tuple[float, float, float, float]) -> FlopsAndTime:
-        """Choose the axes for modules with times above 0.
+    def around(cls, rows: Sequence[Timed], room: tuple[float, float, float, float]) -> FlopsAndTime:
+        """Choose the axes for modules or points with times above 0.
 
         Args:
-            rows: modules to show.
+            rows: what to show.
             room: decades to leave free to the left of the points, to the right, below and above.
         """
         powers = [math.log10(row.flops) for row in rows if row.flops > 0]

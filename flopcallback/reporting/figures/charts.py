@@ -20,8 +20,10 @@ from flopcallback.reporting.figures.canvas import (
     style,
     write_title,
 )
-from flopcallback.reporting.flops_and_time import measured_leaves
+from flopcallback.reporting.measured import is_of_step, measured_points
+from flopcallback.reporting.points import memory_line
 from flopcallback.reporting.tree import end_of
+from flopcallback.reporting.units import si
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
     from flopcallback.profile.model_profile import ModelProfile
-    from flopcallback.profile.rows import ModuleRow
+    from flopcallback.reporting.points import Point
 
 __all__ = ["latency_chart"]
 
 # Characters of a name.
 LONGEST_LABEL = 26
+# Characters of an own operator's name, which has its module in front if that fits.
+LONGEST_OPERATOR = 30
 # Points of the scatter that have a name.
 LABELLED = 6
 MOST_TICKS, MOST_LINES = 6, 5
@@ -49,35 +53,37 @@ LINE = 13
 
 
 def latency_chart(profile: ModelProfile) -> Figure:
-    """Draw the time of each innermost module against its FLOPs.
+    """Draw the time of each innermost module, and of the own operators of others, against its FLOPs.
 
-    Both axes are logarithmic; modules without FLOPs are at the left edge. Pale lines are equal FLOP/s. The modules with
-    the most time, and with the most time for their FLOPs, are named.
+    Both axes are logarithmic; what has no FLOPs is at the left edge. Pale lines are equal FLOP/s, darker ones the
+    device's peak, and what its memory allows. What has the most time, and the most time for its FLOPs, is named.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: no module of the profile was measured.
     """
-    rows = measured_leaves(profile)
-    if not rows:
+    points = measured_points(profile)
+    if not points:
         raise ValueError("latency_chart: no module of this profile has a time; draw it from with_latency(...)")
-    kinds = [row.type for row in rows]
-    times = [row.forward_ms or 0.0 for row in rows]
+    kinds = [point.type for point in points]
+    times = [point.ms for point in points]
     colours = _colours(zip(kinds, times, strict=True))
-    frame = FlopsAndTime.around(rows, ROOM)
-    places = [float(row.flops) if row.flops > 0 else 10 ** (frame.zero or 0.0) for row in rows]
+    frame = FlopsAndTime.around(points, ROOM)
+    places = [float(point.flops) if point.flops > 0 else 10 ** (frame.zero or 0.0) for point in points]
     with style():
         figure, axes = canvas(WIDTH * 0.95)
         write_title(axes, "FLOPs against time, module by module", headline(profile))
         drawn = [colours.get(kind, GREY) for kind in kinds]
         # Large points would cover each other.
-        size = 46 if len(rows) < 200 else 24
+        size = 46 if len(points) < 200 else 24
         _draw_axes(axes, frame)
         axes.scatter(places, times, s=size, c=drawn, alpha=0.75, edgecolors="white", linewidths=0.6, zorder=3)
         _draw_equal_rates(axes, frame)
-        _name_outliers(axes, rows, places)
+        _draw_roofs(axes, frame, profile, points)
+        _name_outliers(axes, points, places)
         axes.set_xlabel("FLOPs (2 per multiply-add)", color=PALE, fontsize=SMALL)
-        axes.set_ylabel("forward, ms (median)", color=PALE, fontsize=SMALL)
+        time = "training step, ms" if is_of_step(profile) else "forward, ms (median)"
+        axes.set_ylabel(time, color=PALE, fontsize=SMALL)
         _legend(axes, colours, kinds, loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3)
     return figure
 
@@ -99,25 +105,41 @@ def _draw_axes(axes: Axes, frame: FlopsAndTime) -> None:
 def _draw_equal_rates(axes: Axes, frame: FlopsAndTime) -> None:
     """Draw labelled lines at powers of ten of FLOP/s."""
     for rate in thinned(frame.rates(), MOST_LINES):
-        x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low)
-        axes.plot([10**x1, 10**x2], [10**y1, 10**y2], color=GRID, linewidth=1, zorder=1)
-        text, va = tick_label(10**rate, "FLOP/s"), "top" if x2 < frame.x.high else "center"
-        axes.annotate(text, (10**x2, 10**y2), (5, 0), textcoords="offset points", color=GREY, fontsize=7, va=va)
+        _draw_rate(axes, frame, rate, tick_label(10**rate, "FLOP/s"), GRID)
 
 
-def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float]) -> None:
+def _draw_roofs(axes: Axes, frame: FlopsAndTime, profile: ModelProfile, points: Sequence[Point]) -> None:
+    """Draw the device's peak, and what its memory allows, where they cross the figure."""
+    peak, roof = profile.peak_flops_per_s, memory_line(profile, points)
+    rates = [(peak, "peak")] if peak else []
+    if roof is not None:
+        rates.append((roof.flops_per_s, f"memory, {si(roof.flops_per_byte)}\nFLOPs/byte"))
+    for rate, text in rates:
+        _draw_rate(axes, frame, math.log10(rate), text, PALE, frame.zero_band)
+
+
+def _draw_rate(axes: Axes, frame: FlopsAndTime, rate: float, text: str, colour: str, left: float | None = None) -> None:
+    x1, y1, x2, y2 = frame.rate_line(rate, frame.x.low if left is None else left)
+    if x1 >= x2:
+        return
+    axes.plot([10**x1, 10**x2], [10**y1, 10**y2], color=colour, linewidth=1, zorder=1)
+    va, ink = "top" if x2 < frame.x.high else "center", GREY if colour == GRID else colour
+    axes.annotate(text, (10**x2, 10**y2), (5, 0), textcoords="offset points", color=ink, fontsize=7, va=va)
+
+
+def _name_outliers(axes: Axes, points: Sequence[Point], places: Sequence[float]) -> None:
     """Name the slowest points, and those furthest above the median rate.
 
     The median rate gives a time for a point's FLOPs; the latter take longest beyond that time.
     """
     from matplotlib.patheffects import withStroke
 
-    timed = [(row.forward_ms or 0.0, row, place) for row, place in zip(rows, places, strict=True)]
-    rates = sorted(time / row.flops for time, row, _ in timed if row.flops > 0)
+    timed = [(point.ms, point, place) for point, place in zip(points, places, strict=True)]
+    rates = sorted(time / point.flops for time, point, _ in timed if point.flops > 0)
     ms_per_flop = rates[len(rates) // 2] if rates else 0.0
     slowest = sorted(timed, key=lambda point: -point[0])
     slowest_for_flops = sorted(timed, key=lambda point: ms_per_flop * point[1].flops - point[0])
-    chosen: dict[tuple[str, int], tuple[float, ModuleRow, float]] = {}
+    chosen: dict[tuple[str, int], tuple[float, Point, float]] = {}
     for ranking in (slowest, slowest_for_flops):
         new = [point for point in ranking if (point[1].type, point[1].flops) not in chosen]
         for point in new:
@@ -127,10 +149,10 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
             chosen.setdefault((point[1].type, point[1].flops), point)
     middle = math.sqrt(math.prod(axes.get_xlim()))
     names = []
-    for time, row, place in chosen.values():
+    for time, named, place in chosen.values():
         left_half = place < middle
         name = axes.annotate(
-            drawable(shortened(end_of(row.path or row.type, LONGEST_LABEL), LONGEST_LABEL)),
+            drawable(_label(named)),
             (place, time),
             xytext=(10 if left_half else -10, 0),
             textcoords="offset points",
@@ -143,6 +165,13 @@ def _name_outliers(axes: Axes, rows: Sequence[ModuleRow], places: Sequence[float
         )
         names.append(name)
     _move_apart(axes, names)
+
+
+def _label(point: Point) -> str:
+    if not point.operator:
+        return shortened(end_of(point.path or point.type, LONGEST_LABEL), LONGEST_LABEL)
+    name = point.short_path
+    return shortened(name if len(name) <= LONGEST_OPERATOR else point.operator, LONGEST_OPERATOR)
 
 
 def _move_apart(axes: Axes, names: Iterable[Annotation]) -> None:

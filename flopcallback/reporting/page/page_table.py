@@ -12,20 +12,21 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flopcallback.profile.columns import shares, shown_in
-from flopcallback.profile.rows import ABOVE_PEAK, achieved_flops_per_s
+from flopcallback.profile.rows import ABOVE_PEAK, achieved_flops_per_s, share
 from flopcallback.reporting.cells import bounds_of, cell_texts
-from flopcallback.reporting.tree import leaf_name
+from flopcallback.reporting.page.page_rows import page_rows
 from flopcallback.reporting.units import percent, si
 
 if TYPE_CHECKING:
     from flopcallback.profile.columns import Column, Shown
     from flopcallback.profile.model_profile import ModelProfile
     from flopcallback.profile.rows import ModuleRow
+    from flopcallback.reporting.page.page_rows import PageRows
 
 __all__ = ["table_data"]
 
 ROWS_AT_FIRST, WORTH_OPENING = 40, 0.15
-"""How long the table may be before the reader opens anything, and the share of FLOPs from which a row stands open."""
+"""How long the table may be before the reader opens anything, and the share from which a row stands open."""
 
 
 class _Cell(NamedTuple):
@@ -44,75 +45,71 @@ class _Cell(NamedTuple):
     percent: str = ""
 
 
-def table_data(profile: ModelProfile) -> dict[str, Any]:
+def table_data(profile: ModelProfile, page: PageRows | None = None) -> dict[str, Any]:
     """Build the plain JSON that the page's script draws the table from.
 
     Columns that have nothing to say are left out.
     """
-    parents, share_of = _parents(profile), shares()
-    columns = [_column_data(profile, shown, share_of.get(shown.column.key)) for shown in shown_in("page")]
+    page = page_rows(profile) if page is None else page
+    rows, share_of = [each.row for each in page.rows], shares()
+    columns = [_column_data(profile, rows, shown, share_of.get(shown.column.key)) for shown in shown_in("page")]
+    columns = [column for column in columns if any(text for text, *_ in column["cells"])]
     return {
-        "names": _names(profile, parents),
-        "parents": parents,
+        "names": [each.name for each in page.rows],
+        "parents": [each.parent for each in page.rows],
+        "modules": len(profile.modules),
+        "counts": {at: each.modules for at, each in enumerate(page.rows) if each.modules > 1},
+        "runs": {at: each.run for at, each in enumerate(page.rows) if each.run},
         "notes": {index: row.note.strip("()") for index, row in enumerate(profile.modules) if row.note},
-        "columns": [column for column in columns if any(text for text, *_ in column["cells"])],
-        "open": _opened_at_first(profile, parents),
+        "columns": columns,
+        "sort": _sorted_by(columns),
+        "open": _opened_at_first(profile, page),
     }
 
 
-def _parents(profile: ModelProfile) -> list[int]:
-    """Return for each row the place of the row that contains it.
-
-    That is an earlier row; of rows that none contains, the root, and of the root, itself.
-    """
-    places: dict[str | None, int] = {}
-    parents = []
-    for index, row in enumerate(profile.modules):
-        continues = not row.parent or row.path.startswith(f"{row.parent}.")
-        parents.append(places.get(row.parent, 0) if continues else 0)
-        places[row.path] = index
-    return parents
+def _sorted_by(columns: Sequence[dict[str, Any]]) -> str | None:
+    """Choose the column that the table is sorted by at first: time, or else FLOPs."""
+    keys = {column["key"] for column in columns}
+    return next((key for key in ("step_ms", "time", "flops") if key in keys), None)
 
 
-def _names(profile: ModelProfile, parents: Sequence[int]) -> list[str]:
-    """Return names relative to the rows that contain them.
-
-    The page puts whole names together again.
-    """
-    rows = profile.modules
-    below = zip(rows[1:], parents[1:], strict=True)
-    return [profile.name] + [leaf_name(row) if rows[above].path == row.parent else row.path for row, above in below]
-
-
-def _opened_at_first(profile: ModelProfile, parents: Sequence[int]) -> list[int]:
+def _opened_at_first(profile: ModelProfile, page: PageRows) -> list[int]:
     """Choose the rows that are open at first.
 
-    They are the root, and what has most of the FLOPs, as long as the table stays short.
+    They are the root, and what has most of the time, or of the FLOPs, as long as the table stays short.
     """
-    children: list[list[int]] = [[] for _ in parents]
-    for index, parent in enumerate(parents[1:], start=1):
-        children[parent].append(index)
-    parts = profile.shares("flops", profile.modules)
+    weights = _weights(profile, page)
     opened, room = [], ROWS_AT_FIRST
-    closed = [(0, 0)] if children else []
+    closed = [(0.0, 0)] if page.rows else []
     while closed:
         _, index = heappop(closed)
-        inside, part = children[index], parts[index] or 0.0
-        if inside and (index == 0 or (len(inside) <= room and part >= WORTH_OPENING)):
+        inside = page.tree[index]
+        if inside and (index == 0 or (len(inside) <= room and weights[index] >= WORTH_OPENING)):
             opened.append(index)
             room -= len(inside)
             for child in inside:
-                heappush(closed, (-profile.modules[child].flops, child))
+                heappush(closed, (-weights[child], child))
     return sorted(opened)
 
 
-def _column_data(profile: ModelProfile, shown: Shown, share: Column | None) -> dict[str, Any]:
+def _weights(profile: ModelProfile, page: PageRows) -> list[float]:
+    """Return each row's share of the step's time, or else of the FLOPs."""
+    rows = [each.row for each in page.rows]
+    root = profile.root
+    if root is not None and root.time is not None and root.time.total > 0:
+        return [share(row.time.total if row.time else 0.0, root.time.total) or 0.0 for row in rows]
+    return [part or 0.0 for part in profile.shares("flops", rows)]
+
+
+def _column_data(
+    profile: ModelProfile, rows: Sequence[ModuleRow], shown: Shown, share: Column | None
+) -> dict[str, Any]:
     """Build a column: its cells, and the index of each row's cell.
 
     A cell is `[text, exact, bar in percent, share as text]`. Cells before `unsortable` have nothing to sort by.
     `share` is the column that says what part of the whole a cell is, where there is one.
     """
-    cells = _rates(profile) if shown.form == "rate" else _cells(profile, shown, share)
+    cells = _rates(profile, rows) if shown.form == "rate" else _cells(profile, rows, shown, share)
     distinct = dict.fromkeys(cells)
     unsortable = [cell for cell in distinct if cell.order is None]
     # The orders of one column are all numbers or all texts.
@@ -143,8 +140,7 @@ def _packed(cell: _Cell) -> list[Any]:
     return packed
 
 
-def _cells(profile: ModelProfile, shown: Shown, share: Column | None) -> list[_Cell]:
-    rows = profile.modules
+def _cells(profile: ModelProfile, rows: Sequence[ModuleRow], shown: Shown, share: Column | None) -> list[_Cell]:
     values = shown.column.values(profile, rows)
     if shown.form == "text":
         return [_Cell(value, value.casefold()) if value else _Cell() for value in values]
@@ -174,9 +170,9 @@ def _exact(rows: Sequence[ModuleRow], shown: Shown, values: Sequence[Any], texts
     return ["" if value is None else f"{bound}{value:,}" for bound, value in zip(bounds, values, strict=True)]
 
 
-def _rates(profile: ModelProfile) -> list[_Cell]:
+def _rates(profile: ModelProfile, rows: Sequence[ModuleRow]) -> list[_Cell]:
     peak = profile.peak_flops_per_s
-    done = [(row.flops or None, row.forward_ms) for row in profile.modules]
+    done = [(row.flops or None, row.forward_ms) for row in rows]
     rates = [achieved_flops_per_s(flops, forward_ms) for flops, forward_ms in done]
     return [_Cell() if rate is None else _rate(rate, peak) for rate in rates]
 

@@ -8,9 +8,6 @@ const page = {
     if (text !== undefined) element.textContent = text;
     return element;
   },
-
-  /** The table of modules, by page_table.js; null where there are none. */
-  moduleTable: null,
 };
 
 // ---- Light and dark ----

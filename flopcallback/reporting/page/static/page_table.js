@@ -1,20 +1,9 @@
-page.moduleTable = (() => {
+/** The table of modules. */
+page.drawTable = (rows) => {
   const { byId, make } = page;
-  const data = JSON.parse(byId("rows").textContent);
-  if (!data) return null;
-
-  // ---- The rows ----
-  const count = data.names.length;
+  const { data, count, modules, names, paths, depths, plain } = rows;
   const column = Object.fromEntries(data.columns.map((each) => [each.key, each]));
-  const children = Array.from({ length: count }, () => []);
-  const paths = [data.names[0]];
-  const depths = [0];
-  for (let row = 1; row < count; row++) {
-    const parent = data.parents[row]; // Always an earlier row.
-    children[parent].push(row);
-    paths.push(parent ? `${paths[parent]}.${data.names[row]}` : data.names[row]);
-    depths.push(depths[parent] + 1);
-  }
+
   /** What stands in a row's cell: its text, the exact one, the bar's length in percent or null, and the share it shows. */
   function cellOf(each, row) {
     if (!each) return { text: "", exact: "", bar: null, share: "" };
@@ -26,7 +15,10 @@ page.moduleTable = (() => {
 
   // ---- What is shown: all of it follows from this ----
   const AT_ONCE = 250, MORE = 1000;
-  const state = { open: new Set(data.open), view: "tree", words: [], sort: null, limit: AT_ONCE, focus: 0, detail: -1 };
+  const state = {
+    open: new Set(data.open), unfolded: new Set(), view: "tree", words: [], limit: AT_ONCE, focus: 0, detail: -1,
+    sort: data.sort && { key: data.sort, down: true },
+  };
   let found = null; // With a search: { rows, above: rows that contain them, open }.
   let shown = []; // Rows in the order in which they stand.
 
@@ -35,11 +27,11 @@ page.moduleTable = (() => {
     state.limit = AT_ONCE;
     if (!state.words.length) { found = null; return; }
     found = { rows: new Set(), above: new Set(), open: new Set() };
-    for (let row = 0; row < count; row++) {
+    for (let row = 0; row < modules; row++) {
       if (!state.words.every((word) => searched[row].includes(word))) continue;
       found.rows.add(row);
       for (let up = row; up; ) {
-        up = data.parents[up];
+        up = rows.parents[up];
         if (found.above.has(up)) break;
         found.above.add(up);
         found.open.add(up);
@@ -47,11 +39,14 @@ page.moduleTable = (() => {
     }
   }
 
-  function sorted(rows) {
-    if (!state.sort) return rows;
+  /** A search looks at modules one by one. */
+  const inside = (row) => (found ? plain[row] : rows.inside(row, state.unfolded));
+
+  function sorted(list) {
+    if (!state.sort) return list;
     const { key, down } = state.sort;
     const { of, unsortable } = key === "module" ? orderOfNames() : column[key];
-    return rows.slice().sort((one, other) => {
+    return list.slice().sort((one, other) => {
       const blanks = (of[one] < unsortable) - (of[other] < unsortable);
       return blanks || (down ? of[other] - of[one] : of[one] - of[other]) || one - other;
     });
@@ -62,9 +57,9 @@ page.moduleTable = (() => {
   function orderOfNames() {
     if (nameOrder) return nameOrder;
     const collator = new Intl.Collator("en", { numeric: true });
-    const rows = Array.from({ length: count }, (_, row) => row).sort((a, b) => collator.compare(paths[a], paths[b]));
+    const ordered = Array.from({ length: count }, (_, row) => row).sort((a, b) => collator.compare(paths[a], paths[b]));
     const of = new Array(count);
-    rows.forEach((row, place) => { of[row] = place; });
+    ordered.forEach((row, place) => { of[row] = place; });
     nameOrder = { of, unsortable: 0 };
     return nameOrder;
   }
@@ -72,25 +67,32 @@ page.moduleTable = (() => {
   const openSet = () => (found ? found.open : state.open);
 
   function rowsToShow() {
-    if (state.view !== "tree") {
-      const rows = [];
-      for (let row = 0; row < count; row++) {
-        if (found ? found.rows.has(row) : state.view === "all" || !children[row].length) rows.push(row);
-      }
-      return sorted(rows);
-    }
-    const rows = [], open = openSet();
+    if (state.view !== "tree") return sorted(flatRows());
+    const list = [], open = openSet();
     const stack = found && !found.rows.size ? [] : [[0, false]];
     while (stack.length) {
       const [row, isInside] = stack.pop();
       const isMatch = !found || isInside || found.rows.has(row);
       if (!isMatch && !found.above.has(row)) continue;
-      rows.push(row);
+      list.push(row);
       if (!open.has(row)) continue;
-      const inside = sorted(children[row]);
-      for (let at = inside.length - 1; at >= 0; at--) stack.push([inside[at], found !== null && isMatch]);
+      const below = sorted(inside(row));
+      for (let at = below.length - 1; at >= 0; at--) stack.push([below[at], found !== null && isMatch]);
     }
-    return rows;
+    return list;
+  }
+
+  /** Modules one by one: all of them, or what has nothing inside, and what modules do themselves. */
+  function flatRows() {
+    const list = [], wantsAll = state.view === "all";
+    const stack = [0];
+    while (stack.length) {
+      const row = stack.pop();
+      const isShown = wantsAll ? row < modules : !plain[row].length;
+      if (isShown && (!found || found.rows.has(row))) list.push(row);
+      for (let at = plain[row].length - 1; at >= 0; at--) stack.push(plain[row][at]);
+    }
+    return list;
   }
 
   // ---- Drawing ----
@@ -126,12 +128,39 @@ page.moduleTable = (() => {
     return fragment;
   }
 
+  /** A button that shows the modules of a fold one by one, or as one again. */
+  function foldButton(fold, isFolded) {
+    const button = make("button", "fold", isFolded ? `× ${rows.counts[fold].toLocaleString("en")}` : "fold");
+    button.type = "button";
+    button.tabIndex = -1; // The key x does the same.
+    button.dataset.fold = fold;
+    button.title = isFolded ? `Show all ${rows.members(fold).length} one by one (x)` : "Show them as one (x)";
+    return button;
+  }
+
+  /** The fold that a row stands for or, as its first module, can be put back into. */
+  function foldAt(row) {
+    if (rows.isFold(row)) return row;
+    const fold = rows.foldOf.get(row);
+    return fold !== undefined && !found && state.unfolded.has(fold) && rows.members(fold)[0] === row ? fold : undefined;
+  }
+
+  function toggleFold(fold) {
+    if (!state.unfolded.delete(fold)) state.unfolded.add(fold);
+    state.focus = state.unfolded.has(fold) ? rows.members(fold)[0] : fold;
+    draw();
+  }
+
   function nameCell(row, isTree) {
-    const cell = make("td", "module");
+    const cell = make("td", rows.isOwn(row) ? "module own" : "module");
     cell.title = paths[row];
-    const twist = make("span", "twist", isTree && children[row].length ? "▸" : "");
+    const twist = make("span", "twist", isTree && inside(row).length ? "▸" : "");
     twist.setAttribute("aria-hidden", "true");
-    cell.append(twist, marked(isTree ? data.names[row] : paths[row]));
+    const short = rows.prefix && paths[row].startsWith(rows.prefix) ? paths[row].slice(rows.prefix.length) : paths[row];
+    cell.append(twist, marked(isTree ? names[row] : found ? paths[row] : short));
+    const fold = isTree ? foldAt(row) : undefined;
+    if (fold !== undefined) cell.append(foldButton(fold, fold === row));
+    else if (row in rows.counts) cell.append(make("span", "badge", `× ${rows.counts[row].toLocaleString("en")}`));
     if (data.notes[row]) cell.append(make("span", "badge", data.notes[row]));
     return cell;
   }
@@ -144,10 +173,13 @@ page.moduleTable = (() => {
       if (each.key === "rate" && text && each.of[row] < each.unsortable) cell.classList.add("warning");
       return cell;
     }
-    const line = make("span", bar ? "cell" : "cell zero"), track = make("span", "track"), fill = make("i", each.bar);
+    if (!bar) {
+      cell.append(make("span", "cell zero", text)); // A bar of nothing would only be ink.
+      return cell;
+    }
+    const line = make("span", "cell"), track = make("span", "track"), fill = make("i", each.bar);
     line.append(make("span", "", text), make("small", "", share));
     fill.style.width = `${bar}%`;
-    if (!bar) fill.style.minWidth = "0";
     track.append(fill);
     cell.append(line, track);
     return cell;
@@ -159,7 +191,7 @@ page.moduleTable = (() => {
     line.dataset.row = row;
     line.tabIndex = row === state.focus ? 0 : -1;
     line.setAttribute("aria-level", isTree ? depths[row] + 1 : 1);
-    if (isTree && children[row].length) line.setAttribute("aria-expanded", openSet().has(row));
+    if (isTree && inside(row).length) line.setAttribute("aria-expanded", openSet().has(row));
     if (found && !found.rows.has(row)) line.classList.add("path-only");
     line.style.setProperty("--level", isTree ? depths[row] : 0);
     line.append(nameCell(row, isTree), ...data.columns.map((each) => valueCell(each, row)));
@@ -174,7 +206,8 @@ page.moduleTable = (() => {
     cell.colSpan = columnsInSight();
     for (const each of data.columns) {
       const { exact } = cellOf(each, row);
-      if (!exact) continue;
+      // What is no module has no parameters either.
+      if (!exact || (rows.isOwn(row) && /^0($| )/.test(exact))) continue;
       const pair = make("div");
       pair.append(make("dt", "", each.heading), make("dd", "", exact));
       list.append(pair);
@@ -195,7 +228,9 @@ page.moduleTable = (() => {
     more.hidden = left <= 0;
     more.textContent = `Show ${Math.min(MORE, left).toLocaleString("en")} of ${left.toLocaleString("en")} more`;
     const matches = found ? `${found.rows.size.toLocaleString("en")} of ` : "";
-    byId("found").textContent = `${matches}${count.toLocaleString("en")} modules. A click shows exact figures.`;
+    const isCut = rows.prefix && state.view !== "tree" && !found;
+    const prefix = isCut ? ` All names begin with ${rows.prefix.slice(0, -1)}.` : "";
+    byId("found").textContent = `${matches}${modules.toLocaleString("en")} modules. A click shows exact figures.${prefix}`;
   }
 
   const lineOf = (row) => body.querySelector(`tr[data-row="${row}"]`);
@@ -217,7 +252,11 @@ page.moduleTable = (() => {
     byId("search").value = "";
     search("");
     setView("tree");
-    for (let up = row; up; ) { up = data.parents[up]; state.open.add(up); }
+    for (let up = row; up; ) {
+      if (rows.foldOf.has(up)) state.unfolded.add(rows.foldOf.get(up));
+      up = rows.parents[up];
+      state.open.add(up);
+    }
     state.detail = state.focus = row;
     const place = rowsToShow().indexOf(row);
     state.limit = Math.max(AT_ONCE, place + 50);
@@ -250,11 +289,18 @@ page.moduleTable = (() => {
   body.addEventListener("click", (event) => {
     const line = event.target.closest("tr[data-row]");
     if (!line || String(getSelection())) return;
-    const row = Number(line.dataset.row);
+    const row = Number(line.dataset.row), fold = event.target.closest(".fold")?.dataset.fold;
+    if (fold !== undefined) { toggleFold(Number(fold)); return; }
     state.focus = row;
     const isParent = line.hasAttribute("aria-expanded");
     if (isParent && event.target.closest(".module")) toggle(row); else toggleDetail(row);
   });
+
+  /** The row that contains one, as a fold where it stands as one. */
+  function shownAbove(row) {
+    const above = rows.parents[row];
+    return shown.includes(above) ? above : rows.foldOf.get(above) ?? above;
+  }
 
   const keys = {
     ArrowDown: (row, at) => shown[Math.min(at + 1, Math.min(shown.length, state.limit) - 1)],
@@ -262,19 +308,24 @@ page.moduleTable = (() => {
     Home: () => shown[0],
     End: () => shown[Math.min(shown.length, state.limit) - 1],
     ArrowRight: (row) => {
-      if (state.view !== "tree" || !children[row].length) return row;
+      if (state.view !== "tree" || !inside(row).length) return row;
       if (openSet().has(row)) return shown[shown.indexOf(row) + 1] ?? row;
       toggle(row);
       return row;
     },
     ArrowLeft: (row) => {
       if (state.view !== "tree") return row;
-      if (!openSet().has(row) || !children[row].length) return data.parents[row];
+      if (!openSet().has(row) || !inside(row).length) return shownAbove(row);
       toggle(row);
       return row;
     },
     Enter: (row) => { toggleDetail(row); return row; },
     " ": (row) => { toggleDetail(row); return row; },
+    x: (row) => {
+      const fold = foldAt(row);
+      if (fold !== undefined) toggleFold(fold);
+      return state.focus;
+    },
   };
   body.addEventListener("keydown", (event) => {
     const line = event.target.closest("tr[data-row]");
@@ -282,6 +333,7 @@ page.moduleTable = (() => {
     event.preventDefault();
     const row = Number(line.dataset.row);
     const next = keys[event.key](row, shown.indexOf(row));
+    line.tabIndex = -1;
     const before = lineOf(state.focus);
     if (before) before.tabIndex = -1;
     state.focus = next;
@@ -294,11 +346,16 @@ page.moduleTable = (() => {
     button.addEventListener("click", () => { setView(button.dataset.view); draw(); });
   }
   byId("open-all").addEventListener("click", () => {
-    for (let row = 0; row < count; row++) if (children[row].length) openSet().add(row);
+    for (let row = 0; row < count; row++) if (plain[row].length) openSet().add(row);
     draw();
   });
   byId("close-all").addEventListener("click", () => { openSet().clear(); openSet().add(0); draw(); });
   more.addEventListener("click", () => { state.limit += MORE; draw(); });
+
+  // Sentences elsewhere on the page lead to the row that they are about.
+  for (const button of document.querySelectorAll(":is(.slow, .advice) [data-row]")) {
+    button.addEventListener("click", () => reveal(Number(button.dataset.row)));
+  }
 
   addEventListener("resize", () => {
     for (const cell of body.querySelectorAll(".detail > td")) cell.colSpan = columnsInSight();
@@ -315,4 +372,4 @@ page.moduleTable = (() => {
     /** What a row's cell says in full; empty where there is nothing to say. */
     exact: (key, row) => cellOf(column[key], row).exact,
   };
-})();
+};

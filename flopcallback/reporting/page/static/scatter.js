@@ -1,6 +1,6 @@
 // FLOPs against time: which module a point is, by mouse, finger or arrow keys.
-(() => {
-  const { byId, make, moduleTable } = page;
+page.drawScatter = (moduleTable) => {
+  const { byId, make } = page;
   const plot = byId("plot");
   if (!plot) return;
   const tip = byId("tip"), svg = plot.querySelector("svg"), NEAR = 28;
@@ -18,11 +18,7 @@
     if (!point) return;
     point.classList.add("chosen");
     const row = Number(point.dataset.row), figures = make("div"), show = make("button", "", "Show in the table");
-    figures.append(make("b", "", moduleTable.nameOf(row)), ` ${moduleTable.exact("type", row)}`);
-    for (const [key, name] of [["time", ""], ["flops", "FLOPs: "], ["rate", ""]]) {
-      const exact = moduleTable.exact(key, row);
-      if (exact) figures.append(make("div", "", name + exact));
-    }
+    figures.append(make("b", "", point.dataset.name), make("div", "", point.dataset.said));
     show.type = "button";
     show.addEventListener("click", () => moduleTable.reveal(row));
     tip.replaceChildren(figures, ...(isPinned ? [show] : []));
@@ -67,9 +63,8 @@
 
   for (const button of document.querySelectorAll(".slow button")) {
     const point = points.find((each) => each.dataset.row === button.dataset.row);
-    button.addEventListener("click", () => moduleTable.reveal(Number(button.dataset.row)));
     for (const [event, on] of [["mouseenter", true], ["mouseleave", false], ["focus", true], ["blur", false]]) {
       button.addEventListener(event, () => point && choose(on ? point : null, false));
     }
   }
-})();
+};
