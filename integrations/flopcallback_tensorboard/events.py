@@ -15,9 +15,7 @@ PLUGIN = "flopcallback"
 
 
 def note(writer: Any, tag: str, text: str, step: int) -> None:
-    """Add a text that only readers of the file see; a writer that its owner has closed gets none."""
-    if writer.file_writer is None:
-        return
+    """Add a text that only readers of the file see, to a writer that is open."""
     protos = "tensorboardX.proto" if _is_tensorboardx(writer) else "tensorboard.compat.proto"
     summary, tensor = (import_module(f"{protos}.{name}_pb2") for name in ("summary", "tensor"))
     plugin = summary.SummaryMetadata.PluginData(plugin_name=PLUGIN)
@@ -27,17 +25,16 @@ def note(writer: Any, tag: str, text: str, step: int) -> None:
 
 
 def hyperparameters(writer: Any, values: Mapping[str, int | float]) -> None:
-    """Add hyperparameters to the writer's own run; a writer that its owner has closed gets none.
+    """Add hyperparameters to the run of a writer that is open.
 
     The writers' `add_hparams` would make another run for them. It also lists their names, and TensorBoard takes the
     list of one run for that of all, so that hyperparameters of the user's would have no column. Without any list it
     finds all names itself.
     """
     module = import_module("tensorboardX.summary" if _is_tensorboardx(writer) else "torch.utils.tensorboard.summary")
-    if writer.file_writer is not None:
-        # 2026-11, tensorboardX 2.6.5: integers of 2**64 and above raise.
-        _, values_of_run, _ = module.hparams({name: float(value) for name, value in values.items()}, {})
-        writer.file_writer.add_summary(values_of_run)
+    # 2026-11, tensorboardX 2.6.5: integers of 2**64 and above raise.
+    _, values_of_run, _ = module.hparams({name: float(value) for name, value in values.items()}, {})
+    writer.file_writer.add_summary(values_of_run)
 
 
 def _is_tensorboardx(writer: Any) -> bool:

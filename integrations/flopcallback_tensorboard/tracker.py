@@ -79,6 +79,7 @@ class TensorBoardTracker:
         self.writer: Any = writer
         self.prefix = prefix
         self._has_hyperparameters = bool(getattr(target, "hparams", None))  # Lightning's logger has written them
+        self._notes: list[tuple[str, int]] = []  # texts and steps that wait until the writer is open
         self._kept: dict[str, int | float] = {}  # numbers that are to be hyperparameters
         self._undrawn: tuple[ModelProfile, int] | None = (
             None  # profile of a training that awaits its times, and its step
@@ -94,7 +95,8 @@ class TensorBoardTracker:
             self.writer.add_scalar(name, float(value), step)
         self._kept.update((name, value) for name, value in kept.items() if describes_run(name))
         numbers = {name: finite(value) for name, value in values.items()}
-        note(self.writer, f"{self.prefix}{NUMBERS}", json.dumps(numbers, allow_nan=False), step)
+        self._notes.append((json.dumps(numbers, allow_nan=False), step))
+        self._write_notes()
         if self._undrawn is not None and step > self._undrawn[1] and not _are_times(values):
             self._draw_undrawn()
 
@@ -118,6 +120,7 @@ class TensorBoardTracker:
         if shown is None or operators != markdown_operators(shown):
             self.writer.add_text(tag + card("operators"), operators, step)
         self._write_files(profile, ".json")
+        self._write_notes()
         self.writer.flush()
         if profile.phase == "train":
             self._undrawn = profile, step
@@ -140,7 +143,7 @@ class TensorBoardTracker:
             self._draw_undrawn()
         finally:
             # As late as possible: TensorBoard shows a run's first ones, and they may be the user's.
-            if self._kept and not self._has_hyperparameters:
+            if self._kept and not self._has_hyperparameters and self._is_open:
                 self._has_hyperparameters = True
                 hyperparameters(self.writer, self._kept)
             self.writer.flush()
@@ -156,6 +159,16 @@ class TensorBoardTracker:
     def log_dir(self) -> str | None:
         """Folder of the events that nobody else knows; None for a writer that was given."""
         return str(self.writer.log_dir) if self._is_own else None
+
+    @property
+    def _is_open(self) -> bool:
+        """False for a writer that was closed. Its next text, image or scalar opens it."""
+        return self.writer.file_writer is not None
+
+    def _write_notes(self) -> None:
+        while self._notes and self._is_open:
+            text, step = self._notes.pop(0)
+            note(self.writer, f"{self.prefix}{NUMBERS}", text, step)
 
     def _draw_undrawn(self) -> None:
         if self._undrawn is not None:

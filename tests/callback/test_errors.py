@@ -153,7 +153,9 @@ def test_what_fails_while_it_is_shown_does_not_hide_the_error(
     def fails(*args, **kwargs):
         raise LookupError("ours")
 
-    broken_at_last = {"tracker": [(tracker, "close")], "show": [(sinks, "_line")], "step": [(place, "_step")]}[broken]
+    broken_at_last = {"tracker": [(tracker, "close")], "show": [(sinks, "profile_line")], "step": [(place, "_step")]}[
+        broken
+    ]
     error, models = OwnError("theirs"), []
 
     def make(flavour, calls):

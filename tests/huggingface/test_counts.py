@@ -86,7 +86,7 @@ def test_a_transformer_is_counted_to_the_flop(train, make_callback, arguments, r
     assert left.told == []
     numbers = callback.metrics()
     assert numbers["flops/forward"] == LLAMA_FORWARD
-    assert numbers["flops/recompute"] == recomputed
+    assert numbers.get("flops/recompute", 0) == recomputed
     assert numbers["compute/flops_total"] == 6 * (LLAMA_FORWARD + LLAMA_BACKWARD + recomputed)
     assert numbers["compute/estimated_pct"] == 0
 
