@@ -246,7 +246,8 @@ def _agreement(profile: ModelProfile) -> Iterator[str]:
         )
     if len(found.orderings) > 1:
         best, *others = (f"{name} {value:.2f}" for name, value in found.orderings.items())
-        yield f"what orders modules by time best: {best}, then {', '.join(others)} (the same rank correlation)"
+        how = ", ".join(filter(None, ("the same rank correlation", found.over)))
+        yield f"what orders modules by time best: {best}, then {', '.join(others)} ({how})"
 
 
 def in_words(correlation: float) -> str:

@@ -46,19 +46,27 @@ class Agreement(NamedTuple):
         orderings: the same for FLOPs, activations and bytes, as of `orderings`.
         points: number of points.
         covered: share of the time that they have, as of `time_covered`.
+        ordered: number of points that `orderings` is over.
     """
 
     correlation: float | None
     orderings: Mapping[str, float]
     points: int
     covered: float
+    ordered: int = 0
+
+    @property
+    def over(self) -> str:
+        """Which points `orderings` is over, where these are not all: `"over the 3 of which all are known"`."""
+        return f"over the {self.ordered:,} of which all are known" if self.ordered < self.points else ""
 
 
 def agreement(profile: ModelProfile) -> Agreement:
     """Return how well FLOPs predict time, and what predicts it best."""
     points = measured_points(profile)
     correlation = _by_time([point.flops for point in points], points)
-    return Agreement(correlation, _orderings(points), len(points), _covered(points))
+    ranked, ordered = _orderings(points)
+    return Agreement(correlation, ranked, len(points), _covered(points), ordered)
 
 
 def rank_correlation(profile: ModelProfile) -> float | None:
@@ -80,7 +88,7 @@ def orderings(profile: ModelProfile) -> Mapping[str, float]:
     return agreement(profile).orderings
 
 
-def _orderings(points: Sequence[Point]) -> dict[str, float]:
+def _orderings(points: Sequence[Point]) -> tuple[dict[str, float], int]:
     moved = [point.bytes for point in points]
     if None in moved:
         moved = [point.forward_bytes for point in points]
@@ -95,7 +103,7 @@ def _orderings(points: Sequence[Point]) -> dict[str, float]:
         for name in ("FLOPs", "activations", "bytes")
     }
     ranked = sorted(((value, name) for name, value in found.items() if value is not None), key=lambda pair: -pair[0])
-    return {name: value for value, name in ranked}
+    return {name: value for value, name in ranked}, len(chosen)
 
 
 def _by_time(figures: Sequence[float], points: Sequence[Point]) -> float | None:

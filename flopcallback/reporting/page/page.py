@@ -169,7 +169,7 @@ def _agreement(profile: ModelProfile) -> dict[str, str] | None:
     best = ""
     if len(found.orderings) > 1:
         ranked = ", ".join(f"{name} {value:.2f}" for name, value in found.orderings.items())
-        best = f"What orders them by time, best first: {ranked}."
+        best = f"What orders them by time{found.over and f', {found.over}'}, best first: {ranked}."
     if found.correlation is None:
         sentence = "Too few modules were timed, or all are alike: there is no order to compare."
         return {"value": "", "sentence": sentence, "best": best}
