@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from flopcallback.tracing.torch_private import DYNAMO_CONTEXT, EVAL_FRAME, MAYBE_SET_EVAL_FRAME, SET_EVAL_FRAME
+from flopcallback.tracing.torch_private import (
+    DYNAMO_CONTEXT,
+    EVAL_FRAME,
+    INDUCTOR,
+    INDUCTOR_CONFIG,
+    MAYBE_SET_EVAL_FRAME,
+    REGISTRY,
+    SET_EVAL_FRAME,
+)
 
 __all__ = [
     "COMPILED",
@@ -82,7 +90,6 @@ _depths = threading.local()  # how many contexts of `as_written` and `with_known
 
 # Backends that run the operators as they are written.
 _FAITHFUL = frozenset({"eager", "aot_eager"})
-INDUCTOR, INDUCTOR_CONFIG, REGISTRY = "inductor", "torch._inductor.config", "torch._dynamo.backends.registry"
 
 
 def is_used() -> bool:
@@ -122,7 +129,8 @@ def _chooses_kernels(backend: Any, is_set: bool) -> bool:
     name = getattr(backend, "compiler_name", None)
     if name == INDUCTOR:
         return is_set or bool(backend.config)  # `mode=` and `options=`
-    is_known = bool(name in sys.modules[REGISTRY].list_backends(exclude_tags=()))
+    registry = sys.modules.get(REGISTRY)
+    is_known = registry is None or name in registry.list_backends(exclude_tags=())
     return is_known and name not in _FAITHFUL
 
 

@@ -125,7 +125,7 @@ class _Timing:
             inside += ns * is_ours
             parallel += ns * (not is_ours)
         self._parts[Part(reading.phase, None, PYTHON)].ns += whole - inside
-        self._add_flops()
+        self._add_sizes()
         times = RecordedTimes(whole - self._left_out, self._parts, parallel, has_bytes=reading.reads_all)
         if kernels:
             self._add_device(times, kernels)
@@ -182,24 +182,31 @@ class _Timing:
         is_outside = place.scope is OUTSIDE or phase == OPTIMIZER
         return self._parts[Part(phase, None if is_outside else place.scope.module, operator)]
 
-    # --- FLOPs --------------------------------------------------------------------------------------------------------
+    # --- FLOPs and bytes ----------------------------------------------------------------------------------------------
 
-    def _add_flops(self) -> None:
+    def _add_sizes(self) -> None:
+        """Add FLOPs and bytes to the parts; the bytes of a part are known if those of all its operators are."""
+        unknown: list[Amount] = []
         for found, call in zip(self._reading.found, self._reading.calls, strict=True):
-            for event, own, flops in self._counted(found, call):
-                if (part := self._part_around(event)) is not None:
-                    part.flops += flops
-                    if self._reading.reads_all:
-                        part.nbytes = (part.nbytes or 0) + own.nbytes
+            for event, own, row in self._counted(found, call):
+                if (part := self._part_around(event)) is None:
+                    continue
+                try:
+                    part.flops += 2 * row.formula(own).fma if row.family in HARDWARE_FAMILIES else 0
+                    part.nbytes = (part.nbytes or 0) + own.nbytes if self._reading.reads_all else None
+                except Exception:  # noqa: BLE001 - what it asks for is in no record: the count says so of itself
+                    unknown.append(part)
+        for part in unknown:
+            part.nbytes = None
 
-    def _counted(self, found: Found, call: OpCall | Region | None) -> Iterator[tuple[Any, OpCall, int]]:
-        """Yield the record, the operator and the FLOPs of what has a formula."""
+    def _counted(self, found: Found, call: OpCall | Region | None) -> Iterator[tuple[Any, OpCall, Counted]]:
+        """Yield the record, the operator and the formula of what has one."""
         if call is None or found.event is None:
             return
         own = call.call if isinstance(call, Region) else call
         row = lookup(own.operator)
         if isinstance(row, Counted):
-            yield found.event, own, 2 * row.formula(own).fma if row.family in HARDWARE_FAMILIES else 0
+            yield found.event, own, row
         else:
             for inner in found.body or ():
                 yield from self._counted(inner, self._reading.call_of(inner))

@@ -369,6 +369,7 @@ def is_compiler_imported() -> bool:
 BACKWARD_CLASS = "_backward_cls"
 EVAL_FRAME, DYNAMO_CONTEXT = "torch._dynamo.eval_frame", "_TorchDynamoContext"
 SET_EVAL_FRAME, MAYBE_SET_EVAL_FRAME = "set_eval_frame", "_maybe_set_eval_frame"
+INDUCTOR, INDUCTOR_CONFIG, REGISTRY = "inductor", "torch._inductor.config", "torch._dynamo.backends.registry"
 CALLBACK_HANDLER = "callback_handler"
 PRE_HOOKS, POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 STEP_CODE = "_optimizer_step_code"

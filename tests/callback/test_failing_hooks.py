@@ -77,7 +77,7 @@ KINDS = {
     "a mark": (marks.Marks, "over", 1),
     "a mark, as it ends": (profiler_broker.Mark, "__exit__", 1),
     "the end of a recording": (observer, "end_recording", 1),
-    "the reading of records": (observer, "read_records", 1),
+    "the reading of records": (observer, "Reading", 1),
     "what is known of a record": (record_kinds.Kinds, "of", 1),
     "autograd, where a backward begins": (LoopWatch, "_watch_backward", 2),
     "module, at what it returned": (ProfileRecorder, "timed_call", 2),

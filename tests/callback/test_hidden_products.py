@@ -300,9 +300,9 @@ def test_which_compilers_may_use_kernels_of_their_own(options, chooses):
     assert chooses_kernels() is chooses
 
 
-def test_a_setting_that_makes_inductor_choose_kernels(monkeypatch):
+def test_a_setting_that_makes_inductor_choose_kernels():
     import torch._inductor.config as inductor
 
     torch.compile(make_net())(torch.ones(BATCH, WIDE))
-    monkeypatch.setattr(inductor, "max_autotune_gemm", True)
-    assert chooses_kernels()
+    with inductor.patch(max_autotune_gemm=True):  # `monkeypatch` would take the setting away altogether at its end
+        assert chooses_kernels()

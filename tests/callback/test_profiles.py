@@ -114,6 +114,7 @@ def test_the_conditions_are_noted(lightning, run, make_callback):
         "flops.dtype": "float32",
         "flops.peak_tflops": None,
         "flops.peak_source": None,
+        "flops.peak_gb_per_s": None,
         "flops.input_shapes": [[BATCH, 1, SIDE, SIDE], [BATCH]],
         "flops.unknown_operators": [],
         "flops.version": "0.1.0",

@@ -336,7 +336,7 @@ def test_what_the_record_of_a_function_fails_at_does_not_reach_the_step(monkeypa
         raise ZeroDivisionError
 
     if observer_class is StepRecorder:
-        monkeypatch.setattr("flopcallback.tracing.observer.read_records", fail)
+        monkeypatch.setattr("flopcallback.tracing.observer.Reading", fail)
     else:
         monkeypatch.setattr(StepObserver, "_place", fail)
     model = Kernels(Past)

@@ -335,7 +335,7 @@ def test_a_failure_in_reading_does_not_reach_the_step(monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("flopcallback.tracing.observer.read_records", fail)
+    monkeypatch.setattr("flopcallback.tracing.observer.Reading", fail)
     observer = StepRecorder(ModuleNames({"": nn.Linear(WIDE, OUT)}))
     with observer.watching():
         pass

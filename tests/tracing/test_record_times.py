@@ -26,11 +26,11 @@ from flopcallback.tracing.record_times import Amount, Part, RecordedTimes
 BATCH, WIDE = 3, 5
 
 
-def recorded(model, loss, optimizer=None, inputs=None):
+def recorded(model, loss, optimizer=None, inputs=None, **options):
     """A recorder after a step of a training."""
     x = torch.ones(BATCH, WIDE) if inputs is None else inputs
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = StepRecorder(ModuleNames({"": model}), [optimizer])
+    recorder = StepRecorder(ModuleNames({"": model}), [optimizer], **options)
     recorder.timed_on = "cpu"
     with recorder.watching():
         with recorder.on():
@@ -165,6 +165,22 @@ def test_what_a_custom_function_does_in_python_is_its_own():
     times = recorded(Net(), lambda y: y.sum()).times
     assert sum(part.ns for part in times.parts.values()) == times.ns
     assert {("forward", "Double"), ("backward", "DoubleBackward")} <= by(times, "phase", "operator")
+
+
+def test_where_no_record_has_the_results_their_part_has_no_bytes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.at = nn.Linear(WIDE, WIDE), torch.tensor([0, 2])
+
+        def forward(self, x):
+            return self.inner(x)[:, self.at]
+
+    times = recorded(Net(), lambda y: y.sum(), reads_all=True).times
+    assert sum(part.ns for part in times.parts.values()) == times.ns
+    by_part = {(part.phase, part.operator): amount.nbytes for part, amount in times.parts.items()}
+    assert by_part["forward", "aten::linear"] == 4 * (BATCH * WIDE + WIDE * WIDE + WIDE + BATCH * WIDE)
+    assert by_part["forward", "aten::index"] is None
 
 
 def test_other_threads_work_beside_the_step():
