@@ -62,7 +62,8 @@ class Latency:
             what is inside a module and its own time add up to it.
         spreads: first and third quartile, by the same name.
         step_spread: those of the step's time; None if no step was timed.
-        cpu_share: share of the steps' time in which their thread had a processor; None where it was not measured.
+        cpu_share: share of the steps' time in which their thread did not wait for a processor; None where that is not
+            known.
     """
 
     forward_ms: float | None
@@ -141,14 +142,14 @@ class LatencyWindow:
         self._steps_to_time_bare = bare_steps
         self._step_spans: list[_Span] = []
         self._bare_step_spans: list[_Span] = []
-        self._cpu_s: list[float] = []  # of the calling thread, in bare steps
-        self._cpu_began: float | None = None
+        self._queued_s: list[float] = []  # of the calling thread, in bare steps; see `seconds_queued`
+        self._queued_before: float | None = None
         self._calls: list[_TimedCall] = []
         self._in_step = False  # between `begin_step` and `end_step`
         self._is_bare = False  # of the current step; meaningful only while `_began` is set
         self._began: Any = None  # mark at the begin of the current step; None while warming up, or after the window
         self._sites = list(call_sites(names, methods))
-        self._measures_cpu = isinstance(self._timer, _Clock) and clock is time.perf_counter
+        self._measures_queue = isinstance(self._timer, _Clock) and clock is time.perf_counter
 
     @property
     def is_open(self) -> bool:
@@ -186,8 +187,9 @@ class LatencyWindow:
         # With as many bare steps as others, every second step is bare.
         self._is_bare = self._steps_to_time_bare > self._steps_to_time
         is_timed = self._steps_to_skip == 0 and self.is_open and not is_captured(self._device)
+        # Before the mark: it takes a few microseconds.
+        self._queued_before = seconds_queued() if self._measures_queue and self._is_bare and is_timed else None
         self._began = self._timer.mark() if is_timed else None
-        self._cpu_began = time.thread_time() if self._measures_cpu and self._is_bare else None
 
     @property
     def is_disturbing(self) -> bool:
@@ -234,8 +236,8 @@ class LatencyWindow:
             if is_whole:
                 spans = self._bare_step_spans if self._is_bare else self._step_spans
                 spans.append((self._began, self._timer.mark()))
-                if self._cpu_began is not None:
-                    self._cpu_s.append(time.thread_time() - self._cpu_began)
+                if self._queued_before is not None and (queued := seconds_queued()) is not None:
+                    self._queued_s.append(queued - self._queued_before)
             self._began = None
             if self._is_bare:
                 self._steps_to_time_bare -= 1
@@ -270,7 +272,7 @@ class LatencyWindow:
             modules=self._names.as_shown(_shared_out(times)),
             spreads=self._names.as_shown(_spreads(times)),
             step_spread=quartiles(steps) if steps else None,
-            cpu_share=sum(self._cpu_s) / bare_s if self._cpu_s and bare_s else None,
+            cpu_share=max(0.0, 1 - sum(self._queued_s) / bare_s) if self._queued_s and bare_s else None,
         )
         bare_ms = [self._sum(call.whole) for call in done if call.is_bare]
         return latency.within(bare_ms) if bare_ms else latency
@@ -450,6 +452,19 @@ class _TimedCall:
             self.inner[self._running[-1]].append(span)
         elif not self.is_forward:
             self.whole.append(span)
+
+
+def seconds_queued() -> float | None:
+    """Return how long this thread has been ready to run and had no processor, in seconds.
+
+    Not the processor time: a thread that sleeps, or waits for other threads of an operator, wants none. None where the
+    system does not say (elsewhere than on Linux).
+    """
+    try:
+        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[1]) / 1e9  # after the time that it ran
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float]:

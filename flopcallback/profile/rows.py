@@ -158,7 +158,8 @@ class LatencySummary:
         how: clock and device in words.
         forward_spread: first and third quartile of the forward's times.
         step_spread: first and third quartile of the steps' times.
-        cpu_share: share of the steps' time in which their thread had a processor, 0 to 1; None if not known.
+        cpu_share: share of the steps' time in which their thread did not wait for a processor, 0 to 1; None if not
+            known.
         observed_ms: milliseconds of a step while its operators were recorded, by which the time of the others is
             shared out; None if none was.
         observed_steps: number of such steps.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from flopcallback.measuring import latency as measuring
 from flopcallback.measuring.latency import LatencyWindow
 from flopcallback.modules.names import ModuleNames
 
@@ -426,3 +427,25 @@ def test_a_step_that_goes_into_a_cuda_graph_has_no_times_and_is_not_waited_for(d
 def test_a_device_other_than_a_cpu_has_events_by_itself():
     window = LatencyWindow(ModuleNames({"": nn.Linear(2, 2)}), torch.device("cuda"), warmup_steps=0, steps=1)
     assert window._timer._event is torch.Event
+
+
+def test_the_share_of_a_processor_is_the_time_outside_of_the_queue_for_one(monkeypatch):
+    # A second and two in the queue, by a stand-in for what the system says, in two steps of 4 s.
+    model, clock, queued = nn.Identity(), Clock(), iter([1.0, 2.0, 5.0, 7.0])
+    monkeypatch.setattr(measuring, "seconds_queued", lambda: next(queued))
+    window = LatencyWindow(ModuleNames({"": model}), CPU, warmup_steps=0, steps=1, bare_steps=2, clock=clock)
+    window._measures_queue = True  # although the clock is not the system's
+    for _ in range(3):
+        window.begin_step()
+        with window.timed_call():
+            clock.pass_ms(1000)
+            model(torch.ones(1))
+        clock.pass_ms(3000)
+        window.end_step()
+    assert window.read().cpu_share == pytest.approx(1 - (1 + 2) / (2 * 4))
+
+
+def test_what_the_system_says_of_the_queue_only_grows():
+    if (first := measuring.seconds_queued()) is None:
+        pytest.skip("the system does not say")
+    assert 0 <= first <= measuring.seconds_queued()
