@@ -138,7 +138,11 @@ def test_a_run_that_is_deleted_meanwhile_keeps_the_times_in_files(writer, kept, 
     assert f"the tracker MlflowClient ({kept.id}) failed: MlflowException: " in warning
     assert hook.profile.latency is not None
     assert_complete_in_tensorboard(tmp_path / "events", hook.profile)
-    assert places.in_folder(tmp_path / "flopcallback_report").profiles == {"train": hook.profile}
+    found = places.in_folder(tmp_path / "flopcallback_report")
+    assert found.profiles == {"train": hook.profile}
+    numbers = {**hook.profile.scalars(), **hook.profile.training}
+    later = {name for name in numbers if name.startswith(("latency/", "compute/", "perf/"))}
+    assert {name: found.kept.get(name) for name in later} == {name: numbers[name] for name in later}
 
 
 def make_model(flavour):
