@@ -338,14 +338,14 @@ class ModelProfile:
         return f"flopcallback-{self.phase}" if self.phase_prefix else "flopcallback"
 
     def module_records(self) -> list[dict[str, Any]]:
-        """Return the rows of the table `flops/modules`, one dict per module.
+        """Return the rows of the table of modules, one dict per module.
 
         They are depth first and include shares and achieved FLOP/s.
         """
         return self._records(columns.COLUMNS, self.modules)
 
     def operator_records(self) -> list[dict[str, Any]]:
-        """Return the rows of the table `flops/operators`, one dict per operator.
+        """Return the rows of the table of operators, one dict per operator.
 
         They are in decreasing order of FLOPs and include the share of the FLOPs.
         """

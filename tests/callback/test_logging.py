@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import places
 import pytest
 
 from flopcallback.reporting import ModelProfile
@@ -35,8 +36,8 @@ def as_float32(value):
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def rows_of_profiles(tracker):
-    return [(step, row) for step, row in tracker.scalars if not any(name.startswith(AS_IT_GOES_ON) for name in row)]
+def rows_of_profiles(rows):
+    return [(step, row) for step, row in rows if not any(name.startswith(AS_IT_GOES_ON) for name in row)]
 
 
 def read_events(folder):
@@ -52,17 +53,27 @@ def test_tensorboard_shows_scalars_texts_figures_and_a_file(flavour, run, make_c
     profile = callback.profiles["train"]
     folder = training.trainer.loggers[1].log_dir
     events = read_events(folder)
+    notes = [(e.step, json.loads(e.tensor_proto.string_val[0])) for e in events.Tensors("flopcallback")]
+    numbers = profile.scalars()
+    times = {name: numbers.pop(name) for name in ("latency/forward_ms", "latency/step_ms")}
+    assert rows_of_profiles(notes) == [(0, numbers), (3, times)]
+    (shown,) = places.hyperparameters_in_tensorboard(Path(folder))
+    assert shown == {**numbers, **times, "compute/estimated_pct": 0.0}
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    ours = {
-        tag: value
-        for tag, value in points.items()
-        if not tag.startswith(("train/", "val/", "epoch", "hp", *AS_IT_GOES_ON))
+    ours = {tag: value for tag, value in points.items() if not tag.startswith(("train/", "val/", "epoch"))}
+    # The peak is not known, so TFLOP/s stand for MFU; a wait of 0 is no point.
+    charts = {
+        "workload/flops_total": "compute/flops_total",
+        "workload/samples_per_sec": "perf/samples_per_sec",
+        "workload/step_time_ms": "perf/step_time_ms",
+        "workload/tflops_per_sec": "perf/tflops_per_sec",
+        "workload/data_wait_pct": "perf/data_wait_pct",
     }
-    assert ours == {
-        name: [(3 if name.startswith(WITH_TIMES) else 0, as_float32(value))]
-        for name, value in profile.scalars().items()
+    in_notes = {
+        chart: [(step, as_float32(row[name])) for step, row in notes if row.get(name)] for chart, name in charts.items()
     }
-    assert {"flops/forward", "model/params", "latency/forward_ms", "latency/step_ms"} <= set(ours)
+    assert ours == {chart: values for chart, values in in_notes.items() if values or chart != "workload/data_wait_pct"}
+    assert ours["workload/flops_total"] == [(step, (step + 1) * numbers["flops/train_step"]) for step in range(15)]
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
     assert {"workload/tree", "workload/modules", "workload/operators"} <= texts
     assert {"workload/by_module", "workload/latency"} <= set(events.Tags()["images"])
@@ -76,7 +87,7 @@ def test_numbers_are_logged_once_at_the_step_that_they_belong_to(lightning, run,
     monkeypatch.setattr("flopcallback.lightning.loggers.tracker_for", lambda logger, prefix: tracker)
     callback = make_callback(summary=False)
     training = run(lightning, [callback], accumulate_grad_batches=2)
-    (first, counted), (last, timed) = rows_of_profiles(tracker)
+    (first, counted), (last, timed) = rows_of_profiles(tracker.scalars)
     assert "flops/forward" in counted
     assert timed
     assert all(name.startswith(WITH_TIMES) for name in timed)

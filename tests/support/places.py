@@ -13,6 +13,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pytest
 from wandb_files import RunFiles
 
 from flopcallback.profile.metrics import METRICS, logged_name
@@ -69,6 +70,13 @@ class Place:
     draws: bool = True
 
 
+def in_six_digits(values: dict[str, int | float]) -> dict[str, Any]:
+    """Numbers as they come back at least: MLflow's tags have six digits of what is no integer."""
+    return {
+        name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in values.items()
+    }
+
+
 # TensorBoard
 
 
@@ -111,6 +119,17 @@ def in_tensorboard(folder: Path) -> Found:
             found.tables[phase] = sum("forward ms" in text for text in texts)
         found.charts[phase] = {name for name in CHARTS if f"{front}workload/{name}" in events.Tags()["images"]}
     return found
+
+
+def hyperparameters_in_tensorboard(folder: Path) -> list[dict[str, float]]:
+    """The run's, each time that they were written."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = [event for file in sorted(folder.glob("*tfevents*")) for event in EventFileLoader(str(file)).Load()]
+    values = [value for event in events for value in event.summary.value if value.tag.endswith("/session_start_info")]
+    content = [HParamsPluginData.FromString(value.metadata.plugin_data.content) for value in values]
+    return [{name: value.number_value for name, value in each.session_start_info.hparams.items()} for each in content]
 
 
 def _markdown_rows(text: str) -> list[tuple[str, str]]:

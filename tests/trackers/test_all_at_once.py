@@ -119,13 +119,6 @@ def read_all(loggers):
     return found, where
 
 
-def in_six_digits(values):
-    """Numbers as they come back at least: MLflow's tags have six digits of what is no integer."""
-    return {
-        name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in values.items()
-    }
-
-
 def same(values):
     """Numbers as they come back: TensorBoard's are float32."""
     return {name: pytest.approx(value, rel=1e-6) for name, value in values.items()}
@@ -141,7 +134,7 @@ def test_each_of_a_trainers_loggers_gets_everything_once(flavour, loggers, analy
         assert charts - {"perf/data_wait_pct"} == CHARTS  # the wait may be 0
         assert {name: each.scalars[name][-1][1] for name in CHARTS} == same({name: numbers[name] for name in CHARTS})
         kept = {name: value for name, value in numbers.items() if name not in {*CHARTS, "perf/data_wait_pct"}}
-        assert {name: each.kept[name] for name in kept} == in_six_digits(kept)
+        assert {name: each.kept[name] for name in kept} == places.in_six_digits(kept)
         assert len(each.scalars["train/loss"]) == 6
         assert each.tables == {"train": 1}
         assert each.profiles == {"train": profile}

@@ -594,7 +594,12 @@ def test_a_slow_server_has_it_all_in_order_at_the_end(served, tmp_path, monkeypa
         proxy.delay_s = 0.0
         found = places.in_mlflow(run.client, run.id)
         logged = [row["compute/flops_total"] for _, row in local.scalars if "compute/flops_total" in row]
-        assert [value for _, value in run.points("compute/flops_total")] == logged
+        assert [value for _, value in run.points("workload/flops_total")] == logged
+        assert len(logged) == STEPS
+    last = {name: value for _, row in local.scalars for name, value in row.items()}
+    kept = {name: value for name, value in last.items() if name not in found.scalars and value}
+    assert {name: found.kept.get(name) for name in kept} == places.in_six_digits(kept)
+    assert kept.keys() >= hook.profile.scalars().keys()
     assert found.profiles == {"train": hook.profile}
 
 
@@ -637,8 +642,9 @@ def test_a_store_of_files_is_written_at_once(sqlite, tmp_path):
     run = stores.Run(sqlite, tmp_path / "artifacts")
     tracker = run.tracker()
     assert not tracker.send_by(pytest.fail)
-    tracker.log_scalars({"flops/forward": 7}, 0)
-    assert run.points("flops/forward") == [(0, 7.0)]
+    tracker.log_scalars({"flops/forward": 7, "compute/flops_total": 21}, 0)
+    assert run.points("workload/flops_total") == [(0, 21.0)]
+    assert run.tags()["flops.forward"] == "7"
 
 
 @marked

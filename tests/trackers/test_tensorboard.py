@@ -10,6 +10,7 @@ import struct
 import sys
 from pathlib import Path
 
+import places
 import pytest
 
 from flopcallback.reporting import ModelProfile, OperatorRow, StepFlops, html_page, plain_table
@@ -43,20 +44,7 @@ class Read:
         return [(event.step, json.loads(event.tensor_proto.string_val[0])) for event in events]
 
     def hyperparameters(self):
-        """The run's, each time that they were written."""
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-        events = [
-            event for file in sorted(self.folder.glob("*tfevents*")) for event in EventFileLoader(str(file)).Load()
-        ]
-        values = [
-            value for event in events for value in event.summary.value if value.tag.endswith("/session_start_info")
-        ]
-        content = [HParamsPluginData.FromString(value.metadata.plugin_data.content) for value in values]
-        return [
-            {name: value.number_value for name, value in each.session_start_info.hparams.items()} for each in content
-        ]
+        return places.hyperparameters_in_tensorboard(self.folder)
 
     def texts(self, tag):
         tensors = self.events.Tensors(f"{tag}/text_summary")

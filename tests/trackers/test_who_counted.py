@@ -83,7 +83,7 @@ def place_of(kind, request):
 def wandb_has(run):
     run.finish()
     files = places.RunFiles(Path(run.dir).parent)
-    return files.config, [files.file("flops/report")]
+    return files.config, [files.file("workload/report")]
 
 
 def mlflow_has(run):
@@ -95,7 +95,7 @@ def tensorboard_has(writer, folder):
 
     writer.close()
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    table = events.Tensors("flops/modules/text_summary")[-1].tensor_proto.string_val[0].decode()
+    table = events.Tensors("workload/modules/text_summary")[-1].tensor_proto.string_val[0].decode()
     return None, [table, (folder / "flopcallback.html").read_text(encoding="utf-8")]
 
 
