@@ -272,10 +272,10 @@ class ProfileRecorder:
         if self.window is None or not self.window.is_warm:
             return None
         timed = sum(not times.has_bytes for times in self._recorded)
-        wanted = self._records_wanted - (
-            self._records_wanted > 1
-        )  # one of them is read for its bytes, which takes longer
-        wants_bytes = self._records_wanted > 1 and timed >= wanted and timed == len(self._recorded)
+        # One of several is read for its bytes, which takes longer.
+        has_one_for_bytes = self._records_wanted > 1
+        wanted = self._records_wanted - has_one_for_bytes
+        wants_bytes = has_one_for_bytes and timed >= wanted and timed == len(self._recorded)
         may_try = self._attempts < 2 * self._records_wanted  # some may fail, and the window has to end
         is_wanted = may_try and self.window.can_spare_next and (timed < wanted or wants_bytes)
         return Timing(self._device, is_wanted, wants_bytes)
