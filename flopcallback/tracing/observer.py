@@ -292,7 +292,9 @@ class StepRecorder:
     def _read_times(self, reading: Reading, result: Any) -> None:
         try:
             if self.timed_on is not None:
-                self.times = times_of(reading, device_records(result, self.timed_on))
+                times = times_of(reading, device_records(result, self.timed_on))
+                # What only launches a device's work says nothing of where its time goes.
+                self.times = times if self.timed_on == "cpu" or times.device_ns is not None else None
         except Exception as error:  # noqa: BLE001 - its FLOPs are of use without times
             self.untimed = error
 

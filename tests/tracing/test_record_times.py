@@ -26,12 +26,12 @@ from flopcallback.tracing.record_times import Amount, Part, RecordedTimes
 BATCH, WIDE = 3, 5
 
 
-def recorded(model, loss, optimizer=None, inputs=None, **options):
+def recorded(model, loss, optimizer=None, inputs=None, timed_on="cpu", **options):
     """A recorder after a step of a training."""
     x = torch.ones(BATCH, WIDE) if inputs is None else inputs
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     recorder = StepRecorder(ModuleNames({"": model}), [optimizer], **options)
-    recorder.timed_on = "cpu"
+    recorder.timed_on = timed_on
     with recorder.watching():
         with recorder.on():
             y = model(x)
@@ -247,6 +247,15 @@ def test_kernels_belong_to_the_operator_that_launched_them(monkeypatch):
     assert sum(shares.values()) == pytest.approx(1)
     assert shares[Part("forward", None, IDLE)] == pytest.approx(1 - 100 * products / times.device_ns)
     assert shares[Part("forward", "0", "aten::linear")] == pytest.approx(100 / times.device_ns)
+
+
+def test_where_nothing_was_recorded_of_a_device_its_times_are_not_known(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(observing, "device_records", lambda result, timed_on: [])
+    recorder = recorded(nn.Linear(WIDE, WIDE), lambda y: y.sum(), timed_on="mps")
+    assert (recorder.times, recorder.untimed, len(waits)) == (None, None, 1)
+    assert recorder.runs()["forward"].record.calls  # the count stands
 
 
 # --- As a profile -----------------------------------------------------------------------------------------------------
