@@ -11,7 +11,7 @@ from flopcallback.modules.names import ModuleNames
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow
 from flopcallback.profile.times import OperatorTime, StepTime
-from flopcallback.tracing.phases import PHASES
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
 from flopcallback.tracing.record_times import Part, RecordedTimes
 
 __all__ = ["with_times"]
@@ -25,9 +25,10 @@ def with_times(profile: ModelProfile, recorded: Sequence[RecordedTimes], names: 
 
     Args:
         profile: the profile, with the times of clean steps if there are any.
-        recorded: the recorded steps, of which all were alike.
+        recorded: the recorded steps. Those count that are like the profile's step in their FLOPs, and like each other.
         names: the modules' names, by which their parts go.
     """
+    recorded = _alike(profile, recorded)
     if not recorded or profile.latency is None:
         return profile
     timed = [times for times in recorded if not times.has_bytes] or recorded
@@ -52,6 +53,32 @@ def with_times(profile: ModelProfile, recorded: Sequence[RecordedTimes], names: 
         for part, ms in milliseconds.items()
     ]
     return replace(profile, latency=latency).with_times(rows, operators)
+
+
+def _alike(profile: ModelProfile, recorded: Sequence[RecordedTimes]) -> list[RecordedTimes]:
+    """Return the largest group of steps of one kind, of the profile's kind if there are any.
+
+    Steps of several kinds, of which none is the profile's, have no times in common.
+    """
+    groups: list[list[RecordedTimes]] = []
+    for times in recorded:
+        group = next((group for group in groups if group[0].kind() == times.kind()), None)
+        if group is None:
+            groups.append([times])
+        else:
+            group.append(times)
+    step = profile.step
+    if step is not None:
+        flops = {
+            FORWARD: step.forward + step.without_grad,
+            BACKWARD: step.backward,
+            RECOMPUTE: step.recompute,
+            OPTIMIZER: step.optimizer,
+        }
+        of_profile = [group for group in groups if group[0].kind()[0] == flops]
+        # Compiled code may have run products that left no record: then no step has all FLOPs.
+        groups = of_profile or [group for group in groups if group[0].is_compiled]
+    return max(groups, key=len, default=[])
 
 
 def _path(part: Part, names: ModuleNames) -> str | None:

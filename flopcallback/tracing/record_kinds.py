@@ -16,7 +16,7 @@ from flopcallback.tracing.marks import STOPPED, Mark, Marks
 from flopcallback.tracing.record import AUTOGRAD_FUNCTION
 from flopcallback.tracing.torch_private import BACKWARD_NODE, OPTIMIZER_STEP, schemas_of
 
-__all__ = ["Kind", "Kinds", "Rank"]
+__all__ = ["Kind", "Kinds", "Rank", "is_operator"]
 
 
 class Rank(IntEnum):
@@ -100,7 +100,7 @@ class Kinds:
         if name.startswith(OPTIMIZER_STEP):
             return Kind(is_optimizer=True)
         namespace, _, rest = name.partition("::")
-        if not rest or not _is_operator(name):
+        if not rest or not is_operator(name):
             return self._function(name)
         row = lookup(name)
         if isinstance(row, Free):
@@ -155,7 +155,8 @@ def _is_composite(operator: str) -> bool:
 _operators: set[str] = set()  # names that are known to be an operator's; others may become one
 
 
-def _is_operator(name: str) -> bool:
+def is_operator(name: str) -> bool:
+    """Return whether a record's name is that of a registered operator."""
     if name not in _operators and schemas_of(name):
         _operators.add(name)
     return name in _operators

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import Counted, lookup
 from flopcallback.profile.times import IDLE, PYTHON
 from flopcallback.tracing.marks import ON, OPTIMIZER_MARK
-from flopcallback.tracing.phases import FORWARD, OPTIMIZER, OUTSIDE, WITHOUT_GRAD, Place, Placing
+from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, OUTSIDE, RECOMPUTE, WITHOUT_GRAD, Place, Placing
 from flopcallback.tracing.record import Region
-from flopcallback.tracing.record_kinds import Kind
+from flopcallback.tracing.record_kinds import Kind, is_operator
 from flopcallback.tracing.records import Found, Reading
 from flopcallback.tracing.torch_private import BACKWARD_NODE, COMPILED_GRAPH
 
@@ -23,7 +23,10 @@ __all__ = ["Part", "RecordedTimes", "times_of"]
 GENERATED = "generated code"
 """Name of the work of code that a compiler wrote, where it has no operator's or function's."""
 
-_OPTIMIZERS = "Optimizer."  # an optimizer's ranges: `Optimizer.step#SGD.step`, `Optimizer.zero_grad#SGD.zero_grad`
+COMPILED = "CompiledFunction"
+"""Beginning of the names of the autograd functions that compiled code is."""
+
+_OPTIMIZERS = ("Optimizer.step#", "Optimizer.zero_grad#")  # an optimizer's ranges, as `Optimizer.step#SGD.step`
 
 
 class Part(NamedTuple):
@@ -78,6 +81,24 @@ class RecordedTimes:
     device_ns: int | None = None
     busy_ns: int = 0
     has_bytes: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether code that a compiler wrote ran in it."""
+        return any(part.operator == GENERATED or part.operator.startswith(COMPILED) for part in self.parts)
+
+    def kind(self) -> tuple[dict[str, int], Counter[str]]:
+        """Return what tells the step from others: its FLOPs by phase, and how often each optimizer stepped.
+
+        Work without autograd is part of the forward here: its operators and its modules may disagree on which is which.
+        """
+        flops: dict[str, int] = dict.fromkeys((FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER), 0)
+        steps: Counter[str] = Counter()
+        for part, amount in self.parts.items():
+            flops[FORWARD if part.phase == WITHOUT_GRAD else part.phase] += amount.flops
+            if part.phase == OPTIMIZER and part.operator.endswith(".step"):
+                steps[part.operator] += amount.calls
+        return flops, steps
 
     def shares(self) -> dict[Part, float]:
         """Return the parts' shares of the step, which add up to 1.
@@ -248,7 +269,8 @@ def _is_operator(event: Any, kind: Kind) -> bool:
         return False
     if event.parent is not None and event.parent.name == BACKWARD_NODE + event.name:  # the node's own record
         return False
-    return bool(kind.rank or kind.is_leaf or kind.region) or "::" in event.name
+    # By name alone, a user's range may look like one.
+    return bool(kind.rank or kind.is_leaf or kind.region) or ("::" in event.name and is_operator(event.name))
 
 
 def _label(event: Any, kind: Kind, label: str) -> str:

@@ -26,6 +26,9 @@ from flopcallback.training.whole_step import Timing
 
 __all__ = ["TRAINING", "ProfileRecorder"]
 
+MOST_RECORDED = 32
+"""Recorded steps of a window that are kept; where every step is observed, the window does not end by itself."""
+
 TRAINING = "train"
 """Name of the phase with steps that are timed and booked."""
 
@@ -286,7 +289,7 @@ class ProfileRecorder:
 
     def add_times(self, times: RecordedTimes) -> None:
         """Keep the times of a recorded step, which takes the place of one with clocks on modules."""
-        if self.window is not None:
+        if self.window is not None and len(self._recorded) < MOST_RECORDED:
             with self._timing():
                 self._recorded.append(times)
                 self._spared += self.window.spare_step()

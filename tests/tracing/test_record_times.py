@@ -22,6 +22,7 @@ from flopcallback.profiling.times import with_times
 from flopcallback.tracing import observer as observing
 from flopcallback.tracing.observer import StepRecorder
 from flopcallback.tracing.record_times import Amount, Part, RecordedTimes
+from flopcallback.training.recorder import MOST_RECORDED
 
 BATCH, WIDE = 3, 5
 
@@ -214,6 +215,35 @@ def test_compiled_code_has_its_time(backend):
     torch._dynamo.reset()
 
 
+def test_a_user_s_range_is_no_operator_whatever_its_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(WIDE, WIDE)
+
+        def forward(self, x):
+            with torch.profiler.record_function("net::inner"):
+                return self.inner(x)
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = StepRecorder(ModuleNames({"": model}), [optimizer])
+    recorder.timed_on = "cpu"
+    with recorder.watching():
+        with recorder.on():
+            y = model(torch.ones(BATCH, WIDE))
+        with torch.profiler.record_function("train::backward"):
+            y.sum().backward()
+        with torch.profiler.record_function("Optimizer.mine"):
+            optimizer.step()
+    times = recorder.times
+    assert sum(part.ns for part in times.parts.values()) == times.ns
+    parts = by(times, "phase", "module", "operator")
+    assert {("forward", "inner", "aten::linear"), ("backward", "inner", "AddmmBackward0")} <= parts
+    assert ("optimizer", None, "SGD.step") in parts
+    assert not any("::" in name and not name.startswith("aten::") for _, _, name in parts)
+
+
 # --- Devices, by records of kernels that nothing here can run ---------------------------------------------------------
 
 
@@ -310,6 +340,63 @@ def test_a_training_s_profile_has_times_that_add_up_to_its_step():
     assert forwards["1.0"] + forwards["1.1"] <= forwards["1"] * (1 + 1e-9)
     assert forwards["0"] + forwards["1"] <= forwards[""] * (1 + 1e-9)
     assert forwards[""] == profile.latency.forward_ms
+
+
+def looped(step, *, steps=60, **options):
+    """The profile of a loop of steps, of which each is told its number."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(), nn.Linear(WIDE, WIDE))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FlopHook(model, optimizer, summary=False, strict=True, **options) as hook:
+        for number in range(steps):
+            step(number, model, optimizer)
+    return hook.profile
+
+
+def penalized(number, model, optimizer):
+    loss = model(torch.ones(BATCH, WIDE)).square().mean()
+    if number % 4 == 3:
+        loss = loss + (model[0].weight @ model[2].weight).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def skipped(number, model, optimizer):
+    model(torch.ones(BATCH, WIDE)).square().mean().backward()
+    if number % 4 != 3:
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("step", [penalized, skipped])
+def test_only_steps_of_the_profile_s_kind_have_its_times(step):
+    profile = looped(step)
+    assert profile.operator_times
+    assert sum(each.flops for each in profile.operator_times) == profile.step.total
+    assert sum(each.ms for each in profile.operator_times) == pytest.approx(profile.latency.step_ms)
+    assert [each.calls for each in profile.operator_times if each.operator == "SGD.step"] == [1]
+
+
+def test_a_step_that_the_end_of_the_hook_cuts_off_has_no_times():
+    def step(number, model, optimizer):
+        loss = model(torch.ones(BATCH, WIDE)).square().mean()
+        if number < 8:
+            loss.backward()
+            optimizer.step()
+
+    profile = looped(step, steps=9)
+    assert sum(each.flops for each in profile.operator_times) in (0, profile.step.total)
+
+
+def test_where_every_step_is_observed_few_are_kept():
+    model = nn.Linear(WIDE, WIDE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FlopHook(model, optimizer, summary=False, observe="always") as hook:
+        for _ in range(MOST_RECORDED + 30):
+            model(torch.ones(BATCH, WIDE)).sum().backward()
+            optimizer.step()
+        assert len(hook._training._recorder._recorded) == MOST_RECORDED
 
 
 def test_where_times_cannot_be_read_the_count_stands_and_the_window_ends(monkeypatch):
