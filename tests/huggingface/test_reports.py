@@ -108,16 +108,23 @@ def test_mlflow_has_numbers_and_the_page_in_the_run_of_the_trainer(train, make_c
     assert client.list_artifacts(run.info.run_id)
 
 
-@pytest.mark.wandb
-def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callback, monkeypatch, tmp_path):
+@pytest.fixture
+def fresh_wandb():
+    """W&B without what it remembers of the environment: of tests before in this process, and for those after."""
     import wandb
 
+    wandb.teardown()
+    yield wandb
+    wandb.teardown()
+
+
+@pytest.mark.wandb
+def test_wandb_has_numbers_in_the_rows_of_the_trainers_losses(train, make_callback, fresh_wandb, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    wandb.teardown()  # it remembers the folder of the first run of the process
     train(make_callback(), report_to="wandb", run_name="run")
-    wandb.finish()
+    fresh_wandb.finish()
     from flopcallback_wandb.log import records, values
     from wandb_files import RunFiles
 
