@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["LARGEST", "LARGEST_EXACT", "bound_sign", "finite", "is_whole", "plain_number"]
+__all__ = ["LARGEST", "LARGEST_EXACT", "bound_sign", "finite", "is_whole", "plain_number", "sum_of"]
 
 LARGEST_EXACT = 2**53
 """Largest integer up to which a float64 is exact for every integer. Browsers and trackers keep numbers as float64."""
@@ -50,3 +51,13 @@ def is_whole(value: object) -> bool:
     True and False are not.
     """
     return isinstance(value, int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def sum_of(numbers: Iterable[int | None]) -> int | None:
+    """Return the sum, or None if any number is None."""
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,11 +26,14 @@ from flopcallback.modules.names import ModuleNames, innermost
 from flopcallback.modules.outermost import is_compiled
 from flopcallback.profile.model_profile import ModelProfile
 from flopcallback.profile.rows import ModuleRow, OperatorRow, StepFlops
+from flopcallback.profile.times import StepTime
 from flopcallback.profiling.conditions import Conditions
 from flopcallback.tracing.observed import Observed
 from flopcallback.tracing.run import TRACE, ObservedRun
 
-__all__ = ["StepAnalysis", "backward_as_written", "is_step_alike", "profile_of", "step_counts", "with_step"]
+__all__ = ["StepAnalysis", "backward_as_written", "is_step_alike", "of_row", "profile_of", "step_counts", "with_step"]
+
+Part = TypeVar("Part", int, StepTime)
 
 
 def profile_of(
@@ -120,7 +123,7 @@ def with_step(
     """
     by_row = {phase: analysis.by_row() for phase, analysis in counts.items()}
     steps = {
-        row.path: StepFlops(**{phase: _of_row(profile, row, flops) for phase, flops in by_row.items()})
+        row.path: StepFlops(**{phase: of_row(profile, row, flops, 0) for phase, flops in by_row.items()})
         for row in profile.modules
     }
     steps.update(_inside_compiled(profile, steps, calls, as_written))
@@ -194,15 +197,24 @@ def _differences_in_backward(
             yield f"{name} is compiled: its backward has {ran:,} FLOPs, that of its code as written {written:,}"
 
 
-def _of_row(profile: ModelProfile, row: ModuleRow, flops: Mapping[str, int]) -> int:
-    """Return the FLOPs of a row.
+def of_row(profile: ModelProfile, row: ModuleRow, values: Mapping[str, Part], nothing: Part) -> Part:
+    """Return what a row has of values by module, those of modules inside included.
 
     The row of the step itself is no module: it has the work of the root outside of the root's children.
+
+    Args:
+        profile: the profile.
+        row: one of its rows.
+        values: FLOPs or times by path.
+        nothing: what a module has that did no work.
     """
     if row.type or row.parent is None:
-        return flops.get(row.path, 0)
-    siblings = [other.path for other in profile.modules if other.parent == row.parent and other is not row]
-    return flops.get("", 0) - sum(flops.get(path, 0) for path in siblings)
+        return values.get(row.path, nothing)
+    own = values.get("", nothing)
+    for other in profile.modules:
+        if other.parent == row.parent and other is not row:
+            own -= values.get(other.path, nothing)
+    return own
 
 
 class StepAnalysis(OperatorAnalysis):

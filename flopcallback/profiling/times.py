@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from flopcallback.modules.names import ModuleNames
 from flopcallback.profile.model_profile import ModelProfile
-from flopcallback.profile.rows import ModuleRow
 from flopcallback.profile.times import OperatorTime, StepTime
-from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, PHASES, RECOMPUTE
+from flopcallback.profiling.build import of_row
+from flopcallback.tracing.phases import PHASES
 from flopcallback.tracing.record_times import Part, RecordedTimes
 
 __all__ = ["with_times"]
@@ -47,7 +47,7 @@ def with_times(profile: ModelProfile, recorded: Sequence[RecordedTimes], names: 
         parallel_ms=statistics.median(times.parallel_ns for times in timed) / 1e6,
     )
     by_row = names.as_shown(_by_module(milliseconds))
-    rows = {row.path: _of_row(profile, row, by_row) for row in profile.modules}
+    rows = {row.path: of_row(profile, row, by_row, StepTime()) for row in profile.modules}
     operators = [
         OperatorTime(_path(part, names), part.operator, part.phase, ms, *_sizes(part, recorded))
         for part, ms in milliseconds.items()
@@ -60,22 +60,13 @@ def _alike(profile: ModelProfile, recorded: Sequence[RecordedTimes]) -> list[Rec
 
     Steps of several kinds, of which none is the profile's, have no times in common.
     """
-    groups: list[list[RecordedTimes]] = []
+    by_kind: dict[Hashable, list[RecordedTimes]] = defaultdict(list)
     for times in recorded:
-        group = next((group for group in groups if group[0].kind() == times.kind()), None)
-        if group is None:
-            groups.append([times])
-        else:
-            group.append(times)
-    step = profile.step
-    if step is not None:
-        flops = {
-            FORWARD: step.forward + step.without_grad,
-            BACKWARD: step.backward,
-            RECOMPUTE: step.recompute,
-            OPTIMIZER: step.optimizer,
-        }
-        of_profile = [group for group in groups if group[0].kind()[0] == flops]
+        by_kind[times.flops, times.steps].append(times)
+    groups = list(by_kind.values())
+    if (step := profile.step) is not None:
+        flops = replace(step, forward=step.forward + step.without_grad, without_grad=0)
+        of_profile = [group for group in groups if group[0].flops == flops]
         # Compiled code may have run products that left no record: then no step has all FLOPs.
         groups = of_profile or [group for group in groups if group[0].is_compiled]
     return max(groups, key=len, default=[])
@@ -92,17 +83,6 @@ def _by_module(milliseconds: Mapping[Part, float]) -> dict[str, StepTime]:
         for owner in ModuleNames.owners(part.module or ""):
             times[owner][part.phase] += ms
     return {name: StepTime(**phases) for name, phases in times.items()}
-
-
-def _of_row(profile: ModelProfile, row: ModuleRow, times: Mapping[str, StepTime]) -> StepTime:
-    """Return the time of a row; that of the step itself, which is no module, has what its siblings do not have."""
-    if row.type or row.parent is None:
-        return times.get(row.path, StepTime())
-    own = times.get("", StepTime())
-    for other in profile.modules:
-        if other.parent == row.parent and other is not row:
-            own -= times.get(other.path, StepTime())
-    return own
 
 
 def _sizes(part: Part, recorded: Sequence[RecordedTimes]) -> tuple[int, int, int | None]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flopcallback.profile.numbers import sum_of
 from flopcallback.profile.rows import ModuleRow, share
 from flopcallback.profile.times import IDLE, PYTHON, bytes_of
 from flopcallback.reporting.points import OPTIMIZER, OTHERS, Point
@@ -275,15 +276,6 @@ def _activations(own: _Own, row: ModuleRow, path: str | None, operator: str, flo
     return own.activations(row) if products == 1 else None
 
 
-def _sum_if_known(numbers: Iterable[int | None]) -> int | None:
-    total = 0
-    for number in numbers:
-        if number is None:
-            return None
-        total += number
-    return total
-
-
 @functools.cache
 def _short(operator: str) -> str:
     """Return an operator's name as a reader knows it, the same in forward and backward."""
@@ -316,9 +308,9 @@ def _joined(place: str, group: Sequence[Point]) -> Point:
         place=place,
         ms=math.fsum(point.ms for point in group),
         flops=sum(point.flops for point in group),
-        bytes=_sum_if_known([point.bytes for point in group]),
-        forward_bytes=_sum_if_known([point.forward_bytes for point in group]),
-        activations=_sum_if_known([point.activations for point in group]),
+        bytes=sum_of([point.bytes for point in group]),
+        forward_bytes=sum_of([point.forward_bytes for point in group]),
+        activations=sum_of([point.activations for point in group]),
         calls=sum(point.calls for point in group),
         overhead_ms=math.fsum(point.overhead_ms for point in group),
         modules=len(group),

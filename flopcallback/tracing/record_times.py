@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 from flopcallback.formulas.cost import HARDWARE_FAMILIES
 from flopcallback.formulas.op_call import ROOT, OpCall
 from flopcallback.formulas.registry import Counted, lookup
+from flopcallback.profile.rows import StepFlops
 from flopcallback.profile.times import IDLE, PYTHON
 from flopcallback.tracing.marks import ON, OPTIMIZER_MARK
-from flopcallback.tracing.phases import BACKWARD, FORWARD, OPTIMIZER, OUTSIDE, RECOMPUTE, WITHOUT_GRAD, Place, Placing
+from flopcallback.tracing.phases import FORWARD, OPTIMIZER, OUTSIDE, WITHOUT_GRAD, Place, Placing
 from flopcallback.tracing.record import Region
 from flopcallback.tracing.record_kinds import Kind, is_operator
 from flopcallback.tracing.records import Found, Reading
 from flopcallback.tracing.torch_private import BACKWARD_NODE, COMPILED_GRAPH
 
-__all__ = ["Part", "RecordedTimes", "times_of"]
+__all__ = ["Amount", "Part", "RecordedTimes", "times_of"]
 
 GENERATED = "generated code"
 """Name of the work of code that a compiler wrote, where it has no operator's or function's."""
@@ -87,18 +88,25 @@ class RecordedTimes:
         """Whether code that a compiler wrote ran in it."""
         return any(part.operator == GENERATED or part.operator.startswith(COMPILED) for part in self.parts)
 
-    def kind(self) -> tuple[dict[str, int], Counter[str]]:
-        """Return what tells the step from others: its FLOPs by phase, and how often each optimizer stepped.
+    @property
+    def flops(self) -> StepFlops:
+        """FLOPs by phase.
 
         Work without autograd is part of the forward here: its operators and its modules may disagree on which is which.
         """
-        flops: dict[str, int] = dict.fromkeys((FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER), 0)
-        steps: Counter[str] = Counter()
+        flops = Counter[str]()
         for part, amount in self.parts.items():
             flops[FORWARD if part.phase == WITHOUT_GRAD else part.phase] += amount.flops
-            if part.phase == OPTIMIZER and part.operator.endswith(".step"):
-                steps[part.operator] += amount.calls
-        return flops, steps
+        return StepFlops(**flops)
+
+    @property
+    def steps(self) -> frozenset[tuple[str, int]]:
+        """How often each optimizer stepped."""
+        return frozenset(
+            (part.operator, amount.calls)
+            for part, amount in self.parts.items()
+            if part.phase == OPTIMIZER and part.operator.endswith(".step")
+        )
 
     def shares(self) -> dict[Part, float]:
         """Return the parts' shares of the step, which add up to 1.

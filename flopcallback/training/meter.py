@@ -14,6 +14,7 @@ from torch import nn
 from flopcallback.measuring.hardware import Peak
 from flopcallback.measuring.latency import is_captured
 from flopcallback.modules.structures import tensors_in
+from flopcallback.profile.numbers import sum_of
 from flopcallback.tracing.torch_private import UNKNOWN_NODES, can_count_nodes, nodes_so_far
 from flopcallback.training.audits import AUTO, ObservationSchedule, Observe
 from flopcallback.training.batch_sizes import BatchSizes, StepSizes, whole_number
@@ -24,7 +25,7 @@ from flopcallback.training.ledger import ComputeLedger
 from flopcallback.training.ranks import END, Gathered, Ranks, are_several, is_initialized
 from flopcallback.training.sample_groups import fingerprint_of, first_rank_on_samples
 from flopcallback.training.saved_state import checked_state
-from flopcallback.training.throughput import Throughput, Totals, Work, rates, sum_of, totals, work_of
+from flopcallback.training.throughput import Throughput, Totals, Work, rates, totals, work_of
 from flopcallback.training.trainable import TrainableFingerprint
 
 __all__ = ["ComputeMeter", "OpenStep", "merged_ledger"]

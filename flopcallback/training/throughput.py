@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flopcallback.profile import metrics
 from flopcallback.profile.metrics import by_name
+from flopcallback.profile.numbers import sum_of
 from flopcallback.training.kinds import Kind, StepCost, Sums
 
-__all__ = ["Alike", "Interval", "Throughput", "Totals", "Work", "rates", "sum_of", "totals", "work_of"]
+__all__ = ["Alike", "Interval", "Throughput", "Totals", "Work", "rates", "totals", "work_of"]
 
 
 @dataclass(slots=True)
@@ -304,13 +305,3 @@ def rates(
             metrics.DATA_WAIT: 100 * first.waited_s / first.seconds if measures_waiting else None,
         }
     )
-
-
-def sum_of(numbers: Iterable[int | None]) -> int | None:
-    """Return the sum, or None if any number is None."""
-    total = 0
-    for number in numbers:
-        if number is None:
-            return None
-        total += number
-    return total

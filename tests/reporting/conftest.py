@@ -249,3 +249,13 @@ def layer_() -> Callable[..., ModuleRow]:
 @pytest.fixture(name="container")
 def container_() -> Callable[..., ModuleRow]:
     return container
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """One browser for the tests of a file."""
+    from chromium import Chromium
+
+    made = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()

@@ -5,20 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from chromium import Chromium
 
 from flopcallback.reporting.comparison import compare_runs
 from flopcallback.reporting.page.comparison_page import comparison_page
 from flopcallback.runs.record import COMPUTE, RunRecord
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    made = Chromium(tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -5,18 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from chromium import Chromium
 
 from flopcallback.reporting import html_page
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    made = Chromium(tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

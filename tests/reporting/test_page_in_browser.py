@@ -7,18 +7,10 @@ import dataclasses
 import json
 
 import pytest
-from chromium import Chromium
 
 from flopcallback.reporting import ModelProfile, OperatorRow, html_page
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    made = Chromium(tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.close()
 
 
 @pytest.fixture
